@@ -1,0 +1,1 @@
+"""Small models and tasks made from the Python sources that every installation carries."""

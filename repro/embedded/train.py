@@ -1,0 +1,240 @@
+"""Train the embedded models from scratch on one GPU: `make train-embedded`.
+
+    python -m wisparse.repro.embedded.train OUTPUT_FOLDER [MODEL ...]
+
+Writes one folder a model: safetensors shards, tokenizer, config and `training.json`.
+Nothing but torch, transformers and tokenizers is needed, so it runs on a bare GPU machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from .corpus import HELD_OUT_PACKAGES, training_and_held_out_texts
+from .recipes import BEGIN_OF_TEXT, RECIPES, VOCABULARY, Recipe
+
+# Words keep their leading space, digits come in threes, and runs of spaces (indentation) stay whole.
+PRE_TOKENIZATION = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+FILES_FOR_TOKENIZER = 3000
+HELD_OUT_WINDOWS, HELD_OUT_LENGTH = 1024, 512
+"""Held-out perplexity is taken on the first 524,288 held-out tokens, in windows of 512."""
+LARGEST_SHARD = "12MB"
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """Byte-level BPE of `VOCABULARY` entries."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENIZATION), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BEGIN_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts[:FILES_FOR_TOKENIZER], trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """One stream of uint16 token ids, each text behind the begin-of-text token."""
+    pieces = []
+    for start in range(0, len(texts), 2000):
+        for encoding in tokenizer.encode_batch(texts[start : start + 2000]):
+            pieces.append(np.array([0, *encoding.ids], dtype=np.uint16))
+    return np.concatenate(pieces)
+
+
+def prepare(cache: Path) -> tuple[Tokenizer, torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Tokenizer, training ids, held-out ids and facts on the text; kept in `cache` between runs."""
+    if (cache / "facts.json").exists():
+        tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
+        facts = json.loads((cache / "facts.json").read_text())
+        training, held_out = np.load(cache / "training.npy"), np.load(cache / "held_out.npy")
+    else:
+        started = time.time()
+        training_texts, held_out_texts = training_and_held_out_texts()
+        tokenizer = train_tokenizer(training_texts)
+        training, held_out = encode(tokenizer, training_texts), encode(tokenizer, held_out_texts)
+        facts = {
+            "training_files": len(training_texts),
+            "training_bytes": sum(len(text.encode()) for text in training_texts),
+            "training_text_tokens": len(training),
+            "held_out_files": len(held_out_texts),
+            "held_out_bytes": sum(len(text.encode()) for text in held_out_texts),
+            "held_out_tokens": len(held_out),
+            "preparation_seconds": round(time.time() - started, 1),
+        }
+        cache.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(cache / "tokenizer.json"))
+        np.save(cache / "training.npy", training)
+        np.save(cache / "held_out.npy", held_out)
+        (cache / "facts.json").write_text(json.dumps(facts))
+    print("text", facts, flush=True)
+    as_tensor = [torch.from_numpy(ids.astype(np.int32)) for ids in (training, held_out)]
+    return tokenizer, as_tensor[0], as_tensor[1], facts
+
+
+def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Mean next-token cross-entropy in nats of `ids` (sequences, length)."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = F.linear(hidden, model.lm_head.weight).flatten(0, 1).float()
+    return F.cross_entropy(logits, ids[:, 1:].flatten())
+
+
+@torch.no_grad()
+def held_out_nats(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> float:
+    """Mean cross-entropy over the first `windows` windows of HELD_OUT_LENGTH tokens."""
+    total, batch = 0.0, 32
+    windows = min(windows, len(ids) // HELD_OUT_LENGTH) // batch * batch
+    for start in range(0, windows, batch):
+        chunk = ids[start * HELD_OUT_LENGTH : (start + batch) * HELD_OUT_LENGTH]
+        total += token_losses(model, chunk.view(batch, HELD_OUT_LENGTH).long()).item() * batch
+    return total / windows
+
+
+def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in matrix_ids]
+    adamw = {"betas": (0.9, 0.95), "fused": True, "lr": recipe.learning_rate}
+    if recipe.optimizer == "muon":
+        return [
+            torch.optim.Muon(
+                matrices,
+                lr=recipe.learning_rate,
+                weight_decay=recipe.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(others, weight_decay=0.0, **adamw),
+        ]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [torch.optim.AdamW(groups, **adamw)]
+
+
+def learning_rate_share(step: int, steps: int, recipe: Recipe) -> float:
+    """Trapezoid: linear warm-up, constant, linear decay to zero over the last `decay_share`."""
+    return min(1.0, (step + 1) / recipe.warmup_steps, (steps - step) / (steps * recipe.decay_share))
+
+
+def batches(ids: torch.Tensor, recipe: Recipe, steps: int) -> torch.Tensor:
+    """Start of every training sequence, (steps, batch): each epoch visits every token once."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    needed, starts = steps * recipe.batch, []
+    while sum(map(len, starts)) < needed:
+        offset = torch.randint(recipe.length, (1,), generator=generator).item()
+        epoch = torch.arange(offset, len(ids) - recipe.length, recipe.length)
+        starts.append(epoch[torch.randperm(len(epoch), generator=generator)])
+    return torch.cat(starts)[:needed].view(steps, recipe.batch)
+
+
+def train(recipe: Recipe, training: torch.Tensor, device: str) -> tuple[PreTrainedModel, int]:
+    """Train one model; returns it with the number of steps taken."""
+    torch.manual_seed(recipe.seed)
+    model = AutoModelForCausalLM.from_config(recipe.architecture, dtype=torch.float32).to(device)
+    optimizers = make_optimizers(model, recipe)
+    steps = max(1, recipe.training_tokens // (recipe.batch * recipe.length))
+    starts, offsets = batches(training, recipe, steps).to(device), torch.arange(recipe.length)
+    training, offsets = training.to(device), offsets.to(device)
+    compiled = torch.compile(token_losses) if device == "cuda" else token_losses
+    started = time.time()
+    for step in range(steps):
+        share = learning_rate_share(step, steps, recipe)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * share
+        ids = training[starts[step][:, None] + offsets].long()
+        with torch.autocast(device, torch.bfloat16):
+            loss = compiled(model, ids)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if step % 250 == 0:
+            rate = (step + 1) * recipe.batch * recipe.length / (time.time() - started)
+            print(f"step {step}/{steps} loss {loss.item():.4f} {rate / 1e6:.2f} M tokens/s", flush=True)
+    return model, steps
+
+
+def train_and_save(name: str, output: Path, cache: Path, device: str) -> dict[str, object]:
+    """Train one embedded model, evaluate the weights as they are stored (bf16) and save it."""
+    tokenizer, training, held_out, facts = prepare(cache)
+    recipe, started = RECIPES[name], time.time()
+    model, steps = train(recipe, training, device)
+    seconds = time.time() - started
+    model = model.bfloat16().float().eval()  # what is stored is what is measured
+    held_out = held_out.to(device)
+    nats = held_out_nats(model, held_out, HELD_OUT_WINDOWS)
+    nats_all = held_out_nats(model, held_out, len(held_out))
+    bytes_per_token = facts["held_out_bytes"] / facts["held_out_tokens"]
+    record = {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "held_out_packages": HELD_OUT_PACKAGES,
+        "text": facts,
+        "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k != "architecture"},
+        "steps": steps,
+        "tokens_seen": steps * recipe.batch * recipe.length,
+        "seconds": round(seconds, 1),
+        "held_out_perplexity": math.exp(nats),
+        "held_out_perplexity_tokens": HELD_OUT_WINDOWS * HELD_OUT_LENGTH,
+        "held_out_perplexity_all": math.exp(nats_all),
+        "held_out_bits_per_byte_all": nats_all / math.log(2) / bytes_per_token,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    folder = output / name
+    model.bfloat16().save_pretrained(folder, max_shard_size=LARGEST_SHARD)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN_OF_TEXT,
+        eos_token=BEGIN_OF_TEXT,
+        pad_token=BEGIN_OF_TEXT,
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record), flush=True)
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(RECIPES)}; all")
+    parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text"))
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "error: training needs a CUDA GPU; run this on a machine that has one\n")
+    if unknown := set(arguments.models) - set(RECIPES):
+        parser.exit(2, f"error: no recipe for {', '.join(unknown)}; there are {', '.join(RECIPES)}\n")
+    torch.set_float32_matmul_precision("high")
+    for name in arguments.models or RECIPES:
+        train_and_save(name, arguments.output, arguments.text_cache, arguments.device)
+
+
+if __name__ == "__main__":
+    main()
