@@ -1,0 +1,56 @@
+# Everything here needs Linux, make and Python 3.10 or newer; `make setup` installs the rest into .venv.
+PYTHON ?= python3
+PROFILE ?= quick
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+EXPERIMENT_quick := table1
+EXPERIMENT_full := table1_full
+TABLE_quick := results/quick/table1
+TABLE_full := results/table1
+KEEP_full := --keep-records results/records/table1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint reproduce-table1 train-embedded clean
+
+help: ## list every target
+	@echo "usage: make TARGET [PROFILE=quick|full] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## create .venv with the locked dependencies (a second run installs nothing)
+
+# The stamp is written last: an interrupted installation is taken up again by the next run.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "error: $(PYTHON) is missing or older than Python 3.10; name a newer one: make setup PYTHON=python3.12" >&2; \
+		exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "error: $(PYTHON) could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 2; }
+	@echo "installing the locked dependencies into $(VENV) (about two minutes)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: $(INSTALLED) ## run every test
+	@$(RUN) -m pytest -q --durations=10
+
+lint: $(INSTALLED) ## check style and formatting
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+reproduce-table1: $(INSTALLED) ## Table 1 on the embedded models (PROFILE=quick: minutes; PROFILE=full: hours on a CPU)
+ifeq ($(EXPERIMENT_$(PROFILE)),)
+	@echo "error: there is no PROFILE '$(PROFILE)'; choose quick or full" >&2; exit 2
+else
+	@$(RUN) repro/run.py experiment=$(EXPERIMENT_$(PROFILE)) $(OVERRIDES)
+	@$(RUN) -m wisparse.repro.tables table1 --records outputs/$(EXPERIMENT_$(PROFILE)) \
+		--output $(TABLE_$(PROFILE)) $(KEEP_$(PROFILE))
+endif
+
+train-embedded: $(INSTALLED) ## train the embedded models anew into outputs/embedded-models (needs a CUDA GPU)
+	@$(RUN) -m wisparse.repro.embedded.train outputs/embedded-models
+
+clean: ## remove .venv, caches and outputs (not results)
+	@rm -rf $(VENV) .cache outputs .pytest_cache .ruff_cache .hypothesis .benchmarks wisparse.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,139 @@
+"""Calibration text: what it is made of, and how it becomes sequences of tokens."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..method.errors import UserError
+from .embedded.corpus import package_sources
+from .records import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+PACKAGE = "datasets"
+"""Its sources are the calibration text: pinned by the lock, and no part of the held-out text."""
+
+MANIFEST = Path(__file__).resolve().parent / "embedded" / "calibration_manifest.json"
+
+
+@dataclass(frozen=True)
+class InstalledPackageText:
+    """Python files of the installed `datasets` package in an order shuffled by `seed`."""
+
+    name: str
+    sequences: int
+    length: int
+    batch_size: int
+    seed: int
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids; raises UserError when the package is not the expected one."""
+        texts = expected_package_texts()
+        random.Random(self.seed).shuffle(texts)
+        return pack(texts, tokenizer, self.sequences, self.length, f"the sources of `{PACKAGE}`")
+
+
+@dataclass(frozen=True)
+class FileText:
+    """Any UTF-8 text file, from its beginning."""
+
+    name: str
+    path: str | None
+    sequences: int
+    length: int
+    batch_size: int
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids; raises UserError when the text is unreadable or too short."""
+        if not self.path:
+            raise UserError("calibration=file needs calibration.path=FILE, a UTF-8 text")
+        try:
+            text = Path(self.path).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"calibration.path={self.path} cannot be read as UTF-8 text ({error})") from error
+        return pack([text], tokenizer, self.sequences, self.length, str(self.path))
+
+
+def pack(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, sequences: int, length: int, source: str
+) -> Tensor:
+    """Texts as (sequences, length) token ids: each row and each text begins with the begin-of-text token.
+
+    Tokenizers without one (Qwen2.5) get none. Raises UserError when the texts hold too few tokens.
+    """
+    import torch
+
+    if sequences < 1 or length < 2:
+        raise UserError("calibration.sequences must be at least 1 and calibration.length at least 2")
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    room = length - len(begin)
+    stream: list[int] = []
+    for text in texts:
+        if stream:
+            stream.extend(begin)
+        stream.extend(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(stream) >= sequences * room:
+            break
+    else:
+        raise UserError(
+            f"{source} has {len(stream)} tokens, {sequences} x {length} calibration tokens need {sequences * room}; "
+            "give a longer text or lower calibration.sequences"
+        )
+    return torch.tensor([begin + stream[row * room : (row + 1) * room] for row in range(sequences)])
+
+
+def expected_package_texts() -> list[str]:
+    """The package's usable sources by path; raises UserError when version or text are not the expected ones."""
+    found, texts = installed_package()
+    expected = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    if found != expected:
+        raise UserError(
+            f"calibration text: expected {PACKAGE} {expected['version']} (sha256 {expected['sha256'][:12]}), found "
+            f"{found['version']} (sha256 {found['sha256'][:12]}); run `pip install --force-reinstall "
+            f"{PACKAGE}=={expected['version']}`, or use calibration=file calibration.path=FILE"
+        )
+    return texts
+
+
+def installed_package() -> tuple[dict[str, Any], list[str]]:
+    """What the manifest says of the installed package, and its texts; the package is not imported."""
+    specification = importlib.util.find_spec(PACKAGE)
+    if specification is None or specification.origin is None:
+        raise UserError(f"the package {PACKAGE} is not installed; run `make setup`")
+    folder = Path(specification.origin).parent
+    sources = list(package_sources(folder))
+    hasher = hashlib.sha256()
+    for path, text in sources:
+        hasher.update(f"{path.relative_to(folder).as_posix()}\0{text}\0".encode())
+    manifest = {
+        "package": PACKAGE,
+        "version": importlib.metadata.version(PACKAGE),
+        "files": len(sources),
+        "sha256": hasher.hexdigest(),
+    }
+    return manifest, [text for _, text in sources]
+
+
+def main() -> None:
+    """Show what is installed; with --write-manifest, make it what is expected."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--write-manifest", action="store_true")
+    arguments = parser.parse_args()
+    found, _ = installed_package()
+    print(json.dumps(found))
+    if arguments.write_manifest:
+        write_json(MANIFEST, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""One cell of a table: configuration → model → calibration → plan → measurement → record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ..method.apply import applied
+from ..method.calibration import Calibration
+from ..method.errors import OutOfReachError, UserError
+from .configuration import digest, portable, sources_digest
+from .models import Checkpoint, LoadedModel, find_checkpoint, load_model
+from .plan_cache import CachedPlan, PlanCache
+from .records import RECORD, SCHEMA, RecordError, load_record, save_record, surroundings, versions
+
+log = logging.getLogger(__name__)
+
+PLAN_SOURCES = ("method", "baselines", "kernels")
+RESULT_SOURCES = (
+    *PLAN_SOURCES,
+    *(
+        f"repro/{name}"
+        for name in ("calibration_text.py", "cell.py", "embedded", "language_model.py", "models.py")
+    ),
+    "repro/suites.py",
+)
+"""Code that results depend on: after a change to it a finished cell is computed again."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A checked configuration: what is to be measured, and the folder its record belongs in."""
+
+    config: DictConfig
+    checkpoint: Checkpoint
+    method: Any
+    sparsity: float
+    name: str
+    key: str
+
+    @property
+    def folder(self) -> Path:
+        """Fixed by the key, so that an interrupted sweep finds its finished cells."""
+        return Path(self.config.output_dir) / self.config.experiment_name / f"{self.name}-{self.key[:8]}"
+
+
+def prepare(config: DictConfig) -> Cell:
+    """Check everything that can be checked before weights are loaded; raises UserError."""
+    sparsity = _checked_sparsity(config.sparsity)
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed={config.seed} is not a whole number from 0 up")
+    method = instantiate(config.method)
+    if method.name == "dense":
+        sparsity = 0.0  # one dense cell serves all sparsities
+    checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
+    measured = portable({part: config[part] for part in ("method", "protocol", "calibration", "suite")})
+    identity = {
+        **measured,
+        "sparsity": sparsity,
+        "seed": config.seed,
+        "model": _model_identity(checkpoint),
+        "files": _named_files(config),
+        "sources": sources_digest(*RESULT_SOURCES),
+        "versions": versions(),
+    }
+    name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}"
+    return Cell(config, checkpoint, method, sparsity, name, digest(identity))
+
+
+def finished_record(cell: Cell) -> dict[str, Any] | None:
+    """The record of a finished cell, or None when it is to be computed; a damaged record is warned of."""
+    if cell.config.force or not (cell.folder / RECORD).exists():
+        return None
+    try:
+        return load_record(cell.folder)
+    except RecordError as error:
+        log.warning("the stored record is damaged and the cell is computed again: %s", error)
+        return None
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """Compute one cell and write its record and items into the cell's folder; returns the record."""
+    config, seconds = cell.config, {}
+    suite, protocol, text = (instantiate(config[part]) for part in ("suite", "protocol", "calibration"))
+    if cell.checkpoint.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    with _timed(seconds, "load"):
+        loaded = load_model(cell.checkpoint)
+    input_ids = text.input_ids(loaded.tokenizer)
+    with _timed(seconds, "plan"):
+        cached = _plan(cell, loaded, input_ids, text.batch_size)
+    _set_seeds(config.seed)
+    with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, protocol) as session:
+        evaluation = suite.run(loaded.model, loaded.tokenizer, session)
+        realised = session.report()
+    items = evaluation.items_to_dict()
+    record = {
+        "schema": SCHEMA,
+        "cell": {"name": cell.name, "key": cell.key},
+        "model": _describe_model(loaded),
+        "method": {"name": cell.method.name, "config": portable(config.method)},
+        "protocol": {"name": protocol.name, "description": protocol.describe()},
+        "calibration": _describe_calibration(text, input_ids),
+        "suite": {"name": config.suite.get("name", "suite"), "config": portable(config.suite)},
+        "sparsity": cell.sparsity,
+        "realised": realised,
+        **evaluation.to_dict(),
+        "plan": {
+            "key": cached.key,
+            "sha256": cached.sha256,
+            "from_cache": cached.from_cache,
+            "provenance": cached.plan.provenance,
+        },
+        "seconds": seconds,
+        "memory": _peak_memory(cell.checkpoint.device),
+        "seed": config.seed,
+        **surroundings(),
+        "config": portable(config),
+        "items_sha256": digest(items),
+    }
+    _check_finite(record)
+    save_record(cell.folder, record, items)
+    return record
+
+
+def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
+    """What a table says of a cell that its method cannot reach."""
+    return {
+        "schema": SCHEMA,
+        "cell": {"name": cell.name, "key": cell.key},
+        "model": {"name": cell.checkpoint.name},
+        "method": {"name": cell.method.name},
+        "sparsity": cell.sparsity,
+        "maximum": error.maximum,
+        "reason": str(error),
+        **surroundings(),
+    }
+
+
+def _plan(cell: Cell, loaded: LoadedModel, input_ids: Tensor, batch_size: int) -> CachedPlan:
+    config = cell.config
+    ids_sha256 = _ids_digest(input_ids)
+    identity = {
+        "method": portable(config.method),
+        "sparsity": cell.sparsity,
+        "seed": config.seed,
+        "model": _model_identity(cell.checkpoint),
+        "calibration": {"input_ids": ids_sha256, "shape": list(input_ids.shape), "batch_size": batch_size},
+        "sources": sources_digest(*PLAN_SOURCES),
+        "torch": torch.__version__,
+    }
+
+    def make() -> Any:
+        _set_seeds(config.seed)
+        calibration = _calibration(loaded, _CalibrationText(ids_sha256, batch_size, input_ids))
+        return cell.method.plan(calibration, cell.sparsity)
+
+    return PlanCache(Path(config.cache_dir)).find_or_make(identity, make)
+
+
+@dataclass(frozen=True)
+class _CalibrationText:
+    """Token ids that compare by their hash and batch size."""
+
+    sha256: str
+    batch_size: int
+    input_ids: Tensor = field(compare=False)
+
+
+@lru_cache(maxsize=1)  # its statistics are shared by all methods of a sweep on the same model and text
+def _calibration(loaded: LoadedModel, text: _CalibrationText) -> Calibration:
+    return Calibration(loaded.model, text.input_ids, text.batch_size)
+
+
+def _checked_sparsity(sparsity: Any) -> float:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        raise UserError(f"sparsity={sparsity} is outside [0, 1); 0.5 leaves half of the block weights unread")
+    return float(sparsity)
+
+
+def _model_identity(checkpoint: Checkpoint) -> dict[str, str]:
+    device = checkpoint.device.partition(":")[0]
+    return {"fingerprint": checkpoint.fingerprint, "dtype": checkpoint.dtype, "device": device}
+
+
+def _named_files(config: DictConfig) -> dict[str, str]:
+    """sha256 of every file that the suite or the calibration names: its content counts, not its name."""
+    named = {}
+    for part in ("suite", "calibration"):
+        for key, value in config[part].items():
+            if isinstance(value, str) and not key.startswith("_") and Path(value).expanduser().is_file():
+                named[f"{part}.{key}"] = hashlib.sha256(Path(value).expanduser().read_bytes()).hexdigest()
+    return named
+
+
+def _set_seeds(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)
+
+
+def _ids_digest(input_ids: Tensor) -> str:
+    return hashlib.sha256(input_ids.to(torch.int64).numpy().tobytes()).hexdigest()
+
+
+def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
+    checkpoint = loaded.checkpoint
+    return {
+        "name": checkpoint.name,
+        "family": checkpoint.family,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "dtype": checkpoint.dtype,
+        "device": checkpoint.device,
+        "device_name": torch.cuda.get_device_name(checkpoint.device) if "cuda" in checkpoint.device else "CPU",
+        "threads": torch.get_num_threads(),
+        "fingerprint": checkpoint.fingerprint,
+    }
+
+
+def _describe_calibration(text: Any, input_ids: Tensor) -> dict[str, Any]:
+    return {
+        "name": text.name,
+        "sequences": input_ids.shape[0],
+        "length": input_ids.shape[1],
+        "tokens": input_ids.numel(),
+        "sha256": _ids_digest(input_ids),
+    }
+
+
+def _peak_memory(device: str) -> dict[str, int]:
+    """Bytes; the resident size is the process's peak so far, which in a sweep covers earlier cells too."""
+    peak = {"rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.startswith("cuda"):
+        peak["cuda_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def _check_finite(record: dict[str, Any]) -> None:
+    numbers = [record["average"], record["perplexity"], *(task["value"] for task in record["tasks"].values())]
+    if not all(math.isfinite(number) for number in numbers if number is not None):
+        raise UserError(
+            f"{record['cell']['name']}: the model's outputs are not finite in {record['model']['dtype']}; "
+            "try model.dtype=float32"
+        )
+
+
+def record_line(record: dict[str, Any]) -> str:
+    """The record as one line of JSON."""
+    return json.dumps(record, separators=(",", ":"), allow_nan=False)

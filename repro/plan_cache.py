@@ -1,0 +1,60 @@
+"""Plans on disk, found again by a hash of everything that determines them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..method.plan import PlanError, SparsityPlan
+from .configuration import digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedPlan:
+    """A plan with where it came from."""
+
+    plan: SparsityPlan
+    key: str
+    sha256: str
+    """Of the plan's content without its provenance, which holds timings."""
+    from_cache: bool
+
+
+@dataclass(frozen=True)
+class PlanCache:
+    """A folder with one plan a key."""
+
+    folder: Path
+
+    def find_or_make(self, identity: dict[str, Any], make: Callable[[], SparsityPlan]) -> CachedPlan:
+        """The plan of this identity; `make` is called when it is not there or cannot be read.
+
+        What `make` raises is passed on and leaves nothing in the cache.
+        """
+        key = digest(identity)
+        folder = self.folder / key[:32]
+        from_cache = folder.exists()
+        if from_cache:
+            try:
+                return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), True)
+            except PlanError as error:
+                log.warning("the cached plan is damaged and is made again: %s", error)
+        make().save(folder)
+        # Read back: a plan from the cache and a fresh one are then the same bytes in every respect.
+        return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), False)
+
+
+def plan_digest(folder: Path) -> str:
+    """sha256 of a stored plan without its provenance."""
+    hasher = hashlib.sha256((folder / "plan.safetensors").read_bytes())
+    document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    document.pop("provenance")
+    hasher.update(digest(document).encode())
+    return hasher.hexdigest()

@@ -1,0 +1,127 @@
+"""The record of a cell: what was run, with what, and what came out; written whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .configuration import REPOSITORY, digest, portable
+
+SCHEMA = 1
+RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
+
+SECTIONS = {
+    "schema", "cell", "model", "method", "protocol", "calibration", "suite", "sparsity", "realised", "tasks",
+    "average", "perplexity", "bits_per_byte", "n_documents", "n_tokens", "plan", "seconds", "memory", "seed",
+    "versions", "git", "command", "utc", "config", "items_sha256",
+}  # fmt: skip
+"""What every record has; a file without one of them is no finished record."""
+
+
+class RecordError(Exception):
+    """A stored record cannot be read or is incomplete."""
+
+
+def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
+    """Write JSON to a temporary name beside `path`, then rename: a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
+    write_text(path, json.dumps(content, allow_nan=False, ensure_ascii=False, **layout) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to a temporary name beside `path`, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide results from other users
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_record(folder: Path, record: dict[str, Any], items: dict[str, Any]) -> None:
+    """Write items, then the record: where a record is, the cell is finished."""
+    write_json(folder / ITEMS, items, compact=True)
+    write_json(folder / RECORD, record)
+    (folder / UNREACHABLE).unlink(missing_ok=True)
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """Read a finished cell's record. Raises RecordError when it, or its items, are missing or damaged."""
+    record = _read(folder / RECORD)
+    if lacking := sorted(SECTIONS - record.keys()):
+        raise RecordError(f"{folder / RECORD} lacks {', '.join(lacking)}")
+    if record["schema"] != SCHEMA:
+        raise RecordError(f"{folder / RECORD} has schema {record['schema']}, expected {SCHEMA}")
+    if digest(_read(folder / ITEMS)) != record["items_sha256"]:
+        raise RecordError(f"{folder / ITEMS} is not what the record was made from")
+    return record
+
+
+def load_items(folder: Path) -> dict[str, Any]:
+    """Per-item outcomes and per-document likelihoods of a finished cell."""
+    return _read(folder / ITEMS)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise RecordError(f"{path} is not a JSON object")
+    return content
+
+
+def surroundings() -> dict[str, Any]:
+    """Where and when a record was made: versions, commit, command, time."""
+    return {
+        "versions": versions(),
+        "git": git_state(),
+        "command": command_line(),
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that results depend on; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "tokenizers", "lm_eval", "triton", "numpy", "wisparse"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether tracked files differ from it; None outside a git checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def command_line() -> str:
+    """The command that made the record, with paths relative to the repository."""
+    program = portable(str(Path(sys.argv[0]).resolve()))
+    return shlex.join(["python", program, *sys.argv[1:]])
