@@ -1,0 +1,246 @@
+"""A language model for lm-eval that says, with every pass, what is padding and where the prompt ends.
+
+Which tokens are computed sparsely depends on both, and lm-eval's own Hugging Face model passes neither.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+"""What lm-eval hands over: (strings or None, context tokens, continuation tokens)."""
+
+DEFAULT_MAX_LENGTH = 1024
+
+
+class Session(Protocol):
+    """What a sparse session has to offer: it reads `prompt_lengths`, (batch,), in every forward pass."""
+
+    prompt_lengths: torch.Tensor | None
+
+
+class SparseLM(HFLM):
+    """A causal model under lm-eval whose every sequence begins with the tokenizer's bos token.
+
+    `session.prompt_lengths` holds, for each row, how many of its real tokens are prompt (the bos token counts);
+    the other real tokens are continuation. `session=None` is the dense model. Scoring pads on the right,
+    generation on the left; both pass an attention mask. `batch_tokens` bounds rows × longest row of a scoring
+    batch, `batch_size` the rows of a generation batch; neither changes a result beyond rounding.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        session: Session | None = None,
+        *,
+        batch_tokens: int = 4096,
+        batch_size: int = 32,
+        max_length: int | None = None,
+    ) -> None:
+        longest = getattr(model.config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+        with quiet_lm_eval():
+            super().__init__(
+                pretrained=model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=batch_size,
+                max_length=min(longest, max_length or DEFAULT_MAX_LENGTH),
+                add_bos_token=True,
+            )
+        self.session = session
+        self.batch_tokens = batch_tokens
+        bos = tokenizer.bos_token_id
+        # Some families (Qwen2.5) have no bos token and were trained without one.
+        self.start_tokens: list[int] = [] if bos is None else [bos]
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_kwargs: Any,
+    ) -> list[int]:
+        """Tokens of a string behind one bos token, which is kept when the left is cut off."""
+        tokens = self.tokenizer.encode(string, add_special_tokens=False)
+        start = [] if add_special_tokens is False else self.start_tokens
+        if left_truncate_len is not None:
+            tokens = tokens[max(0, len(tokens) + len(start) - left_truncate_len) :]
+        return start + tokens
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padded tokens and attention mask of several strings, both (batch, longest)."""
+        limit = left_truncate_len or (self.max_length if truncation else None)
+        rows = [self.tok_encode(string, left_truncate_len=limit) for string in strings]
+        return self._padded(rows, padding_side)
+
+    def _padded(self, rows: Sequence[list[int]], padding_side: str) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(len(row) for row in rows)
+        tokens = torch.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for index, row in enumerate(rows):
+            place = slice(0, len(row)) if padding_side == "right" else slice(longest - len(row), longest)
+            tokens[index, place] = torch.tensor(row, dtype=torch.long)
+            mask[index, place] = 1
+        return tokens, mask
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[ScoringRequest],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation and whether greedy decoding would produce it, in order."""
+        rows = []
+        for _, context, continuation in requests:
+            if not continuation:
+                raise ValueError(
+                    "a continuation has no token of its own: the tokenizer joins it to its context"
+                )
+            rows.append((self._cut(context, continuation), continuation))
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
+        lengths = [len(context) + len(continuation) - 1 for context, continuation in rows]
+        progress = tqdm(total=len(rows), desc="Scoring", disable=disable_tqdm, leave=False)
+        for batch in self._batches(lengths, override_bs):
+            for index, score in zip(batch, self._score([rows[index] for index in batch]), strict=True):
+                scores[index] = score
+            progress.update(len(batch))
+        progress.close()
+        return scores
+
+    def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
+        """The context without what does not fit; its first token, bos, stays."""
+        room = self.max_length + 1 - len(continuation)
+        if room < 1:
+            raise ValueError(f"a continuation of {len(continuation)} tokens exceeds {self.max_length}")
+        surplus = len(context) - room
+        return context if surplus <= 0 else context[:1] + context[1 + surplus :]
+
+    def _batches(self, lengths: list[int], rows_at_most: int | None) -> Iterator[list[int]]:
+        """Indices in batches of similar length, the longest first so that memory problems show at once."""
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+            rows = rows_at_most or max(1, self.batch_tokens // lengths[batch[0] if batch else index])
+            if len(batch) == rows:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _score(self, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        # The last token is only predicted, never read.
+        tokens, mask = self._padded([(context + continuation)[:-1] for context, continuation in rows], "right")
+        prompt_lengths = torch.tensor([len(context) for context, _ in rows])
+        first = int(prompt_lengths.min()) - 1
+        logits = self._forward(tokens, mask, prompt_lengths, first)
+        scores = []
+        for row, (context, continuation) in zip(logits, rows, strict=True):
+            begin = len(context) - 1 - first
+            predicted = row[begin : begin + len(continuation)].float().log_softmax(dim=-1)
+            target = torch.tensor(continuation, device=row.device)
+            likelihood = predicted.gather(1, target[:, None]).double().sum()
+            scores.append((float(likelihood), bool((predicted.argmax(dim=-1) == target).all())))
+        return scores
+
+    def _forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: torch.Tensor, first: int
+    ) -> torch.Tensor:
+        """Logits (batch, positions from `first` on, vocabulary)."""
+        with _announced(self.session, prompt_lengths.to(self.device)):
+            return self.model(
+                input_ids=tokens.to(self.device),
+                attention_mask=mask.to(self.device),
+                use_cache=False,
+                logits_to_keep=tokens.shape[1] - first,
+            ).logits
+
+    def document_nats(self, documents: Sequence[list[int]], disable_tqdm: bool = False) -> list[float]:
+        """Negative log-likelihood in nats of token lists without bos, each scored behind bos alone.
+
+        Longer documents are cut into windows of `max_length` tokens; each window begins with bos, and all of
+        it counts as prompt.
+        """
+        start = self.start_tokens or [self.prefix_token_id]
+        windows = [
+            (index, document[begin : begin + self.max_length])
+            for index, document in enumerate(documents)
+            for begin in range(0, len(document), self.max_length)
+        ]
+        nats = [0.0] * len(documents)
+        progress = tqdm(total=len(windows), desc="Perplexity", disable=disable_tqdm, leave=False)
+        for batch in self._batches([len(window) for _, window in windows], None):
+            texts = [windows[index][1] for index in batch]
+            for index, value in zip(batch, self._window_nats(start, texts), strict=True):
+                nats[windows[index][0]] += value
+            progress.update(len(batch))
+        progress.close()
+        return nats
+
+    @torch.inference_mode()
+    def _window_nats(self, start: list[int], windows: list[list[int]]) -> list[float]:
+        tokens, mask = self._padded([(start + window)[:-1] for window in windows], "right")
+        logits = self._forward(tokens, mask, mask.sum(dim=1), 0)
+        return [
+            float(
+                torch.nn.functional.cross_entropy(
+                    row[: len(window)].float(), torch.tensor(window, device=row.device), reduction="none"
+                )
+                .double()
+                .sum()
+            )
+            for row, window in zip(logits, windows, strict=True)
+        ]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, windows as in `document_nats`."""
+        documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        return [-nats for nats in self.document_nats(documents, disable_tqdm)]
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> torch.Tensor:
+        prompt_lengths = generation_kwargs["attention_mask"].sum(dim=1)
+        with _announced(self.session, prompt_lengths), torch.inference_mode():
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+
+
+@contextmanager
+def _announced(session: Session | None, prompt_lengths: torch.Tensor) -> Iterator[None]:
+    """Let the session know the rows' prompt lengths for the passes made inside."""
+    if session is None:
+        yield
+        return
+    session.prompt_lengths = prompt_lengths
+    try:
+        yield
+    finally:
+        session.prompt_lengths = None
+
+
+@contextmanager
+def quiet_lm_eval() -> Iterator[None]:
+    """Keep lm-eval's log to errors inside."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
