@@ -81,12 +81,12 @@ def pack(
     for text in texts:
         if stream:
             stream.extend(begin)
-        stream.extend(tokenizer(text, add_special_tokens=False)["input_ids"])
+        stream.extend(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if len(stream) >= sequences * room:
             break
     else:
         raise UserError(
-            f"{source} has {len(stream)} tokens, {sequences} x {length} calibration tokens need {sequences * room}; "
+            f"{source} has {len(stream)} tokens, too few for {sequences} sequences of {length}; "
             "give a longer text or lower calibration.sequences"
         )
     return torch.tensor([begin + stream[row * room : (row + 1) * room] for row in range(sequences)])
@@ -98,8 +98,8 @@ def expected_package_texts() -> list[str]:
     expected = json.loads(MANIFEST.read_text(encoding="utf-8"))
     if found != expected:
         raise UserError(
-            f"calibration text: expected {PACKAGE} {expected['version']} (sha256 {expected['sha256'][:12]}), found "
-            f"{found['version']} (sha256 {found['sha256'][:12]}); run `pip install --force-reinstall "
+            f"calibration text: expected {PACKAGE} {expected['version']} (sha256 {expected['sha256'][:12]}), "
+            f"found {found['version']} (sha256 {found['sha256'][:12]}); run `pip install --force-reinstall "
             f"{PACKAGE}=={expected['version']}`, or use calibration=file calibration.path=FILE"
         )
     return texts

@@ -118,7 +118,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         "method": {"name": cell.method.name, "config": portable(config.method)},
         "protocol": {"name": protocol.name, "description": protocol.describe()},
         "calibration": _describe_calibration(text, input_ids),
-        "suite": {"name": config.suite.get("name", "suite"), "config": portable(config.suite)},
+        "suite": {"name": _suite_name(config.suite), "config": portable(config.suite)},
         "sparsity": cell.sparsity,
         "realised": realised,
         **evaluation.to_dict(),
@@ -126,6 +126,7 @@ def measure(cell: Cell) -> dict[str, Any]:
             "key": cached.key,
             "sha256": cached.sha256,
             "from_cache": cached.from_cache,
+            "seconds_by_stage": cached.plan.provenance["stages"],
             "provenance": cached.plan.provenance,
         },
         "seconds": seconds,
@@ -249,6 +250,11 @@ def _describe_calibration(text: Any, input_ids: Tensor) -> dict[str, Any]:
         "tokens": input_ids.numel(),
         "sha256": _ids_digest(input_ids),
     }
+
+
+def _suite_name(suite: DictConfig) -> str:
+    # EmbeddedSuite → embedded, as in conf/suite.
+    return suite._target_.rpartition(".")[2].removesuffix("Suite").lower()
 
 
 def _peak_memory(device: str) -> dict[str, int]:

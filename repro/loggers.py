@@ -61,7 +61,8 @@ class WandbLogger:
             run.finish(quiet=True)
         except (wandb.Error, OSError) as error:
             raise UserError(
-                f"the record is written, but W&B failed ({' '.join(str(error).split())}); use logger.mode=offline"
+                f"the record is written, but W&B failed ({' '.join(str(error).split())}); "
+                "use logger.mode=offline"
             ) from error
 
 
@@ -91,6 +92,7 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
         **{f"realised/{name}": value for name, value in record["realised"].items()},
         **{f"tasks/{name}": task["value"] for name, task in record["tasks"].items()},
         **{f"seconds/{stage}": value for stage, value in record["seconds"].items()},
+        **{f"plan_seconds/{stage}": value for stage, value in record["plan"]["seconds_by_stage"].items()},
         **{f"memory/{kind}": value for kind, value in record["memory"].items()},
     }
     return {name: value for name, value in numbers.items() if isinstance(value, int | float)}

@@ -62,7 +62,8 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise UserError(
-            f"{folder}: the model family '{family}' is not supported; take a model of {', '.join(FAMILIES.values())}"
+            f"{folder}: the model family '{family}' is not supported; "
+            f"take a model of {', '.join(FAMILIES.values())}"
         )
     if config.get("quantization_config"):
         raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")

@@ -76,6 +76,14 @@ def load_items(folder: Path) -> dict[str, Any]:
     return _read(folder / ITEMS)
 
 
+def load_note(path: Path) -> dict[str, Any]:
+    """Read the note on a cell that its method cannot reach."""
+    note = _read(path)
+    if lacking := sorted({"model", "method", "sparsity", "maximum"} - note.keys()):
+        raise RecordError(f"{path} lacks {', '.join(lacking)}")
+    return note
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

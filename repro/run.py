@@ -47,7 +47,6 @@ class Sweep:
         from wisparse.method.errors import OutOfReachError
         from wisparse.repro.cell import finished_record, measure, prepare
 
-        sweeping = _is_sweep()
         cell = None
         try:
             logger = _instantiate(config.logger)
@@ -59,15 +58,13 @@ class Sweep:
             record = measure(cell)
             logger.log(record)
             return record
-        except OutOfReachError as error:
-            if not sweeping:
-                raise
-            _note_unreachable(cell, error)
-            self.unreachable.append(f"{cell.name}: {error}")
         except Exception as error:
-            if not sweeping:
-                raise
-            self.failures.append(_failure(error, cell.name if cell else str(config.method), config.debug))
+            # Kept, not raised: Hydra would end the sweep, and print its own account of the error.
+            if isinstance(error, OutOfReachError) and _is_sweep():
+                _note_unreachable(cell, error)
+                self.unreachable.append(f"{cell.name}: {error}")
+            else:
+                self.failures.append(_failure(error, _where(cell), config.debug))
         return None
 
     def summary(self) -> int:
@@ -76,7 +73,7 @@ class Sweep:
             print(f"out of reach: {line}", file=sys.stderr)
         for _, line in self.failures:
             print(f"error: {line}", file=sys.stderr)
-        if self.unreachable or self.failures:
+        if self.unreachable or (self.failures and self.finished + len(self.failures) > 1):
             print(
                 f"{self.finished} finished, {len(self.unreachable)} out of reach, {len(self.failures)} failed",
                 file=sys.stderr,
@@ -95,6 +92,15 @@ def _is_sweep() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _where(cell: Any) -> str:
+    """Which cell of a sweep; a single run needs no name."""
+    if not _is_sweep():
+        return ""
+    from hydra.core.hydra_config import HydraConfig
+
+    return cell.name if cell else " ".join(HydraConfig.get().overrides.task)
 
 
 def _note_unreachable(cell: Any, error: Any) -> None:
@@ -131,7 +137,6 @@ def main() -> None:
 
 def _run(debug: bool) -> int:
     import hydra
-
     from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 
     register_resolvers()
