@@ -53,15 +53,20 @@ class FileText:
     length: int
     batch_size: int
 
-    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """(sequences, length) token ids; raises UserError when the text is unreadable or too short."""
+    def __post_init__(self) -> None:
         if not self.path:
             raise UserError("calibration=file needs calibration.path=FILE, a UTF-8 text")
+        self._text()
+
+    def _text(self) -> str:
         try:
-            text = Path(self.path).expanduser().read_text(encoding="utf-8")
+            return Path(self.path).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"calibration.path={self.path} cannot be read as UTF-8 text ({error})") from error
-        return pack([text], tokenizer, self.sequences, self.length, str(self.path))
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids; raises UserError when the text is too short."""
+        return pack([self._text()], tokenizer, self.sequences, self.length, str(self.path))
 
 
 def pack(

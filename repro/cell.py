@@ -51,6 +51,9 @@ class Cell:
     config: DictConfig
     checkpoint: Checkpoint
     method: Any
+    protocol: Any
+    calibration: Any
+    suite: Any
     sparsity: float
     name: str
     key: str
@@ -66,13 +69,13 @@ def prepare(config: DictConfig) -> Cell:
     sparsity = _checked_sparsity(config.sparsity)
     if not isinstance(config.seed, int) or config.seed < 0:
         raise UserError(f"seed={config.seed} is not a whole number from 0 up")
-    method = instantiate(config.method)
+    parts = {name: instantiate(config[name]) for name in ("method", "protocol", "calibration", "suite")}
+    method = parts["method"]
     if method.name == "dense":
         sparsity = 0.0  # one dense cell serves all sparsities
     checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
-    measured = portable({part: config[part] for part in ("method", "protocol", "calibration", "suite")})
     identity = {
-        **measured,
+        **{name: portable(config[name]) for name in parts},
         "sparsity": sparsity,
         "seed": config.seed,
         "model": _model_identity(checkpoint),
@@ -81,7 +84,7 @@ def prepare(config: DictConfig) -> Cell:
         "versions": versions(),
     }
     name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}"
-    return Cell(config, checkpoint, method, sparsity, name, digest(identity))
+    return Cell(config, checkpoint, **parts, sparsity=sparsity, name=name, key=digest(identity))
 
 
 def finished_record(cell: Cell) -> dict[str, Any] | None:
@@ -98,17 +101,16 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
 def measure(cell: Cell) -> dict[str, Any]:
     """Compute one cell and write its record and items into the cell's folder; returns the record."""
     config, seconds = cell.config, {}
-    suite, protocol, text = (instantiate(config[part]) for part in ("suite", "protocol", "calibration"))
     if cell.checkpoint.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     with _timed(seconds, "load"):
         loaded = load_model(cell.checkpoint)
-    input_ids = text.input_ids(loaded.tokenizer)
+    input_ids = cell.calibration.input_ids(loaded.tokenizer)
     with _timed(seconds, "plan"):
-        cached = _plan(cell, loaded, input_ids, text.batch_size)
+        cached = _plan(cell, loaded, input_ids)
     _set_seeds(config.seed)
-    with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, protocol) as session:
-        evaluation = suite.run(loaded.model, loaded.tokenizer, session)
+    with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol) as session:
+        evaluation = cell.suite.run(loaded.model, loaded.tokenizer, session)
         realised = session.report()
     items = evaluation.items_to_dict()
     record = {
@@ -116,8 +118,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         "cell": {"name": cell.name, "key": cell.key},
         "model": _describe_model(loaded),
         "method": {"name": cell.method.name, "config": portable(config.method)},
-        "protocol": {"name": protocol.name, "description": protocol.describe()},
-        "calibration": _describe_calibration(text, input_ids),
+        "protocol": {"name": cell.protocol.name, "description": cell.protocol.describe()},
+        "calibration": _describe_calibration(cell.calibration.name, input_ids),
         "suite": {"name": _suite_name(config.suite), "config": portable(config.suite)},
         "sparsity": cell.sparsity,
         "realised": realised,
@@ -155,8 +157,8 @@ def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
     }
 
 
-def _plan(cell: Cell, loaded: LoadedModel, input_ids: Tensor, batch_size: int) -> CachedPlan:
-    config = cell.config
+def _plan(cell: Cell, loaded: LoadedModel, input_ids: Tensor) -> CachedPlan:
+    config, batch_size = cell.config, cell.calibration.batch_size
     ids_sha256 = _ids_digest(input_ids)
     identity = {
         "method": portable(config.method),
@@ -242,9 +244,9 @@ def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _describe_calibration(text: Any, input_ids: Tensor) -> dict[str, Any]:
+def _describe_calibration(name: str, input_ids: Tensor) -> dict[str, Any]:
     return {
-        "name": text.name,
+        "name": name,
         "sequences": input_ids.shape[0],
         "length": input_ids.shape[1],
         "tokens": input_ids.numel(),

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..method.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGURATION = REPOSITORY / "conf"
+UNKNOWN_SETTING = re.compile(r"Could not override '([^']+)'")
 
 
 def register_resolvers() -> None:
@@ -59,34 +67,48 @@ def sources_digest(*parts: str) -> str:
 def user_mistake(error: BaseException | None) -> str | None:
     """One line on what the user should do, or None when the error is not the user's."""
     while error is not None:
-        if isinstance(error, UserError):
-            return " ".join(str(error).split())
-        if isinstance(error, MissingConfigException):
-            return _missing_choice(error)
-        if isinstance(error, OmegaConfBaseException):
-            return f"configuration: {_first_lines(error)}"
-        if isinstance(error, HydraException) and not _caused_by_code(error):
-            return f"configuration: {_first_lines(error)}"
+        for kind, explain in EXPLANATIONS.items():
+            if isinstance(error, kind) and (line := explain(error)):
+                return line
         error = error.__cause__
     return None
 
 
-def _caused_by_code(error: HydraException) -> bool:
-    # Instantiation wraps whatever a constructor raised; only its cause tells whose mistake it was.
-    return error.__cause__ is not None and not isinstance(error.__cause__, TypeError | OmegaConfBaseException)
+def _user_error(error: UserError) -> str:
+    return " ".join(str(error).split())
 
 
-def _missing_choice(error: MissingConfigException) -> str:
-    missing = error.missing_cfg_file
-    if not missing or not error.options:
-        return f"configuration: {_first_lines(error)}"
-    group, _, choice = str(missing).partition("/")
+def _missing_choice(error: MissingConfigException) -> str | None:
+    if not error.missing_cfg_file or not error.options:
+        return None
+    group, _, choice = str(error.missing_cfg_file).partition("/")
     return f"no {group} is called '{choice}'; choose from {', '.join(sorted(error.options))}"
 
 
-def _first_lines(error: BaseException) -> str:
+def _unreadable_override(error: OverrideParseException) -> str:
+    return f"'{error.override}' cannot be read; write KEY=VALUE and quote values with brackets or spaces"
+
+
+def _missing_value(error: MissingMandatoryValue) -> str:
+    return f"{error.full_key} has no value; give {error.full_key}=VALUE"
+
+
+def _composition(error: HydraException | OmegaConfBaseException) -> str | None:
+    if unknown := UNKNOWN_SETTING.match(str(error)):
+        return f"there is no setting '{unknown[1]}' in what was chosen; --cfg job lists those there are"
+    # Instantiation wraps whatever a constructor raised; only its cause tells whose mistake it was.
+    if isinstance(error, InstantiationException) and not isinstance(error.__cause__, TypeError):
+        return None
     lines = [line.strip() for line in str(error).splitlines()]
-    wanted = [
-        line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))
-    ]
-    return "; ".join(wanted[:3])
+    return f"configuration: {'; '.join([line for line in lines if line][:2])}"
+
+
+EXPLANATIONS: dict[type[BaseException], Callable[[Any], str | None]] = {
+    UserError: _user_error,
+    MissingConfigException: _missing_choice,
+    OverrideParseException: _unreadable_override,
+    MissingMandatoryValue: _missing_value,
+    HydraException: _composition,
+    OmegaConfBaseException: _composition,
+}
+"""By kind of exception, the more special first, what to tell the user; None: look at the exception's cause."""

@@ -55,10 +55,9 @@ class WandbLogger:
                 settings=wandb.Settings(silent=True, console="off"),
                 reinit="finish_previous",
             )
-            run.log(scalars(record))
-            run.log({"tasks": task_table(record)})
+            run.log(scalars(record) | {"tasks": task_table(record)})
             run.summary["record"] = {key: value for key, value in record.items() if key != "config"}
-            run.finish(quiet=True)
+            run.finish()
         except (wandb.Error, OSError) as error:
             raise UserError(
                 f"the record is written, but W&B failed ({' '.join(str(error).split())}); "

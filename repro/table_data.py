@@ -149,7 +149,7 @@ def read_table(folder: Path) -> TableData:
 
 
 def check_comparable(cells: Iterable[MeasuredCell]) -> None:
-    """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and number of items."""
+    """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and items."""
     first, *others = cells
     for other in others:
         for name, find in SHARED_SETTINGS.items():
@@ -157,7 +157,8 @@ def check_comparable(cells: Iterable[MeasuredCell]) -> None:
             if expected != found:
                 raise UserError(
                     f"records of different {name} do not belong in one table: {first.folder.name} has "
-                    f"{_short(expected)}, {other.folder.name} has {_short(found)}; keep them in separate folders"
+                    f"{_short(expected)}, {other.folder.name} has {_short(found)}; delete those not wanted, or "
+                    "keep them apart with experiment_name=NAME"
                 )
     _check_one_configuration_a_method((first, *others))
 
@@ -169,8 +170,8 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
         other = seen.setdefault(method["name"], cell)
         if other.record["method"]["config"] != method["config"]:
             raise UserError(
-                f"{other.folder.name} and {cell.folder.name} are both '{method['name']}' with different settings; "
-                "keep them in separate folders, or give one of them another method.name"
+                f"{other.folder.name} and {cell.folder.name} are both '{method['name']}' with different "
+                "settings; delete one of them, or give it a method.name of its own"
             )
 
 
