@@ -1,0 +1,1 @@
+"""Sparse matrix-vector kernels, their plain-torch reference, and (later) the decode engine."""

@@ -1,0 +1,158 @@
+"""R-Sparse (arXiv 2504.19449): large channels through W, the rest through a low-rank truncation of W."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..method.apply import sparse_projections
+from ..method.base import Method
+from ..method.calibration import Calibration
+from ..method.errors import UserError
+from ..method.plan import ProjectionRule, SparsityPlan
+from ..method.projections import model_projections
+from ..method.rules import RuleBuilder, StaticThreshold, final
+from ..method.stages import SearchCost
+
+Shares = tuple[float, ...]
+"""Share ρ of each projection's budget that goes to its channels; the rest goes to its low-rank path."""
+
+
+def low_rank_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Best rank-`rank` approximation left·right of weight (out, in), as (out, rank) and (rank, in).
+
+    From the eigenvectors of the smaller Gram matrix in float64, which span the leading singular directions.
+    """
+    exact = weight.detach().double()
+    out, inner = exact.shape
+    if out <= inner:
+        left = torch.linalg.eigh(exact @ exact.T).eigenvectors.flip(1)[:, :rank]
+        right = left.T @ exact
+    else:
+        right = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1)[:, :rank].T
+        left = exact @ right.T
+    return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
+
+
+@dataclass
+class BudgetedRules:
+    """Rules of single projections at one sparsity, by share ρ; every rule reads the same kept fraction."""
+
+    calibration: Calibration
+    sparsity: float
+    score: str
+    _rules: dict[tuple[str, float], ProjectionRule] = field(default_factory=dict)
+
+    def rank(self, name: str, share: float) -> int:
+        """Rank that the rest of the budget buys: (1 − ρ)·C·mn/(m + n), rounded down."""
+        out, inner = self.calibration.shapes[name]
+        return int((1.0 - share) * (1.0 - self.sparsity) * out * inner / (out + inner) + 1e-9)
+
+    def rule(self, name: str, share: float) -> ProjectionRule:
+        """The rule of one projection: threshold at ρ·C kept channels, plus the low-rank path."""
+        if (name, share) not in self._rules:
+            # The published code weighs |x| by column norms where there is a low-rank path; the paper does not.
+            alpha = 1.0 if self.score == "code" and share < 1.0 else 0.0
+            builder = RuleBuilder(self.calibration, StaticThreshold(), {name: alpha})
+            rule = final(builder.one(name, 1.0 - share * (1.0 - self.sparsity)))
+            rank = self.rank(name, share)
+            if rank:
+                weight = model_projections(self.calibration.model)[name].weight
+                left, right = low_rank_factors(weight, rank)
+                rule = replace(rule, left=left, right=right)
+            self._rules[name, share] = rule
+        return self._rules[name, share]
+
+    def rules(self, shares: Shares) -> dict[str, ProjectionRule]:
+        """Rules of all projections for one ρ each, in order of execution."""
+        return {
+            name: self.rule(name, share) for name, share in zip(self.calibration.shapes, shares, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class RSparse(Method):
+    """y = σ(x)·Wᵀ + (x − σ(x))·(A·B)ᵀ, with σ keeping |x_i| ≥ t, at one kept fraction for every projection."""
+
+    score: str
+    """`paper`: |x|; `code`: |x|·c wherever there is a low-rank path."""
+    search: bool
+    """Search ρ of each projection; without it all have `share`."""
+    share: float
+    choices: tuple[float, ...]
+    """Values of ρ that the search may take."""
+    population: int
+    generations: int
+    mutation: float
+    """Probability that an offspring's ρ is drawn anew, for each projection."""
+    search_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.score not in ("paper", "code"):
+            raise UserError(f"method.score must be paper or code, not '{self.score}'")
+        if not all(0.0 <= share <= 1.0 for share in (self.share, *self.choices)):
+            raise UserError("method.share and method.choices must lie between 0 and 1")
+
+    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
+        cost = SearchCost()
+        with cost.stage("calibration"):
+            _ = calibration.statistics
+        budgeted = BudgetedRules(calibration, sparsity, self.score)
+        shares: Shares = (self.share,) * len(calibration.shapes)
+        if sparsity == 0.0:
+            shares = (1.0,) * len(shares)  # every channel is kept: there is nothing to approximate
+        elif self.search:
+            with cost.stage("share search"):
+                shares = self._search(calibration, budgeted, cost)
+        with cost.stage("thresholds"):
+            plan = SparsityPlan(shapes=calibration.shapes, rules=budgeted.rules(shares))
+        plan.provenance |= {"shares": dict(zip(calibration.shapes, shares, strict=True)), **cost.to_dict()}
+        return plan
+
+    @torch.inference_mode()
+    def _search(self, calibration: Calibration, budgeted: BudgetedRules, cost: SearchCost) -> Shares:
+        """Evolutionary search of ρ by calibration perplexity.
+
+        The paper gives population and generations; selection of the better half, uniform crossover and the
+        mutation are ours. The first population holds the uniform choices.
+        """
+        generator = random.Random(self.seed)
+        genes = len(calibration.shapes)
+        input_ids = calibration.search_tokens(self.search_tokens)
+        linears = model_projections(calibration.model)
+        known: dict[Shares, float] = {}
+
+        def loss(individual: Shares) -> float:
+            if individual not in known:
+                cost.count("share search", 1)
+                with sparse_projections(linears, budgeted.rules(individual)):
+                    logits = calibration.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+                known[individual] = F.cross_entropy(
+                    logits.flatten(0, 1).float(), input_ids[:, 1:].flatten()
+                ).item()
+            return known[individual]
+
+        population: list[Shares] = [(choice,) * genes for choice in self.choices][: self.population]
+        while len(population) < self.population:
+            population.append(tuple(generator.choice(self.choices) for _ in range(genes)))
+        for _ in tqdm(range(self.generations), desc="share search", unit="generation", leave=False):
+            parents = sorted(population, key=loss)[: max(2, self.population // 2)]
+            offspring = []
+            while len(parents) + len(offspring) < self.population:
+                one, other = generator.sample(parents, 2)
+                offspring.append(
+                    tuple(
+                        generator.choice(self.choices)
+                        if generator.random() < self.mutation
+                        else generator.choice(pair)
+                        for pair in zip(one, other, strict=True)
+                    )
+                )
+            population = parents + offspring
+        return min(population, key=loss)

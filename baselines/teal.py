@@ -1,0 +1,53 @@
+"""TEAL (arXiv 2408.14690): one threshold on |x| for each projection, greedy inside the blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..method.allocation import uniform_inside_blocks, uniform_over_blocks
+from ..method.base import Method
+from ..method.block_probe import late_norm_error
+from ..method.calibration import Calibration
+from ..method.greedy import GreedySettings, allocate_greedily
+from ..method.plan import SparsityPlan
+from ..method.rules import MaskRule, RuleBuilder, StaticThreshold
+from ..method.stages import SearchCost
+
+
+@dataclass(frozen=True)
+class TEAL(Method):
+    """|x_i| ≥ t, every block at the same sparsity.
+
+    The threshold is the quantile of |x|; the published code takes it from the upper tail of x alone, which is
+    right for symmetric activations only.
+    """
+
+    greedy: bool
+    """Greedy allocation inside each block; without it every projection has the same sparsity."""
+    greedy_step: float
+    block_tokens: int
+    batch_tokens: int
+
+    def _alpha(self) -> float:
+        return 0.0
+
+    def _mask(self) -> MaskRule:
+        return StaticThreshold()
+
+    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
+        cost = SearchCost()
+        with cost.stage("calibration"):
+            builder = RuleBuilder(calibration, self._mask(), dict.fromkeys(calibration.shapes, self._alpha()))
+            _ = calibration.statistics
+        blocks = uniform_over_blocks(calibration, sparsity)
+        sparsities = uniform_inside_blocks(blocks)
+        if self.greedy:
+            with cost.stage("greedy"):
+                settings = GreedySettings(
+                    self.greedy_step, self.block_tokens, self.batch_tokens, late_norm_error
+                )
+                sparsities = allocate_greedily(calibration, builder, blocks, settings, cost)
+        with cost.stage("thresholds"):
+            plan = builder.plan(sparsities, {"block_sparsities": blocks})
+        plan.provenance |= cost.to_dict()
+        return plan

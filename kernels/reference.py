@@ -1,0 +1,51 @@
+"""What every kernel must compute, in plain torch: the ground truth of tests and of evaluation.
+
+NaN and infinity: both are always kept, so that a broken activation shows in the output instead of being zeroed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def static_mask(x: Tensor, thresholds: Tensor) -> Tensor:
+    """Channels kept by a static threshold: |x| ≥ t; a threshold of 0 keeps every channel.
+
+    x: (..., channels); thresholds: broadcastable to x. Returns bool of x's shape.
+    """
+    # "not below" rather than "at least": a comparison with NaN is false, and NaN must be kept.
+    return ~(x.abs() < thresholds)
+
+
+def top_k_mask(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:
+    """Channels kept by per-token top-k of |x|·w; channels that tie with the k-th are all kept.
+
+    x: (..., channels); weights: (channels,); k: an int, or an integer tensor that broadcasts to (..., 1).
+    """
+    scores = x.abs() * weights
+    if isinstance(k, int):
+        return ~(scores < _smallest_kept(scores, k))
+    k = k.expand(*x.shape[:-1], 1)[..., 0]
+    smallest = torch.empty_like(scores[..., :1])
+    for value in k.unique().tolist():  # candidates of a search differ in few values of k
+        rows = k == value
+        smallest[rows] = _smallest_kept(scores[rows], value)
+    return ~(scores < smallest)
+
+
+def _smallest_kept(scores: Tensor, k: int) -> Tensor:
+    """The k-th highest score, (..., 1): 0 where all are kept, infinity where none is."""
+    if k >= scores.shape[-1]:
+        return torch.zeros_like(scores[..., :1])
+    if k == 0:
+        return torch.full_like(scores[..., :1], torch.inf)
+    return scores.kthvalue(scores.shape[-1] - k + 1, dim=-1, keepdim=True).values
+
+
+def low_rank_product(dropped: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Low-rank path for dropped channels: dropped · (left · right)ᵀ (R-Sparse, arXiv 2504.19449, eq. 5).
+
+    dropped: (..., in) with zeros at the kept channels; left: (out, rank); right: (rank, in).
+    """
+    return torch.nn.functional.linear(torch.nn.functional.linear(dropped, right), left)

@@ -1,0 +1,163 @@
+"""Execute a plan on a transformers model: a context manager that hooks the projections, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from ..kernels.reference import low_rank_product, static_mask, top_k_mask
+from .errors import UserError
+from .plan import ProjectionRule, SparsityPlan
+from .projections import (
+    GATE_ACTIVATION_PATH,
+    decoder_blocks,
+    model_projections,
+    projection_shapes,
+)
+from .protocol import Protocol
+from .traffic import TrafficCounter
+
+
+class ProjectionHooks:
+    """Forward hooks that drop input channels of linear layers according to rules.
+
+    `sparse_positions`, (rows, length) bool, says which tokens are computed sparsely; None means all.
+    """
+
+    def __init__(self, counter: TrafficCounter | None = None) -> None:
+        self.sparse_positions: Tensor | None = None
+        self._counter = counter
+        self._handles: list[RemovableHandle] = []
+
+    def install(self, name: str, linear: nn.Linear, rule: ProjectionRule) -> None:
+        """Drop the channels of `linear`'s input that `rule` does not keep."""
+        dropped: list[Tensor] = []  # from the pre-hook to the forward hook of the same call
+
+        def drop_channels(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = inputs[0]
+            keep = self._keep(x, rule)
+            self._count(name, keep)
+            kept = self._select(keep, x)
+            if rule.left is not None:
+                dropped.append(x - kept)
+            return (kept, *inputs[1:])
+
+        def add_low_rank(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            # Where a token is dense nothing was dropped, and the product is zero.
+            return output + low_rank_product(dropped.pop(), rule.left, rule.right)
+
+        self._handles.append(linear.register_forward_pre_hook(drop_channels))
+        if rule.left is not None:
+            self._handles.append(linear.register_forward_hook(add_low_rank))
+
+    def install_gate(self, name: str, activation: nn.Module, thresholds: Tensor) -> None:
+        """Zero the neurons of a gate activation below their thresholds (CATS, CHESS)."""
+
+        def drop_neurons(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            keep = static_mask(output, thresholds)
+            self._count(name, keep)
+            return self._select(keep, output)
+
+        self._handles.append(activation.register_forward_hook(drop_neurons))
+
+    def remove(self) -> None:
+        """Take all hooks away."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    @staticmethod
+    def _keep(x: Tensor, rule: ProjectionRule) -> Tensor:
+        if rule.thresholds is not None:
+            return static_mask(x, rule.thresholds)
+        return top_k_mask(x, rule.weights, rule.top_k)
+
+    def _select(self, keep: Tensor, x: Tensor) -> Tensor:
+        if self.sparse_positions is not None:
+            keep = keep | ~self.sparse_positions[..., None]
+        return torch.where(keep, x, 0)
+
+    def _count(self, name: str, keep: Tensor) -> None:
+        if self._counter is not None:
+            if self.sparse_positions is not None:
+                keep = keep & self.sparse_positions[..., None]
+            self._counter.add_kept(name, keep.sum())
+
+
+@contextmanager
+def sparse_projections(linears: Mapping[str, nn.Linear], rules: Mapping[str, ProjectionRule]) -> Iterator[None]:
+    """Within the context every token of these layers is computed sparsely; what searches run under."""
+    hooks = ProjectionHooks()
+    try:
+        for name, rule in rules.items():
+            hooks.install(name, linears[name], rule)
+        yield
+    finally:
+        hooks.remove()
+
+
+class SparseSession:
+    """A model under a plan and a protocol: tells the hooks which tokens are sparse, and reports traffic."""
+
+    def __init__(self, model: PreTrainedModel, plan: SparsityPlan, protocol: Protocol) -> None:
+        self.prompt_lengths: Tensor | None = None
+        """(rows,) real tokens of each row that are prompt, for the next forward pass; None: all are."""
+        self._protocol = protocol
+        self._counter = TrafficCounter(model, plan)
+        self._hooks = ProjectionHooks(self._counter)
+        device = next(model.parameters()).device
+        linears = model_projections(model)
+        for name, rule in plan.rules.items():
+            self._hooks.install(name, linears[name], rule.to(device))
+        for block, thresholds in plan.gate_thresholds.items():
+            activation = decoder_blocks(model)[block].get_submodule(GATE_ACTIVATION_PATH)
+            self._hooks.install_gate(f"{block}.gate_activation", activation, thresholds.to(device))
+        # On the inner decoder, so that callers who leave lm_head out are covered too.
+        self._handle = model.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    def close(self) -> None:
+        """Take all hooks away; the model is dense again."""
+        self._handle.remove()
+        self._hooks.remove()
+
+    def report(self) -> dict[str, Any]:
+        """Realised sparsity and bytes read per token over everything run so far; JSON-able."""
+        return self._counter.report()
+
+    def _before_forward(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        inputs = arguments[0] if arguments else keywords.get("input_ids")
+        if inputs is None:
+            inputs = keywords["inputs_embeds"]
+        rows, length = inputs.shape[:2]
+        mask = keywords.get("attention_mask")
+        if mask is None:
+            real = torch.ones(rows, length, dtype=torch.bool, device=inputs.device)
+        elif isinstance(mask, Tensor) and mask.ndim == 2:
+            real = mask[:, -length:].bool()
+        else:
+            raise UserError("token policies need a (rows, length) attention mask; pass the 2-D mask or none")
+        cache = keywords.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            sparse = real  # generated tokens
+        else:
+            sparse = self._protocol.sparse_positions(real, self.prompt_lengths)
+        self._hooks.sparse_positions = sparse
+        self._counter.add_tokens(real.sum(), sparse.sum())
+
+
+@contextmanager
+def applied(model: PreTrainedModel, plan: SparsityPlan, protocol: Protocol) -> Iterator[SparseSession]:
+    """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
+
+    Raises PlanError when the plan was made for a model of other shapes.
+    """
+    plan.check_model(projection_shapes(model))
+    with ExitStack() as stack:
+        session = SparseSession(model, plan, protocol)
+        stack.callback(session.close)
+        yield session

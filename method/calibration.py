@@ -1,0 +1,152 @@
+"""Calibration: a model, its calibration text, and the statistics that all methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from .errors import UserError
+from .histogram import ChannelHistogram
+from .projections import (
+    GATE_ACTIVATION_PATH,
+    PROJECTION_PATHS,
+    SITE_OF_PROJECTION,
+    decoder_blocks,
+    model_projections,
+)
+
+
+@dataclass
+class ChannelMoments:
+    """Running mean of |u| and u² for each channel."""
+
+    absolute: Tensor | float = 0.0
+    squared: Tensor | float = 0.0
+    tokens: int = 0
+
+    def update(self, u: Tensor) -> None:
+        """Add activations (..., channels)."""
+        u = u.detach().flatten(0, -2).double()
+        self.absolute = self.absolute + u.abs().sum(dim=0)
+        self.squared = self.squared + u.square().sum(dim=0)
+        self.tokens += u.shape[0]
+
+    def mean_absolute(self) -> Tensor:
+        """E|u|, (channels,) float64."""
+        return self.absolute / self.tokens
+
+    def mean_squared(self) -> Tensor:
+        """E[u²], (channels,) float64."""
+        return self.squared / self.tokens
+
+
+@dataclass
+class BlockStatistics:
+    """What one block's activations look like: magnitudes at each site, and moments of up's output."""
+
+    magnitudes: dict[str, ChannelHistogram] = field(default_factory=dict)
+    """By site: attention_input, attention_output, mlp_input, mlp_hidden, gate_activation."""
+    up_output: ChannelMoments = field(default_factory=ChannelMoments)
+
+
+@dataclass
+class Calibration:
+    """A model with its calibration tokens; statistics are streamed once, when first asked for."""
+
+    model: PreTrainedModel
+    input_ids: Tensor
+    """(sequences, length), every position a real token."""
+    batch_size: int = 8
+    """Sequences a forward pass."""
+
+    def __post_init__(self) -> None:
+        decoder_blocks(self.model)  # an unsupported family is refused before any work
+        if self.input_ids.ndim != 2 or self.input_ids.numel() == 0:
+            raise UserError("calibration needs at least one sequence of tokens; give it a longer text")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every block projection."""
+        return {name: tuple(linear.weight.shape) for name, linear in model_projections(self.model).items()}
+
+    @cached_property
+    def column_norms(self) -> dict[str, Tensor]:
+        """‖W[:, i]‖₂ of every projection, (in,) float32."""
+        return {
+            name: linear.weight.detach().float().norm(dim=0)
+            for name, linear in model_projections(self.model).items()
+        }
+
+    @cached_property
+    def statistics(self) -> list[BlockStatistics]:
+        """Activation statistics by block, from one pass over all calibration tokens."""
+        return collect_statistics(self.model, self.input_ids, self.batch_size)
+
+    def search_tokens(self, tokens: int) -> Tensor:
+        """The first sequences that together hold `tokens` tokens, shortened where one sequence is longer.
+
+        Returns (rows, length) on the model's device. Raises UserError when there is less text than asked for.
+        """
+        sequences, length = self.input_ids.shape
+        if tokens > sequences * length:
+            raise UserError(
+                f"the search wants {tokens} calibration tokens but there are {sequences * length}; "
+                "raise calibration.sequences or lower the method's search tokens"
+            )
+        length = min(length, tokens)
+        return self.input_ids[: tokens // length, :length].to(self.device)
+
+
+@torch.inference_mode()
+def collect_statistics(model: PreTrainedModel, input_ids: Tensor, batch_size: int) -> list[BlockStatistics]:
+    """One dense pass over `input_ids` (sequences, length), keeping histograms and moments only."""
+    blocks = decoder_blocks(model)
+    device = next(model.parameters()).device
+    statistics = [BlockStatistics() for _ in blocks]
+    handles: list[RemovableHandle] = []
+    # One projection of each site stands for all that share its input.
+    site_projection = {site: name for name, site in reversed(SITE_OF_PROJECTION.items())}
+    for block, collected in zip(blocks, statistics, strict=True):
+        for site, name in site_projection.items():
+            linear = block.get_submodule(PROJECTION_PATHS[name])
+            histogram = ChannelHistogram(linear.in_features, device)
+            collected.magnitudes[site] = histogram
+            handles.append(linear.register_forward_pre_hook(_input_recorder(histogram)))
+        up = block.get_submodule(PROJECTION_PATHS["up"])
+        gate_histogram = ChannelHistogram(up.out_features, device)
+        collected.magnitudes["gate_activation"] = gate_histogram
+        activation = block.get_submodule(GATE_ACTIVATION_PATH)
+        handles.append(activation.register_forward_hook(_output_recorder(gate_histogram)))
+        handles.append(up.register_forward_hook(_output_recorder(collected.up_output)))
+    try:
+        for batch in tqdm(input_ids.split(batch_size), desc="calibration", unit="batch", leave=False):
+            model.model(input_ids=batch.to(device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return statistics
+
+
+def _input_recorder(histogram: ChannelHistogram) -> object:
+    def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        histogram.update(inputs[0])
+
+    return record
+
+
+def _output_recorder(collector: ChannelHistogram | ChannelMoments) -> object:
+    def record(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        collector.update(output)
+
+    return record

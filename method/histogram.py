@@ -1,0 +1,75 @@
+"""Magnitudes of each channel as histograms: one pass gives every threshold at every sparsity and every α."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOWEST_OCTAVE, HIGHEST_OCTAVE = -22, 12
+BINS_PER_OCTAVE = 16
+BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
+BISECTIONS = 40
+"""Halvings of the search range; 40 leave less than float32 can tell apart."""
+
+
+class ChannelHistogram:
+    """Streaming histograms of log2|x_i|, one for each channel of an activation site.
+
+    A score |x_i|·w_i only shifts channel i's histogram by log2 w_i, so the quantile of the scores is known
+    for every weighting without seeing the activations again. Values outside 2^-22 … 2^12 count at the ends.
+    """
+
+    def __init__(self, channels: int, device: torch.device | str) -> None:
+        self.counts = torch.zeros(channels, BINS, dtype=torch.int32, device=device)
+        self._cumulative: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.counts.shape[0]
+
+    def update(self, x: Tensor) -> None:
+        """Add activations (..., channels)."""
+        self._cumulative = None
+        magnitudes = x.detach().reshape(-1, self.channels).float().abs()
+        bins = (magnitudes.log2() - LOWEST_OCTAVE) * BINS_PER_OCTAVE
+        bins = bins.nan_to_num(nan=BINS - 1, neginf=0).clamp(0, BINS - 1).long()
+        bins += torch.arange(self.channels, device=bins.device) * BINS
+        counted = torch.bincount(bins.flatten(), minlength=self.counts.numel())
+        self.counts += counted.view_as(self.counts).int()
+
+    def sparsity_below(self, log2_thresholds: Tensor) -> Tensor:
+        """Share of all activations with |x_i| below its channel's threshold.
+
+        log2_thresholds: (candidates, channels). Returns (candidates,) float64.
+        """
+        if self._cumulative is None:
+            running = self.counts.double().cumsum(dim=1)
+            self._cumulative = torch.cat([torch.zeros_like(running[:, :1]), running], dim=1)
+        position = ((log2_thresholds.double() - LOWEST_OCTAVE) * BINS_PER_OCTAVE).clamp(0, BINS)
+        left = position.floor().clamp_max(BINS - 1).long()
+        channel = torch.arange(self.channels, device=left.device)
+        below, above = self._cumulative[channel, left], self._cumulative[channel, left + 1]
+        # Within a bin the mass is taken as even in log magnitude.
+        counted = below + (above - below) * (position - left)
+        return counted.sum(dim=1) / self._cumulative[:, -1].sum()
+
+    def thresholds(self, weights: Tensor, sparsities: Tensor) -> Tensor:
+        """Per-channel thresholds τ/w_i on |x_i|, τ being the `sparsity` quantile of the scores |x_i|·w_i.
+
+        weights: (channels,) or (candidates, channels), positive; sparsities: (candidates,) in [0, 1].
+        Returns (candidates, channels) float32: 0 where the sparsity is 0 (everything is kept), infinity
+        where it is 1.
+        """
+        log2_weights = weights.to(self.counts.device).double().log2()
+        sparsities = sparsities.to(self.counts.device).double()
+        low = torch.full_like(sparsities, LOWEST_OCTAVE) + log2_weights.amin(dim=-1)
+        high = torch.full_like(sparsities, HIGHEST_OCTAVE) + log2_weights.amax(dim=-1)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            too_low = self.sparsity_below(middle[:, None] - log2_weights) < sparsities
+            low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
+        thresholds = (high[:, None] - log2_weights).exp2().float()
+        thresholds[sparsities <= 0] = 0.0
+        thresholds[sparsities >= 1] = torch.inf
+        return thresholds

@@ -1,0 +1,88 @@
+"""Realised sparsity and the bytes of weights that a sparsely computed token reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .plan import SparsityPlan
+from .projections import PROJECTIONS, decoder_blocks, key, model_projections, split_key
+
+
+class TrafficCounter:
+    """Counts kept channels during evaluation; sums stay on the device until `report`."""
+
+    def __init__(self, model: PreTrainedModel, plan: SparsityPlan) -> None:
+        linears = model_projections(model)
+        self._shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
+        self._bytes_per_weight = next(iter(linears.values())).weight.element_size()
+        self._blocks = len(decoder_blocks(model))
+        self._ranks = {name: rule.rank for name, rule in plan.rules.items()}
+        self._gated = sorted(plan.gate_thresholds)
+        self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head
+            parameter.numel() for parameter in model.model.layers.parameters() if parameter.ndim == 1
+        )
+        self._always_read += model.model.norm.weight.numel() + model.lm_head.weight.numel()
+        self._kept: dict[str, Tensor] = {}
+        self._tokens: Tensor | int = 0
+        self._sparse_tokens: Tensor | int = 0
+
+    def add_tokens(self, real: Tensor, sparse: Tensor) -> None:
+        """Count one forward pass: real tokens, and those of them computed sparsely."""
+        self._tokens = self._tokens + real
+        self._sparse_tokens = self._sparse_tokens + sparse
+
+    def add_kept(self, name: str, kept: Tensor) -> None:
+        """Count the kept (token, channel) pairs of one projection in one forward pass."""
+        self._kept[name] = self._kept.get(name, 0) + kept
+
+    def _kept_shares(self, sparse_tokens: int) -> dict[str, float]:
+        """Share of its weights that each projection reads for a sparse token, low-rank factors left out."""
+        shares = dict.fromkeys(self._shapes, 1.0)
+        if not sparse_tokens:
+            return shares
+        for name, kept in self._kept.items():
+            block, part = split_key(name)
+            if part == "gate_activation":
+                neurons = self._shapes[key(block, "down")][1]
+                share = int(kept) / (sparse_tokens * neurons)
+                shares[key(block, "up")] = shares[key(block, "down")] = share
+            else:
+                shares[name] = int(kept) / (sparse_tokens * self._shapes[name][1])
+        return shares
+
+    def report(self) -> dict[str, Any]:
+        """JSON-able; sparsities are means weighted by matrix size, bytes are per decoded token.
+
+        Without a sparse token so far, the realised figures are those of dense computation.
+        """
+        tokens, sparse_tokens = int(self._tokens), int(self._sparse_tokens)
+        shares = self._kept_shares(sparse_tokens)
+        sizes = {name: out * inner for name, (out, inner) in self._shapes.items()}
+        low_rank = sum(rank * sum(self._shapes[name]) for name, rank in self._ranks.items())
+
+        def sparsity(names: list[str]) -> float:
+            return 1.0 - sum(shares[n] * sizes[n] for n in names) / sum(sizes[n] for n in names)
+
+        overall = sparsity(list(sizes))
+        sparse_share = sparse_tokens / tokens if tokens else 0.0
+        dense_weights = sum(sizes.values())
+        read = dense_weights * (1.0 - overall) + low_rank
+        return {
+            "realised_sparsity": overall,
+            "realised_sparsity_all_tokens": overall * sparse_share,
+            "sparse_token_share": sparse_share,
+            "by_projection": {
+                name: sparsity([n for n in sizes if split_key(n)[1] == name]) for name in PROJECTIONS
+            },
+            "by_block": [
+                sparsity([n for n in sizes if split_key(n)[0] == block]) for block in range(self._blocks)
+            ],
+            "low_rank_share": low_rank / dense_weights,
+            "bytes_per_token": (read + self._always_read) * self._bytes_per_weight,
+            "dense_bytes_per_token": (dense_weights + self._always_read) * self._bytes_per_weight,
+            "tokens": tokens,
+            "sparse_tokens": sparse_tokens,
+        }

@@ -1,0 +1,99 @@
+"""WiSparse (arXiv 2602.14452): weight-aware scores, evolutionary sparsity over blocks, greedy inside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from .allocation import (
+    BlockSearchSettings,
+    evolve_block_sparsities,
+    uniform_inside_blocks,
+    uniform_over_blocks,
+)
+from .alpha_search import search_alphas
+from .base import Method
+from .block_probe import squared_error, walk_blocks
+from .calibration import Calibration
+from .evolutionary import EvolutionarySearch
+from .greedy import GreedySettings, allocate_greedily
+from .plan import SparsityPlan
+from .projections import PROJECTIONS, key
+from .rules import RuleBuilder, StaticThreshold
+from .stages import SearchCost
+
+
+@dataclass(frozen=True)
+class WiSparse(Method):
+    """Scores |x|·c^α under static thresholds; sparsity over blocks, then inside them, then α by layer.
+
+    Each stage can be left out: without `coarse` every block has the same sparsity, without `fine` every
+    projection of a block, without `alpha_search` every layer has the exponent `alpha`.
+    """
+
+    coarse: bool
+    fine: bool
+    alpha_search: bool
+    alpha: float
+    """Exponent while stages 1 and 2 search, and the start of stage 3; the paper does not say."""
+    alpha_step: float
+    alpha_largest: float
+    others_sparse: bool
+    """Whether the other projections of the block are sparse while one α is searched; the paper does not say."""
+    evolution: EvolutionarySearch
+    greedy_step: float
+    divergence_tokens: int
+    block_tokens: int
+    batch_tokens: int
+    seed: int
+
+    @property
+    def alpha_grid(self) -> list[float]:
+        """0, step, 2·step, … up to the largest."""
+        count = int(self.alpha_largest / self.alpha_step + 1e-9) + 1
+        return [round(i * self.alpha_step, 6) for i in range(count)]
+
+    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
+        cost = SearchCost()
+        with cost.stage("calibration"):
+            alphas = dict.fromkeys(calibration.shapes, self.alpha)
+            builder = RuleBuilder(calibration, StaticThreshold(), alphas)
+            _ = calibration.statistics
+        searching = sparsity > 0.0  # a dense plan leaves nothing to search
+        blocks, history = uniform_over_blocks(calibration, sparsity), []
+        if self.coarse and searching:
+            with cost.stage("coarse"):
+                settings = BlockSearchSettings(self.evolution, self.divergence_tokens, self.batch_tokens)
+                blocks, history = evolve_block_sparsities(
+                    calibration, builder, sparsity, settings, self.seed, cost
+                )
+        sparsities = uniform_inside_blocks(blocks)
+        if self.fine and searching:
+            with cost.stage("greedy"):
+                settings = GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, squared_error)
+                sparsities = allocate_greedily(calibration, builder, blocks, settings, cost)
+        if self.alpha_search and searching:
+            with cost.stage("alpha"):
+                alphas = self._search_alphas(calibration, builder, sparsities, cost)
+                builder = RuleBuilder(calibration, StaticThreshold(), alphas)
+        with cost.stage("thresholds"):
+            provenance = {"block_sparsities": blocks, "divergence_by_generation": history}
+            plan = builder.plan(sparsities, provenance)
+        plan.provenance |= cost.to_dict()
+        return plan
+
+    @torch.inference_mode()
+    def _search_alphas(
+        self, calibration: Calibration, builder: RuleBuilder, sparsities: dict[str, float], cost: SearchCost
+    ) -> dict[str, float]:
+        found: dict[str, float] = {}
+        input_ids = calibration.search_tokens(self.block_tokens)
+        walk = walk_blocks(calibration.model, input_ids, self.batch_tokens)
+        total = len(sparsities) // len(PROJECTIONS)
+        for probe in tqdm(walk, desc="alpha search", total=total, unit="block", leave=False):
+            inside = {name: sparsities[key(probe.index, name)] for name in PROJECTIONS}
+            alphas = search_alphas(probe, builder, inside, self.alpha_grid, self.others_sparse, cost)
+            found |= {key(probe.index, name): alpha for name, alpha in alphas.items()}
+        return found
