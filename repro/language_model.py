@@ -28,6 +28,11 @@ class Session(Protocol):
     prompt_lengths: torch.Tensor | None
 
 
+def longest_sequence(model: PreTrainedModel) -> int:
+    """Tokens of the longest sequence that the model's positions allow."""
+    return int(model.config.max_position_embeddings)
+
+
 class SparseLM(HFLM):
     """A causal model under lm-eval whose every sequence begins with the tokenizer's bos token.
 
@@ -47,14 +52,13 @@ class SparseLM(HFLM):
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
-        longest = getattr(model.config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
         with quiet_lm_eval():
             super().__init__(
                 pretrained=model,
                 tokenizer=tokenizer,
                 backend="causal",
                 batch_size=batch_size,
-                max_length=min(longest, max_length or DEFAULT_MAX_LENGTH),
+                max_length=min(longest_sequence(model), max_length or DEFAULT_MAX_LENGTH),
                 add_bos_token=True,
             )
         self.session = session
@@ -76,6 +80,20 @@ class SparseLM(HFLM):
         if left_truncate_len is not None:
             tokens = tokens[max(0, len(tokens) + len(start) - left_truncate_len) :]
         return start + tokens
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of the joined text, split where they leave those of the context alone.
+
+        lm-eval appends the rest to the context's own tokens, which loses text where the tokenizer merges across
+        the seam (`)` and a newline are one token in most code tokenizers).
+        """
+        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
+        shared = next(
+            (index for index, (left, right) in enumerate(zip(whole, alone, strict=False)) if left != right),
+            min(len(whole), len(alone)),
+        )
+        # Without a bos token the very first token can differ, and a token must stand before the first scored.
+        return (whole[:shared], whole[shared:]) if shared else ([self.prefix_token_id], whole)
 
     def tok_batch_encode(
         self,
@@ -124,12 +142,12 @@ class SparseLM(HFLM):
         return scores
 
     def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
-        """The context without what does not fit; its first token, bos, stays."""
+        """The context without what does not fit into the model; bos stays."""
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise ValueError(f"a continuation of {len(continuation)} tokens exceeds {self.max_length}")
-        surplus = len(context) - room
-        return context if surplus <= 0 else context[:1] + context[1 + surplus :]
+        surplus, kept = len(context) - room, len(self.start_tokens)
+        return context if surplus <= 0 else context[:kept] + context[kept + surplus :]
 
     def _batches(self, lengths: list[int], rows_at_most: int | None) -> Iterator[list[int]]:
         """Indices in batches of similar length, the longest first so that memory problems show at once."""

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wisparse.method.errors import UserError
 
 from .embedded.items import TASK_FOLDER, TASKS, load_items
-from .language_model import Session, SparseLM, quiet_lm_eval
+from .language_model import Session, SparseLM, longest_sequence, quiet_lm_eval
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task: `value` and `stderr` of `metric` in [0, 1] over `n` items; `chance` is what guessing reaches."""
+    """One task: `value`, `stderr` and `chance` (what guessing reaches) of `metric`, all in [0, 1]."""
 
     metric: str
     value: float
@@ -113,8 +113,8 @@ class Suite(Protocol):
 class EmbeddedSuite:
     """Tasks and held-out texts made from the installed sympy and networkx.
 
-    `limit` items of each task and `documents` texts are used, None for all; both are the first of a fixed random
-    order. `batch_tokens` and `batch_size` as in SparseLM.
+    `limit` items of each task and `documents` texts are used, None for all; both are the first of a fixed
+    random order. `batch_tokens` and `batch_size` as in SparseLM.
     """
 
     tasks: Sequence[str] = TASKS
@@ -127,9 +127,10 @@ class EmbeddedSuite:
         unknown = sorted(set(self.tasks) - set(TASKS))
         if unknown:
             raise UserError(f"suite.tasks: no task {', '.join(unknown)}; there are {', '.join(TASKS)}")
-        for name, value in (("limit", self.limit), ("documents", self.documents)):
-            if value is not None and value < (1 if name == "limit" else 0):
-                raise UserError(f"suite.{name} is {value}: give a positive number, or null for all")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"suite.limit is {self.limit}: give at least 1 item a task, or null for all")
+        if self.documents is not None and self.documents < 0:
+            raise UserError(f"suite.documents is {self.documents}: give 0 or more texts, or null for all")
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
@@ -149,7 +150,7 @@ class EmbeddedSuite:
 class PerplexitySuite:
     """Perplexity of a UTF-8 text file in windows of `length` tokens, each scored behind a bos token alone.
 
-    `windows` are read from the beginning, None for all; what is left at the end and fills no window is left out.
+    `windows` are read from the beginning, None for all; a rest at the end that fills no window is left out.
     """
 
     text: str
@@ -162,13 +163,12 @@ class PerplexitySuite:
     ) -> Evaluation:
         """Measure the file; raises UserError for one that is missing, not UTF-8, or shorter than a window."""
         text = read_text(self.text)
+        longest = longest_sequence(model)
+        if not 2 <= self.length <= longest:
+            raise UserError(f"suite.length is {self.length}: this model takes from 2 to {longest} tokens")
         language_model = SparseLM(
             model, tokenizer, session, batch_tokens=self.batch_tokens, max_length=self.length
         )
-        if self.length < 2 or self.length > language_model.max_length:
-            raise UserError(
-                f"suite.length is {self.length}: this model takes from 2 to {language_model.max_length} tokens"
-            )
         tokens, sizes = text_windows(tokenizer, text, self.length)
         if not tokens:
             raise UserError(

@@ -32,9 +32,10 @@ def choice_item(
 
 
 def _others(candidates: list[str], answer: str, generator: random.Random) -> list[str] | None:
-    """Three distractors drawn without repetition, or None where the file has too few."""
-    pool = sorted(set(candidates) - {answer})
-    return generator.sample(pool, CHOICES - 1) if len(pool) >= CHOICES - 1 else None
+    """Three distractors that differ in more than blanks, or None where the file has too few."""
+    pool = {" ".join(candidate.split()): candidate for candidate in sorted(candidates)}
+    pool.pop(" ".join(answer.split()), None)
+    return generator.sample(list(pool.values()), CHOICES - 1) if len(pool) >= CHOICES - 1 else None
 
 
 def next_line(module: Module, generator: random.Random) -> Iterator[Item]:

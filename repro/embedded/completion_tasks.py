@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from .choice_tasks import Item, shuffled
 from .sources import Module, identifiers, is_plain, preceding
 
-WORD = re.compile(r"[A-Za-z_]\w+")
+WORD = re.compile(r"\b[A-Za-z_]\w+")
 
 LONGEST_CONTEXT = 300
 """Characters, about 85 tokens."""
@@ -51,15 +51,15 @@ def complete_line(module: Module, generator: random.Random) -> Iterator[Item]:
 
 
 def _splits(earlier: str, line: str) -> list[tuple[str, str]]:
-    """Ways to cut a line behind a word in its second half, as (everything before, rest)."""
+    """Ways to cut a line behind a word in its last third, as (everything before, rest)."""
     if not is_plain(line, 16, 70):
         return []
     splits = []
     for cut in re.finditer(r"(?<=\w)(?=[ (\[])", line):
         head, rest = line[: cut.start()], line[cut.start() :]
         names = set(WORD.findall(rest))
-        late_enough = 2 * len(head.strip()) >= len(line.strip())
-        if late_enough and 4 <= len(rest) <= 24 and names and names <= set(WORD.findall(earlier + head)):
+        late_enough = 3 * len(head.strip()) >= 2 * len(line.strip())
+        if late_enough and 3 <= len(rest) <= 14 and names and names <= set(WORD.findall(earlier + head)):
             splits.append((earlier + head, rest))
     return splits
 
