@@ -53,13 +53,18 @@ class BudgetedRules:
         out, inner = self.calibration.shapes[name]
         return int((1.0 - share) * (1.0 - self.sparsity) * out * inner / (out + inner) + 1e-9)
 
+    def kept_channels(self, name: str, share: float) -> float:
+        """Share of the channels kept: what the low-rank path leaves of the budget, ρ·C up to its rounding."""
+        out, inner = self.calibration.shapes[name]
+        return 1.0 - self.sparsity - self.rank(name, share) * (out + inner) / (out * inner)
+
     def rule(self, name: str, share: float) -> ProjectionRule:
-        """The rule of one projection: threshold at ρ·C kept channels, plus the low-rank path."""
+        """The rule of one projection: a threshold for its channels, plus the low-rank path."""
         if (name, share) not in self._rules:
             # The published code weighs |x| by column norms where there is a low-rank path; the paper does not.
             alpha = 1.0 if self.score == "code" and share < 1.0 else 0.0
             builder = RuleBuilder(self.calibration, StaticThreshold(), {name: alpha})
-            rule = final(builder.one(name, 1.0 - share * (1.0 - self.sparsity)))
+            rule = final(builder.one(name, 1.0 - self.kept_channels(name, share)))
             rank = self.rank(name, share)
             if rank:
                 weight = model_projections(self.calibration.model)[name].weight

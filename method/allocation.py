@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .divergence import OutputDivergence
+from .errors import UserError
 from .evolutionary import EvolutionarySearch
 from .projections import PROJECTIONS, decoder_blocks, key, split_key
 from .rules import RuleBuilder, select
@@ -50,6 +51,11 @@ def evolve_block_sparsities(
     best divergence in nats of each generation.
     """
     evolution = settings.evolution
+    if not evolution.minimum <= sparsity <= evolution.maximum:
+        raise UserError(
+            f"sparsity {sparsity} lies outside the bounds of a block's sparsity, {evolution.minimum} to "
+            f"{evolution.maximum}; move method.evolution.minimum or method.evolution.maximum"
+        )
     divergence = OutputDivergence(
         calibration.model, calibration.search_tokens(settings.tokens), settings.batch_tokens
     )

@@ -1,0 +1,96 @@
+"""Small real models for all tests: the three families with random weights, and the embedded llama-mini."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from wisparse.method.calibration import Calibration
+
+ROOT = Path(__file__).parent.parent
+CONFIGURATION = ROOT / "conf"
+METHODS = sorted(path.stem for path in (CONFIGURATION / "method").glob("*.yaml"))
+FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+
+# A search budget that runs every stage in a second.
+TINY_SEARCH = [
+    "search.generations=3",
+    "search.offspring=4",
+    "search.divergence_tokens=64",
+    "search.block_tokens=64",
+    "search.greedy_step=1.0",
+    "search.wina_greedy_step=1.0",
+    "search.alpha_step=0.5",
+    "search.share_population=3",
+    "search.share_generations=1",
+]
+
+
+def make_tiny_model(family: str, blocks: int = 2, seed: int = 0):
+    """A random model of a family whose activations are spread enough to be sparsified."""
+    configuration = FAMILIES[family](
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        **({"sliding_window": 16} if family == "mistral" else {}),
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("_proj.weight"):
+                parameter.mul_(torch.empty(parameter.shape[1]).log_normal_(0.0, 0.4))
+    return model.requires_grad_(False)
+
+
+def make_calibration(model, sequences: int = 8, length: int = 32, seed: int = 1) -> Calibration:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(model.config.vocab_size, (sequences, length), generator=generator)
+    return Calibration(model, ids)
+
+
+def make_method(name: str, *overrides: str):
+    """A method as its configuration describes it, under a tiny search budget."""
+    with initialize_config_dir(str(CONFIGURATION), version_base=None):
+        composed = compose(overrides=[f"+method={name}", "+search=quick", "+seed=0", *TINY_SEARCH, *overrides])
+    return instantiate(composed.method)
+
+
+def make_protocol(name: str):
+    with initialize_config_dir(str(CONFIGURATION), version_base=None):
+        return instantiate(compose(overrides=[f"+protocol={name}"]).protocol)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def tiny_model(request):
+    return make_tiny_model(request.param)
+
+
+@pytest.fixture
+def llama():
+    return make_tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def llama_mini():
+    path = ROOT / "repro/embedded/models/llama-mini"
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)

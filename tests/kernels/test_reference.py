@@ -1,0 +1,59 @@
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from wisparse.kernels.reference import low_rank_product, static_mask, top_k_mask
+
+
+def test_static_mask_by_hand():
+    x = torch.tensor([-2.0, 0.5, 1.0, 0.0])
+    thresholds = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert static_mask(x, thresholds).tolist() == [True, False, True, True]
+
+
+def test_top_k_mask_by_hand():
+    x = torch.tensor([[3.0, -2.0, 1.0, 0.5]])
+    assert top_k_mask(x, torch.ones(4), 2).tolist() == [[True, True, False, False]]
+    # Scores are 3, 2, 4, 4: the weights turn the order round.
+    assert top_k_mask(x, torch.tensor([1.0, 1.0, 4.0, 8.0]), 2).tolist() == [[False, False, True, True]]
+
+
+def test_channels_that_tie_are_all_kept():
+    assert top_k_mask(torch.ones(1, 4), torch.ones(4), 2).all()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_broken_activations_are_kept_and_show(broken):
+    x = torch.tensor([0.1, broken, 0.2, 0.3])
+    assert static_mask(x, torch.full((4,), 1.0)).tolist() == [False, True, False, False]
+    assert top_k_mask(x[None], torch.ones(4), 1)[0, 1]
+
+
+def test_k_by_row_equals_k_by_number():
+    x = torch.randn(5, 3, 16)
+    weights = torch.rand(16) + 0.1
+    ks = torch.tensor([0, 1, 7, 16, 7])
+    together = top_k_mask(x, weights, ks[:, None, None])
+    for row, k in enumerate(ks.tolist()):
+        assert torch.equal(together[row], top_k_mask(x[row], weights, k))
+
+
+@settings(max_examples=50, deadline=None)
+@given(channels=st.integers(1, 40), share=st.floats(0, 1), seed=st.integers(0, 10_000))
+def test_top_k_keeps_k_channels_and_the_highest(channels, share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, channels, generator=generator)
+    weights = torch.rand(channels, generator=generator) + 0.01
+    k = int(share * channels)
+    keep = top_k_mask(x, weights, k)
+    assert (keep.sum(-1) == k).all()
+    scores = x.abs() * weights
+    for row in range(3):
+        if 0 < k < channels:
+            assert scores[row][keep[row]].min() >= scores[row][~keep[row]].max()
+
+
+def test_low_rank_product_is_the_product():
+    left, right = torch.randn(6, 2, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    dropped = torch.randn(3, 5, dtype=torch.float64)
+    assert torch.allclose(low_rank_product(dropped, left, right), dropped @ (left @ right).T)

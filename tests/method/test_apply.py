@@ -1,0 +1,166 @@
+"""Execution: token policies in scoring and generation, traffic, and plans that do not fit."""
+
+import pytest
+import torch
+from wisparse.method.apply import applied
+from wisparse.method.errors import UserError
+from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
+
+from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
+
+
+@pytest.fixture
+def planned(tiny_model):
+    return tiny_model, make_method("teal_uniform").plan(make_calibration(tiny_model), 0.5)
+
+
+def ids_of(rows, length, seed=5):
+    return torch.randint(1, 128, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_generated_tokens_are_sparse_and_the_prompt_is_not(planned):
+    model, plan = planned
+    prompt, new = ids_of(2, 9), 6
+    with applied(model, plan, make_protocol("decode_only")) as session:
+        model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+        report = session.report()
+    # The last generated token is never an input.
+    assert report["tokens"] == 2 * (9 + new - 1)
+    assert report["sparse_tokens"] == 2 * (new - 1)
+    assert report["realised_sparsity"] == pytest.approx(0.5, abs=0.15)
+    assert report["realised_sparsity_all_tokens"] < report["realised_sparsity"]
+
+
+def test_decoding_with_a_cache_equals_scoring_the_whole_sequence(planned):
+    model, plan = planned
+    ids, prompt = ids_of(1, 12), 5
+    with applied(model, plan, make_protocol("decode_only")) as session:
+        session.prompt_lengths = torch.tensor([prompt])
+        whole = model(input_ids=ids).logits
+        session.prompt_lengths = None
+        output = model(input_ids=ids[:, :prompt], use_cache=True)
+        steps = [output.logits]
+        for position in range(prompt, ids.shape[1]):
+            output = model(input_ids=ids[:, position : position + 1], past_key_values=output.past_key_values)
+            steps.append(output.logits)
+    assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["half", "skip_first", "wina", "all"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_neither_logits_nor_counts(planned, name, side):
+    model, plan = planned
+    ids, padding = ids_of(1, 11), 4
+    with applied(model, plan, make_protocol(name)) as session:
+        alone, counts = model(input_ids=ids).logits, session.report()
+    filler = torch.zeros(1, padding, dtype=torch.long)
+    order = (filler, ids) if side == "left" else (ids, filler)
+    mask = torch.cat([torch.full_like(part, int(part is ids)) for part in order], 1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    with applied(model, plan, make_protocol(name)) as session:
+        padded = model(input_ids=torch.cat(order, 1), attention_mask=mask, position_ids=positions).logits
+        assert session.report()["sparse_tokens"] == counts["sparse_tokens"]
+        assert session.report()["tokens"] == 11
+        assert session.report()["realised_sparsity"] == pytest.approx(counts["realised_sparsity"], abs=2e-3)
+    place = slice(padding, None) if side == "left" else slice(0, 11)
+    assert torch.allclose(padded[:, place], alone, atol=1e-4)
+
+
+def test_traffic_by_hand():
+    model = make_tiny_model("llama")
+    shapes = make_calibration(model).shapes
+    # Everything dropped in block 0's down and q; the rest dense.
+    rules = {
+        name: ProjectionRule(thresholds=torch.full((shapes[name][1],), torch.inf)) for name in ("0.down", "0.q")
+    }
+    with applied(model, SparsityPlan(shapes, rules), make_protocol("all")) as session:
+        model(input_ids=ids_of(2, 10))
+        report = session.report()
+    block = 48 * 48 * 2 + 48 * 24 * 2 + 48 * 80 * 3
+    dropped = 48 * 48 + 48 * 80
+    assert report["realised_sparsity"] == pytest.approx(dropped / (2 * block))
+    assert report["by_projection"]["down"] == pytest.approx(0.5)
+    assert report["by_block"] == pytest.approx([dropped / block, 0.0])
+    always = 5 * 48 + 48 * 128  # norms and lm_head
+    assert report["dense_bytes_per_token"] == (2 * block + always) * 4
+    assert report["bytes_per_token"] == pytest.approx((2 * block - dropped + always) * 4)
+
+
+def test_a_dropped_gate_neuron_skips_up_and_down():
+    model = make_tiny_model("llama")
+    shapes = make_calibration(model).shapes
+    thresholds = torch.zeros(80)
+    thresholds[:20] = torch.inf
+    plan = SparsityPlan(shapes, gate_thresholds={0: thresholds, 1: thresholds})
+    ids = ids_of(1, 8)
+    with applied(model, plan, make_protocol("all")) as session:
+        sparse = model(input_ids=ids).logits
+    assert session.report()["by_projection"] == pytest.approx(
+        {"q": 0, "k": 0, "v": 0, "o": 0, "gate": 0, "up": 0.25, "down": 0.25}
+    )
+    for block in model.model.layers:
+        block.mlp.down_proj.weight[:, :20] = 0.0
+    assert torch.allclose(model(input_ids=ids).logits, sparse, atol=1e-6)
+
+
+def test_low_rank_factors_are_counted_as_bytes():
+    model = make_tiny_model("llama")
+    calibration = make_calibration(model)
+    method = make_method("rsparse", "method.search=false", "method.share=0.5")
+    with applied(model, method.plan(calibration, 0.4), make_protocol("all")) as session:
+        model(input_ids=calibration.input_ids)
+    report = session.report()
+    assert report["low_rank_share"] > 0.1
+    weights = sum(out * inner for out, inner in calibration.shapes.values())
+    read = (1 - report["realised_sparsity"] + report["low_rank_share"]) * weights
+    always = report["dense_bytes_per_token"] / 4 - weights
+    assert report["bytes_per_token"] == pytest.approx((read + always) * 4)
+
+
+def test_a_plan_for_another_model_is_refused(llama):
+    plan = make_method("teal_uniform").plan(make_calibration(llama), 0.5)
+    with (
+        pytest.raises(PlanError, match="another model"),
+        applied(make_tiny_model("llama", blocks=3), plan, make_protocol("all")),
+    ):
+        pass
+
+
+def test_a_mask_that_is_not_two_dimensional_is_refused(planned):
+    model, plan = planned
+    with applied(model, plan, make_protocol("all")), pytest.raises(UserError, match="attention mask"):
+        model(input_ids=ids_of(1, 4), attention_mask=torch.ones(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "not json", "other format"])
+def test_a_damaged_plan_is_recognised(llama, tmp_path, damage):
+    folder = tmp_path / "plan"
+    make_method("teal_uniform").plan(make_calibration(llama), 0.5).save(folder)
+    if damage == "missing":
+        (folder / "plan.safetensors").unlink()
+    elif damage == "truncated":
+        stored = folder / "plan.safetensors"
+        stored.write_bytes(stored.read_bytes()[:-10])
+    elif damage == "not json":
+        (folder / "plan.json").write_text("{")
+    else:
+        document = folder / "plan.json"
+        document.write_text(document.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(PlanError):
+        SparsityPlan.load(folder)
+
+
+def test_saving_leaves_no_temporary_files(llama, tmp_path):
+    plan = make_method("teal_uniform").plan(make_calibration(llama), 0.5)
+    plan.save(tmp_path / "plan")
+    plan.save(tmp_path / "plan")  # again, over the first
+    assert [path.name for path in tmp_path.iterdir()] == ["plan"]
+
+
+def test_a_rule_needs_exactly_one_mask():
+    with pytest.raises(ValueError, match="either thresholds or top_k"):
+        ProjectionRule()
+    with pytest.raises(ValueError, match="either thresholds or top_k"):
+        ProjectionRule(thresholds=torch.ones(2), top_k=1, weights=torch.ones(2))
+    with pytest.raises(ValueError, match="weights"):
+        ProjectionRule(top_k=1)

@@ -1,0 +1,176 @@
+"""What every method must satisfy; the list is the folder of configurations."""
+
+import functools
+import math
+
+import pytest
+import torch
+from wisparse.method.apply import applied
+from wisparse.method.errors import UserError
+from wisparse.method.plan import SparsityPlan
+from wisparse.method.projections import SITE_OF_PROJECTION, key, parameter_shares, split_key
+
+from ..conftest import FAMILIES, METHODS, make_calibration, make_method, make_protocol, make_tiny_model
+
+SPARSITY = 0.4  # within reach of every method, the feed-forward-only ones included
+
+
+@functools.cache
+def calibrated(family):
+    model = make_tiny_model(family)
+    return model, make_calibration(model)
+
+
+@functools.cache
+def planned(name, family="llama", sparsity=SPARSITY):
+    model, calibration = calibrated(family)
+    before = hook_count(model)
+    plan = make_method(name).plan(calibration, sparsity)
+    assert hook_count(model) == before  # searches clean up
+    return model, calibration, plan
+
+
+def hook_count(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_on_every_family(name, family):
+    model, calibration, plan = planned(name, family)
+    with applied(model, plan, make_protocol("all")) as session:
+        logits = model(input_ids=calibration.input_ids).logits
+    assert logits.isfinite().all()
+    report = session.report()
+    wanted = 0.0 if name == "dense" else SPARSITY
+    # Some of a low-rank method's budget is read as factors instead of as channels.
+    assert report["realised_sparsity"] - report["low_rank_share"] == pytest.approx(wanted, abs=0.03)
+    assert report["sparse_token_share"] == 1.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_realised_sparsity_is_nominal_on_calibration_data(name):
+    """Each rule drops what it should of the dense activations it was calibrated on, within a point."""
+    llama, calibration, plan = planned(name)
+    shares = parameter_shares(llama.model.layers[0])
+    blocks = len(llama.model.layers)
+    dropped = {}
+    inputs = recorded_inputs(llama, calibration.input_ids)
+    for full_name, rule in plan.rules.items():
+        x = inputs[full_name]
+        _, keep = scores_and_mask(x, rule)
+        dropped[full_name] = (
+            1.0
+            - keep.float().mean().item()
+            - rule.rank * sum(calibration.shapes[full_name]) / math.prod(calibration.shapes[full_name])
+        )
+    for block, thresholds in plan.gate_thresholds.items():
+        gate = inputs[f"{block}.gate_activation"]
+        share = (gate.abs() < thresholds).float().mean().item()
+        dropped[key(block, "up")] = dropped[key(block, "down")] = share
+    mean = sum(value * shares[split_key(n)[1]] for n, value in dropped.items()) / blocks
+    assert mean == pytest.approx(0.0 if name == "dense" else SPARSITY, abs=0.01)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_kept_channels_have_the_highest_scores(name):
+    llama, calibration, plan = planned(name)
+    inputs = recorded_inputs(llama, calibration.input_ids)
+    for full_name, rule in plan.rules.items():
+        scores, keep = scores_and_mask(inputs[full_name], rule)
+        if rule.top_k is not None:  # within each token
+            kept = scores.masked_fill(~keep, torch.inf).amin(-1)
+            lost = scores.masked_fill(keep, -torch.inf).amax(-1)
+            assert (kept >= lost).all()
+        elif keep.any() and not keep.all():  # over all tokens
+            assert scores[keep].min() >= scores[~keep].max() * (1 - 1e-5)
+
+
+def recorded_inputs(model, input_ids):
+    """Dense inputs of every projection and outputs of the gate activations."""
+    inputs, handles = {}, []
+    for index, block in enumerate(model.model.layers):
+        modules = {"attention": block.self_attn, "mlp": block.mlp}
+        for projection in SITE_OF_PROJECTION:
+            linear = getattr(modules["attention" if projection in "qkvo" else "mlp"], f"{projection}_proj")
+            full_name = key(index, projection)
+            handles.append(
+                linear.register_forward_pre_hook(lambda _, x, name=full_name: inputs.__setitem__(name, x[0]))
+            )
+        handles.append(
+            block.mlp.act_fn.register_forward_hook(
+                lambda _, __, y, name=f"{index}.gate_activation": inputs.__setitem__(name, y)
+            )
+        )
+    model(input_ids=input_ids)
+    for handle in handles:
+        handle.remove()
+    return inputs
+
+
+def scores_and_mask(x, rule):
+    """Scores and kept channels computed apart from the suite's own kernels."""
+    if rule.top_k is not None:
+        scores = x.abs() * rule.weights
+        order = scores.argsort(dim=-1, descending=True)
+        keep = torch.zeros_like(x, dtype=torch.bool).scatter(-1, order[..., : rule.top_k], True)
+        return scores, keep
+    positive = rule.thresholds > 0
+    scores = torch.where(positive, x.abs() / rule.thresholds.clamp_min(1e-30), torch.inf)
+    return scores, (x.abs() >= rule.thresholds)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_survives_its_file_exactly(name, tmp_path):
+    llama, calibration, plan = planned(name)
+    plan.save(tmp_path / "plan")
+    again = SparsityPlan.load(tmp_path / "plan")
+    assert again.shapes == plan.shapes
+    assert again.provenance == plan.provenance
+    assert list(again.rules) == list(plan.rules)
+    for full_name, rule in plan.rules.items():
+        for part, value in vars(rule).items():
+            other = getattr(again.rules[full_name], part)
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+    assert all(torch.equal(plan.gate_thresholds[b], t) for b, t in again.gate_thresholds.items())
+    with applied(llama, plan, make_protocol("half")):
+        one = llama(input_ids=calibration.input_ids).logits
+    with applied(llama, again, make_protocol("half")):
+        assert torch.equal(llama(input_ids=calibration.input_ids).logits, one)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sparsity_zero_is_dense_bit_for_bit(name):
+    llama, calibration, plan = planned(name, sparsity=0.0)
+    dense = llama(input_ids=calibration.input_ids).logits
+    with applied(llama, plan, make_protocol("all")) as session:
+        assert torch.equal(llama(input_ids=calibration.input_ids).logits, dense)
+    assert session.report()["realised_sparsity"] == 0.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_hook_outlives_the_context(name):
+    llama, calibration, plan = planned(name)
+    before = hook_count(llama)
+    dense = llama(input_ids=calibration.input_ids).logits
+    with pytest.raises(IndexError), applied(llama, plan, make_protocol("all")):
+        llama(input_ids=torch.tensor([[llama.config.vocab_size]]))  # fails inside the context
+    assert hook_count(llama) == before
+    assert torch.equal(llama(input_ids=calibration.input_ids).logits, dense)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_seed_gives_the_same_plan(name):
+    _, calibration, plan = planned(name)
+    again = make_method(name).plan(calibration, SPARSITY)
+    for full_name, rule in plan.rules.items():
+        other = again.rules[full_name]
+        assert rule.top_k == other.top_k
+        assert rule.thresholds is None or torch.equal(rule.thresholds, other.thresholds)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, math.nan])
+def test_sparsity_out_of_range_is_refused(name, sparsity):
+    with pytest.raises(UserError, match="sparsity must be"):
+        make_method(name).plan(calibrated("llama")[1], sparsity)

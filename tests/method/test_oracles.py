@@ -1,0 +1,198 @@
+"""Each part against an answer known beforehand: by hand, by brute force, or by an invariance."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from wisparse.method.alpha_search import search_alphas
+from wisparse.method.apply import applied
+from wisparse.method.block_probe import late_norm_error, squared_error, walk_blocks
+from wisparse.method.divergence import OutputDivergence
+from wisparse.method.errors import UserError
+from wisparse.method.greedy import greedy_allocation
+from wisparse.method.plan import SparsityPlan
+from wisparse.method.projections import PROJECTIONS, key, parameter_shares
+from wisparse.method.rules import RuleBuilder, StaticThreshold, TopK
+from wisparse.method.stages import SearchCost
+
+from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
+
+WITHOUT_SEARCH = ("method.coarse=false", "method.fine=false", "method.alpha_search=false")
+
+
+def logits_under(model, plan, ids, protocol="all"):
+    with applied(model, plan, make_protocol(protocol)):
+        return model(input_ids=ids).logits
+
+
+def rescaled(model, seed=3):
+    """The same function: norm gains ÷ c, and the columns that they feed × c.
+
+    Powers of two, so that not even rounding differs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def factors(n):
+        return 2.0 ** torch.randint(-3, 4, (n,), generator=generator)
+
+    for block in model.model.layers:
+        for norm, consumers in (
+            (block.input_layernorm, (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)),
+            (block.post_attention_layernorm, (block.mlp.gate_proj, block.mlp.up_proj)),
+        ):
+            c = factors(len(norm.weight))
+            norm.weight.div_(c)
+            for linear in consumers:
+                linear.weight.mul_(c)
+    return model
+
+
+def test_without_search_alpha_0_is_teal(llama):
+    calibration = make_calibration(llama)
+    ours = make_method("wisparse", *WITHOUT_SEARCH, "method.alpha=0.0").plan(calibration, 0.5)
+    teal = make_method("teal_uniform").plan(calibration, 0.5)
+    for name, rule in teal.rules.items():
+        assert torch.equal(ours.rules[name].thresholds, rule.thresholds)
+        assert rule.thresholds.unique().numel() == 1
+
+
+def test_alpha_1_is_the_score_of_wina(llama):
+    calibration = make_calibration(llama)
+    ours = make_method("wisparse", *WITHOUT_SEARCH, "method.alpha=1.0").plan(calibration, 0.5)
+    wina = make_method("wina", "method.greedy=false").plan(calibration, 0.5)
+    for name, rule in wina.rules.items():
+        assert torch.equal(rule.weights, calibration.column_norms[name])
+        thresholds_on_scores = ours.rules[name].thresholds * rule.weights
+        assert torch.allclose(thresholds_on_scores, thresholds_on_scores[:1])
+        assert rule.top_k == math.floor(len(rule.weights) * 0.5)
+
+
+def test_alpha_1_survives_a_rescale_that_changes_no_output_and_teal_does_not():
+    plain, scaled = make_tiny_model("llama"), rescaled(make_tiny_model("llama"))
+    calibrations = [make_calibration(model) for model in (plain, scaled)]
+    ids = calibrations[0].input_ids
+    assert torch.equal(plain(input_ids=ids).logits, scaled(input_ids=ids).logits)
+    differences = {}
+    for name, overrides in (("wisparse", (*WITHOUT_SEARCH, "method.alpha=1.0")), ("teal_uniform", ())):
+        plans = [make_method(name, *overrides).plan(c, 0.5) for c in calibrations]
+        sparse = [logits_under(c.model, p, ids) for c, p in zip(calibrations, plans, strict=True)]
+        differences[name] = (sparse[0] - sparse[1]).abs().max().item()
+    assert differences["wisparse"] < 1e-4
+    assert differences["teal_uniform"] > 0.1
+
+
+@pytest.mark.parametrize("target", [0.0, 0.1, 0.5, 0.93])
+@pytest.mark.parametrize("mask", [StaticThreshold(), TopK()])
+def test_greedy_meets_its_target_and_stays_in_bounds(llama, target, mask):
+    calibration = make_calibration(llama)
+    builder = RuleBuilder(calibration, mask, dict.fromkeys(calibration.shapes, 1.0))
+    probe = next(walk_blocks(llama, calibration.search_tokens(64), 4096))
+    found = greedy_allocation(probe, builder, target, 0.5, late_norm_error, SearchCost())
+    assert sum(found[name] * probe.shares[name] for name in PROJECTIONS) == pytest.approx(target, abs=1e-6)
+    assert all(0.0 <= sparsity <= 1.0 for sparsity in found.values())
+
+
+def test_greedy_takes_what_costs_nothing_first(llama):
+    # With up at zero the feed-forward part gives nothing, sparse or dense.
+    llama.model.layers[0].mlp.up_proj.weight.zero_()
+    calibration = make_calibration(llama)
+    builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
+    probe = next(walk_blocks(llama, calibration.search_tokens(64), 4096))
+    free = sum(probe.shares[name] for name in ("gate", "up", "down"))
+    found = greedy_allocation(probe, builder, 0.9 * free, 0.3, squared_error, SearchCost())
+    assert [found[name] for name in ("q", "k", "v", "o")] == [0.0] * 4
+
+
+def test_block_errors_equal_those_of_the_whole_model(llama):
+    """Candidates batched on one block against a plan applied to the model, one at a time."""
+    calibration = make_calibration(llama)
+    builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.5))
+    ids, _ = calibration.search_tokens(128), calibration.statistics
+    outputs = []
+    handle = llama.model.layers[1].register_forward_hook(lambda _, __, y: outputs.append(y))
+    llama(input_ids=ids)
+    sparsities = torch.tensor([0.3, 0.6, 0.8])
+    for sparsity in sparsities.tolist():
+        plan = builder.plan({key(1, "down"): sparsity, key(1, "q"): sparsity}, {})
+        logits_under(llama, plan, ids)
+    handle.remove()
+    probe = list(walk_blocks(llama, ids, 64))[1]
+    rules = {name: builder.candidates(key(1, name), sparsities) for name in ("down", "q")}
+    batched = probe.errors(rules, 3, squared_error)  # in turns: a forward pass holds fewer than asked for
+    direct = [(y - outputs[0]).square().mean().item() for y in outputs[1:]]
+    assert batched.tolist() == pytest.approx(direct, rel=1e-4)
+
+
+def test_the_chosen_alpha_is_the_best_of_the_grid(llama):
+    calibration = make_calibration(llama)
+    builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
+    probe = next(walk_blocks(llama, calibration.search_tokens(128), 4096))
+    grid = [0.0, 0.5, 1.0, 1.4]
+    only_down = dict.fromkeys(PROJECTIONS, 0.0) | {"down": 0.6}
+    found = search_alphas(probe, builder, only_down, grid, others_sparse=True, cost=SearchCost())
+
+    x, down = [], llama.model.layers[0].mlp.down_proj
+    handle = down.register_forward_pre_hook(lambda _, inputs: x.append(inputs[0]))
+    probe.block(probe.hidden, **probe.keywords)
+    handle.remove()
+    errors = []
+    for alpha in grid:
+        t = builder.candidates(key(0, "down"), torch.tensor([0.6]), alpha).thresholds[0, 0]
+        errors.append(F.linear(torch.where(x[0].abs() < t, x[0], 0), down.weight).square().mean().item())
+    assert found["down"] == grid[errors.index(min(errors))]
+    assert [found[name] for name in PROJECTIONS if name != "down"] == [0.0] * 6  # nothing to choose
+
+
+def test_divergence_is_the_kl_of_the_applied_plan(llama):
+    calibration = make_calibration(llama)
+    builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 1.0))
+    ids = calibration.search_tokens(96)
+    sparsities = torch.tensor([0.0, 0.4, 0.7])
+    rules = {name: builder.candidates(name, sparsities) for name in calibration.shapes}
+    batched = OutputDivergence(llama, ids, batch_tokens=200)(rules, 3)
+    dense = llama(input_ids=ids).logits.log_softmax(-1)
+    for found, sparsity in zip(batched.tolist(), sparsities.tolist(), strict=True):
+        plan = builder.plan(dict.fromkeys(calibration.shapes, sparsity), {})
+        sparse = logits_under(llama, plan, ids).log_softmax(-1)
+        kl = F.kl_div(sparse, dense, log_target=True, reduction="none").sum(-1).mean().item()
+        assert found == pytest.approx(kl, abs=1e-5)
+    assert batched[0].item() == pytest.approx(0.0, abs=1e-6)
+    assert batched[1] < batched[2]
+
+
+def test_wisparse_keeps_the_budget_through_all_its_stages(llama):
+    plan = make_method("wisparse").plan(make_calibration(llama), 0.5)
+    blocks = plan.provenance["block_sparsities"]
+    assert sum(blocks) / len(blocks) == pytest.approx(0.5, abs=1e-12)
+    shares = parameter_shares(llama.model.layers[0])
+    for block, target in enumerate(blocks):
+        inside = sum(plan.provenance["sparsities"][key(block, n)] * shares[n] for n in PROJECTIONS)
+        assert inside == pytest.approx(target, abs=1e-6)
+    assert list(plan.provenance["stages"]) == ["calibration", "coarse", "greedy", "alpha", "thresholds"]
+    assert plan.provenance["evaluations_by_stage"]["coarse"] == 3 * 4
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine", "alpha_search"])
+def test_every_stage_can_be_left_out(llama, stage):
+    calibration = make_calibration(llama)
+    plan = make_method("wisparse", f"method.{stage}=false").plan(calibration, 0.5)
+    left_out = {"coarse": "coarse", "fine": "greedy", "alpha_search": "alpha"}[stage]
+    assert left_out not in plan.provenance["stages"]
+    assert len(plan.provenance["stages"]) == 4
+
+
+def test_too_high_a_sparsity_for_the_block_bounds_says_what_to_move(llama):
+    with pytest.raises(UserError, match=r"evolution\.maximum"):
+        make_method("wisparse").plan(make_calibration(llama), 0.97)
+
+
+def test_a_search_that_wants_more_text_than_there_is_says_so(llama):
+    with pytest.raises(UserError, match=r"calibration\.sequences"):
+        make_method("teal", "method.block_tokens=100000").plan(make_calibration(llama), 0.5)
+
+
+def test_a_plan_keeps_its_shapes(llama):
+    plan = make_method("teal").plan(make_calibration(llama), 0.5)
+    assert isinstance(plan, SparsityPlan)
+    assert plan.shapes["0.down"] == (48, 80)
