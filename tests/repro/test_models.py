@@ -1,0 +1,181 @@
+"""Checkpoints: what loads, and the one line that says why another does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError
+from safetensors.torch import load_file, save_file
+from wisparse.method.errors import UserError
+from wisparse.repro.configuration import REPOSITORY
+from wisparse.repro.models import check_safetensors, find_checkpoint, load_model, resolve_device
+
+LLAMA_MINI = REPOSITORY / "repro/embedded/models/llama-mini"
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def settings(folder: Path | None, **changes: object) -> dict[str, object]:
+    base = {
+        "name": None,
+        "source": "folder",
+        "path": folder and str(folder),
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return base | changes
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of llama-mini that a test may damage; its large files are links until then."""
+    folder = tmp_path / "my-llama"
+    folder.mkdir()
+    for path in LLAMA_MINI.iterdir():
+        if path.suffix == ".safetensors":
+            (folder / path.name).symlink_to(path)
+        elif path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def test_a_local_checkpoint_loads_with_its_own_tokenizer(checkpoint):
+    found = find_checkpoint(settings(checkpoint))
+    loaded = load_model(found)
+    assert (found.name, found.family) == ("my-llama", "llama")
+    assert loaded.tokenizer.bos_token_id == 0
+    assert next(loaded.model.parameters()).dtype == torch.float32
+    assert not loaded.model.training
+    assert load_model(find_checkpoint(settings(checkpoint))) is loaded
+
+
+def test_the_fingerprint_is_of_the_content(checkpoint):
+    same = find_checkpoint(settings(checkpoint)).fingerprint
+    assert same == find_checkpoint(settings(LLAMA_MINI)).fingerprint
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint.parent / "other").mkdir()
+    other = shutil.copytree(checkpoint, checkpoint.parent / "other", symlinks=True, dirs_exist_ok=True)
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-6}))
+    assert find_checkpoint(settings(other)).fingerprint != same
+
+
+def _truncate(folder: Path) -> None:
+    content = (folder / SHARD).read_bytes()
+    (folder / SHARD).unlink()
+    (folder / SHARD).write_bytes(content[: len(content) // 2])
+
+
+def _garble(folder: Path) -> None:
+    (folder / SHARD).unlink()
+    (folder / SHARD).write_bytes(b"<html>not found</html>")
+
+
+def _other_family(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+
+
+def _quantize(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
+
+
+def _unlink(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def _write(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, "fetch it again"),
+        (_garble, "truncated or no safetensors file"),
+        (_unlink(SHARD), "is missing"),
+        (_unlink("config.json"), "has no config.json"),
+        (_write("config.json", "{"), "not valid JSON"),
+        (_unlink("model.safetensors.index.json"), "holds no safetensors weights"),
+        (_write("model.safetensors.index.json", "{}"), "lists no weights"),
+        (_other_family, "'gpt2' is not supported; take a model of Llama, Mistral, Qwen2"),
+        (_quantize, "quantized"),
+        (_unlink("tokenizer.json"), "has no tokenizer"),
+        (_write("tokenizer.json", "{}"), "the tokenizer cannot be loaded"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(checkpoint, damage, message):
+    damage(checkpoint)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(find_checkpoint(settings(checkpoint)))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_absent_are_never_made_up(checkpoint):
+    tensors = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        tensors |= load_file(path)
+        path.unlink()
+    (checkpoint / "model.safetensors.index.json").unlink()
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing.*layers\.3\.mlp\.up_proj"):
+        load_model(find_checkpoint(settings(checkpoint)))
+
+
+def test_one_byte_too_few_is_seen(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.arange(6.0)}, path)
+    check_safetensors(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="fetch it again"):
+        check_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": None}, r"needs model.path=DIR"),
+        ({"path": "/no/such/folder"}, "is not a folder"),
+        ({"dtype": "int8"}, "choose from float32, bfloat16, float16"),
+        ({"device": "tpu"}, "choose auto, cpu, cuda or cuda:N"),
+        ({"device": f"cuda:{torch.cuda.device_count()}"}, "CUDA device"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message):
+        find_checkpoint(settings(LLAMA_MINI, **changes))
+
+
+def test_auto_takes_the_gpu_where_there_is_one():
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hub(name: str | None) -> dict[str, object]:
+    return settings(None, source="hub", id=name, revision=None)
+
+
+def test_a_hub_model_that_cannot_be_reached_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"run `hf download Qwen/Qwen2\.5-0\.5B`"):
+        find_checkpoint(hub("Qwen/Qwen2.5-0.5B"))
+
+
+def test_a_gated_hub_model_names_the_command(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+        raise GatedRepoError("gated", response=response)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(UserError, match=r"is gated.*run `hf auth login`"):
+        find_checkpoint(hub("meta-llama/Llama-3.1-8B"))
+
+
+@pytest.mark.parametrize(("name", "message"), [(None, "needs model.id=ORG/NAME"), ("a/b/c", "is no hub name")])
+def test_hub_names_are_checked(name, message):
+    with pytest.raises(UserError, match=message):
+        find_checkpoint(hub(name))

@@ -1,0 +1,149 @@
+"""Records and plans on disk: whole or not at all, and damaged ones are noticed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from wisparse.method.errors import UserError
+from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.repro.configuration import REPOSITORY, digest, portable, sources_digest
+from wisparse.repro.plan_cache import PlanCache
+from wisparse.repro.records import (
+    ITEMS,
+    RECORD,
+    SCHEMA,
+    SECTIONS,
+    RecordError,
+    git_state,
+    load_record,
+    save_record,
+    surroundings,
+    write_json,
+)
+
+ITEM_OUTCOMES = {"items": {"next_line": [1.0, 0.0]}, "documents": []}
+
+
+def finished(folder: Path) -> Path:
+    record = dict.fromkeys(SECTIONS) | {"schema": SCHEMA, "items_sha256": digest(ITEM_OUTCOMES)}
+    save_record(folder, record, ITEM_OUTCOMES)
+    return folder
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    record = load_record(finished(tmp_path / "cell"))
+    assert record.keys() == SECTIONS
+    assert sorted(path.name for path in (tmp_path / "cell").iterdir()) == [ITEMS, RECORD]
+
+
+def _edit(change):
+    def damage(folder: Path) -> None:
+        record = json.loads((folder / RECORD).read_text())
+        change(record)
+        (folder / RECORD).write_text(json.dumps(record))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / RECORD).write_text((folder / RECORD).read_text()[:-20]), "cannot be read"),
+        (lambda folder: (folder / RECORD).write_text("[]"), "not a JSON object"),
+        (lambda folder: (folder / RECORD).write_bytes(b"\xff\xfe"), "cannot be read"),
+        (lambda folder: (folder / ITEMS).unlink(), "cannot be read"),
+        (lambda folder: (folder / ITEMS).write_text('{"items": {}, "documents": []}'), "not what the record"),
+        (_edit(lambda record: record.pop("realised")), "lacks realised"),
+        (_edit(lambda record: record.update(schema=SCHEMA + 1)), "has schema"),
+    ],
+)
+def test_a_damaged_record_is_noticed(tmp_path, damage, message):
+    folder = finished(tmp_path / "cell")
+    damage(folder)
+    with pytest.raises(RecordError, match=message):
+        load_record(folder)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "record.json"
+    write_json(path, {"value": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"value": float("nan")})
+    with pytest.raises(TypeError):
+        write_json(path, {"value": object()})
+    assert json.loads(path.read_text()) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_records_do_not_depend_on_where_the_checkout_lies():
+    inside = {"path": str(REPOSITORY / "repro/embedded/models/llama-mini"), "other": ["/tmp/x", 1, None]}
+    assert portable(inside) == {"path": "repro/embedded/models/llama-mini", "other": ["/tmp/x", 1, None]}
+
+
+def test_surroundings_say_when_where_and_with_what():
+    found = surroundings()
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["command"].startswith("python ")
+    assert found["utc"].endswith("+00:00")
+    state = git_state()
+    assert state is None or len(state["commit"]) == 40
+
+
+def test_git_state_is_none_outside_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr("wisparse.repro.records.REPOSITORY", tmp_path)
+    assert git_state() is None
+
+
+def test_the_digest_of_sources_sees_every_change(tmp_path, monkeypatch):
+    monkeypatch.setattr("wisparse.repro.configuration.REPOSITORY", tmp_path)
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "score.py").write_text("a = 1\n")
+    before = sources_digest("method")
+    (tmp_path / "method" / "score.py").write_text("a = 2\n")
+    changed = sources_digest("method")
+    (tmp_path / "method" / "score.py").rename(tmp_path / "method" / "rule.py")
+    assert len({before, changed, sources_digest("method")}) == 3
+
+
+def plan(threshold: float = 0.5) -> SparsityPlan:
+    rule = ProjectionRule(thresholds=torch.full((4,), threshold))
+    return SparsityPlan({"0.q": (4, 4)}, {"0.q": rule}, provenance={"stages": {"thresholds": 0.1}})
+
+
+def refuse() -> SparsityPlan:
+    raise UserError("must not be called")
+
+
+def test_a_plan_is_made_once_for_one_identity(tmp_path):
+    cache = PlanCache(tmp_path)
+    first = cache.find_or_make({"sparsity": 0.5}, plan)
+    again = cache.find_or_make({"sparsity": 0.5}, refuse)
+    assert (first.from_cache, again.from_cache) == (False, True)
+    assert first.sha256 == again.sha256
+    assert torch.equal(first.plan.rules["0.q"].thresholds, again.plan.rules["0.q"].thresholds)
+    other = cache.find_or_make({"sparsity": 0.6}, lambda: plan(0.6))
+    assert not other.from_cache
+    assert other.sha256 != first.sha256
+
+
+@pytest.mark.parametrize("name", ["plan.json", "plan.safetensors"])
+def test_a_damaged_plan_is_made_again_with_a_warning(tmp_path, caplog, name):
+    cache = PlanCache(tmp_path)
+    first = cache.find_or_make({"sparsity": 0.5}, plan)
+    path = tmp_path / first.key[:32] / name
+    path.write_bytes(path.read_bytes()[:10])
+    with caplog.at_level(logging.WARNING):
+        again = cache.find_or_make({"sparsity": 0.5}, plan)
+    assert not again.from_cache
+    assert "damaged" in caplog.text
+    assert cache.find_or_make({"sparsity": 0.5}, refuse).sha256 == first.sha256
+
+
+def test_a_plan_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(UserError):
+        PlanCache(tmp_path / "plans").find_or_make({}, refuse)
+    assert not (tmp_path / "plans").exists()

@@ -1,0 +1,251 @@
+"""The entry point on the real path: one cell, sweeps, resuming, caching, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from wisparse.repro import run
+from wisparse.repro.configuration import REPOSITORY
+from wisparse.repro.records import SECTIONS
+
+SMALL = ["calibration.sequences=2", "calibration.length=64", "logger=none"]
+ON_A_TEXT = [
+    "suite=perplexity",
+    f"suite.text={REPOSITORY / 'repro/run.py'}",
+    "suite.length=64",
+    "suite.windows=4",
+]
+CELL = ["method=teal_uniform", "sparsity=0.4", *ON_A_TEXT, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("run")
+    return [f"output_dir={root / 'outputs'}", f"cache_dir={root / 'plans'}"]
+
+
+@pytest.fixture(scope="module")
+def first(folders) -> subprocess.CompletedProcess[str]:
+    """The cell computed by the script as a user starts it, from another folder."""
+    command = [sys.executable, str(REPOSITORY / "repro/run.py"), *CELL, *folders]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as many threads as `start` has: digits depend on it
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, check=False)
+
+
+@pytest.fixture
+def start(monkeypatch, capsys, caplog, folders):
+    """Start the entry point in this process; returns exit code, stdout's lines and stderr."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def start(*overrides: str) -> tuple[int, list[str], str]:
+        monkeypatch.setattr(sys, "argv", ["repro/run.py", *overrides, *folders])
+        capsys.readouterr()
+        caplog.clear()
+        with pytest.raises(SystemExit) as stopped:
+            run.main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out.splitlines(), captured.err + caplog.text  # pytest takes the log
+
+    yield start
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+
+
+def cell_folder(folders: list[str], name: str) -> Path:
+    (found,) = Path(folders[0].partition("=")[2], "run").glob(f"{name}-*")
+    return found
+
+
+def results(record: dict[str, object]) -> dict[str, object]:
+    names = ("sparsity", "realised", "tasks", "average", "perplexity", "bits_per_byte", "items_sha256")
+    return {name: record[name] for name in names} | {"plan": record["plan"]["sha256"]}
+
+
+def test_a_run_ends_with_its_record_as_one_line(first, folders):
+    assert first.returncode == 0, first.stderr
+    *table, last = first.stdout.splitlines()
+    record = json.loads(last)
+    folder = cell_folder(folders, "llama-mini-teal_uniform-0.4")
+    assert record == json.loads((folder / "record.json").read_text())
+    assert record.keys() == SECTIONS
+    assert any("perplexity" in line for line in table)
+    assert sorted(path.name for path in folder.iterdir()) == ["items.json", "record.json"]
+
+
+def test_the_record_says_what_was_run(first):
+    record = json.loads(first.stdout.splitlines()[-1])
+    assert record["model"]["family"] == "llama"
+    assert record["model"]["parameters"] == 11_474_240
+    assert record["config"]["model"]["path"] == "repro/embedded/models/llama-mini"
+    assert record["method"]["config"]["name"] == "teal_uniform"
+    assert record["protocol"]["name"] == "half"
+    assert record["calibration"] | {"sha256": ""} == {
+        "name": "embedded", "sequences": 2, "length": 64, "tokens": 128, "sha256": "",
+    }  # fmt: skip
+    assert record["suite"]["name"] == "perplexity"
+    assert abs(record["realised"]["realised_sparsity"] - 0.4) < 0.1
+    assert record["realised"]["bytes_per_token"] < record["realised"]["dense_bytes_per_token"]
+    assert set(record["seconds"]) == {"load", "plan", "evaluation"}
+    assert "calibration" in record["plan"]["seconds_by_stage"]
+    assert record["memory"]["rss_bytes"] > 50_000_000
+    assert record["n_documents"] == 4
+    assert not record["plan"]["from_cache"]
+    assert record["command"].startswith("python repro/run.py method=teal_uniform")
+
+
+def test_a_finished_cell_is_not_computed_again(first, start):
+    code, out, err = start(*CELL)
+    assert code == 0
+    assert "is finished already" in err
+    assert json.loads(out[-1]) == json.loads(first.stdout.splitlines()[-1])
+
+
+def test_computed_again_it_has_the_same_digits_and_the_cached_plan(first, start):
+    before = json.loads(first.stdout.splitlines()[-1])
+    code, out, _ = start(*CELL, "force=true")
+    again = json.loads(out[-1])
+    assert code == 0
+    assert results(again) == results(before)
+    assert again["plan"]["from_cache"]
+    assert again["utc"] >= before["utc"]
+
+
+def test_a_damaged_record_and_a_damaged_plan_are_made_again_with_a_warning(first, folders, start):
+    before = json.loads(first.stdout.splitlines()[-1])
+    folder = cell_folder(folders, "llama-mini-teal_uniform-0.4")
+    (folder / "record.json").write_text("{")
+    plan = Path(folders[1].partition("=")[2]) / before["plan"]["key"][:32] / "plan.safetensors"
+    plan.write_bytes(plan.read_bytes()[:100])
+    code, out, err = start(*CELL)
+    assert code == 0
+    assert "record is damaged" in err
+    assert "plan is damaged" in err
+    assert results(json.loads(out[-1])) == results(before)
+
+
+def test_a_changed_setting_takes_neither_the_record_nor_the_plan(first, start):
+    before = json.loads(first.stdout.splitlines()[-1])
+    other = json.loads(start(*CELL, "calibration.seed=1")[1][-1])
+    assert other["cell"]["key"] != before["cell"]["key"]
+    assert other["plan"]["key"] != before["plan"]["key"]
+    assert not other["plan"]["from_cache"]
+    protocol = json.loads(start(*CELL, "protocol=all")[1][-1])
+    assert protocol["cell"]["key"] != before["cell"]["key"]
+    assert protocol["plan"]["from_cache"]
+
+
+def test_the_embedded_suite_and_wandb_offline(start, monkeypatch, folders):
+    pytest.importorskip("wandb", reason="wandb is optional on GPU machines")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("wisparse.repro.loggers._has_login", lambda: False)
+    tiny = ["suite.tasks=[next_line]", "suite.limit=3", "suite.documents=1", *SMALL[:2]]
+    code, out, err = start("method=dense", *tiny)
+    assert code == 0, err
+    record = json.loads(out[-1])
+    assert record["tasks"]["next_line"]["n"] == 3
+    assert record["average"] == 100 * record["tasks"]["next_line"]["value"]
+    assert record["sparsity"] == record["realised"]["realised_sparsity"] == 0.0
+    (logged,) = Path(folders[0].partition("=")[2], "wandb").glob("offline-run-*/files/media/table/tasks*.json")
+    assert json.loads(logged.read_text())["data"][0][0] == "next_line"
+
+
+def test_a_sweep_goes_on_after_a_cell_out_of_reach(start, folders):
+    code, out, err = start("-m", "method=dense,chess", "sparsity=0.3,0.9", *ON_A_TEXT, *SMALL)
+    records = [json.loads(line) for line in out if line.startswith("{")]
+    assert code == 0, err
+    assert [(record["method"]["name"], record["sparsity"]) for record in records] == [
+        ("dense", 0.0), ("dense", 0.0), ("chess", 0.3),
+    ]  # fmt: skip
+    assert records[0] == records[1]
+    note = json.loads((cell_folder(folders, "llama-mini-chess-0.9") / "unreachable.json").read_text())
+    assert 0.6 < note["maximum"] < 0.9
+    assert "out of reach: llama-mini-chess-0.9" in err
+    assert "3 finished, 1 out of reach, 0 failed" in err
+
+
+def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
+    code, out, err = start("-m", "method=dense", "sparsity=0.3,1.5", *ON_A_TEXT, *SMALL)
+    assert code == 2
+    assert json.loads(out[-1])["method"]["name"] == "dense"
+    assert "error: method=dense sparsity=1.5" in err
+    assert "sparsity=1.5 is outside [0, 1)" in err
+    assert "1 finished, 0 out of reach, 1 failed" in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sparsity=1.0"], r"sparsity=1.0 is outside [0, 1)"),
+        (["sparsity=-0.1"], "is outside [0, 1)"),
+        (["sparsity=half"], "is outside [0, 1)"),
+        (["seed=-1"], "seed=-1 is not a whole number"),
+        (["method=magic"], "no method is called 'magic'; choose from cats, chess"),
+        (["model=llama-big"], "no model is called 'llama-big'; choose from hub, llama-mini, local"),
+        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, perplexity"),
+        (["protocol=none"], "no protocol is called 'none'; choose from all,"),
+        (["experiment=table9"], "no experiment is called 'table9'; choose from table1"),
+        (["method.magic=1"], "there is no setting 'method.magic'"),
+        (["magic=1"], "there is no setting 'magic'"),
+        (["+method.magic=1"], "unexpected keyword argument 'magic'"),
+        (["sparsity"], "'sparsity' cannot be read; write KEY=VALUE"),
+        (["sparsity=[0.5"], "'sparsity=[0.5' cannot be read"),
+        (["suite=perplexity"], "suite.text has no value"),
+        (["suite=perplexity", "suite.text=/no/such/text"], "/no/such/text"),
+        (["calibration=file"], "calibration.path=FILE"),
+        (["model=local"], "model.path=DIR"),
+        (["model=local", "model.path=/no/such/folder"], "/no/such/folder is not a folder"),
+        (["model=hub"], "model.id=ORG/NAME"),
+        (["logger=wandb", "logger.mode=always"], "choose from auto, online"),
+        (["method=chess", "sparsity=0.9", *ON_A_TEXT, *SMALL], "the maximum is below"),
+    ],
+)
+def test_bad_input_is_one_clear_line(start, overrides, message):
+    code, out, err = start("logger=none", *[one for one in overrides if one != "logger=none"])
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert out == []
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+def test_nothing_half_written_is_left_by_bad_input(start, folders):
+    start("method=chess", "sparsity=0.95", *ON_A_TEXT, *SMALL)
+    root = Path(folders[0].partition("=")[2])
+    assert not list(root.glob("run/llama-mini-chess-0.95-*"))
+    assert not [path for path in root.rglob(".*") if path.is_file()]
+
+
+def test_debug_shows_the_traceback(start):
+    code, _, err = start("sparsity=2", "debug=true", "logger=none")
+    assert code == 2
+    assert "Traceback" in err
+    assert "error: sparsity=2 is outside" in err
+
+
+def test_wandb_that_is_not_installed_names_the_way_out(start, monkeypatch):
+    monkeypatch.setattr("wisparse.repro.loggers.importlib.util.find_spec", lambda name: None)
+    code, _, err = start("logger=wandb")
+    assert code == 2
+    assert "pip install wandb" in err
+    assert "logger=none" in err
+
+
+def test_an_unexpected_error_is_one_line_and_another_exit_code(start, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr("wisparse.repro.cell.load_model", fail)
+    code, out, err = start(*CELL, "seed=7")
+    assert (code, out) == (1, [])
+    assert "error: RuntimeError: out of memory and more (debug=true shows where)" in err
+    assert "Traceback" not in err

@@ -1,0 +1,244 @@
+"""Table 1 from records: its numbers by hand, its layout, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from wisparse.method.errors import UserError
+from wisparse.repro.configuration import digest
+from wisparse.repro.paired_bootstrap import PairedResamples, interval
+from wisparse.repro.records import SCHEMA, SECTIONS, save_record, write_json
+from wisparse.repro.table1 import CSV_COLUMNS, table1_csv, table1_markdown
+from wisparse.repro.table_data import read_table
+from wisparse.repro.tables import main
+
+TASKS = ("next_line", "function_body")
+GENERATOR = np.random.default_rng(0)
+DENSE_OUTCOMES = {task: (GENERATOR.random(200) < 0.8).astype(float) for task in TASKS}
+DOCUMENTS = [{"nats": 300.0 + 7 * i, "tokens": 100 + i, "bytes": 400} for i in range(30)]
+
+
+def outcomes(broken: int) -> dict[str, list[float]]:
+    """The dense outcomes with the first `broken` right answers of each task turned wrong."""
+    result = {}
+    for task, dense in DENSE_OUTCOMES.items():
+        changed = dense.copy()
+        changed[np.flatnonzero(dense)[:broken]] = 0.0
+        result[task] = changed.tolist()
+    return result
+
+
+def write_cell(root: Path, name: str, sparsity: float, broken: int, **changes: object) -> Path:
+    """A finished cell whose perplexity is the dense one times 1.01 for each broken answer."""
+    stretch = 1.01**broken
+    documents = [entry | {"nats": entry["nats"] + entry["tokens"] * math.log(stretch)} for entry in DOCUMENTS]
+    items = {"items": outcomes(broken), "documents": documents}
+    tasks = {
+        task: {
+            "metric": "acc",
+            "value": sum(found) / len(found),
+            "stderr": 0.03,
+            "n": len(found),
+            "chance": 0.25,
+        }
+        for task, found in items["items"].items()
+    }
+    tokens = sum(entry["tokens"] for entry in documents)
+    record = dict.fromkeys(SECTIONS) | {
+        "schema": SCHEMA,
+        "model": {"name": "llama-mini", "device": "cpu", "threads": 2, "dtype": "float32"},
+        "method": {"name": name, "config": {"name": name}},
+        "protocol": {"name": "half", "description": "half of the tokens"},
+        "calibration": {"name": "embedded", "sequences": 16, "length": 512},
+        "suite": {"name": "embedded", "config": {"limit": None, "documents": 30}},
+        "sparsity": sparsity,
+        "realised": {
+            "realised_sparsity": sparsity + 0.001,
+            "bytes_per_token": 1e7 * (1 - sparsity),
+            "dense_bytes_per_token": 1e7,
+        },
+        "tasks": tasks,
+        "average": 100 * sum(task["value"] for task in tasks.values()) / len(tasks),
+        "perplexity": math.exp(sum(entry["nats"] for entry in documents) / tokens),
+        "bits_per_byte": 1.0,
+        "n_documents": len(documents),
+        "n_tokens": tokens,
+        "seed": 0,
+        "versions": {"torch": "2.13.0", "transformers": "5.20.2"},
+        "git": {"commit": "a" * 40, "dirty": False},
+        "utc": "2026-01-01T00:00:00+00:00",
+        "config": {
+            "model": {"path": "repro/embedded/models/llama-mini"},
+            "protocol": {"name": "half"},
+            "suite": {"limit": None},
+            "calibration": {"name": "embedded"},
+        },
+        "items_sha256": digest(items),
+        **changes,
+    }
+    folder = root / f"llama-mini-{name}-{sparsity:g}-{digest(record)[:8]}"
+    save_record(folder, record, items)
+    return folder
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    root = tmp_path / "records"
+    for method, sparsity, broken in [
+        ("dense", 0.0, 0),
+        ("teal", 0.5, 20),
+        ("wina", 0.5, 14),
+        ("wisparse", 0.5, 10),
+        ("teal", 0.7, 40),
+        ("wisparse", 0.7, 30),
+    ]:
+        write_cell(root, method, sparsity, broken)
+    note = {"model": {"name": "llama-mini"}, "method": {"name": "chess"}, "sparsity": 0.7, "maximum": 0.69}
+    write_json(root / "llama-mini-chess-0.7-00000000" / "unreachable.json", note)
+    return root
+
+
+def csv_rows(root: Path) -> dict[tuple[str, str], dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(table1_csv(read_table(root))))
+    return {(row["method"], row["sparsity"]): row for row in rows}
+
+
+def test_the_csv_has_one_row_a_cell_in_the_columns_asked_for(records):
+    header = table1_csv(read_table(records)).splitlines()[0].split(",")
+    assert tuple(header[: len(CSV_COLUMNS)]) == CSV_COLUMNS
+    assert tuple(header[len(CSV_COLUMNS) : len(CSV_COLUMNS) + len(TASKS)]) == TASKS
+    assert len(csv_rows(records)) == 1 + 2 * 4
+
+
+def test_the_csv_by_hand(records):
+    rows = csv_rows(records)
+    dense = 50 * sum(found.mean() for found in DENSE_OUTCOMES.values())
+    row = rows["wisparse", "0.5"]
+    assert float(row["average"]) == pytest.approx(dense - 5.0, abs=1e-3)  # 10 of 200 items in each task
+    assert float(row["kept"]) == pytest.approx(100 * (dense - 5.0) / dense, abs=1e-3)
+    assert float(row["average_minus_dense"]) == pytest.approx(-5.0, abs=1e-4)
+    assert float(row["average_minus_dense_low"]) < -5.0 < float(row["average_minus_dense_high"]) < 0.0
+    assert float(row["perplexity_ratio"]) == pytest.approx(1.01**10, abs=1e-4)
+    assert float(row["realised_sparsity"]) == pytest.approx(0.501)
+    assert float(rows["dense", "0.0"]["kept"]) == 100.0
+    assert rows["chess", "0.7"]["status"] == "out of reach (max 0.690)"
+    assert rows["wina", "0.7"]["status"] == "not measured"
+    assert rows["wina", "0.7"]["average"] == ""
+
+
+def test_the_same_stretch_of_every_document_leaves_no_doubt(records):
+    # Each document's perplexity is the dense one times 1.01¹⁰: paired, the ratio is the same in every resample.
+    row = csv_rows(records)["wisparse", "0.5"]
+    assert row["perplexity_ratio_low"] == row["perplexity_ratio_high"] == row["perplexity_ratio"]
+
+
+def test_the_markdown_marks_the_best_and_names_what_is_missing(records):
+    text = table1_markdown(read_table(records))
+    lines = {
+        tuple(part.strip() for part in line.split("|")[2:4]): line for line in text.splitlines() if "|" in line
+    }
+    average = read_table(records).cells["llama-mini", "wisparse", 0.5].record["average"]
+    assert f"**{average:.2f}**" in lines["50 %", "wisparse"]
+    assert "**" not in lines["50 %", "teal"]
+    assert "out of reach (max 0.690)" in lines["70 %", "chess"]
+    assert "not measured" in lines["70 %", "wina"]
+    assert "not 7-8B results" in text
+    for said in ("half of the tokens", "Seed 0", "16 × 512", "next_line 200", "`aaaaaaaaaa`", "CPU, 2 threads"):
+        assert said in text
+    assert "| llama-mini | 50 % |" in text.split("## WiSparse against the best baseline")[1]
+    assert "| wina |" in text.split("## WiSparse against the best baseline")[1]
+
+
+def test_the_same_records_give_the_same_table(records):
+    assert table1_markdown(read_table(records)) == table1_markdown(read_table(records))
+
+
+def test_of_two_records_of_a_cell_the_newer_counts(records):
+    write_cell(records, "teal", 0.5, 1, utc="2026-02-01T00:00:00+00:00")
+    write_cell(records, "wina", 0.5, 1, utc="2025-02-01T00:00:00+00:00")
+    rows = csv_rows(records)
+    assert float(rows["teal", "0.5"]["average_minus_dense"]) == pytest.approx(-0.5, abs=1e-4)
+    assert float(rows["wina", "0.5"]["average_minus_dense"]) == pytest.approx(-7.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"protocol": {"name": "all"}}}, "different protocol"),
+        ({"config": {"suite": {"limit": 100}}}, "different suite"),
+        ({"config": {"calibration": {"name": "file"}}}, "different calibration"),
+        ({"seed": 1}, "different seed"),
+        ({"method": {"name": "wisparse", "config": {"coarse": False}}}, "with different settings"),
+    ],
+)
+def test_records_that_do_not_belong_together_are_refused(records, changes, message):
+    other = read_table(records).cells["llama-mini", "wisparse", 0.5].record
+    if "config" in changes:
+        changes = {"config": other["config"] | changes["config"]}
+    write_cell(records, "wisparse", 0.6, 15, **changes)
+    with pytest.raises(UserError, match=message):
+        read_table(records)
+
+
+def test_a_damaged_record_and_an_empty_folder_are_one_line(records, tmp_path, monkeypatch, capsys):
+    next(records.glob("*teal-0.5*/record.json")).write_text("{")
+    for folder, message in ((records, "cannot be read"), (tmp_path / "empty", "holds no records")):
+        arguments = ["tables", "table1", "--records", str(folder), "--output", str(tmp_path / "out" / "table1")]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_can_be_made_again_from_the_records_it_kept(records, tmp_path, monkeypatch, capsys):
+    output, kept = tmp_path / "results" / "table1", tmp_path / "results" / "records"
+    arguments = [
+        "tables",
+        "table1",
+        "--records",
+        str(records),
+        "--output",
+        str(output),
+        "--keep-records",
+        str(kept),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    assert f"written: {output}.md" in capsys.readouterr().out
+    shutil.rmtree(records)
+    assert table1_markdown(read_table(kept)) == output.with_suffix(".md").read_text()
+    assert table1_csv(read_table(kept)) == output.with_suffix(".csv").read_text()
+
+
+def test_intervals_agree_with_the_normal_approximation():
+    generator = np.random.default_rng(3)
+    mine, theirs = ((generator.random(400) < share).astype(float) for share in (0.7, 0.6))
+    resamples = PairedResamples({"task": 400}, 0)
+    found = interval(
+        100 * (mine.mean() - theirs.mean()),
+        resamples.averages({"task": mine}) - resamples.averages({"task": theirs}),
+    )
+    half_width = 1.96 * 100 * (mine - theirs).std() / math.sqrt(400)
+    assert found.low == pytest.approx(found.value - half_width, abs=0.4)
+    assert found.high == pytest.approx(found.value + half_width, abs=0.4)
+
+
+def test_pairing_takes_away_what_both_sides_share():
+    generator = np.random.default_rng(4)
+    nats = generator.uniform(100, 900, 50)
+    resamples = PairedResamples({}, 50)
+    difference = resamples.log_perplexities(nats, [100] * 50) - resamples.log_perplexities(nats + 1, [100] * 50)
+    assert np.allclose(difference, -0.01)
+    assert resamples.log_perplexities(nats, [100] * 50).std() > 0.1

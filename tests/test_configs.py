@@ -1,0 +1,73 @@
+"""Every choice of every configuration group composes, and what it names can be built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+
+GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir())
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGURATION / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def configuration() -> Iterator[None]:
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str, **keywords: bool) -> DictConfig:
+    return compose("config", overrides=list(overrides), **keywords)
+
+
+def test_the_groups_the_suite_is_made_of_are_there():
+    assert {"model", "method", "protocol", "suite", "calibration", "search", "logger", "experiment"} <= set(
+        GROUPS
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
+)
+def test_every_choice_composes_and_resolves(group, choice):
+    config = composed(f"{group}={choice}", "suite.text=x" if choice == "perplexity" else "seed=0")
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert group == "experiment" or resolved[group]
+
+
+@pytest.mark.parametrize("group", ["method", "protocol"])
+def test_every_choice_is_built_under_its_own_name(group):
+    names = {choice: instantiate(composed(f"{group}={choice}")[group]).name for choice in choices(group)}
+    assert names == {choice: choice for choice in names}
+
+
+@pytest.mark.parametrize("logger", choices("logger"))
+def test_every_logger_is_built(logger):
+    assert callable(instantiate(composed(f"logger={logger}").logger).log)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_experiments_sweep_over_choices_that_exist(experiment):
+    config = composed(f"experiment={experiment}", return_hydra_config=True)
+    assert config.experiment_name == experiment
+    assert config.hydra.mode.name == "MULTIRUN"
+    for group, values in config.hydra.sweeper.params.items():
+        if group in GROUPS:
+            assert set(values.split(",")) <= set(choices(group))
+
+
+@pytest.mark.parametrize("experiment", ["table1", "table1_full"])
+def test_table1_has_the_methods_of_the_table(experiment):
+    params = composed(f"experiment={experiment}", return_hydra_config=True).hydra.sweeper.params
+    assert params.method.split(",") == ["dense", "teal", "wina", "rsparse", "chess", "wisparse"]
+    if experiment == "table1_full":
+        assert params.model.split(",") == ["llama-mini", "mistral-mini", "qwen-mini"]
+        assert [float(value) for value in params.sparsity.split(",")] == [0.3, 0.4, 0.5, 0.6, 0.7]
