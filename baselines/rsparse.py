@@ -23,20 +23,21 @@ Shares = tuple[float, ...]
 """Share ρ of each projection's budget that goes to its channels; the rest goes to its low-rank path."""
 
 
-def low_rank_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-`rank` approximation left·right of weight (out, in), as (out, rank) and (rank, in).
+def low_rank_factors(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """left (out, n) and right (n, in) of weight (out, in), n being its smaller side.
 
-    From the eigenvectors of the smaller Gram matrix in float64, which span the leading singular directions.
+    The first r columns of left times the first r rows of right are the best approximation of rank r. From the
+    eigenvectors of the smaller Gram matrix in float64, which are the singular directions.
     """
     exact = weight.detach().double()
     out, inner = exact.shape
     if out <= inner:
-        left = torch.linalg.eigh(exact @ exact.T).eigenvectors.flip(1)[:, :rank]
+        left = torch.linalg.eigh(exact @ exact.T).eigenvectors.flip(1)
         right = left.T @ exact
     else:
-        right = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1)[:, :rank].T
+        right = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1).T
         left = exact @ right.T
-    return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
+    return left.to(weight.dtype), right.to(weight.dtype)
 
 
 @dataclass
@@ -47,6 +48,7 @@ class BudgetedRules:
     sparsity: float
     score: str
     _rules: dict[tuple[str, float], ProjectionRule] = field(default_factory=dict)
+    _factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rank(self, name: str, share: float) -> int:
         """Rank that the rest of the budget buys: (1 − ρ)·C·mn/(m + n), rounded down."""
@@ -67,9 +69,11 @@ class BudgetedRules:
             rule = final(builder.one(name, 1.0 - self.kept_channels(name, share)))
             rank = self.rank(name, share)
             if rank:
-                weight = model_projections(self.calibration.model)[name].weight
-                left, right = low_rank_factors(weight, rank)
-                rule = replace(rule, left=left, right=right)
+                if name not in self._factors:
+                    weight = model_projections(self.calibration.model)[name].weight
+                    self._factors[name] = low_rank_factors(weight)
+                left, right = self._factors[name]
+                rule = replace(rule, left=left[:, :rank].contiguous(), right=right[:rank].contiguous())
             self._rules[name, share] = rule
         return self._rules[name, share]
 
