@@ -158,6 +158,9 @@ class PerplexitySuite:
     windows: int | None = None
     batch_tokens: int = 4096
 
+    def __post_init__(self) -> None:
+        read_text(self.text)  # an unreadable file is refused before any plan is made
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:

@@ -171,5 +171,5 @@ def test_configurations_build_the_suites():
     assert tuple(suite.tasks) == TASKS
     assert suite.limit is None
     config = OmegaConf.load(CONFIGURATIONS / "perplexity.yaml")
-    config.text = "book.txt"
-    assert instantiate(config) == PerplexitySuite(text="book.txt")
+    config.text = __file__
+    assert instantiate(config) == PerplexitySuite(text=__file__)
