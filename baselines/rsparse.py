@@ -24,7 +24,7 @@ Shares = tuple[float, ...]
 
 
 def low_rank_factors(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """left (out, n) and right (n, in) of weight (out, in), n being its smaller side.
+    """Factors left (out, n) and right (n, in) of weight (out, in), n being its smaller side.
 
     The first r columns of left times the first r rows of right are the best approximation of rank r. From the
     eigenvectors of the smaller Gram matrix in float64, which are the singular directions.
