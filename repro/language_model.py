@@ -20,6 +20,7 @@ ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """What lm-eval hands over: (strings or None, context tokens, continuation tokens)."""
 
 DEFAULT_MAX_LENGTH = 1024
+NO_TARGET = -1
 
 
 class Session(Protocol):
@@ -168,14 +169,12 @@ class SparseLM(HFLM):
         prompt_lengths = torch.tensor([len(context) for context, _ in rows])
         first = int(prompt_lengths.min()) - 1
         logits = self._forward(tokens, mask, prompt_lengths, first)
-        scores = []
-        for row, (context, continuation) in zip(logits, rows, strict=True):
+        targets = torch.full(logits.shape[:2], NO_TARGET)
+        for index, (context, continuation) in enumerate(rows):
             begin = len(context) - 1 - first
-            predicted = row[begin : begin + len(continuation)].float().log_softmax(dim=-1)
-            target = torch.tensor(continuation, device=row.device)
-            likelihood = predicted.gather(1, target[:, None]).double().sum()
-            scores.append((float(likelihood), bool((predicted.argmax(dim=-1) == target).all())))
-        return scores
+            targets[index, begin : begin + len(continuation)] = torch.tensor(continuation)
+        nats, greedy = _row_scores(logits, targets)
+        return [(-value, hit) for value, hit in zip(nats, greedy, strict=True)]
 
     def _forward(
         self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: torch.Tensor, first: int
@@ -214,17 +213,9 @@ class SparseLM(HFLM):
     @torch.inference_mode()
     def _window_nats(self, start: list[int], windows: list[list[int]]) -> list[float]:
         tokens, mask = self._padded([(start + window)[:-1] for window in windows], "right")
-        logits = self._forward(tokens, mask, mask.sum(dim=1), 0)
-        return [
-            float(
-                torch.nn.functional.cross_entropy(
-                    row[: len(window)].float(), torch.tensor(window, device=row.device), reduction="none"
-                )
-                .double()
-                .sum()
-            )
-            for row, window in zip(logits, windows, strict=True)
-        ]
+        targets, _ = self._padded(windows, "right")
+        targets[mask == 0] = NO_TARGET  # the mask is right for the targets too: as many tokens are read
+        return _row_scores(self._forward(tokens, mask, mask.sum(dim=1), 0), targets)[0]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, windows as in `document_nats`."""
@@ -237,6 +228,23 @@ class SparseLM(HFLM):
         prompt_lengths = generation_kwargs["attention_mask"].sum(dim=1)
         with _announced(self.session, prompt_lengths), torch.inference_mode():
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
+
+
+def _row_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[list[float], list[bool]]:
+    """Nats of each row's targets, and whether all of them are the most likely tokens.
+
+    logits: (rows, positions, vocabulary); targets: (rows, positions), NO_TARGET where nothing is scored. One
+    transfer for the batch: a wait for the GPU at every row costs more than the model.
+    """
+    targets = targets.to(logits.device)
+    scored = targets != NO_TARGET
+    predicted, wanted = logits[scored].float(), targets[scored]
+    nats = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
+    nats[scored] = torch.nn.functional.cross_entropy(predicted, wanted, reduction="none").double()
+    missed = torch.zeros_like(scored)
+    missed[scored] = predicted.argmax(dim=-1) != wanted
+    found = torch.stack([nats.sum(dim=1), missed.sum(dim=1).double()]).cpu()
+    return found[0].tolist(), (found[1] == 0).tolist()
 
 
 @contextmanager

@@ -212,6 +212,7 @@ def train_and_save(name: str, output: Path, cache: Path, device: str) -> dict[st
         bos_token=BEGIN_OF_TEXT,
         eos_token=BEGIN_OF_TEXT,
         pad_token=BEGIN_OF_TEXT,
+        unk_token=BEGIN_OF_TEXT,  # else the tokenizer class of Qwen2 adds a token that the model does not have
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
