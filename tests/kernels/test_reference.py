@@ -57,3 +57,11 @@ def test_low_rank_product_is_the_product():
     left, right = torch.randn(6, 2, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     dropped = torch.randn(3, 5, dtype=torch.float64)
     assert torch.allclose(low_rank_product(dropped, left, right), dropped @ (left @ right).T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_selection_is_the_same_in_every_dtype(dtype):
+    x = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for k in (1, 16, 32):
+        kth = x.abs().float().sort(descending=True).values[:, k - 1 : k]
+        assert torch.equal(top_k_mask(x, torch.ones(33, dtype=dtype), k), x.abs().float() >= kth)
