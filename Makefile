@@ -12,7 +12,7 @@ TABLE_full := results/table1
 KEEP_full := --keep-records results/records/table1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint reproduce-table1 train-embedded clean
+.PHONY: help setup test lint reproduce-table1 readme train-embedded clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -47,6 +47,9 @@ else
 	@$(RUN) -m wisparse.repro.tables table1 --records outputs/$(EXPERIMENT_$(PROFILE)) \
 		--output $(TABLE_$(PROFILE)) $(KEEP_$(PROFILE))
 endif
+
+readme: $(INSTALLED) ## write the README's generated parts from results/ and conf/method
+	@$(RUN) -m wisparse.repro.readme
 
 train-embedded: $(INSTALLED) ## train the embedded models anew into outputs/embedded-models (needs a CUDA GPU)
 	@$(RUN) -m wisparse.repro.embedded.train outputs/embedded-models

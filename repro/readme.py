@@ -1,0 +1,76 @@
+"""The generated parts of the README: what was found, from results/table1.csv, and the catalogue of methods.
+
+python -m wisparse.repro.readme          # `make readme`
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+
+from .configuration import CONFIGURATION, REPOSITORY
+from .records import write_text
+
+README = REPOSITORY / "README.md"
+TABLE = REPOSITORY / "results" / "table1.csv"
+SHOWN_SPARSITIES = (0.5, 0.6)
+
+
+def catalogue() -> str:
+    """One line a method, from the header comment of its configuration."""
+    lines = ["| `method=` | what it is |", "|---|---|"]
+    for path in sorted((CONFIGURATION / "method").glob("*.yaml")):
+        header = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("# "):
+                break
+            header.append(line[2:].strip())
+        what = " ".join(line for line in header if not line.startswith("python "))
+        linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", what)
+        lines.append(f"| `{path.stem}` | {linked} |")
+    return "\n".join(lines)
+
+
+def findings() -> str:
+    """Average task accuracy and perplexity ratio of every method at the shown sparsities."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"))
+    cells = {(row["model"], row["method"], float(row["sparsity"])): row for row in rows}
+    heads = [f"{model} {sparsity:.0%}" for model in models for sparsity in SHOWN_SPARSITIES]
+    lines = [f"| | {' | '.join(heads)} |", "|---" + "|---:" * len(heads) + "|"]
+    dense = [
+        f"{float(cells[model, 'dense', 0.0]['average']):.1f}" for model in models for _ in SHOWN_SPARSITIES
+    ]
+    lines.append(f"| dense | {' | '.join(dense)} |")
+    for method in methods:
+        shown = [_shown(cells.get((model, method, s))) for model in models for s in SHOWN_SPARSITIES]
+        lines.append(f"| {method} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _shown(row: dict[str, str] | None) -> str:
+    if row is None or not row["average"]:
+        return row["status"] if row else "not measured"
+    return f"{float(row['average']):.1f} (×{float(row['perplexity_ratio']):.2f})"
+
+
+def filled(text: str) -> str:
+    """The README with its generated blocks made anew; raises ValueError when a marker is missing."""
+    for name, made in (("findings", findings()), ("catalogue", catalogue())):
+        begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"README.md lacks the markers of its block '{name}'")
+        before, after = text.split(begin, maxsplit=1)[0], text.split(end)[1]
+        text = f"{before}{begin}\n{made}\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    """Write the README's generated blocks."""
+    write_text(README, filled(README.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
