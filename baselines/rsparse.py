@@ -134,13 +134,14 @@ class RSparse(Method):
         generator = random.Random(self.seed)
         genes = len(calibration.shapes)
         input_ids = calibration.search_tokens(self.search_tokens)
+        positions = calibration.search_positions(input_ids)
         linears = model_projections(calibration.model)
         known: dict[Shares, float] = {}
 
         def loss(individual: Shares) -> float:
             if individual not in known:
                 cost.count("share search", 1)
-                with sparse_projections(linears, budgeted.rules(individual)):
+                with sparse_projections(linears, budgeted.rules(individual), positions):
                     logits = calibration.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
                 known[individual] = F.cross_entropy(
                     logits.flatten(0, 1).float(), input_ids[:, 1:].flatten()

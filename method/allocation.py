@@ -56,9 +56,7 @@ def evolve_block_sparsities(
             f"sparsity {sparsity} lies outside the bounds of a block's sparsity, {evolution.minimum} to "
             f"{evolution.maximum}; move method.evolution.minimum or method.evolution.maximum"
         )
-    divergence = OutputDivergence(
-        calibration.model, calibration.search_tokens(settings.tokens), settings.batch_tokens
-    )
+    divergence = OutputDivergence(calibration, settings.tokens, settings.batch_tokens)
     # Every sparsity that the search can reach, so that a candidate's rules are looked up, not made.
     steps_down = int((sparsity - evolution.minimum) / evolution.step + 1e-9)
     steps_up = int((evolution.maximum - sparsity) / evolution.step + 1e-9)

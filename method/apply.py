@@ -90,9 +90,17 @@ class ProjectionHooks:
 
 
 @contextmanager
-def sparse_projections(linears: Mapping[str, nn.Linear], rules: Mapping[str, ProjectionRule]) -> Iterator[None]:
-    """Within the context every token of these layers is computed sparsely; what searches run under."""
+def sparse_projections(
+    linears: Mapping[str, nn.Linear],
+    rules: Mapping[str, ProjectionRule],
+    sparse_positions: Tensor | None = None,
+) -> Iterator[None]:
+    """Within the context these layers compute the tokens at `sparse_positions` sparsely.
+
+    (rows or 1, length) bool; None: every token. What searches run under.
+    """
     hooks = ProjectionHooks()
+    hooks.sparse_positions = sparse_positions
     try:
         for name, rule in rules.items():
             hooks.install(name, linears[name], rule)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .apply import sparse_projections
+from .calibration import Calibration
 from .plan import ProjectionRule
 from .projections import block_projections, decoder_blocks, parameter_shares
 from .rules import for_rows, select
@@ -44,6 +45,8 @@ class BlockProbe:
     """(rows, length, hidden) dense output."""
     batch_tokens: int
     """Tokens a forward pass; more candidates than fit are evaluated in turns."""
+    sparse_positions: Tensor | None
+    """(1, length) bool, tokens computed sparsely; None: every token."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -51,7 +54,7 @@ class BlockProbe:
         return parameter_shares(self.block)
 
     def errors(self, rules: Mapping[str, ProjectionRule], candidates: int, error: BlockError) -> Tensor:
-        """Output error of each candidate, every token sparse; rules by projection.
+        """Output error of each candidate; rules by projection.
 
         A rule with one candidate serves all. Returns (candidates,) on the CPU, float64.
         """
@@ -64,7 +67,7 @@ class BlockProbe:
                 name: for_rows(rule if _candidates(rule) == 1 else select(rule, index), rows)
                 for name, rule in rules.items()
             }
-            with sparse_projections(linears, chosen):
+            with sparse_projections(linears, chosen, self.sparse_positions):
                 output = self.block(self.hidden.repeat(len(index), 1, 1), **self.keywords)
             found.append(error(output.view(len(index), rows, length, -1) - self.output))
         return torch.cat(found).double().cpu()
@@ -75,17 +78,19 @@ def _candidates(rule: ProjectionRule) -> int:
 
 
 @torch.inference_mode()
-def walk_blocks(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int) -> Iterator[BlockProbe]:
-    """Every block in order, on the dense hidden states of `input_ids` (rows, length).
+def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Iterator[BlockProbe]:
+    """Every block in order, on the dense hidden states of the first `tokens` calibration tokens.
 
     Only one block's hidden states are held at a time.
     """
+    model, input_ids = calibration.model, calibration.search_tokens(tokens)
+    positions = calibration.search_positions(input_ids)
     keywords = _block_keywords(model, input_ids[:1])
     hidden = model.model.embed_tokens(input_ids)
     rows = max(1, batch_tokens // input_ids.shape[1])
     for index, block in enumerate(decoder_blocks(model)):
         output = torch.cat([block(part, **keywords[index]) for part in hidden.split(rows)])
-        yield BlockProbe(index, block, hidden, keywords[index], output, batch_tokens)
+        yield BlockProbe(index, block, hidden, keywords[index], output, batch_tokens, positions)
         hidden = output
 
 

@@ -20,6 +20,7 @@ from .projections import (
     decoder_blocks,
     model_projections,
 )
+from .protocol import Protocol
 
 
 @dataclass
@@ -64,6 +65,8 @@ class Calibration:
     """(sequences, length), every position a real token."""
     batch_size: int = 8
     """Sequences a forward pass."""
+    search_protocol: Protocol | None = None
+    """Which tokens are sparse while a method searches; None: all of them."""
 
     def __post_init__(self) -> None:
         decoder_blocks(self.model)  # an unsupported family is refused before any work
@@ -106,6 +109,13 @@ class Calibration:
             )
         length = min(length, tokens)
         return self.input_ids[: tokens // length, :length].to(self.device)
+
+    def search_positions(self, input_ids: Tensor) -> Tensor | None:
+        """Sparse positions (1, length) of search sequences (rows, length); None: every token is sparse."""
+        if self.search_protocol is None:
+            return None
+        real = torch.ones_like(input_ids[:1], dtype=torch.bool)
+        return self.search_protocol.sparse_positions(real, None)
 
 
 @torch.inference_mode()

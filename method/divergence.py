@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .apply import sparse_projections
+from .calibration import Calibration
 from .plan import ProjectionRule
 from .projections import model_projections
 from .rules import for_rows, select
@@ -18,12 +18,13 @@ class OutputDivergence:
     """Mean over tokens of KL(dense ‖ sparse) of the next-token distributions, for many candidates at once."""
 
     @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, batch_tokens: int) -> None:
-        """input_ids: (rows, length) on the model's device; batch_tokens: tokens a forward pass."""
-        self._model = model
-        self._input_ids = input_ids
-        self._turn = max(1, batch_tokens // input_ids.numel())
-        self._linears = model_projections(model)
+    def __init__(self, calibration: Calibration, tokens: int, batch_tokens: int) -> None:
+        """Measure on the first `tokens` calibration tokens, at most `batch_tokens` a forward pass."""
+        self._model = calibration.model
+        self._input_ids = calibration.search_tokens(tokens)
+        self._positions = calibration.search_positions(self._input_ids)
+        self._turn = max(1, batch_tokens // self._input_ids.numel())
+        self._linears = model_projections(self._model)
         self._dense = self._log_probabilities(1)[0]
         self._dense_entropy = -(self._dense.exp() * self._dense).sum(dim=-1).mean()
 
@@ -34,7 +35,7 @@ class OutputDivergence:
 
     @torch.inference_mode()
     def __call__(self, rules: Mapping[str, ProjectionRule], candidates: int) -> Tensor:
-        """Divergence of each candidate in nats, every token sparse; rules by key, all with `candidates`.
+        """Divergence of each candidate in nats; rules by key, all with `candidates`.
 
         Returns (candidates,) float64 on the CPU.
         """
@@ -42,7 +43,7 @@ class OutputDivergence:
         found = []
         for index in torch.arange(candidates, device=self._input_ids.device).split(self._turn):
             chosen = {name: for_rows(select(rule, index), rows) for name, rule in rules.items()}
-            with sparse_projections(self._linears, chosen):
+            with sparse_projections(self._linears, chosen, self._positions):
                 sparse = self._log_probabilities(len(index))
             cross_entropy = -(self._dense.exp() * sparse).sum(dim=-1).flatten(1).mean(dim=1)
             found.append(cross_entropy - self._dense_entropy)

@@ -78,8 +78,7 @@ def allocate_greedily(
 ) -> dict[str, float]:
     """Greedy allocation in every block, each at its own target and on dense inputs; sparsities by key."""
     found: dict[str, float] = {}
-    input_ids = calibration.search_tokens(settings.tokens)
-    walk = walk_blocks(calibration.model, input_ids, settings.batch_tokens)
+    walk = walk_blocks(calibration, settings.tokens, settings.batch_tokens)
     for probe in tqdm(walk, desc="greedy", total=len(block_sparsities), unit="block", leave=False):
         inside = greedy_allocation(
             probe, builder, block_sparsities[probe.index], settings.step, settings.error, cost

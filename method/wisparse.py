@@ -89,8 +89,7 @@ class WiSparse(Method):
         self, calibration: Calibration, builder: RuleBuilder, sparsities: dict[str, float], cost: SearchCost
     ) -> dict[str, float]:
         found: dict[str, float] = {}
-        input_ids = calibration.search_tokens(self.block_tokens)
-        walk = walk_blocks(calibration.model, input_ids, self.batch_tokens)
+        walk = walk_blocks(calibration, self.block_tokens, self.batch_tokens)
         total = len(sparsities) // len(PROJECTIONS)
         for probe in tqdm(walk, desc="alpha search", total=total, unit="block", leave=False):
             inside = {name: sparsities[key(probe.index, name)] for name in PROJECTIONS}

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..method.apply import applied
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError
+from ..method.protocol import Protocol
 from .configuration import digest, portable, sources_digest
 from .models import Checkpoint, LoadedModel, find_checkpoint, load_model
 from .plan_cache import CachedPlan, PlanCache
@@ -78,6 +79,7 @@ def prepare(config: DictConfig) -> Cell:
         **{name: portable(config[name]) for name in parts},
         "sparsity": sparsity,
         "seed": config.seed,
+        "search_tokens": config.search.sparse_tokens,
         "model": _model_identity(checkpoint),
         "files": _named_files(config),
         "sources": sources_digest(*RESULT_SOURCES),
@@ -166,13 +168,15 @@ def _plan(cell: Cell, loaded: LoadedModel, input_ids: Tensor) -> CachedPlan:
         "seed": config.seed,
         "model": _model_identity(cell.checkpoint),
         "calibration": {"input_ids": ids_sha256, "shape": list(input_ids.shape), "batch_size": batch_size},
+        "search_tokens": _search_protocol(cell) and portable(config.protocol),
         "sources": sources_digest(*PLAN_SOURCES),
         "torch": torch.__version__,
     }
 
     def make() -> Any:
         _set_seeds(config.seed)
-        calibration = _calibration(loaded, _CalibrationText(ids_sha256, batch_size, input_ids))
+        text = _CalibrationText(ids_sha256, batch_size, input_ids)
+        calibration = _calibration(loaded, text, _search_protocol(cell))
         return cell.method.plan(calibration, cell.sparsity)
 
     return PlanCache(Path(config.cache_dir)).find_or_make(identity, make)
@@ -188,8 +192,16 @@ class _CalibrationText:
 
 
 @lru_cache(maxsize=1)  # its statistics are shared by all methods of a sweep on the same model and text
-def _calibration(loaded: LoadedModel, text: _CalibrationText) -> Calibration:
-    return Calibration(loaded.model, text.input_ids, text.batch_size)
+def _calibration(loaded: LoadedModel, text: _CalibrationText, search_protocol: Protocol | None) -> Calibration:
+    return Calibration(loaded.model, text.input_ids, text.batch_size, search_protocol)
+
+
+def _search_protocol(cell: Cell) -> Protocol | None:
+    """Which tokens are sparse while the method searches; None: all."""
+    wanted = cell.config.search.sparse_tokens
+    if wanted not in ("all", "protocol"):
+        raise UserError(f"search.sparse_tokens={wanted} is neither all nor protocol")
+    return cell.protocol if wanted == "protocol" else None
 
 
 def _checked_sparsity(sparsity: Any) -> float:

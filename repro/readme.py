@@ -27,7 +27,7 @@ def catalogue() -> str:
             header.append(line[2:].strip())
         what = " ".join(line for line in header if not line.startswith("python "))
         linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", what)
-        lines.append(f"| `{path.stem}` | {linked} |")
+        lines.append(f"| `{path.stem}` | {linked.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 

@@ -87,7 +87,7 @@ def test_alpha_1_survives_a_rescale_that_changes_no_output_and_teal_does_not():
 def test_greedy_meets_its_target_and_stays_in_bounds(llama, target, mask):
     calibration = make_calibration(llama)
     builder = RuleBuilder(calibration, mask, dict.fromkeys(calibration.shapes, 1.0))
-    probe = next(walk_blocks(llama, calibration.search_tokens(64), 4096))
+    probe = next(walk_blocks(calibration, 64, 4096))
     found = greedy_allocation(probe, builder, target, 0.5, late_norm_error, SearchCost())
     assert sum(found[name] * probe.shares[name] for name in PROJECTIONS) == pytest.approx(target, abs=1e-6)
     assert all(0.0 <= sparsity <= 1.0 for sparsity in found.values())
@@ -98,7 +98,7 @@ def test_greedy_takes_what_costs_nothing_first(llama):
     llama.model.layers[0].mlp.up_proj.weight.zero_()
     calibration = make_calibration(llama)
     builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
-    probe = next(walk_blocks(llama, calibration.search_tokens(64), 4096))
+    probe = next(walk_blocks(calibration, 64, 4096))
     free = sum(probe.shares[name] for name in ("gate", "up", "down"))
     found = greedy_allocation(probe, builder, 0.9 * free, 0.3, squared_error, SearchCost())
     assert [found[name] for name in ("q", "k", "v", "o")] == [0.0] * 4
@@ -117,7 +117,7 @@ def test_block_errors_equal_those_of_the_whole_model(llama):
         plan = builder.plan({key(1, "down"): sparsity, key(1, "q"): sparsity}, {})
         logits_under(llama, plan, ids)
     handle.remove()
-    probe = list(walk_blocks(llama, ids, 64))[1]
+    probe = list(walk_blocks(calibration, 128, 64))[1]
     rules = {name: builder.candidates(key(1, name), sparsities) for name in ("down", "q")}
     batched = probe.errors(rules, 3, squared_error)  # in turns: a forward pass holds fewer than asked for
     direct = [(y - outputs[0]).square().mean().item() for y in outputs[1:]]
@@ -127,7 +127,7 @@ def test_block_errors_equal_those_of_the_whole_model(llama):
 def test_the_chosen_alpha_is_the_best_of_the_grid(llama):
     calibration = make_calibration(llama)
     builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
-    probe = next(walk_blocks(llama, calibration.search_tokens(128), 4096))
+    probe = next(walk_blocks(calibration, 128, 4096))
     grid = [0.0, 0.5, 1.0, 1.4]
     only_down = dict.fromkeys(PROJECTIONS, 0.0) | {"down": 0.6}
     found = search_alphas(probe, builder, only_down, grid, others_sparse=True, cost=SearchCost())
@@ -150,7 +150,7 @@ def test_divergence_is_the_kl_of_the_applied_plan(llama):
     ids = calibration.search_tokens(96)
     sparsities = torch.tensor([0.0, 0.4, 0.7])
     rules = {name: builder.candidates(name, sparsities) for name in calibration.shapes}
-    batched = OutputDivergence(llama, ids, batch_tokens=200)(rules, 3)
+    batched = OutputDivergence(calibration, 96, batch_tokens=200)(rules, 3)
     dense = llama(input_ids=ids).logits.log_softmax(-1)
     for found, sparsity in zip(batched.tolist(), sparsities.tolist(), strict=True):
         plan = builder.plan(dict.fromkeys(calibration.shapes, sparsity), {})
@@ -196,3 +196,24 @@ def test_a_plan_keeps_its_shapes(llama):
     plan = make_method("teal").plan(make_calibration(llama), 0.5)
     assert isinstance(plan, SparsityPlan)
     assert plan.shapes["0.down"] == (48, 80)
+
+
+def test_a_search_under_a_protocol_measures_what_that_protocol_does(llama):
+    """The divergence of candidates under `half` is the KL of the plan applied under `half`."""
+    calibration = make_calibration(llama)
+    calibration.search_protocol = make_protocol("half")
+    builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 1.0))
+    ids = calibration.search_tokens(64)
+    rules = {name: builder.candidates(name, torch.tensor([0.6])) for name in calibration.shapes}
+    found = OutputDivergence(calibration, 64, batch_tokens=64)(rules, 1).item()
+    dense = llama(input_ids=ids).logits.log_softmax(-1)
+    plan = builder.plan(dict.fromkeys(calibration.shapes, 0.6), {})
+    sparse = logits_under(llama, plan, ids, "half").log_softmax(-1)
+    kl = F.kl_div(sparse, dense, log_target=True, reduction="none").sum(-1)
+    assert found == pytest.approx(kl.mean().item(), abs=1e-5)
+    assert kl[:, :16].abs().max() < 1e-5  # the first half is dense
+    probe = next(walk_blocks(calibration, 64, 4096))
+    down = {"down": builder.candidates(key(0, "down"), torch.tensor([0.6]))}
+    differences = []
+    probe.errors(down, 1, lambda d: differences.append(d) or squared_error(d))
+    assert differences[0][:, :, :16].abs().max() < 1e-6 < differences[0][:, :, 16:].abs().max()
