@@ -53,17 +53,23 @@ class EvolutionarySearch:
     ) -> tuple[list[float], list[float]]:
         """Search block sparsities with mean `target`.
 
-        fitness: sparsities (offspring, blocks) float64 → (offspring,), smaller is better. Returns the last
-        parent's sparsities and the best fitness of every generation.
+        fitness: sparsities (candidates, blocks) float64 → (candidates,), smaller is better; asked once for each
+        candidate, as offspring repeat themselves. Returns the last parent's sparsities and the best fitness
+        of every generation.
         """
         generator = random.Random(seed)
         parent, history = [0] * blocks, []
+        known: dict[tuple[int, ...], float] = {}
         parent_fitness = float("inf")
         for _ in tqdm(range(self.generations), desc="evolutionary search", unit="generation", leave=False):
             children = [self.mutate(parent, target, generator) for _ in range(self.offspring)]
-            values = fitness(target + self.step * torch.tensor(children, dtype=torch.float64))
-            best = int(torch.argmin(values))
-            history.append(float(values[best]))
+            new = list(dict.fromkeys(tuple(child) for child in children if tuple(child) not in known))
+            if new:
+                values = fitness(target + self.step * torch.tensor(new, dtype=torch.float64))
+                known |= zip(new, values.tolist(), strict=True)
+            values = [known[tuple(child)] for child in children]
+            best = min(range(len(children)), key=values.__getitem__)
+            history.append(values[best])
             if not self.elitism or history[-1] <= parent_fitness:
                 parent, parent_fitness = children[best], history[-1]
         return [target + self.step * steps for steps in parent], history

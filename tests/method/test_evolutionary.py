@@ -53,3 +53,14 @@ def test_same_seed_same_search():
     search = EvolutionarySearch(generations=10, offspring=4)
     runs = [search.run(5, 0.5, seed, lambda p: p.square().sum(dim=1))[0] for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_no_candidate_is_evaluated_twice():
+    seen = []
+
+    def fitness(p):
+        seen.extend(tuple(row) for row in p.tolist())
+        return p.square().sum(dim=1)
+
+    EvolutionarySearch(generations=30, offspring=16).run(3, 0.5, 0, fitness)
+    assert len(seen) == len(set(seen)) < 30 * 16

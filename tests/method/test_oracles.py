@@ -170,7 +170,7 @@ def test_wisparse_keeps_the_budget_through_all_its_stages(llama):
         inside = sum(plan.provenance["sparsities"][key(block, n)] * shares[n] for n in PROJECTIONS)
         assert inside == pytest.approx(target, abs=1e-6)
     assert list(plan.provenance["stages"]) == ["calibration", "coarse", "greedy", "alpha", "thresholds"]
-    assert plan.provenance["evaluations_by_stage"]["coarse"] == 3 * 4
+    assert 1 <= plan.provenance["evaluations_by_stage"]["coarse"] <= 3 * 4  # none twice
 
 
 @pytest.mark.parametrize("stage", ["coarse", "fine", "alpha_search"])
