@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .paired_bootstrap import RESAMPLES, Interval
-from .table_data import OURS, Key, MeasuredCell, TableData
+from .table_data import OURS, Key, MeasuredCell, TableData, search_settings
 
 NOT_MEASURED = "not measured"
 EMBEDDED_TITLE = """\
@@ -101,7 +101,7 @@ def _header(data: TableData) -> str:
         f"Suite `{suite['name']}` ({_joined(limits)}). Items: {_joined(items)}; perplexity on "
         f"{record['n_documents']} held-out documents, {record['n_tokens']} tokens.",
         f"Calibration `{calibration['name']}`: {calibration['sequences']} × {calibration['length']} tokens. "
-        f"Seed {record['seed']}.",
+        f"Search budget `{search_settings(record)}`. Seed {record['seed']}.",
         f"Device: {_distinct(records, _device)}. Commit: {_distinct(records, _commit)}. "
         f"Versions: {_distinct(records, _versions)}.",
         f"Tasks and Average in percent; chance: {_joined(chances)}. Kept: Average as a share of dense.",

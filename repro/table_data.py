@@ -177,11 +177,23 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
 
 SHARED_SETTINGS = {
     "protocol": lambda cell: cell.record["config"]["protocol"],
-    "suite": lambda cell: cell.record["config"]["suite"],
+    "suite": lambda cell: _without_batches(cell.record["config"]["suite"]),
+    "search": lambda cell: search_settings(cell.record),
     "calibration": lambda cell: cell.record["config"]["calibration"],
     "seed": lambda cell: cell.record["seed"],
     "items": lambda cell: (_counts(cell.items), len(cell.items["documents"])),
 }
+
+
+def search_settings(record: dict[str, Any]) -> str:
+    """Search budget and which tokens were sparse while methods searched."""
+    search = record["config"]["search"]
+    return f"{search['name']}, {search.get('sparse_tokens', 'all')} tokens sparse"
+
+
+def _without_batches(settings: dict[str, Any]) -> dict[str, Any]:
+    """Batch sizes follow the machine and change results by rounding alone."""
+    return {name: value for name, value in settings.items() if not name.startswith("batch_")}
 
 
 def _counts(items: dict[str, Any]) -> dict[str, int]:

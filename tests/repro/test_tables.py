@@ -77,7 +77,8 @@ def write_cell(root: Path, name: str, sparsity: float, broken: int, **changes: o
         "config": {
             "model": {"path": "repro/embedded/models/llama-mini"},
             "protocol": {"name": "half"},
-            "suite": {"limit": None},
+            "suite": {"limit": None, "batch_tokens": 4096},
+            "search": {"name": "quick", "sparse_tokens": "all"},
             "calibration": {"name": "embedded"},
         },
         "items_sha256": digest(items),
@@ -168,12 +169,21 @@ def test_of_two_records_of_a_cell_the_newer_counts(records):
     assert float(rows["wina", "0.5"]["average_minus_dense"]) == pytest.approx(-7.0, abs=1e-4)
 
 
+def test_batch_sizes_may_differ_between_machines(records):
+    other = read_table(records).cells["llama-mini", "wisparse", 0.5].record
+    suite = {"limit": None, "batch_tokens": 32768}
+    write_cell(records, "wisparse", 0.6, 15, config=other["config"] | {"suite": suite})
+    assert ("llama-mini", "wisparse", 0.6) in read_table(records).cells
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"config": {"protocol": {"name": "all"}}}, "different protocol"),
         ({"config": {"suite": {"limit": 100}}}, "different suite"),
         ({"config": {"calibration": {"name": "file"}}}, "different calibration"),
+        ({"config": {"search": {"name": "paper", "sparse_tokens": "all"}}}, "different search"),
+        ({"config": {"search": {"name": "quick", "sparse_tokens": "protocol"}}}, "different search"),
         ({"seed": 1}, "different seed"),
         ({"method": {"name": "wisparse", "config": {"coarse": False}}}, "with different settings"),
     ],
