@@ -1,6 +1,7 @@
 """What every kernel must compute, in plain torch: the ground truth of tests and of evaluation.
 
-NaN and infinity: both are always kept, so that a broken activation shows in the output instead of being zeroed.
+NaN and infinity: both are always kept (no comparison with NaN is true), so that a broken activation shows in
+the output instead of being zeroed.
 """
 
 from __future__ import annotations
@@ -10,29 +11,28 @@ import torch
 from torch import Tensor
 
 
-def static_mask(x: Tensor, thresholds: Tensor) -> Tensor:
-    """Channels kept by a static threshold: |x| ≥ t; a threshold of 0 keeps every channel.
+def dropped_by_threshold(x: Tensor, thresholds: Tensor) -> Tensor:
+    """Channels dropped by a static threshold, |x| < t; a threshold of 0 drops none.
 
     x: (..., channels); thresholds: broadcastable to x. Returns bool of x's shape.
     """
-    # "not below" rather than "at least": a comparison with NaN is false, and NaN must be kept.
-    return ~(x.abs() < thresholds)
+    return x.abs() < thresholds
 
 
-def top_k_mask(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:
-    """Channels kept by per-token top-k of |x|·w; channels that tie with the k-th are all kept.
+def dropped_by_top_k(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:
+    """Channels dropped by per-token top-k of |x|·w; channels that tie with the k-th are all kept.
 
     x: (..., channels); weights: (channels,); k: an int, or an integer tensor that broadcasts to (..., 1).
     """
     scores = x.abs() * weights
     if isinstance(k, int):
-        return ~(scores < _smallest_kept(scores, k))
+        return scores < _smallest_kept(scores, k)
     k = k.expand(*x.shape[:-1], 1)[..., 0]
     smallest = torch.empty_like(scores[..., :1])
     for value in k.unique().tolist():  # candidates of a search differ in few values of k
         rows = k == value
         smallest[rows] = _smallest_kept(scores[rows], value)
-    return ~(scores < smallest)
+    return scores < smallest
 
 
 def _smallest_kept(scores: Tensor, k: int) -> Tensor:

