@@ -2,7 +2,12 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from wisparse.kernels.reference import dropped_by_threshold, dropped_by_top_k, low_rank_product
+from wisparse.kernels.reference import (
+    dropped_by_threshold,
+    dropped_by_top_k,
+    low_rank_product,
+    smallest_kept_by_sorting,
+)
 
 
 def kept_by_threshold(x, thresholds):
@@ -44,6 +49,9 @@ def test_k_by_row_equals_k_by_number():
     together = kept_by_top_k(x, weights, ks[:, None, None])
     for row, k in enumerate(ks.tolist()):
         assert torch.equal(together[row], kept_by_top_k(x[row], weights, k))
+    scores = x.abs() * weights
+    by_sorting = smallest_kept_by_sorting(scores, ks[:, None, None].expand(5, 3, 1))  # the way of a GPU
+    assert torch.equal(scores >= by_sorting, together)
 
 
 @settings(max_examples=50, deadline=None)
