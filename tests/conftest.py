@@ -1,4 +1,4 @@
-"""Small real models for all tests: the three families with random weights, and the embedded llama-mini."""
+"""Small real models for all tests: the three families with random weights."""
 
 import os
 
@@ -88,9 +88,3 @@ def tiny_model(request):
 @pytest.fixture
 def llama():
     return make_tiny_model("llama")
-
-
-@pytest.fixture(scope="session")
-def llama_mini():
-    path = ROOT / "repro/embedded/models/llama-mini"
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)

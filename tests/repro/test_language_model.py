@@ -1,17 +1,13 @@
 """SparseLM: lm-eval's numbers, with padding and prompts announced to the session."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from wisparse.repro import embedded
 from wisparse.repro.language_model import SparseLM
 
-CHECKPOINT = Path(embedded.__file__).parent / "models" / "llama-mini"
 BOS = 0
 CONTEXTS = [
     "def add(a, b):",
@@ -27,16 +23,6 @@ CONTINUATIONS = [
     " = 1",
     " index",
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from wisparse.method.errors import UserError
-from wisparse.repro import embedded
 from wisparse.repro.embedded.items import TASKS, load_items
 from wisparse.repro.language_model import SparseLM
 from wisparse.repro.suites import (
@@ -22,18 +20,7 @@ from wisparse.repro.suites import (
     text_windows,
 )
 
-CHECKPOINT = Path(embedded.__file__).parent / "models" / "llama-mini"
 CONFIGURATIONS = Path(__file__).parents[2] / "conf" / "suite"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
