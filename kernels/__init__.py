@@ -1,1 +1,1 @@
-"""Sparse matrix-vector kernels, their plain-torch reference, and (later) the decode engine."""
+"""What every sparse kernel must compute, in plain torch."""
