@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from .block_probe import BlockProbe, squared_error
+from .plan import ProjectionRule
 from .projections import PROJECTIONS, key
 from .rules import RuleBuilder
 from .stages import SearchCost
@@ -29,17 +30,18 @@ def search_alphas(
     alphas = {name: builder.alphas[key(probe.index, name)] for name in PROJECTIONS}
     candidates = torch.tensor(grid, device=probe.hidden.device)[:, None]
 
-    def rule_at(name: str, alpha: float | torch.Tensor, count: int) -> object:
+    def rule_at(name: str, alpha: float | torch.Tensor, count: int) -> ProjectionRule:
         wanted = torch.full((count,), sparsities[name])
         return builder.candidates(key(probe.index, name), wanted, alpha)
 
+    current = {name: rule_at(name, alphas[name], 1) for name in PROJECTIONS} if others_sparse else {}
     for name in PROJECTIONS:
         if not 0.0 < sparsities[name] < 1.0:
             continue  # every α drops the same channels
-        rules = {name: rule_at(name, candidates, len(grid))}
-        if others_sparse:
-            rules |= {other: rule_at(other, alphas[other], 1) for other in PROJECTIONS if other != name}
+        rules = current | {name: rule_at(name, candidates, len(grid))}
         errors = probe.errors(rules, len(grid), squared_error)
         cost.count("alpha", len(grid))
         alphas[name] = grid[int(torch.argmin(errors))]
+        if others_sparse:
+            current[name] = rule_at(name, alphas[name], 1)
     return alphas

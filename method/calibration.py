@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,6 +20,7 @@ from .projections import (
     SITE_OF_PROJECTION,
     decoder_blocks,
     model_projections,
+    projection_shapes,
 )
 from .protocol import Protocol
 
@@ -81,7 +83,7 @@ class Calibration:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every block projection."""
-        return {name: tuple(linear.weight.shape) for name, linear in model_projections(self.model).items()}
+        return projection_shapes(self.model)
 
     @cached_property
     def column_norms(self) -> dict[str, Tensor]:
@@ -148,14 +150,14 @@ def collect_statistics(model: PreTrainedModel, input_ids: Tensor, batch_size: in
     return statistics
 
 
-def _input_recorder(histogram: ChannelHistogram) -> object:
+def _input_recorder(histogram: ChannelHistogram) -> Callable[..., None]:
     def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         histogram.update(inputs[0])
 
     return record
 
 
-def _output_recorder(collector: ChannelHistogram | ChannelMoments) -> object:
+def _output_recorder(collector: ChannelHistogram | ChannelMoments) -> Callable[..., None]:
     def record(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
         collector.update(output)
 

@@ -25,8 +25,9 @@ class OutputDivergence:
         self._positions = calibration.search_positions(self._input_ids)
         self._turn = max(1, batch_tokens // self._input_ids.numel())
         self._linears = model_projections(self._model)
-        self._dense = self._log_probabilities(1)[0]
-        self._dense_entropy = -(self._dense.exp() * self._dense).sum(dim=-1).mean()
+        dense = self._log_probabilities(1)[0]
+        self._dense_probabilities = dense.exp()
+        self._dense_entropy = -(self._dense_probabilities * dense).sum(dim=-1).mean()
 
     def _log_probabilities(self, candidates: int) -> Tensor:
         ids = self._input_ids.repeat(candidates, 1)
@@ -45,6 +46,6 @@ class OutputDivergence:
             chosen = {name: for_rows(select(rule, index), rows) for name, rule in rules.items()}
             with sparse_projections(self._linears, chosen, self._positions):
                 sparse = self._log_probabilities(len(index))
-            cross_entropy = -(self._dense.exp() * sparse).sum(dim=-1).flatten(1).mean(dim=1)
+            cross_entropy = -(self._dense_probabilities * sparse).sum(dim=-1).flatten(1).mean(dim=1)
             found.append(cross_entropy - self._dense_entropy)
         return torch.cat(found).double().cpu()
