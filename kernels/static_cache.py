@@ -1,0 +1,72 @@
+"""Keys and values of a decode in tensors of fixed size, and the rotary angles of every position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .decoder_weights import DecoderShape
+from .errors import KernelError
+
+
+@dataclass(frozen=True)
+class StaticCache:
+    """Slots for `capacity` tokens a row; rows are padded on the left, so that all grow at the same slot."""
+
+    keys: Tensor
+    """(blocks, batch, kv_heads, capacity, head_dim), rotated."""
+    values: Tensor
+    """As keys."""
+    length: Tensor
+    """(1,) int32: slots filled, and the slot that the next token takes."""
+    first: Tensor
+    """(batch,) int32: first slot of each row that is no padding."""
+    cosines: Tensor
+    """(capacity, head_dim) float32."""
+    sines: Tensor
+    """As cosines."""
+
+    @classmethod
+    def for_model(cls, model: nn.Module, shape: DecoderShape, batch: int, capacity: int) -> StaticCache:
+        """An empty cache of the model's dtype on its device. Raises KernelError beyond the model's positions."""
+        longest = model.config.max_position_embeddings
+        if not 0 < capacity <= longest:
+            raise KernelError(f"the model has positions for {longest} tokens, not for {capacity}")
+        weight = model.lm_head.weight
+        size = (shape.blocks, batch, shape.kv_heads, capacity, shape.head_dim)
+        positions = torch.arange(capacity, device=weight.device)[None]
+        angles = torch.empty(0, dtype=torch.float32, device=weight.device)  # only its dtype and device count
+        cosines, sines = model.model.rotary_emb(angles, positions)
+        return cls(
+            keys=torch.zeros(size, dtype=weight.dtype, device=weight.device),
+            values=torch.zeros(size, dtype=weight.dtype, device=weight.device),
+            length=torch.zeros(1, dtype=torch.int32, device=weight.device),
+            first=torch.zeros(batch, dtype=torch.int32, device=weight.device),
+            cosines=cosines[0].contiguous(),
+            sines=sines[0].contiguous(),
+        )
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row."""
+        return self.keys.shape[3]
+
+    def fill(self, prompt: Any, first: Tensor) -> None:
+        """Take over the keys and values of a prompt from a transformers cache that holds all of its tokens.
+
+        first: (batch,) first slot of each row that is no padding.
+        """
+        length = prompt.get_seq_length()
+        for block, layer in enumerate(prompt.layers):
+            self.keys[block, :, :, :length] = layer.keys
+            self.values[block, :, :, :length] = layer.values
+        self.length.fill_(length)
+        self.first.copy_(first)
