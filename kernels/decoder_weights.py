@@ -1,4 +1,4 @@
-"""A decoder's weights as the kernels read them: `(in, out)`, q+k+v and gate+up side by side, each stored once."""
+"""A decoder's weights as kernels read them: `(in, out)`, q+k+v and gate+up side by side, each stored once."""
 
 from __future__ import annotations
 

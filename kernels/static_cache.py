@@ -31,7 +31,7 @@ class StaticCache:
 
     @classmethod
     def for_model(cls, model: nn.Module, shape: DecoderShape, batch: int, capacity: int) -> StaticCache:
-        """An empty cache of the model's dtype on its device. Raises KernelError beyond the model's positions."""
+        """An empty cache in the dtype of the model, on its device. Raises KernelError beyond its positions."""
         longest = model.config.max_position_embeddings
         if not 0 < capacity <= longest:
             raise KernelError(f"the model has positions for {longest} tokens, not for {capacity}")
