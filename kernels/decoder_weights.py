@@ -142,6 +142,14 @@ def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights
     return weights
 
 
+def unpack(model: nn.Module) -> None:
+    """Give a packed model's projections weights of their own again, laid out for transformers."""
+    for block in model.model.layers:
+        for linear in block.modules():
+            if isinstance(linear, nn.Linear):
+                linear.weight.data = linear.weight.data.contiguous()
+
+
 @torch.no_grad()
 def _pack_block(block: Any, gated: bool) -> BlockWeights:
     attention, mlp = block.self_attn, block.mlp
@@ -162,6 +170,8 @@ def _pack_block(block: Any, gated: bool) -> BlockWeights:
 
 def _side_by_side(*linears: nn.Linear) -> Tensor:
     """(in, total out); the layers' weights become views of it."""
+    if (packed := _packed_before(linears)) is not None:
+        return packed
     packed = torch.cat([linear.weight.data.T for linear in linears], dim=1).contiguous()
     start = 0
     for linear in linears:
@@ -169,6 +179,19 @@ def _side_by_side(*linears: nn.Linear) -> Tensor:
         linear.weight.data = packed[:, start:end].T
         start = end
     return packed
+
+
+def _packed_before(linears: tuple[nn.Linear, ...]) -> Tensor | None:
+    """The tensor that these layers are views of already; a second engine shares the weights of the first."""
+    first, total = linears[0].weight.data, sum(linear.out_features for linear in linears)
+    place = first.storage_offset()
+    for linear in linears:
+        weight = linear.weight.data
+        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or weight.stride() != (1, total) or weight.storage_offset() != place:
+            return None
+        place += linear.out_features
+    return first.as_strided((linears[0].in_features, total), (total, 1))
 
 
 def _by_neuron(linear: nn.Linear) -> Tensor:

@@ -78,7 +78,7 @@ class ProjectionHooks:
         if self.sparse_positions is not None:
             dropped &= self.sparse_positions[..., None]
         if self._counter is not None:
-            self._counter.add_dropped(name, dropped.count_nonzero())
+            self._counter.add_dropped(name, dropped)
         # A product: half the time of torch.where on a CPU, and as exact, since what is dropped is finite.
         return x * dropped.logical_not_()
 
@@ -106,11 +106,13 @@ def sparse_projections(
 class SparseSession:
     """A model under a plan and a protocol: tells the hooks which tokens are sparse, and reports traffic."""
 
-    def __init__(self, model: PreTrainedModel, plan: SparsityPlan, protocol: Protocol) -> None:
+    def __init__(
+        self, model: PreTrainedModel, plan: SparsityPlan, protocol: Protocol, counter: TrafficCounter
+    ) -> None:
         self.prompt_lengths: Tensor | None = None
         """(rows,) real tokens of each row that are prompt, for the next forward pass; None: all are."""
         self._protocol = protocol
-        self._counter = TrafficCounter(model, plan)
+        self._counter = counter
         self._hooks = ProjectionHooks(self._counter)
         device = next(model.parameters()).device
         linears = model_projections(model)
@@ -149,17 +151,23 @@ class SparseSession:
         else:
             sparse = self._protocol.sparse_positions(real, self.prompt_lengths)
         self._hooks.sparse_positions = sparse
-        self._counter.add_tokens(real.sum(), sparse.sum())
+        self._counter.add_tokens(real, sparse)
 
 
 @contextmanager
-def applied(model: PreTrainedModel, plan: SparsityPlan, protocol: Protocol) -> Iterator[SparseSession]:
+def applied(
+    model: PreTrainedModel,
+    plan: SparsityPlan,
+    protocol: Protocol,
+    counting: type[TrafficCounter] = TrafficCounter,
+) -> Iterator[SparseSession]:
     """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
 
-    Raises PlanError when the plan was made for a model of other shapes.
+    `counting`: what is one token in the session's report. Raises PlanError when the plan was made for a model
+    of other shapes.
     """
     plan.check_model(projection_shapes(model))
     with ExitStack() as stack:
-        session = SparseSession(model, plan, protocol)
+        session = SparseSession(model, plan, protocol, counting(model, plan))
         stack.callback(session.close)
         yield session

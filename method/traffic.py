@@ -24,19 +24,20 @@ class TrafficCounter:
         self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head
             parameter.numel() for parameter in model.model.layers.parameters() if parameter.ndim == 1
         )
-        self._always_read += model.model.norm.weight.numel() + model.lm_head.weight.numel()
+        self._lm_head = model.lm_head.weight.numel()
+        self._always_read += model.model.norm.weight.numel() + self._lm_head
         self._dropped: dict[str, Tensor] = {}
         self._tokens: Tensor | int = 0
         self._sparse_tokens: Tensor | int = 0
 
     def add_tokens(self, real: Tensor, sparse: Tensor) -> None:
-        """Count one forward pass: real tokens, and those of them computed sparsely."""
-        self._tokens = self._tokens + real
-        self._sparse_tokens = self._sparse_tokens + sparse
+        """Count one forward pass: which tokens are real, and which computed sparsely; (rows, length) bool."""
+        self._tokens = self._tokens + real.sum()
+        self._sparse_tokens = self._sparse_tokens + sparse.sum()
 
     def add_dropped(self, name: str, dropped: Tensor) -> None:
-        """Count the dropped (token, channel) pairs of one projection in one forward pass."""
-        self._dropped[name] = self._dropped.get(name, 0) + dropped
+        """Count the dropped channels of one projection in one forward pass; (rows, length, channels) bool."""
+        self._dropped[name] = self._dropped.get(name, 0) + dropped.count_nonzero()
 
     def _kept_shares(self, sparse_tokens: int) -> dict[str, float]:
         """Share of its weights that each projection reads for a sparse token, low-rank factors left out."""
@@ -83,6 +84,23 @@ class TrafficCounter:
             "low_rank_share": low_rank / dense_weights,
             "bytes_per_token": (read + self._always_read) * self._bytes_per_weight,
             "dense_bytes_per_token": (dense_weights + self._always_read) * self._bytes_per_weight,
+            "flops_per_token": 2 * (read + self._lm_head),
+            "dense_flops_per_token": 2 * (dense_weights + self._lm_head),
             "tokens": tokens,
             "sparse_tokens": sparse_tokens,
         }
+
+
+class BatchTrafficCounter(TrafficCounter):
+    """Counts what the rows of a batch read together at one position: a channel that any of them keeps.
+
+    Its token is a decode step of all rows; rows are of equal length.
+    """
+
+    def add_tokens(self, real: Tensor, sparse: Tensor) -> None:
+        """See `TrafficCounter`."""
+        super().add_tokens(real.any(dim=0), sparse.any(dim=0))
+
+    def add_dropped(self, name: str, dropped: Tensor) -> None:
+        """See `TrafficCounter`."""
+        super().add_dropped(name, dropped.all(dim=0))

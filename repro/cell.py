@@ -6,43 +6,46 @@ import hashlib
 import json
 import logging
 import math
-import random
 import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ..method.apply import applied
-from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError
-from ..method.protocol import Protocol
 from .configuration import digest, portable, sources_digest
 from .models import Checkpoint, LoadedModel, find_checkpoint, load_model
-from .plan_cache import CachedPlan, PlanCache
+from .planning import Planner, ids_digest, model_identity, set_seeds
 from .records import RECORD, SCHEMA, RecordError, load_record, save_record, surroundings, versions
 
 log = logging.getLogger(__name__)
 
-PLAN_SOURCES = ("method", "baselines", "kernels")
 RESULT_SOURCES = (
-    *PLAN_SOURCES,
-    *(
-        f"repro/{name}"
-        for name in ("calibration_text.py", "cell.py", "embedded", "language_model.py", "models.py")
-    ),
+    "method",
+    "baselines",
+    "kernels/reference.py",
+    "repro/calibration_text.py",
+    "repro/cell.py",
+    "repro/embedded",
+    "repro/language_model.py",
+    "repro/models.py",
+    "repro/planning.py",
     "repro/suites.py",
 )
-"""Code that results depend on: after a change to it a finished cell is computed again."""
+LATENCY_SOURCES = ("kernels", "repro/latency.py", "repro/transformers_decode.py")
+"""Code that results depend on, and that measured speed depends on besides: after a change to it a finished cell
+is computed again."""
+
+PARTS = ("method", "protocol", "calibration", "suite", "latency")
+"""Configuration groups that are built into objects."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Cell:
     protocol: Any
     calibration: Any
     suite: Any
+    latency: Any
     sparsity: float
     name: str
     key: str
@@ -70,7 +74,7 @@ def prepare(config: DictConfig) -> Cell:
     sparsity = _checked_sparsity(config.sparsity)
     if not isinstance(config.seed, int) or config.seed < 0:
         raise UserError(f"seed={config.seed} is not a whole number from 0 up")
-    parts = {name: instantiate(config[name]) for name in ("method", "protocol", "calibration", "suite")}
+    parts = {name: instantiate(config[name]) for name in PARTS}
     method = parts["method"]
     if method.name == "dense":
         sparsity = 0.0  # one dense cell serves all sparsities
@@ -80,9 +84,9 @@ def prepare(config: DictConfig) -> Cell:
         "sparsity": sparsity,
         "seed": config.seed,
         "search_tokens": config.search.sparse_tokens,
-        "model": _model_identity(checkpoint),
+        "model": model_identity(checkpoint),
         "files": _named_files(config),
-        "sources": sources_digest(*RESULT_SOURCES),
+        "sources": sources_digest(*RESULT_SOURCES, *(() if config.latency.name == "none" else LATENCY_SOURCES)),
         "versions": versions(),
     }
     name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}"
@@ -108,12 +112,15 @@ def measure(cell: Cell) -> dict[str, Any]:
     with _timed(seconds, "load"):
         loaded = load_model(cell.checkpoint)
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
+    planner = Planner(config, cell.method, cell.protocol, cell.calibration.batch_size, loaded, input_ids)
     with _timed(seconds, "plan"):
-        cached = _plan(cell, loaded, input_ids)
-    _set_seeds(config.seed)
+        cached = planner.plan(cell.sparsity)
+    set_seeds(config.seed)
     with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol) as session:
         evaluation = cell.suite.run(loaded.model, loaded.tokenizer, session)
         realised = session.report()
+    with _timed(seconds, "latency"):
+        latency = cell.latency.measure(loaded.model, cached.plan, lambda other: planner.plan(other).plan)
     items = evaluation.items_to_dict()
     record = {
         "schema": SCHEMA,
@@ -126,6 +133,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         "sparsity": cell.sparsity,
         "realised": realised,
         **evaluation.to_dict(),
+        "latency": latency,
         "plan": {
             "key": cached.key,
             "sha256": cached.sha256,
@@ -159,60 +167,10 @@ def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
     }
 
 
-def _plan(cell: Cell, loaded: LoadedModel, input_ids: Tensor) -> CachedPlan:
-    config, batch_size = cell.config, cell.calibration.batch_size
-    ids_sha256 = _ids_digest(input_ids)
-    identity = {
-        "method": portable(config.method),
-        "sparsity": cell.sparsity,
-        "seed": config.seed,
-        "model": _model_identity(cell.checkpoint),
-        "calibration": {"input_ids": ids_sha256, "shape": list(input_ids.shape), "batch_size": batch_size},
-        "search_tokens": _search_protocol(cell) and portable(config.protocol),
-        "sources": sources_digest(*PLAN_SOURCES),
-        "torch": torch.__version__,
-    }
-
-    def make() -> Any:
-        _set_seeds(config.seed)
-        text = _CalibrationText(ids_sha256, batch_size, input_ids)
-        calibration = _calibration(loaded, text, _search_protocol(cell))
-        return cell.method.plan(calibration, cell.sparsity)
-
-    return PlanCache(Path(config.cache_dir)).find_or_make(identity, make)
-
-
-@dataclass(frozen=True)
-class _CalibrationText:
-    """Token ids that compare by their hash and batch size."""
-
-    sha256: str
-    batch_size: int
-    input_ids: Tensor = field(compare=False)
-
-
-@lru_cache(maxsize=1)  # its statistics are shared by all methods of a sweep on the same model and text
-def _calibration(loaded: LoadedModel, text: _CalibrationText, search_protocol: Protocol | None) -> Calibration:
-    return Calibration(loaded.model, text.input_ids, text.batch_size, search_protocol)
-
-
-def _search_protocol(cell: Cell) -> Protocol | None:
-    """Which tokens are sparse while the method searches; None: all."""
-    wanted = cell.config.search.sparse_tokens
-    if wanted not in ("all", "protocol"):
-        raise UserError(f"search.sparse_tokens={wanted} is neither all nor protocol")
-    return cell.protocol if wanted == "protocol" else None
-
-
 def _checked_sparsity(sparsity: Any) -> float:
     if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise UserError(f"sparsity={sparsity} is outside [0, 1); 0.5 leaves half of the block weights unread")
     return float(sparsity)
-
-
-def _model_identity(checkpoint: Checkpoint) -> dict[str, str]:
-    device = checkpoint.device.partition(":")[0]
-    return {"fingerprint": checkpoint.fingerprint, "dtype": checkpoint.dtype, "device": device}
 
 
 def _named_files(config: DictConfig) -> dict[str, str]:
@@ -225,21 +183,11 @@ def _named_files(config: DictConfig) -> dict[str, str]:
     return named
 
 
-def _set_seeds(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)
-
-
-def _ids_digest(input_ids: Tensor) -> str:
-    return hashlib.sha256(input_ids.to(torch.int64).numpy().tobytes()).hexdigest()
 
 
 def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
@@ -262,7 +210,7 @@ def _describe_calibration(name: str, input_ids: Tensor) -> dict[str, Any]:
         "sequences": input_ids.shape[0],
         "length": input_ids.shape[1],
         "tokens": input_ids.numel(),
-        "sha256": _ids_digest(input_ids),
+        "sha256": ids_digest(input_ids),
     }
 
 

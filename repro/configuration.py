@@ -18,6 +18,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ..kernels.errors import KernelError
 from ..method.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -74,7 +75,7 @@ def user_mistake(error: BaseException | None) -> str | None:
     return None
 
 
-def _user_error(error: UserError) -> str:
+def _user_error(error: UserError | KernelError) -> str:
     return " ".join(str(error).split())
 
 
@@ -105,6 +106,7 @@ def _composition(error: HydraException | OmegaConfBaseException) -> str | None:
 
 EXPLANATIONS: dict[type[BaseException], Callable[[Any], str | None]] = {
     UserError: _user_error,
+    KernelError: _user_error,
     MissingConfigException: _missing_choice,
     OverrideParseException: _unreadable_override,
     MissingMandatoryValue: _missing_value,

@@ -83,6 +83,7 @@ def _has_login() -> bool:
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
     """The record's numbers, under flat names."""
+    latency = record["latency"] or {}
     numbers = {
         "sparsity": record["sparsity"],
         "average": record["average"],
@@ -93,6 +94,9 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
         **{f"seconds/{stage}": value for stage, value in record["seconds"].items()},
         **{f"plan_seconds/{stage}": value for stage, value in record["plan"]["seconds_by_stage"].items()},
         **{f"memory/{kind}": value for kind, value in record["memory"].items()},
+        **{f"latency/{name}": value for name, value in latency.items()},
+        **{f"latency/speedup over {name}": value for name, value in latency.get("speedups", {}).items()},
+        **{f"latency/{name}/tok_s": timing["tok_s"] for name, timing in latency.get("timings", {}).items()},
     }
     return {name: value for name, value in numbers.items() if isinstance(value, int | float)}
 

@@ -110,6 +110,17 @@ class Suite(Protocol):
 
 
 @dataclass(frozen=True)
+class NoSuite:
+    """Nothing is evaluated: for runs that measure speed alone."""
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
+    ) -> Evaluation:
+        """An empty evaluation."""
+        return Evaluation()
+
+
+@dataclass(frozen=True)
 class EmbeddedSuite:
     """Tasks and held-out texts made from the installed sympy and networkx.
 

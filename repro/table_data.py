@@ -61,7 +61,7 @@ class TableData:
     def methods(self) -> list[str]:
         """Without dense, in the order of the table."""
         found = {method for _, method, _ in (*self.cells, *self.unreachable)} - {"dense"}
-        return sorted(found, key=_method_rank)
+        return sorted(found, key=method_rank)
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -204,7 +204,8 @@ def _key(record: dict[str, Any]) -> Key:
     return record["model"]["name"], record["method"]["name"], float(record["sparsity"])
 
 
-def _method_rank(method: str) -> tuple[float, str]:
+def method_rank(method: str) -> tuple[float, str]:
+    """Where a method stands among others."""
     if method in METHOD_ORDER:
         return METHOD_ORDER.index(method), method
     # Variants (teal-uniform, wina-rotated, ...) stand with the method they are named after.

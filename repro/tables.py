@@ -1,28 +1,53 @@
-"""Tables from records: `python -m wisparse.repro.tables table1 --records FOLDER --output results/table1`."""
+"""Tables from records: `python -m wisparse.repro.tables table1 --records FOLDER --output results/table1`.
+
+And decode speed: `python -m wisparse.repro.tables speed --records FOLDER --output results/speed`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..method.errors import UserError
 from .records import ITEMS, RECORD, UNREACHABLE, write_text
+from .speed_table import read_speed, speed_csv, speed_markdown
 from .table1 import table1_csv, table1_markdown
-from .table_data import TableData, read_table
-
-TABLES = {"table1": (table1_markdown, table1_csv)}
+from .table_data import MeasuredCell, read_table
 
 
-def write_tables(name: str, data: TableData, output: Path) -> None:
+class Cells(Protocol):
+    """What a table is made of."""
+
+    cells: dict[Any, MeasuredCell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """How one table is read and written."""
+
+    read: Callable[[Path], Cells]
+    markdown: Callable[[Any], str]
+    comma_separated: Callable[[Any], str]
+
+
+TABLES = {
+    "table1": Table(read_table, table1_markdown, table1_csv),
+    "speed": Table(read_speed, speed_markdown, speed_csv),
+}
+
+
+def write_tables(table: Table, data: Cells, output: Path) -> None:
     """Write OUTPUT.md and OUTPUT.csv."""
-    markdown, comma_separated = TABLES[name]
-    write_text(output.with_name(f"{output.name}.md"), markdown(data))
-    write_text(output.with_name(f"{output.name}.csv"), comma_separated(data))
+    write_text(output.with_name(f"{output.name}.md"), table.markdown(data))
+    write_text(output.with_name(f"{output.name}.csv"), table.comma_separated(data))
 
 
-def keep_records(data: TableData, source: Path, target: Path) -> None:
+def keep_records(data: Cells, source: Path, target: Path) -> None:
     """Copy what the table is made of, so that it can be made again from `target` alone."""
     staging = target.with_name(f".{target.name}-new")
     shutil.rmtree(staging, ignore_errors=True)
@@ -47,9 +72,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     parser.add_argument("--keep-records", type=Path, help="copy the records that were used into this folder")
     arguments = parser.parse_args()
+    table = TABLES[arguments.table]
     try:
-        data = read_table(arguments.records)
-        write_tables(arguments.table, data, arguments.output)
+        data = table.read(arguments.records)
+        write_tables(table, data, arguments.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

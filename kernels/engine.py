@@ -1,0 +1,147 @@
+"""The decode engine: a transformers model and a plan in, tokens out; dense without a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .block_rules import Plan, block_rules
+from .decoder_weights import DecoderWeights, pack
+from .errors import KernelError
+from .sampling import Greedy, Sampler
+from .static_cache import StaticCache
+
+LARGEST_BATCH = 8
+
+
+class DecodeStep(Protocol):
+    """One token a row: appends to the static cache and returns what comes next."""
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """token_ids: (batch,). Returns logits (batch, vocabulary) float32, overwritten by the next call."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt as the engine reads it: padded on the left."""
+
+    input_ids: Tensor
+    mask: Tensor
+    first: Tensor
+    """(batch,) first slot of each row that is no padding."""
+
+
+class DecodeEngine:
+    """Decodes with a static cache; the weights of dropped channels are never read.
+
+    The model stays usable: prefill runs through it, on the same weights. What prefill computes sparsely is the
+    model's affair (hooks that are installed on it run); every generated token is sparse.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan | None = None,
+        *,
+        batch: int = 1,
+        capacity: int = 2048,
+    ) -> None:
+        """capacity: tokens of prompt and continuation. Raises KernelError for what cannot be executed."""
+        if not 1 <= batch <= LARGEST_BATCH:
+            raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
+        self.model = model
+        self.weights: DecoderWeights = pack(model, () if plan is None else plan.gate_thresholds)
+        weights = self.weights
+        self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+        self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
+        self.step: DecodeStep = self._make_step()
+
+    def _make_step(self) -> DecodeStep:
+        if self.weights.device.type == "cuda":
+            from .triton_step import TritonDecodeStep
+
+            return TritonDecodeStep(self.weights, self.rules, self.cache)
+        if self.weights.device.type == "cpu":
+            from .cpu_step import CPUDecodeStep
+
+            return CPUDecodeStep(self.weights, self.rules, self.cache)
+        raise KernelError(f"the decode engine runs on cuda and cpu, not on {self.weights.device.type}")
+
+    @torch.inference_mode()
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Read a prompt into the cache.
+
+        input_ids: (batch, length), attention_mask: the same, 0 at padding on the left. Returns the logits of
+        the last token, (batch, vocabulary) float32.
+        """
+        from transformers import DynamicCache  # only here: kernels import with torch and triton alone
+
+        prompt = self._prepared(input_ids, attention_mask)
+        cache = DynamicCache()  # not of the model's configuration: a sliding cache would forget early tokens
+        positions = (prompt.mask.cumsum(dim=1) - 1).clamp_min(0)
+        output = self.model(
+            input_ids=prompt.input_ids,
+            attention_mask=prompt.mask,
+            position_ids=positions,
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        self.cache.fill(cache, prompt.first)
+        return output.logits[:, -1].float()
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        new_tokens: int,
+        sampler: Sampler | None = None,
+        stop_tokens: Collection[int] = (),
+        pad_token: int = 0,
+    ) -> Tensor:
+        """Continue a prompt by up to `new_tokens`; a row that met a stop token is filled with `pad_token`.
+
+        Returns (batch, length + at most new_tokens), as `model.generate` does; greedy without a sampler.
+        """
+        sampler = sampler or Greedy()
+        length = input_ids.shape[1]
+        if new_tokens < 1 or length + new_tokens > self.cache.capacity:
+            raise KernelError(
+                f"{length} prompt tokens and {new_tokens} new ones do not fit the engine's capacity of "
+                f"{self.cache.capacity}; make one with capacity={length + new_tokens}"
+            )
+        stops = torch.tensor(sorted(stop_tokens), device=input_ids.device)
+        running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        tokens = sampler(self.prefill(input_ids, attention_mask))
+        found = [tokens]
+        for _ in range(new_tokens - 1):
+            if stop_tokens:
+                running &= ~torch.isin(tokens, stops)
+                if not running.any():
+                    break
+            tokens = sampler(self.step(tokens)).masked_fill(~running, pad_token)
+            found.append(tokens)
+        return torch.cat([input_ids, torch.stack(found, dim=1)], dim=1)
+
+    def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:
+        if input_ids.ndim != 2 or input_ids.shape[0] != self.cache.batch:
+            raise KernelError(
+                f"this engine takes prompts of {self.cache.batch} rows, (batch, length), not "
+                f"{tuple(input_ids.shape)}"
+            )
+        if not 0 < input_ids.shape[1] < self.cache.capacity:
+            raise KernelError(f"a prompt has 1 to {self.cache.capacity - 1} tokens, not {input_ids.shape[1]}")
+        if input_ids.device != self.weights.device:
+            raise KernelError(f"the prompt is on {input_ids.device}, the model on {self.weights.device}")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        mask = attention_mask.long()
+        if (mask.diff(dim=1) < 0).any() or not mask[:, -1].all():
+            raise KernelError("prompts are padded on the left; set tokenizer.padding_side='left'")
+        return PreparedPrompt(input_ids, mask, mask.argmax(dim=1))

@@ -1,0 +1,194 @@
+"""The decode engine against transformers' own generate, with the same plan applied through hooks."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import networkx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.errors import KernelError
+from wisparse.kernels.sampling import Multinomial
+from wisparse.method.apply import applied
+from wisparse.method.plan import SparsityPlan
+from wisparse.method.projections import projection_shapes
+
+from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
+
+KINDS = ("teal_uniform", "wina", "rsparse", "chess", "cats", "wisparse")
+"""Thresholds, top-k, a low-rank path, gated blocks with and without attention, thresholds by layer."""
+EMBEDDED = ROOT / "repro" / "embedded" / "models"
+
+
+def plan_for(model, method: str, sparsity: float = 0.4) -> SparsityPlan:
+    quick = {"rsparse": ["method.search=false", "method.share=0.7"], "wina": ["method.greedy=false"]}
+    return make_method(method, *quick.get(method, [])).plan(make_calibration(model), sparsity)
+
+
+def prompts(model, batch: int, length: int = 12, seed: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, model.config.vocab_size, (batch, length), generator=generator)
+
+
+def generated(model, plan, protocol, input_ids, new_tokens, mask=None, **keywords) -> torch.Tensor:
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    with applied(model, plan, make_protocol(protocol)):
+        return model.generate(
+            input_ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
+            do_sample=False, **keywords,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_the_engine_continues_as_generate_does(tiny_model, method):
+    plan = plan_for(tiny_model, method)
+    input_ids = prompts(tiny_model, 1)
+    expected = generated(tiny_model, plan, "half", input_ids, 20)
+    engine = DecodeEngine(tiny_model, plan, capacity=40)
+    with applied(tiny_model, plan, make_protocol("half")):
+        found = engine.generate(input_ids, new_tokens=20)
+    assert found.tolist() == expected.tolist()
+    assert (
+        found.tolist()
+        != generated(tiny_model, SparsityPlan(projection_shapes(tiny_model)), "half", input_ids, 20).tolist()
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-mini", "mistral-mini", "qwen-mini"])
+@pytest.mark.parametrize("method", ["teal_uniform", "wina", "chess"])
+def test_embedded_models_continue_as_under_generate(name, method):
+    model = (
+        AutoModelForCausalLM.from_pretrained(EMBEDDED / name, dtype=torch.float32).eval().requires_grad_(False)
+    )
+    plan = plan_for(model, method, 0.5)
+    text = Path(inspect.getsourcefile(networkx.Graph)).read_text(encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / name)
+    input_ids = tokenizer(text, return_tensors="pt").input_ids[:, :300]  # beyond the sliding window
+    expected = generated(model, plan, "decode_only", input_ids, 24)
+    found = DecodeEngine(model, plan, capacity=400).generate(input_ids, new_tokens=24)
+    assert found.tolist() == expected.tolist()
+
+
+def test_rows_of_a_batch_are_padded_on_the_left(tiny_model):
+    plan = plan_for(tiny_model, "teal_uniform")
+    input_ids = prompts(tiny_model, 3)
+    mask = torch.ones_like(input_ids)
+    mask[0, :5] = mask[2, :9] = 0
+    input_ids = input_ids.masked_fill(mask == 0, 0)
+    expected = generated(tiny_model, plan, "decode_only", input_ids, 16, mask=mask)
+    engine = DecodeEngine(tiny_model, plan, batch=3, capacity=40)
+    assert engine.generate(input_ids, mask, new_tokens=16).tolist() == expected.tolist()
+
+
+def test_without_a_plan_the_engine_is_the_dense_model(tiny_model):
+    input_ids = prompts(tiny_model, 2)
+    expected = tiny_model.generate(
+        input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=16, eos_token_id=None,
+        pad_token_id=0, do_sample=False,
+    )  # fmt: skip
+    assert DecodeEngine(tiny_model, batch=2, capacity=40).generate(input_ids, new_tokens=16).tolist() == (
+        expected.tolist()
+    )
+
+
+def test_a_stopped_row_is_filled_while_others_go_on(llama):
+    input_ids = prompts(llama, 2)
+    engine = DecodeEngine(llama, batch=2, capacity=40)
+    free = engine.generate(input_ids, new_tokens=16)
+    stop = int(free[0, 15])
+    expected = llama.generate(
+        input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=16, eos_token_id=stop,
+        pad_token_id=0, do_sample=False,
+    )  # fmt: skip
+    found = engine.generate(input_ids, new_tokens=16, stop_tokens=[stop])
+    assert found.tolist() == expected.tolist()
+    assert not found[0, 16:].any()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_sampling_draws_what_generate_draws_from_the_same_seed(llama, top_p):
+    input_ids = prompts(llama, 2)
+    torch.manual_seed(7)
+    expected = llama.generate(
+        input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=16, eos_token_id=None,
+        pad_token_id=0, do_sample=True, temperature=0.8, top_k=0, top_p=top_p,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    engine = DecodeEngine(llama, batch=2, capacity=40)
+    found = engine.generate(input_ids, new_tokens=16, sampler=Multinomial(0.8, top_p))
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bfloat16_logits_are_as_near_to_exact_ones_as_those_of_transformers(sparse):
+    model, exact = make_tiny_model("qwen2").bfloat16(), make_tiny_model("qwen2")
+    plan = plan_for(exact, "teal_uniform")
+    hooked = plan if sparse else SparsityPlan(projection_shapes(exact))
+    input_ids, token = prompts(model, 1), torch.tensor([5])
+
+    def logits(of) -> torch.Tensor:
+        with torch.inference_mode(), applied(of, hooked, make_protocol("decode_only")):
+            cache = of(input_ids, use_cache=True).past_key_values
+            return of(token[None], past_key_values=cache).logits[0, -1].float()
+
+    expected, transformers = logits(exact), logits(model)
+    engine = DecodeEngine(model, plan if sparse else None, capacity=40)
+    engine.prefill(input_ids)
+    error = (engine.step(token)[0] - expected).norm()
+    assert 0 < error < 1.25 * (transformers - expected).norm()
+
+
+def test_the_same_prompt_gives_the_same_bits_again(llama):
+    plan = plan_for(llama, "teal_uniform")
+    input_ids = prompts(llama, 2)
+    engine = DecodeEngine(llama, plan, batch=2, capacity=40)
+    logits = []
+    for _ in range(3):
+        engine.prefill(input_ids)
+        logits.append(engine.step(torch.tensor([1, 2])).clone())
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
+def test_a_second_engine_shares_the_weights_of_the_first(llama):
+    first, second = DecodeEngine(llama, capacity=8), DecodeEngine(llama, capacity=8)
+    mine, others = first.weights.blocks[0], second.weights.blocks[0]
+    assert (
+        mine.qkv.data_ptr() == others.qkv.data_ptr() == llama.model.layers[0].self_attn.q_proj.weight.data_ptr()
+    )
+    assert mine.down.data_ptr() == others.down.data_ptr()
+
+
+def bad_engines(llama):
+    other = plan_for(make_tiny_model("llama", blocks=1), "teal_uniform")
+    return {
+        "another model": lambda: DecodeEngine(llama, other),
+        "drops nothing": lambda: DecodeEngine(llama, SparsityPlan(projection_shapes(llama))),
+        "1 to 8 rows": lambda: DecodeEngine(llama, batch=9),
+        "positions for 128": lambda: DecodeEngine(llama, capacity=4096),
+        "weights of torch.float64": lambda: DecodeEngine(make_tiny_model("llama").double()),
+    }
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["another model", "drops nothing", "1 to 8 rows", "positions for 128", "weights of torch.float64"],
+)
+def test_what_cannot_be_executed_says_so(llama, message):
+    with pytest.raises(KernelError, match=message):
+        bad_engines(llama)[message]()
+
+
+def test_prompts_that_do_not_fit_say_so(llama):
+    engine = DecodeEngine(llama, batch=2, capacity=16)
+    with pytest.raises(KernelError, match="capacity=24"):
+        engine.generate(prompts(llama, 2), new_tokens=12)
+    with pytest.raises(KernelError, match="2 rows"):
+        engine.generate(prompts(llama, 1), new_tokens=2)
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[0, -1] = 0
+    with pytest.raises(KernelError, match="left"):
+        engine.generate(prompts(llama, 2), mask, new_tokens=2)
