@@ -30,6 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		exit 2; }
 	@echo "installing the locked dependencies into $(VENV) (about two minutes)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(RUN) -m wisparse.kernels.cpu_build
 	@touch $@
 
 test: $(INSTALLED) ## run every test

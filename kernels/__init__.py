@@ -1,1 +1,1 @@
-"""What every sparse kernel must compute, in plain torch."""
+"""Sparse kernels: what each must compute, in plain torch, and matrix-vector products for CPUs in C++."""
