@@ -30,6 +30,7 @@ from torch import Tensor
 from .cpu_build import BuildError, NoCompilerError
 from .cpu_compiled import CompiledKernels
 from .cpu_torch import TorchKernels
+from .errors import KernelError
 from .kept_channels import LARGEST_BATCH, KeptChannels
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,10 @@ class _Chosen:
 def choose_backend(name: str) -> None:
     """Compute with "c++", with "torch", or with "automatic": C++ where it can be compiled (the default).
 
-    Raises NoCompilerError and BuildError if "c++" is asked for and cannot be had, ValueError for another name.
+    Raises NoCompilerError and BuildError if "c++" is asked for and cannot be had, KernelError for another name.
     """
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"a CPU backend is one of {', '.join(IMPLEMENTATIONS)}, not '{name}'")
+        raise KernelError(f"a CPU backend is one of {', '.join(IMPLEMENTATIONS)}, not '{name}'")
     _Chosen.kernels = IMPLEMENTATIONS[name]()
 
 
@@ -88,7 +89,7 @@ def compact_by_threshold(x: Tensor, thresholds: Tensor, kept: KeptChannels | Non
     """Channels that any row of x keeps; a row drops a channel where |x| < t (reference.dropped_by_threshold).
 
     x: (batch, channels) float32 or bfloat16, batch 1 to 8; thresholds: (channels,) float32; kept: filled and
-    returned if given, made otherwise. Raises ValueError.
+    returned if given, made otherwise. Raises KernelError.
     """
     kept = _room(x, kept)
     _check_vector(thresholds, "thresholds", kept.capacity)
@@ -100,12 +101,12 @@ def compact_by_top_k(x: Tensor, weights: Tensor, k: int, kept: KeptChannels | No
     """Channels in the top k of |x|·weights of any row, with all ties at the k-th (reference.dropped_by_top_k).
 
     x: (batch, channels) float32 or bfloat16, batch 1 to 8; weights: (channels,) float32; kept: filled and
-    returned if given, made otherwise. Raises ValueError.
+    returned if given, made otherwise. Raises KernelError.
     """
     kept = _room(x, kept)
     _check_vector(weights, "weights", kept.capacity)
     if k < 0:
-        raise ValueError(f"k must not be negative, it is {k}")
+        raise KernelError(f"k must not be negative, it is {k}")
     _kernels().compact_by_top_k(x, weights, min(k, kept.capacity), kept)
     return kept
 
@@ -126,7 +127,7 @@ def gather_gemv(kept: KeptChannels, weight: Tensor, out: Tensor | None = None) -
     """Sum over the kept channels of value · row of the weight: x @ weight without the dropped rows.
 
     weight: (in, out) float32 or bfloat16, columns adjacent, rows at any distance; out: (batch, out) float32,
-    contiguous, overwritten. Returns out. C++ gives the same bits on any number of threads. Raises ValueError.
+    contiguous, overwritten. Returns out. C++ gives the same bits on any number of threads. Raises KernelError.
     """
     _check_weight(weight, kept.capacity)
     shape = (kept.batch, weight.shape[1])
@@ -143,12 +144,12 @@ def row_dots(x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor | N
 
     x: (batch, in) float32 or bfloat16; weight_rows: (neurons, in) float32 or bfloat16; kept: a selection among
     the neurons; out: (neurons, batch) float32, contiguous, whose first rows are overwritten. Returns
-    (count, batch) float32, in the order of kept.channels: a view of out. Raises ValueError.
+    (count, batch) float32, in the order of kept.channels: a view of out. Raises KernelError.
     """
     _check_activations(x)
     _check_weight(weight_rows, kept.capacity)
     if x.shape[0] != kept.batch or x.shape[1] != weight_rows.shape[1]:
-        raise ValueError(
+        raise KernelError(
             f"x must be ({kept.batch}, {weight_rows.shape[1]}) for these kept neurons and this weight, "
             f"it is {tuple(x.shape)}"
         )
@@ -166,7 +167,7 @@ def row_dots(x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor | N
 
 def _check_activations(x: Tensor) -> None:
     if not (_is_matrix(x) and 1 <= x.shape[0] <= LARGEST_BATCH and x.shape[1] > 0):
-        raise ValueError(
+        raise KernelError(
             f"x must be a (batch, channels) CPU tensor, batch 1 to {LARGEST_BATCH}, float32 or bfloat16, with "
             f"adjacent channels; {_description(x)}"
         )
@@ -174,7 +175,7 @@ def _check_activations(x: Tensor) -> None:
 
 def _check_weight(weight: Tensor, rows: int) -> None:
     if not (_is_matrix(weight) and weight.shape[0] == rows):
-        raise ValueError(
+        raise KernelError(
             f"the weight must be a CPU tensor of {rows} rows, one for each channel, float32 or bfloat16, with "
             f"adjacent columns (stored in × out, no transposed view); {_description(weight)}"
         )
@@ -182,14 +183,14 @@ def _check_weight(weight: Tensor, rows: int) -> None:
 
 def _check_vector(vector: Tensor, name: str, channels: int) -> None:
     if not (_is_float(vector) and vector.shape == (channels,)):
-        raise ValueError(
+        raise KernelError(
             f"{name} must be a contiguous float32 CPU tensor of {channels} channels; {_description(vector)}"
         )
 
 
 def _check_out(out: Tensor, shape: tuple[int, int]) -> None:
     if not (_is_float(out) and out.shape == shape):
-        raise ValueError(f"out must be a contiguous float32 CPU tensor of shape {shape}; {_description(out)}")
+        raise KernelError(f"out must be a contiguous float32 CPU tensor of shape {shape}; {_description(out)}")
 
 
 def _is_matrix(tensor: Tensor) -> bool:
@@ -213,7 +214,7 @@ def _room(x: Tensor, kept: KeptChannels | None) -> KeptChannels:
     if kept is None:
         return KeptChannels(channels, batch)
     if kept.capacity != channels or kept.batch != batch:
-        raise ValueError(
+        raise KernelError(
             f"kept has room for ({kept.batch}, {kept.capacity}) and x is ({batch}, {channels}): make one "
             "KeptChannels for each shape"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .errors import KernelError
+
 LARGEST_BATCH = 8
 """Rows of x in one call. With more, hardly any channel is dropped by all of them: use a matrix product."""
 
@@ -12,7 +14,7 @@ LARGEST_BATCH = 8
 class KeptChannels:
     """A list of kept channels with room for all of them, made once for each shape and filled at every token.
 
-    capacity: channels of x; batch: rows of x, 1 to 8. Raises ValueError outside these.
+    capacity: channels of x; batch: rows of x, 1 to 8. Raises KernelError outside these.
     """
 
     __slots__ = ("batch", "capacity", "channels_pointer", "count", "row_counts", "row_counts_pointer")
@@ -20,7 +22,7 @@ class KeptChannels:
 
     def __init__(self, capacity: int, batch: int = 1) -> None:
         if capacity < 1 or not 1 <= batch <= LARGEST_BATCH:
-            raise ValueError(
+            raise KernelError(
                 f"kept channels need at least one channel and a batch of 1 to {LARGEST_BATCH}, "
                 f"not {capacity} channels and a batch of {batch}"
             )
