@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .block_rules import BlockRules
-from .cpu_gemv import compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
+from .cpu_gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
 from .decoder_weights import BlockWeights, DecoderShape, DecoderWeights
 from .kept_channels import KeptChannels
 from .reference import low_rank_product
@@ -151,6 +151,7 @@ class CPUDecodeStep:
     """Decodes one token of each row; see `DecodeStep`. The residual stream and activations are float32."""
 
     def __init__(self, weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache) -> None:
+        self.kernels = backend()
         self._weights, self._cache = weights, cache
         self._blocks = [
             CPUBlock(block, rule, weights.shape, index, cache)

@@ -20,6 +20,7 @@ from ..method.errors import UserError
 from ..method.plan import SparsityPlan
 from ..method.protocol import Protocol as TokenProtocol
 from ..method.traffic import BatchTrafficCounter
+from .speed_card import print_card
 from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode
 
 MATCHING_ROUNDS = 6
@@ -105,6 +106,7 @@ class DecodeLatency:
         vocabulary = model.config.vocab_size
         prompt = torch.randint(vocabulary, (self.batch, self.prompt), generator=generator).to(device)
         bandwidth = read_bandwidth(device)
+        print_card(model, torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", bandwidth)
         # First, while the weights lie as transformers wants them.
         timings = dict(self._baselines(model, prompt))
         try:
@@ -122,6 +124,7 @@ class DecodeLatency:
             "prompt": self.prompt,
             "new_tokens": self.new_tokens,
             "threads": torch.get_num_threads(),
+            "kernels": engines["engine-dense"].step.kernels,
             "nominal_sparsity": nominal,
             "read_bandwidth": bandwidth,
             "traffic": traffic,
