@@ -12,7 +12,7 @@ TABLE_full := results/table1
 KEEP_full := --keep-records results/records/table1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint reproduce-table1 readme train-embedded clean
+.PHONY: help setup test lint reproduce-table1 reproduce-speed bench readme train-embedded clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -48,6 +48,13 @@ else
 	@$(RUN) -m wisparse.repro.tables table1 --records outputs/$(EXPERIMENT_$(PROFILE)) \
 		--output $(TABLE_$(PROFILE)) $(KEEP_$(PROFILE))
 endif
+
+reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a GPU; without one the CPU path on llama-mini
+	@$(RUN) -m wisparse.repro.reproduce_speed $(OVERRIDES)
+
+bench: $(INSTALLED) ## pytest-benchmark: kernels by shape, dtype and sparsity, and decoding; into results/bench-*.json
+	@$(RUN) -m pytest -q tests/benchmarks --benchmark-enable --benchmark-only --benchmark-sort=name \
+		--benchmark-json=results/bench-$(shell $(RUN) -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")').json
 
 readme: $(INSTALLED) ## write the README's generated parts from results/ and conf/method
 	@$(RUN) -m wisparse.repro.readme

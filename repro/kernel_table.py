@@ -1,0 +1,83 @@
+"""Kernel speed as a table: `python -m wisparse.repro.kernel_table --output results/kernels.csv`.
+
+Every projection of a 7-8B model by itself, sparse beside dense, caches cold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..kernels.bandwidth import read_bandwidth
+from ..kernels.cpu_speed import measure
+from .records import write_text
+
+SHAPES = {"q+k+v": (4096, 6144), "o": (4096, 4096), "gate+up": (4096, 28672), "down": (14336, 4096)}
+"""(in, out) of what Llama-3.1-8B reads in one product each."""
+CPU_SHAPES = {"gate": (4096, 14336), "down": (14336, 4096)}
+SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7)
+COLUMNS = (
+    "device", "shape", "projection", "dtype", "sparsity", "us", "dense_us", "speedup", "gb_s", "err",
+    "peak_gb_s", "backend", "threads",
+)  # fmt: skip
+
+
+def measured_rows(repeats: int) -> list[dict[str, Any]]:
+    """Measure on the GPU, or without one on the CPU; one row a projection, dtype and sparsity."""
+    if torch.cuda.is_available():
+        from ..kernels import gpu_speed
+
+        return gpu_speed.measure(SHAPES, (torch.bfloat16, torch.float16), SPARSITIES, repeats)
+    peak = read_bandwidth(torch.device("cpu")) / 1e9
+    rows = measure(CPU_SHAPES, (torch.float32, torch.bfloat16), SPARSITIES, repeats)
+    return [row | {"peak_gb_s": peak} for row in rows]
+
+
+def kernels_csv(rows: Iterable[dict[str, Any]]) -> str:
+    """The rows in the columns' order; microseconds, shares, 1e9 bytes a second."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="", extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        shape = row["shape"] if isinstance(row["shape"], str) else "x".join(str(size) for size in row["shape"])
+        rounded = {name: f"{value:.6g}" for name, value in row.items() if isinstance(value, float)}
+        writer.writerow(row | {"shape": shape} | rounded)
+    return text.getvalue()
+
+
+def rows_of_other_devices(path: Path, device: str) -> list[dict[str, Any]]:
+    """What the table holds of other devices: a run renews the rows of its own."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["device"] != device]
+
+
+def write_kernels(path: Path, repeats: int) -> None:
+    """Measure, and write the table."""
+    rows = measured_rows(repeats)
+    write_text(path, kernels_csv([*rows_of_other_devices(path, rows[0]["device"]), *rows]))
+
+
+def main() -> None:
+    """Measure kernels on this machine and write them into a table."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="path of the .csv")
+    parser.add_argument("--repeats", type=int, default=21, help="timed repeats of each product")
+    arguments = parser.parse_args()
+    if arguments.repeats < 1:
+        print(f"error: --repeats {arguments.repeats} is not at least 1", file=sys.stderr)
+        sys.exit(2)
+    write_kernels(arguments.output, arguments.repeats)
+    print(arguments.output.read_text(encoding="utf-8"), end="")
+
+
+if __name__ == "__main__":
+    main()
