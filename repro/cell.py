@@ -40,6 +40,10 @@ RESULT_SOURCES = (
         f"repro/{name}"
         for name in ("calibration_text.py", "cell.py", "embedded", "language_model.py", "models.py")
     ),
+    *(
+        f"repro/{name}"
+        for name in ("code_execution.py", "harness_tasks.py", "paper_data.py", "paper_suites.py", "paper_tasks")
+    ),
     "repro/suites.py",
 )
 """Code that results depend on: after a change to it a finished cell is computed again."""
@@ -267,8 +271,8 @@ def _describe_calibration(name: str, input_ids: Tensor) -> dict[str, Any]:
 
 
 def _suite_name(suite: DictConfig) -> str:
-    # EmbeddedSuite → embedded, as in conf/suite.
-    return suite._target_.rpartition(".")[2].removesuffix("Suite").lower()
+    # EmbeddedSuite → embedded, as in conf/suite, unless several configurations share a class.
+    return suite.get("name") or suite._target_.rpartition(".")[2].removesuffix("Suite").lower()
 
 
 def _peak_memory(device: str) -> dict[str, int]:

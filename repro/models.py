@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..method.errors import UserError
+from .hub import fetch_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,6 @@ FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-HUB_PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint:
     if model["dtype"] not in DTYPES:
         raise UserError(f"model.dtype={model['dtype']} is not supported; choose from {', '.join(DTYPES)}")
     device = resolve_device(model["device"])
-    folder = _download(model) if model["source"] == "hub" else _local_folder(model)
+    folder = _hub_folder(model) if model["source"] == "hub" else _local_folder(model)
     config = _read_json(folder / "config.json", folder)
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -167,42 +167,10 @@ def _local_folder(model: dict[str, Any]) -> Path:
     return folder
 
 
-def _download(model: dict[str, Any]) -> Path:
-    """The hub's snapshot on this disk, downloaded where it is not; never tries a second source."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name, revision = model["id"], model.get("revision")
-    if not name:
+def _hub_folder(model: dict[str, Any]) -> Path:
+    if not model["id"]:
         raise UserError("model=hub needs model.id=ORG/NAME, for example model.id=Qwen/Qwen2.5-7B-Instruct")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
-    except HFValidationError as error:
-        raise UserError(f"model.id={name} is no hub name; it looks like ORG/NAME") from error
-    except GatedRepoError as error:
-        raise UserError(
-            f"{name} is gated: ask for access at https://huggingface.co/{name}, then run `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"{name} has no revision '{revision}'; leave model.revision out for the default"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"the hub has no model {name}, or it is private: check the name or run `hf auth login`"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{name} is not on this disk and the hub cannot be reached: run `hf download {name}` on a machine "
-            "with a network and use model=local model.path=DIR"
-        ) from error
+    return fetch_model(model["id"], model.get("revision"))
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

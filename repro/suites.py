@@ -22,13 +22,17 @@ from .language_model import Session, SparseLM, longest_sequence, quiet_lm_eval
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task: `value`, `stderr` and `chance` (what guessing reaches) of `metric`, all in [0, 1]."""
+    """One task: `value`, `stderr` and `chance` (what guessing reaches) of `metric`, all in [0, 1].
+
+    `settings` says how it was asked, where that depends on more than the suite's configuration.
+    """
 
     metric: str
     value: float
     stderr: float
     n: int
     chance: float
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Evaluation:
     """What one model reached on a suite.
 
     `average` is the mean of the tasks' values in percent; it and the likelihood's figures are None where the
-    suite has no tasks or no documents. `items` holds 1.0 or 0.0 for each item of a task in the items' order.
+    suite has no tasks or no documents. `items` holds the metric of each item of a task in the items' order, most often 1.0 or 0.0.
     """
 
     tasks: dict[str, TaskResult] = field(default_factory=dict)
@@ -165,22 +169,45 @@ class PerplexitySuite:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:
         """Measure the file; raises UserError for one that is missing, not UTF-8, or shorter than a window."""
-        text = read_text(self.text)
-        longest = longest_sequence(model)
-        if not 2 <= self.length <= longest:
-            raise UserError(f"suite.length is {self.length}: this model takes from 2 to {longest} tokens")
-        language_model = SparseLM(
-            model, tokenizer, session, batch_tokens=self.batch_tokens, max_length=self.length
+        return measure_text(
+            model,
+            tokenizer,
+            session,
+            read_text(self.text),
+            length=self.length,
+            windows=self.windows,
+            batch_tokens=self.batch_tokens,
+            source=self.text,
         )
-        tokens, sizes = text_windows(tokenizer, text, self.length)
-        if not tokens:
-            raise UserError(
-                f"{self.text} is shorter than one window of {self.length} tokens: "
-                "give a longer text or a smaller suite.length"
-            )
-        return Evaluation(
-            documents=measure_documents(language_model, tokens[: self.windows], sizes[: self.windows])
+
+
+def measure_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    session: Session | None,
+    text: str,
+    *,
+    length: int,
+    windows: int | None,
+    batch_tokens: int,
+    source: str,
+) -> Evaluation:
+    """Likelihood of a text in windows of `length` tokens, each scored behind a bos token alone.
+
+    `windows` from the beginning, None for all; a rest that fills no window is left out. Raises UserError when
+    the model does not take the length, or the text, called `source`, is shorter than one window.
+    """
+    longest = longest_sequence(model)
+    if not 2 <= length <= longest:
+        raise UserError(f"suite.length is {length}: this model takes from 2 to {longest} tokens")
+    language_model = SparseLM(model, tokenizer, session, batch_tokens=batch_tokens, max_length=length)
+    tokens, sizes = text_windows(tokenizer, text, length)
+    if not tokens:
+        raise UserError(
+            f"{source} is shorter than one window of {length} tokens: "
+            "give a longer text or a smaller suite.length"
         )
+    return Evaluation(documents=measure_documents(language_model, tokens[:windows], sizes[:windows]))
 
 
 def run_tasks(
@@ -196,15 +223,16 @@ def run_tasks(
         metric = config.metric_list[0]["metric"]
         samples = sorted(report["samples"][name], key=lambda sample: sample["doc_id"])
         items[name] = [float(sample[metric]) for sample in samples]
-        value = sum(items[name]) / len(samples)
-        results[name] = TaskResult(
-            metric=metric,
-            value=value,
-            stderr=math.sqrt(value * (1 - value) / max(1, len(samples) - 1)),
-            n=len(samples),
-            chance=float(config.metadata["chance"]),
-        )
+        results[name] = task_result(metric, items[name], float(config.metadata["chance"]), {})
     return results, items
+
+
+def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:
+    """Mean and standard error of per-item outcomes; for outcomes of 0 and 1 the binomial one."""
+    n = len(outcomes)
+    value = sum(outcomes) / n
+    variance = sum((outcome - value) ** 2 for outcome in outcomes) / max(1, n - 1)
+    return TaskResult(metric, value, math.sqrt(variance / n), n, chance, settings)
 
 
 def measure_documents(
