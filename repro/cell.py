@@ -26,26 +26,20 @@ from ..method.apply import applied
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError
 from ..method.protocol import Protocol
-from .configuration import digest, portable, sources_digest
+from .configuration import digest, files_digests, portable, sources_digest
 from .models import Checkpoint, LoadedModel, find_checkpoint, load_model
+from .overlap import checked_overlap
 from .plan_cache import CachedPlan, PlanCache
 from .records import RECORD, SCHEMA, RecordError, load_record, save_record, surroundings, versions
 
 log = logging.getLogger(__name__)
 
 PLAN_SOURCES = ("method", "baselines", "kernels")
-RESULT_SOURCES = (
-    *PLAN_SOURCES,
-    *(
-        f"repro/{name}"
-        for name in ("calibration_text.py", "cell.py", "embedded", "language_model.py", "models.py")
-    ),
-    *(
-        f"repro/{name}"
-        for name in ("code_execution.py", "harness_tasks.py", "paper_data.py", "paper_suites.py", "paper_tasks")
-    ),
-    "repro/suites.py",
-)
+HARNESS_SOURCES = (
+    "calibration_mix.py calibration_text.py cell.py code_execution.py embedded harness_tasks.py language_model.py "
+    "models.py offload.py paper_data.py paper_suites.py paper_tasks random_models.py suites.py"
+).split()
+RESULT_SOURCES = (*PLAN_SOURCES, *(f"repro/{name}" for name in HARNESS_SOURCES))
 """Code that results depend on: after a change to it a finished cell is computed again."""
 
 
@@ -85,7 +79,7 @@ def prepare(config: DictConfig) -> Cell:
         "seed": config.seed,
         "search_tokens": config.search.sparse_tokens,
         "model": _model_identity(checkpoint),
-        "files": _named_files(config),
+        "files": _named_files(config) | files_digests(parts["suite"], parts["calibration"]),
         "sources": sources_digest(*RESULT_SOURCES),
         "versions": versions(),
     }
@@ -112,6 +106,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     with _timed(seconds, "load"):
         loaded = load_model(cell.checkpoint)
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
+    overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), config.largest_overlap)
     with _timed(seconds, "plan"):
         cached = _plan(cell, loaded, input_ids)
     _set_seeds(config.seed)
@@ -125,7 +120,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         "model": _describe_model(loaded),
         "method": {"name": cell.method.name, "config": portable(config.method)},
         "protocol": {"name": cell.protocol.name, "description": cell.protocol.describe()},
-        "calibration": _describe_calibration(cell.calibration.name, input_ids),
+        "calibration": _describe_calibration(cell.calibration.name, input_ids) | {"overlap": overlap.to_dict()},
         "suite": {"name": _suite_name(config.suite), "config": portable(config.suite)},
         "sparsity": cell.sparsity,
         "realised": realised,

@@ -75,9 +75,14 @@ class SparseLM(HFLM):
         left_truncate_len: int | None = None,
         **_kwargs: Any,
     ) -> list[int]:
-        """Tokens of a string behind one bos token, which is kept when the left is cut off."""
+        """Tokens of a string behind one bos token, which is kept when the left is cut off.
+
+        Most chat templates write the bos token themselves; it is not put there twice.
+        """
         tokens = self.tokenizer.encode(string, add_special_tokens=False)
         start = [] if add_special_tokens is False else self.start_tokens
+        if start and tokens[:1] == start:
+            tokens = tokens[1:]
         if left_truncate_len is not None:
             tokens = tokens[max(0, len(tokens) + len(start) - left_truncate_len) :]
         return start + tokens

@@ -6,7 +6,7 @@ A suite is built by Hydra from `conf/suite/*.yaml`; its one method is `run(model
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,6 +112,10 @@ class Suite(Protocol):
         """Evaluate the model; `session` is the open sparse session, None for the dense model."""
         ...
 
+    def texts(self) -> Iterable[tuple[str, str]]:
+        """Every item that could be asked, as (task, text): what calibration text must not contain."""
+        ...
+
 
 @dataclass(frozen=True)
 class EmbeddedSuite:
@@ -149,6 +153,14 @@ class EmbeddedSuite:
         documents = measure_documents(language_model, tokens, [len(text.encode()) for text in texts])
         return Evaluation(results, items, documents)
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Contexts with their right answers, and the held-out texts."""
+        for task in self.tasks:
+            for item in load_items(task):
+                answer = item["choices"][item["answer"]] if "choices" in item else item["target"]
+                yield task, f"{item['context']}\n{answer}"
+        yield from (("heldout_text", item["text"]) for item in load_items("heldout_text")[: self.documents])
+
 
 @dataclass(frozen=True)
 class PerplexitySuite:
@@ -179,6 +191,10 @@ class PerplexitySuite:
             batch_tokens=self.batch_tokens,
             source=self.text,
         )
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """The whole file."""
+        yield "text", read_text(self.text)
 
 
 def measure_text(

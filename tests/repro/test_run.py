@@ -89,6 +89,7 @@ def test_the_record_says_what_was_run(first):
     assert record["protocol"]["name"] == "half"
     assert record["calibration"] | {"sha256": ""} == {
         "name": "embedded", "sequences": 2, "length": 64, "tokens": 128, "sha256": "",
+        "overlap": {"run_of_words": 13, "items": {"text": 1}, "overlapping": {}},
     }  # fmt: skip
     assert record["suite"]["name"] == "perplexity"
     assert abs(record["realised"]["realised_sparsity"] - 0.4) < 0.1
@@ -189,8 +190,8 @@ def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
         (["sparsity=half"], "is outside [0, 1)"),
         (["seed=-1"], "seed=-1 is not a whole number"),
         (["method=magic"], "no method is called 'magic'; choose from cats, chess"),
-        (["model=llama-big"], "no model is called 'llama-big'; choose from hub, llama-mini, local"),
-        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, perplexity"),
+        (["model=llama-big"], "no model is called 'llama-big'; choose from hub, llama-mini"),
+        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, paper, perplexity"),
         (["protocol=none"], "no protocol is called 'none'; choose from all,"),
         (["experiment=table9"], "no experiment is called 'table9'; choose from table1"),
         (["method.magic=1"], "there is no setting 'method.magic'"),
