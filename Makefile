@@ -12,10 +12,10 @@ TABLE_full := results/table1
 KEEP_full := --keep-records results/records/table1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint reproduce-table1 readme train-embedded clean
+.PHONY: help setup test lint reproduce-table1 prefetch readme train-embedded clean
 
 help: ## list every target
-	@echo "usage: make TARGET [PROFILE=quick|full] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
+	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## create .venv with the locked dependencies (a second run installs nothing)
@@ -47,6 +47,9 @@ else
 	@$(RUN) -m wisparse.repro.tables table1 --records outputs/$(EXPERIMENT_$(PROFILE)) \
 		--output $(TABLE_$(PROFILE)) $(KEEP_$(PROFILE))
 endif
+
+prefetch: $(INSTALLED) ## fetch models and data sets once, for offline use afterwards (PROFILE=paper)
+	@$(RUN) -m wisparse.repro.prefetch $(PROFILE)
 
 readme: $(INSTALLED) ## write the README's generated parts from results/ and conf/method
 	@$(RUN) -m wisparse.repro.readme

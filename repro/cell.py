@@ -36,9 +36,10 @@ log = logging.getLogger(__name__)
 
 PLAN_SOURCES = ("method", "baselines", "kernels")
 HARNESS_SOURCES = (
-    "calibration_mix.py calibration_text.py cell.py code_execution.py embedded harness_tasks.py language_model.py "
-    "models.py offload.py paper_data.py paper_suites.py paper_tasks random_models.py suites.py"
-).split()
+    "calibration_mix.py", "calibration_text.py", "cell.py", "code_execution.py", "embedded", "harness_tasks.py",
+    "language_model.py", "models.py", "offload.py", "paper_data.py", "paper_suites.py", "paper_tasks",
+    "random_models.py", "suites.py",
+)  # fmt: skip
 RESULT_SOURCES = (*PLAN_SOURCES, *(f"repro/{name}" for name in HARNESS_SOURCES))
 """Code that results depend on: after a change to it a finished cell is computed again."""
 

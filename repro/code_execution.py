@@ -50,9 +50,9 @@ class CodeRunner:
         """Raises UserError where a process cannot be cut off from the network."""
         if not self._prefix:
             raise UserError(
-                "suite.execute_code=true needs `unshare` (Linux, util-linux) and the right to make user or network "
-                "namespaces, and this machine has not both: run in a container that allows them, or leave out what "
-                "executes code with suite.execute_code=false"
+                "suite.execute_code=true needs `unshare` (Linux, util-linux) and the right to make user or "
+                "network namespaces, and this machine has not both: run in a container that allows them, or use "
+                "suite.execute_code=false, which leaves out what executes code"
             )
 
     def run_all(self, programs: Sequence[str]) -> list[bool]:

@@ -170,6 +170,6 @@ _DataLoader.add_constructor("!function", lambda _loader, node: node.value)
 @lru_cache(maxsize=256)
 def _read(path: Path) -> dict[str, Any]:
     """One of lm-eval's configurations with what it includes."""
-    settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_DataLoader)  # noqa: S506 (a safe loader)
+    settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_DataLoader)
     included = settings.pop("include", None)
     return {**(_read(path.parent / included) if included else {}), **settings}

@@ -38,13 +38,13 @@ def place(model: PreTrainedModel, device: str, offload: str) -> PreTrainedModel:
     weight_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if not streams(weight_bytes, device, offload):
         return model.to(device)
-    log.info("%.1f GB of weights stay in main memory; blocks go to %s one after another", weight_bytes / 1e9, device)
+    log.info("%.1f GB of weights stay in main memory; blocks go to %s in turn", weight_bytes / 1e9, device)
     stream_blocks(model, torch.device(device))
     return model
 
 
 def stream_blocks(model: PreTrainedModel, device: torch.device) -> list[UserCpuOffloadHook]:
-    """Keep all but the blocks on `device`; each block goes there for its own forward pass and leaves with the next.
+    """Keep all but the blocks on `device`; a block goes there for its forward pass and leaves with the next.
 
     Outside of its pass a block's weights are ordinary tensors in main memory, which searches may read.
     """

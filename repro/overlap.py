@@ -2,8 +2,8 @@
 
 A text's words are its runs of letters and digits in lower case; spelling, spacing and punctuation do not count.
 An evaluation item overlaps with the calibration text when both have `RUN` words in a row in common; an item of
-fewer words overlaps when all of it occurs, and one below `SHORTEST` words is too common to say anything. What is
-compared is the text of the very tokens that calibrate, and every item that the suite could ask.
+fewer words overlaps when all of it occurs, and one below `SHORTEST` words is too common to say anything.
+Compared are the text of the very tokens that calibrate and every item that the suite could ask.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Overlap:
 
 
 def checked_overlap(
-    input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, items: Iterable[tuple[str, str]], largest_share: float
+    input_ids: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Iterable[tuple[str, str]],
+    largest_share: float,
 ) -> Overlap:
     """The overlap of calibration tokens (sequences, length) with items, (task, text).
 
@@ -84,7 +87,7 @@ def require_disjoint(overlap: Overlap, largest_share: float) -> None:
     if worst:
         counts = ", ".join(f"{number} of {overlap.items[task]} of {task}" for task, number in worst.items())
         raise UserError(
-            f"items share {RUN} words in a row with the calibration text: {counts}; first: '{overlap.example}'; "
+            f"items share {RUN} words in a row with the calibration text: {counts}, first '{overlap.example}'; "
             "take other calibration text (calibration.seed, calibration=...) or allow a share of each task's "
             "items with largest_overlap=0.01, which the record keeps"
         )

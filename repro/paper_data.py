@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import itertools
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +27,9 @@ class DataSource:
     config: str | None
     folder: str
     file: str | None = None
-    """One file of the hub's repository, where the whole of it would be too much; None: the split."""
+    """One file of JSON lines in the hub's repository, where all of it would be too much; None: the split."""
+    rows: int | None = None
+    """Rows read from the beginning of that file."""
 
     def mirror_file(self, root: str, split: str) -> Path:
         """Where a mirror keeps a split; raises UserError naming the file that it lacks."""
@@ -49,6 +54,18 @@ def load_split(source: DataSource, split: str, root: str | None) -> datasets.Dat
     return _load_from_hub(source, split)
 
 
+def read_files(splits: Iterable[tuple[DataSource, str]], root: str | None) -> list[Path]:
+    """The files of the mirror `root` that hold these splits; without one, none, and the hub's are fetched.
+
+    Called before weights are loaded: raises UserError for what cannot be had.
+    """
+    if root is not None:
+        return [source.mirror_file(root, split) for source, split in splits]
+    for source, split in splits:
+        load_split(source, split, None)
+    return []
+
+
 @lru_cache(maxsize=32)
 def _read_parquet(path: Path) -> datasets.Dataset:
     # Read by hand: `datasets` would keep a second copy of everything in the user's cache.
@@ -62,7 +79,23 @@ def _read_parquet(path: Path) -> datasets.Dataset:
 def _load_from_hub(source: DataSource, split: str) -> datasets.Dataset:
     if source.file is None:
         return load_hub_split(source.hub, source.config, split)
-    return datasets.load_dataset("json", data_files=str(fetch_dataset_file(source.hub, source.file)), split="train")
+    return read_json_lines(fetch_dataset_file(source.hub, source.file), source.rows)
+
+
+def read_json_lines(path: Path, rows: int | None) -> datasets.Dataset:
+    """The strings of the first `rows` objects of a file with one JSON object a line; .gz and .zst are unpacked.
+
+    Raises UserError for a file that is damaged.
+    """
+    found = []
+    try:
+        # `datasets` reads .zst only with a further package; pyarrow brings both.
+        with pyarrow.input_stream(str(path), compression="detect") as stream:
+            for line in itertools.islice(io.TextIOWrapper(stream, "utf-8"), rows):
+                found.append({key: value for key, value in json.loads(line).items() if isinstance(value, str)})
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is no file of JSON lines, or is truncated; fetch it again") from error
+    return datasets.Dataset.from_list(found)
 
 
 def lm_eval_dataset(

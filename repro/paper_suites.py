@@ -19,7 +19,7 @@ from ..method.errors import UserError
 from .code_execution import CodeRunner, humaneval_program
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
 from .language_model import Session, SparseLM, quiet_lm_eval
-from .paper_data import DataSource, load_split, row_text
+from .paper_data import DataSource, load_split, read_files, row_text
 from .suites import Evaluation, measure_text, task_result
 
 log = logging.getLogger(__name__)
@@ -52,12 +52,13 @@ class HarnessSuite:
         if unknown := sorted(set(self.tasks) - set(known)):
             raise UserError(f"suite.tasks: no task {', '.join(unknown)}; there are {', '.join(known)}")
         if lacking := sorted(set(self.tasks) - set(self.shots)):
-            raise UserError(f"suite.shots says nothing of {', '.join(lacking)}; give +suite.shots.{lacking[0]}=0")
+            raise UserError(f"suite.shots lacks {', '.join(lacking)}; give +suite.shots.{lacking[0]}=0")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"suite.limit is {self.limit}: give at least 1 item a task, or null for all")
         if self.chat_template not in ("auto", True, False):
             raise UserError(f"suite.chat_template={self.chat_template} is none of auto, true, false")
-        self.files()
+        if self.data_root is not None:
+            self.files()
         if self.execute_code and any(task.executes for task in self._chosen):
             self.code.require_isolation()
 
@@ -68,14 +69,9 @@ class HarnessSuite:
         return [task for task in tasks if self.execute_code or not task.executes]
 
     def files(self) -> list[Path]:
-        """The files of the mirror that are read; none where the hub is."""
-        if self.data_root is None:
-            return []
-        return [
-            task.source.mirror_file(self.data_root, split)
-            for task in self._chosen
-            for split in task.splits(self.shots[task.name])
-        ]
+        """The files of the mirror that are read; data of the hub are fetched, and there are none."""
+        splits = [(task.source, split) for task in self._chosen for split in task.splits(self.shots[task.name])]
+        return read_files(splits, self.data_root)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Every item that could be asked, as its task's name and all text it holds."""
@@ -88,9 +84,9 @@ class HarnessSuite:
     ) -> Evaluation:
         """Ask every item, or `limit` items of each task, and score what lm-eval's configuration scores."""
         for name in sorted(set(self.tasks) - {task.name for task in self._chosen}):
-            log.warning("%s is left out: it runs code that the model writes; suite.execute_code=true runs it", name)
+            log.warning("%s is left out: it runs code the model writes; suite.execute_code=true runs it", name)
         if not self._chosen:
-            raise UserError("no task is left to run; name others in suite.tasks or give suite.execute_code=true")
+            raise UserError("no task is left to run; name others in suite.tasks or set suite.execute_code=true")
         chat = self._uses_chat_template(tokenizer)
         language_model = SparseLM(
             model,
@@ -122,7 +118,9 @@ class HarnessSuite:
             )
             chosen = {name: choose_items(name, parts, self.limit) for name, parts in loaded.items()}
             indices = {part: found for by_part in chosen.values() for part, found in by_part.items()}
-            parts = {part: task for by_part in loaded.values() for part, task in by_part.items() if part in indices}
+            parts = {
+                part: task for by_part in loaded.values() for part, task in by_part.items() if part in indices
+            }
             report = evaluator.evaluate(
                 language_model,
                 {"tasks": parts},
@@ -194,20 +192,24 @@ class WikitextSuite:
     windows: int | None = None
     batch_tokens: int = 4096
 
+    split = "test"
+
     def __post_init__(self) -> None:
-        self.files()
+        if self.data_root is not None:
+            self.files()
 
     @property
-    def _source(self) -> DataSource:
+    def source(self) -> DataSource:
+        """The data set."""
         return DataSource("Salesforce/wikitext", "wikitext-2-raw-v1", "wikitext2_raw")
 
     def files(self) -> list[Path]:
-        """The file of the mirror that is read; none where the hub is."""
-        return [] if self.data_root is None else [self._source.mirror_file(self.data_root, "test")]
+        """The file of the mirror that is read; data of the hub are fetched, and there is none."""
+        return read_files([(self.source, self.split)], self.data_root)
 
     def text(self) -> str:
         """The whole test part. Line ends are one character, whatever the copy of the data has."""
-        rows = load_split(self._source, "test", self.data_root)["text"]
+        rows = load_split(self.source, self.split, self.data_root)["text"]
         return "".join(f"{line}\n" for row in rows for line in row.splitlines() if line.strip())
 
     def texts(self) -> Iterator[tuple[str, str]]:
@@ -228,5 +230,3 @@ class WikitextSuite:
             batch_tokens=self.batch_tokens,
             source="WikiText-2",
         )
-
-

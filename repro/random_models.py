@@ -37,7 +37,7 @@ class RandomCheckpoint:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the architecture, the seed and the tokenizer; torch makes other numbers on other devices."""
+        """sha256 over the architecture, the seed and the tokenizer; what is drawn depends on the device too."""
         hasher = hashlib.sha256(f"{self.architecture}\0{self.seed}\0".encode())
         hasher.update((self.tokenizer_folder / "tokenizer.json").read_bytes())
         return hasher.hexdigest()
@@ -47,7 +47,7 @@ def random_checkpoint(model: dict[str, Any], device: str) -> RandomCheckpoint:
     """Check a `model` configuration with `weights: random`; raises UserError where something is missing."""
     architecture = model.get("architecture")
     if not architecture:
-        raise UserError("model.weights=random needs model.architecture; take model=llama3.1-8b or another with one")
+        raise UserError("model.weights=random needs model.architecture; model=llama3.1-8b has one")
     check_family(architecture["model_type"])
     folder = Path(model["tokenizer"] or "").expanduser()
     if not (folder / "tokenizer.json").is_file():
@@ -79,7 +79,7 @@ def build_random_model(checkpoint: RandomCheckpoint, tokenizer: PreTrainedTokeni
         config = AutoConfig.for_model(**json.loads(checkpoint.architecture))
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, token, getattr(tokenizer, token))
-        # On meta nothing is drawn yet: torch's own initialisation, which transformers repeats, would take longer.
+        # On meta nothing is drawn yet; otherwise torch would initialise everything, and transformers again.
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, checkpoint.dtype))
     except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:

@@ -49,7 +49,8 @@ class Evaluation:
     """What one model reached on a suite.
 
     `average` is the mean of the tasks' values in percent; it and the likelihood's figures are None where the
-    suite has no tasks or no documents. `items` holds the metric of each item of a task in the items' order, most often 1.0 or 0.0.
+    suite has no tasks or no documents. `items` holds the metric of each item of a task, most often 1.0 or 0.0,
+    in the items' order.
     """
 
     tasks: dict[str, TaskResult] = field(default_factory=dict)
