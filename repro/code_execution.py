@@ -51,8 +51,8 @@ class CodeRunner:
         if not self._prefix:
             raise UserError(
                 "suite.execute_code=true needs `unshare` (Linux, util-linux) and the right to make user or "
-                "network namespaces, and this machine has not both: run in a container that allows them, or use "
-                "suite.execute_code=false, which leaves out what executes code"
+                "network namespaces, and this machine has not both: run in a container that allows them, or "
+                "leave out what executes code with suite.execute_code=false"
             )
 
     def run_all(self, programs: Sequence[str]) -> list[bool]:

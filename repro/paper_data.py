@@ -113,6 +113,11 @@ def lm_eval_dataset(
     found = {split: load_split(DataSource(**source), split, root) for split in splits}
     if column is None:
         return found
+    for split, rows in found.items():
+        if value not in _rows_by_value(rows, column):
+            raise UserError(
+                f"{source['hub']}, split {split}, has no row whose {column} is {value}; fetch it again"
+            )
     return {split: rows.select(_rows_by_value(rows, column)[value]) for split, rows in found.items()}
 
 

@@ -213,8 +213,8 @@ class WikitextSuite:
         return "".join(f"{line}\n" for row in rows for line in row.splitlines() if line.strip())
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """The text, for the comparison with the calibration text."""
-        yield "wikitext", self.text()
+        """Every paragraph."""
+        yield from (("wikitext", line) for line in self.text().splitlines())
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None

@@ -19,6 +19,9 @@ from wisparse.method.errors import UserError
 from .embedded.items import TASK_FOLDER, TASKS, load_items
 from .language_model import Session, SparseLM, longest_sequence, quiet_lm_eval
 
+PIECE = 1000
+"""Characters of a piece of a long text, when it is compared with the calibration text."""
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -194,8 +197,9 @@ class PerplexitySuite:
         )
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """The whole file."""
-        yield "text", read_text(self.text)
+        """The whole file, in pieces: how much of it the calibration text holds can then be said."""
+        text = read_text(self.text)
+        yield from (("text", text[begin : begin + PIECE]) for begin in range(0, len(text), PIECE))
 
 
 def measure_text(
