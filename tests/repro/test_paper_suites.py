@@ -151,7 +151,9 @@ def test_a_chat_template_is_used_where_there_is_one_and_bos_stands_once(model, c
     def note(_module, _arguments, keywords):
         cache = keywords.get("past_key_values")
         if cache is None or cache.get_seq_length() == 0:
-            rows = zip(keywords["input_ids"], keywords["attention_mask"], strict=True)
+            tokens = keywords["input_ids"]
+            mask = keywords.get("attention_mask")  # generate() leaves it out where nothing is padded
+            rows = zip(tokens, torch.ones_like(tokens) if mask is None else mask, strict=True)
             texts.extend(chat_tokenizer.decode(row[real.bool()]) for row, real in rows)
 
     handle = model.register_forward_pre_hook(note, with_kwargs=True)
