@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..method.errors import UserError
@@ -82,7 +83,7 @@ def build_random_model(checkpoint: RandomCheckpoint, tokenizer: PreTrainedTokeni
         # On meta nothing is drawn yet; otherwise torch would initialise everything, and transformers again.
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, checkpoint.dtype))
-    except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
+    except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
         brief = " ".join(str(error).split())[:200]
         raise UserError(f"model.architecture is not one of a {checkpoint.family} model ({brief})") from error
     weight_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())

@@ -1,4 +1,4 @@
-"""Where the real benchmark data are, and a small mirror made up here for when they are not."""
+"""What tests of benchmarks need: the real data, a small mirror made up here, a machine that isolates."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from wisparse.method.errors import UserError
+from wisparse.repro.code_execution import CodeRunner
 from wisparse.repro.configuration import REPOSITORY
 
 MIRROR = Path(os.environ.get("BENCHMARK_DATA", REPOSITORY.parent / "shared" / "data"))
 with_real_data = pytest.mark.skipif(
     not MIRROR.is_dir(), reason=f"no benchmark data at {MIRROR}; BENCHMARK_DATA=DIR names another place"
 )
+
+
+def can_isolate() -> bool:
+    try:
+        CodeRunner().require_isolation()
+    except UserError:
+        return False
+    return True
+
+
+isolated = pytest.mark.skipif(
+    not can_isolate(), reason="this machine allows no namespaces: unshare --user --net"
+)
+
+ONE = "def check(candidate):\n    assert candidate() == {}\n"
 
 
 def write_split(root: Path, folder: str, split: str, rows: list[dict[str, object]]) -> Path:
@@ -25,7 +42,7 @@ def write_split(root: Path, folder: str, split: str, rows: list[dict[str, object
 
 
 def write_made_up_mirror(root: Path) -> None:
-    """Rows of our own with the hub's columns: enough for siqa, wic, gsm8k and wikitext."""
+    """Rows of our own with the hub's columns: enough for siqa, wic, gsm8k, humaneval and wikitext."""
     siqa = [
         {
             "context": f"Kim planted {number} beans.",
@@ -49,5 +66,15 @@ def write_made_up_mirror(root: Path) -> None:
     ]
     write_split(root, "gsm8k", "test", gsm8k[:4])
     write_split(root, "gsm8k", "train", gsm8k[4:])
+    humaneval = [
+        {
+            "prompt": "def one():\n    return 1\n\n\n# ",
+            "entry_point": "one",
+            "test": ONE.format(right),
+            "task_id": right,
+        }
+        for right in ("1", "2")
+    ]
+    write_split(root, "humaneval", "test", humaneval)
     lines = ["", " = Beans = \n", "", " Beans grow on poles and need water . \r\n"] * 200
     write_split(root, "wikitext2_raw", "test", [{"text": line} for line in lines])

@@ -11,20 +11,7 @@ from wisparse.repro.code_execution import CodeRunner, humaneval_program
 from wisparse.repro.harness_tasks import harness_tasks
 from wisparse.repro.paper_data import load_split
 
-from .benchmark_data import MIRROR, with_real_data
-
-
-def can_isolate() -> bool:
-    try:
-        CodeRunner().require_isolation()
-    except UserError:
-        return False
-    return True
-
-
-isolated = pytest.mark.skipif(
-    not can_isolate(), reason="this machine allows no namespaces: unshare --user --net"
-)
+from .benchmark_data import MIRROR, isolated, with_real_data
 
 PROBLEM = {
     "prompt": "def double(n):\n    '''Twice n.'''\n",

@@ -15,7 +15,7 @@ from wisparse.repro.harness_tasks import harness_tasks, load_tasks
 from wisparse.repro.paper_data import load_split
 from wisparse.repro.paper_suites import HarnessSuite, WikitextSuite, choose_items
 
-from .benchmark_data import MIRROR, with_real_data, write_made_up_mirror
+from .benchmark_data import MIRROR, isolated, with_real_data, write_made_up_mirror
 
 PAPER = ("siqa", "gsm8k", "wic", "humaneval", "mmlu", "commonsense_qa")
 CHAT = (
@@ -173,6 +173,14 @@ def test_a_chat_template_that_is_not_there_cannot_be_asked_for(model, tokenizer,
         suite(mirror, ["siqa"], chat_template=True).run(model, tokenizer, None)
 
 
+@isolated
+def test_programs_that_the_model_finished_are_run_against_their_tests(model, tokenizer, mirror):
+    """Both problems are solved in the prompt, and the model only ends a comment; one expects something else."""
+    found = suite(mirror, ["humaneval"], execute_code=True, longest_answer=2).run(model, tokenizer, None)
+    assert found.items["humaneval"] == [1.0, 0.0]
+    assert found.tasks["humaneval"].metric == "pass_at_1"
+
+
 def test_code_is_not_executed_unless_asked_for(model, tokenizer, mirror, caplog):
     asked = suite(mirror, ["siqa", "humaneval"], limit=1)
     assert list(asked.run(model, tokenizer, None).tasks) == ["siqa"]
@@ -189,7 +197,7 @@ def test_code_is_not_executed_unless_asked_for(model, tokenizer, mirror, caplog)
         (["siqa"], {"chat_template": "yes"}, "none of auto, true, false"),
         (["hellaswag"], {}, r"lacks .*hellaswag/validation\.parquet"),
         (["arc_challenge"], {}, r"lacks .*arc_challenge/test\.parquet"),
-        (["humaneval"], {"execute_code": True}, r"lacks .*humaneval/test\.parquet"),
+        (["commonsense_qa"], {}, r"lacks .*commonsense_qa/validation\.parquet"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_runs(mirror, tasks, settings, message):
