@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import datasets
 
 MODEL_PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
-"""A checkpoint and its tokenizer, and no second copy of the weights in another format."""
+"""A checkpoint and its tokenizer."""
+
+SECOND_COPIES = ["original/*", "consolidated*"]
+"""The same weights under other names, which some repositories hold besides: another 14 to 16 GB."""
 
 PREFETCH = "`make prefetch PROFILE=paper`"
 
@@ -34,7 +37,7 @@ def fetch_model(name: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=MODEL_PATTERNS, ignore_patterns=["original/*"]
+                name, revision=revision, allow_patterns=MODEL_PATTERNS, ignore_patterns=SECOND_COPIES
             )
         )
     except HFValidationError as error:

@@ -6,11 +6,12 @@ import httpx
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from hydra import initialize_config_dir
 from wisparse.method.errors import UserError
 from wisparse.repro import prefetch
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.hub import fetch_dataset_file, load_hub_split
+from wisparse.repro.hub import fetch_dataset_file, fetch_model, load_hub_split
 from wisparse.repro.paper_data import DataSource, load_split, row_text
 
 from .benchmark_data import write_split
@@ -104,3 +105,20 @@ def test_there_is_nothing_to_fetch_for_the_embedded_models(monkeypatch, capsys):
 def test_the_text_of_a_row_is_all_its_strings():
     row = {"question": "Why?", "label": 3, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "none": None}
     assert row_text(row) == "Why?\na\nb\nA\nB"
+
+
+def test_one_copy_of_the_weights_is_fetched(monkeypatch, tmp_path):
+    published = [
+        "config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors", "consolidated.safetensors", "original/consolidated.00.pth",
+        "original/params.json", "pytorch_model.bin", "README.md",
+    ]  # fmt: skip
+
+    def snapshot(name, *, revision, allow_patterns, ignore_patterns):
+        assert (name, revision) == ("org/model", "main")
+        wanted = filter_repo_objects(published, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        assert list(wanted) == published[:5]
+        return tmp_path
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert fetch_model("org/model", "main") == tmp_path
