@@ -12,10 +12,10 @@ TABLE_full := results/table1
 KEEP_full := --keep-records results/records/table1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint reproduce-table1 reproduce-speed bench readme train-embedded clean
+.PHONY: help setup test lint reproduce-table1 reproduce-speed bench prefetch readme train-embedded clean
 
 help: ## list every target
-	@echo "usage: make TARGET [PROFILE=quick|full] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
+	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## create .venv with the locked dependencies (a second run installs nothing)
@@ -55,6 +55,9 @@ reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a G
 bench: $(INSTALLED) ## pytest-benchmark: kernels by shape, dtype and sparsity, and decoding; into results/bench-*.json
 	@$(RUN) -m pytest -q tests/benchmarks --benchmark-enable --benchmark-only --benchmark-sort=name \
 		--benchmark-json=results/bench-$(shell $(RUN) -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")').json
+
+prefetch: $(INSTALLED) ## fetch models and data sets once, for offline use afterwards (PROFILE=paper)
+	@$(RUN) -m wisparse.repro.prefetch $(PROFILE)
 
 readme: $(INSTALLED) ## write the README's generated parts from results/ and conf/method
 	@$(RUN) -m wisparse.repro.readme

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ class FileText:
 
 
 def pack(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, sequences: int, length: int, source: str
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequences: int, length: int, source: str
 ) -> Tensor:
     """Texts as (sequences, length) token ids: each row and each text begins with the begin-of-text token.
 

@@ -21,25 +21,20 @@ from torch import Tensor
 
 from ..method.apply import applied
 from ..method.errors import OutOfReachError, UserError
-from .configuration import digest, portable, sources_digest
+from .configuration import digest, files_digests, portable, sources_digest
 from .models import Checkpoint, LoadedModel, find_checkpoint, load_model
+from .overlap import checked_overlap
 from .planning import Planner, ids_digest, model_identity, set_seeds
 from .records import RECORD, SCHEMA, RecordError, load_record, save_record, surroundings, versions
 
 log = logging.getLogger(__name__)
 
-RESULT_SOURCES = (
-    "method",
-    "baselines",
-    "kernels/reference.py",
-    "repro/calibration_text.py",
-    "repro/cell.py",
-    "repro/embedded",
-    "repro/language_model.py",
-    "repro/models.py",
-    "repro/planning.py",
-    "repro/suites.py",
-)
+HARNESS_SOURCES = (
+    "calibration_mix.py", "calibration_text.py", "cell.py", "code_execution.py", "embedded", "harness_tasks.py",
+    "language_model.py", "models.py", "offload.py", "paper_data.py", "paper_suites.py", "paper_tasks",
+    "planning.py", "random_models.py", "suites.py",
+)  # fmt: skip
+RESULT_SOURCES = ("method", "baselines", "kernels/reference.py", *(f"repro/{name}" for name in HARNESS_SOURCES))
 LATENCY_SOURCES = ("kernels", "repro/latency.py", "repro/transformers_decode.py")
 """Code that results depend on, and that measured speed depends on besides: after a change to it a finished cell
 is computed again."""
@@ -85,7 +80,7 @@ def prepare(config: DictConfig) -> Cell:
         "seed": config.seed,
         "search_tokens": config.search.sparse_tokens,
         "model": model_identity(checkpoint),
-        "files": _named_files(config),
+        "files": _named_files(config) | files_digests(parts["suite"], parts["calibration"]),
         "sources": sources_digest(*RESULT_SOURCES, *(() if config.latency.name == "none" else LATENCY_SOURCES)),
         "versions": versions(),
     }
@@ -113,6 +108,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         loaded = load_model(cell.checkpoint)
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
     planner = Planner(config, cell.method, cell.protocol, cell.calibration.batch_size, loaded, input_ids)
+    overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), config.largest_overlap)
     with _timed(seconds, "plan"):
         cached = planner.plan(cell.sparsity)
     set_seeds(config.seed)
@@ -128,7 +124,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         "model": _describe_model(loaded),
         "method": {"name": cell.method.name, "config": portable(config.method)},
         "protocol": {"name": cell.protocol.name, "description": cell.protocol.describe()},
-        "calibration": _describe_calibration(cell.calibration.name, input_ids),
+        "calibration": _describe_calibration(cell.calibration.name, input_ids) | {"overlap": overlap.to_dict()},
         "suite": {"name": _suite_name(config.suite), "config": portable(config.suite)},
         "sparsity": cell.sparsity,
         "realised": realised,
@@ -215,8 +211,8 @@ def _describe_calibration(name: str, input_ids: Tensor) -> dict[str, Any]:
 
 
 def _suite_name(suite: DictConfig) -> str:
-    # EmbeddedSuite → embedded, as in conf/suite.
-    return suite._target_.rpartition(".")[2].removesuffix("Suite").lower()
+    # EmbeddedSuite → embedded, as in conf/suite, unless several configurations share a class.
+    return suite.get("name") or suite._target_.rpartition(".")[2].removesuffix("Suite").lower()
 
 
 def _peak_memory(device: str) -> dict[str, int]:

@@ -53,6 +53,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def files_digests(*parts: Any) -> dict[str, str]:
+    """sha256 of every file that these parts of a cell say they read, by folder and name."""
+    files = [path for part in parts for path in getattr(part, "files", list)()]
+    return {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def sources_digest(*parts: str) -> str:
     """sha256 over the Python and YAML files of these folders and files of the repository."""
     hasher = hashlib.sha256()

@@ -19,6 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """What lm-eval hands over: (strings or None, context tokens, continuation tokens)."""
 
+ScoredRow = tuple[list[int], list[int]]
+"""Context and continuation of a request."""
+
 DEFAULT_MAX_LENGTH = 1024
 NO_TARGET = -1
 
@@ -75,9 +78,14 @@ class SparseLM(HFLM):
         left_truncate_len: int | None = None,
         **_kwargs: Any,
     ) -> list[int]:
-        """Tokens of a string behind one bos token, which is kept when the left is cut off."""
+        """Tokens of a string behind one bos token, which is kept when the left is cut off.
+
+        Most chat templates write the bos token themselves; it is not put there twice.
+        """
         tokens = self.tokenizer.encode(string, add_special_tokens=False)
         start = [] if add_special_tokens is False else self.start_tokens
+        if start and tokens[:1] == start:
+            tokens = tokens[1:]
         if left_truncate_len is not None:
             tokens = tokens[max(0, len(tokens) + len(start) - left_truncate_len) :]
         return start + tokens
@@ -132,13 +140,16 @@ class SparseLM(HFLM):
                     "a continuation has no token of its own: the tokenizer joins it to its context"
                 )
             rows.append((self._cut(context, continuation), continuation))
+        groups = _sharing_a_pass(rows)
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
-        lengths = [len(context) + len(continuation) - 1 for context, continuation in rows]
+        lengths = [len(rows[group[0]][0]) + len(rows[group[0]][1]) - 1 for group in groups]
         progress = tqdm(total=len(rows), desc="Scoring", disable=disable_tqdm, leave=False)
         for batch in self._batches(lengths, override_bs):
-            for index, score in zip(batch, self._score([rows[index] for index in batch]), strict=True):
+            indices = [index for number in batch for index in groups[number]]
+            found = self._score([[rows[index] for index in groups[number]] for number in batch])
+            for index, score in zip(indices, found, strict=True):
                 scores[index] = score
-            progress.update(len(batch))
+            progress.update(len(indices))
         progress.close()
         return scores
 
@@ -163,17 +174,20 @@ class SparseLM(HFLM):
             yield batch
 
     @torch.inference_mode()
-    def _score(self, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def _score(self, groups: list[list[ScoredRow]]) -> list[tuple[float, bool]]:
+        """Scores of all rows, group by group; the rows of a group are read as one."""
         # The last token is only predicted, never read.
-        tokens, mask = self._padded([(context + continuation)[:-1] for context, continuation in rows], "right")
-        prompt_lengths = torch.tensor([len(context) for context, _ in rows])
+        read = [(group[0][0] + group[0][1])[:-1] for group in groups]
+        tokens, mask = self._padded(read, "right")
+        prompt_lengths = torch.tensor([len(group[0][0]) for group in groups])
         first = int(prompt_lengths.min()) - 1
         logits = self._forward(tokens, mask, prompt_lengths, first)
-        targets = torch.full(logits.shape[:2], NO_TARGET)
-        for index, (context, continuation) in enumerate(rows):
+        passes = [number for number, group in enumerate(groups) for _ in group]
+        targets = torch.full((len(passes), logits.shape[1]), NO_TARGET)
+        for index, (context, continuation) in enumerate(row for group in groups for row in group):
             begin = len(context) - 1 - first
             targets[index, begin : begin + len(continuation)] = torch.tensor(continuation)
-        nats, greedy = _row_scores(logits, targets)
+        nats, greedy = _row_scores(logits, targets, torch.tensor(passes))
         return [(-value, hit) for value, hit in zip(nats, greedy, strict=True)]
 
     def _forward(
@@ -215,7 +229,8 @@ class SparseLM(HFLM):
         tokens, mask = self._padded([(start + window)[:-1] for window in windows], "right")
         targets, _ = self._padded(windows, "right")
         targets[mask == 0] = NO_TARGET  # the mask is right for the targets too: as many tokens are read
-        return _row_scores(self._forward(tokens, mask, mask.sum(dim=1), 0), targets)[0]
+        logits = self._forward(tokens, mask, mask.sum(dim=1), 0)
+        return _row_scores(logits, targets, torch.arange(len(windows)))[0]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, windows as in `document_nats`."""
@@ -230,15 +245,27 @@ class SparseLM(HFLM):
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
 
 
-def _row_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[list[float], list[bool]]:
+def _sharing_a_pass(rows: Sequence[ScoredRow]) -> list[list[int]]:
+    """Indices of rows by the tokens that are read: answers of one token to the same question need one pass."""
+    groups: dict[tuple[int, ...] | int, list[int]] = {}
+    for index, (context, continuation) in enumerate(rows):
+        groups.setdefault(tuple(context) if len(continuation) == 1 else index, []).append(index)
+    return list(groups.values())
+
+
+def _row_scores(
+    logits: torch.Tensor, targets: torch.Tensor, passes: torch.Tensor
+) -> tuple[list[float], list[bool]]:
     """Nats of each row's targets, and whether all of them are the most likely tokens.
 
-    logits: (rows, positions, vocabulary); targets: (rows, positions), NO_TARGET where nothing is scored. One
-    transfer for the batch: a wait for the GPU at every row costs more than the model.
+    logits: (passes, positions, vocabulary); targets: (rows, positions), NO_TARGET where nothing is scored;
+    passes: (rows,) which pass read the row. One transfer for the batch: a wait for the GPU at every row costs
+    more than the model.
     """
     targets = targets.to(logits.device)
     scored = targets != NO_TARGET
-    predicted, wanted = logits[scored].float(), targets[scored]
+    row, position = scored.nonzero(as_tuple=True)
+    predicted, wanted = logits[passes.to(logits.device)[row], position].float(), targets[scored]
     nats = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
     nats[scored] = torch.nn.functional.cross_entropy(predicted, wanted, reduction="none").double()
     missed = torch.zeros_like(scored)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..method.errors import UserError
+from .hub import fetch_model
+from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +22,6 @@ FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-HUB_PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     dtype: str
     device: str
+    offload: str = "auto"
 
     @property
     def fingerprint(self) -> str:
@@ -44,12 +46,12 @@ class Checkpoint:
 class LoadedModel:
     """A model ready to be measured, with its own tokenizer."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | RandomCheckpoint
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
-def find_checkpoint(model: dict[str, Any]) -> Checkpoint:
+def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
     """Check a `model` configuration and the files it names without loading any weights.
 
     Raises UserError when the family is not supported or the checkpoint is missing, truncated or incomplete.
@@ -57,7 +59,13 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint:
     if model["dtype"] not in DTYPES:
         raise UserError(f"model.dtype={model['dtype']} is not supported; choose from {', '.join(DTYPES)}")
     device = resolve_device(model["device"])
-    folder = _download(model) if model["source"] == "hub" else _local_folder(model)
+    weights = model.get("weights", "pretrained")
+    if weights == "random":
+        return random_checkpoint(model, device)
+    if weights != "pretrained":
+        raise UserError(f"model.weights={weights} is not supported; choose pretrained or random")
+    from_hub = model["source"] == "hub" and not model.get("path")
+    folder = _hub_folder(model) if from_hub else _local_folder(model)
     config = _read_json(folder / "config.json", folder)
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -67,17 +75,35 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint:
         )
     if config.get("quantization_config"):
         raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")
-    name = model["name"] or (model["id"] if model["source"] == "hub" else folder.resolve().name)
-    return Checkpoint(name, folder, family, _weight_files(folder), model["dtype"], device)
+    name = model["name"] or (model["id"] if from_hub else folder.resolve().name)
+    offload = model.get("offload", "auto")
+    return Checkpoint(name, folder, family, _weight_files(folder), model["dtype"], device, offload)
 
 
 @lru_cache(maxsize=1)  # the cells of a sweep share one model; two large ones would not fit
-def load_model(checkpoint: Checkpoint) -> LoadedModel:
-    """Load weights and tokenizer; raises UserError when either does not fit its configuration."""
+def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
+    """Load or draw the weights, and load the tokenizer; raises UserError when they do not fit together."""
+    from .offload import place
+
+    if isinstance(checkpoint, RandomCheckpoint):
+        origin, tokenizer = checkpoint.tokenizer_folder, _load_tokenizer(checkpoint.tokenizer_folder)
+        model = build_random_model(checkpoint, tokenizer)
+    else:
+        origin, tokenizer = checkpoint.folder, _load_tokenizer(checkpoint.folder)
+        model = _load_weights(checkpoint)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{origin}: the tokenizer has {len(tokenizer)} tokens, the model "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
+    model.requires_grad_(False)
+    return LoadedModel(checkpoint, place(model.eval(), checkpoint.device, checkpoint.offload), tokenizer)
+
+
+def _load_weights(checkpoint: Checkpoint) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = _load_tokenizer(checkpoint.folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
@@ -93,13 +119,7 @@ def load_model(checkpoint: Checkpoint) -> LoadedModel:
             f"{checkpoint.folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
             "fetch the checkpoint again"
         )
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(
-            f"{checkpoint.folder}: the tokenizer has {len(tokenizer)} tokens, the model "
-            f"{model.config.vocab_size}; they do not belong together"
-        )
-    model.requires_grad_(False)
-    return LoadedModel(checkpoint, model.eval().to(checkpoint.device), tokenizer)
+    return model
 
 
 def resolve_device(device: str) -> str:
@@ -167,42 +187,10 @@ def _local_folder(model: dict[str, Any]) -> Path:
     return folder
 
 
-def _download(model: dict[str, Any]) -> Path:
-    """The hub's snapshot on this disk, downloaded where it is not; never tries a second source."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name, revision = model["id"], model.get("revision")
-    if not name:
+def _hub_folder(model: dict[str, Any]) -> Path:
+    if not model["id"]:
         raise UserError("model=hub needs model.id=ORG/NAME, for example model.id=Qwen/Qwen2.5-7B-Instruct")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
-    except HFValidationError as error:
-        raise UserError(f"model.id={name} is no hub name; it looks like ORG/NAME") from error
-    except GatedRepoError as error:
-        raise UserError(
-            f"{name} is gated: ask for access at https://huggingface.co/{name}, then run `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"{name} has no revision '{revision}'; leave model.revision out for the default"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"the hub has no model {name}, or it is private: check the name or run `hf auth login`"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{name} is not on this disk and the hub cannot be reached: run `hf download {name}` on a machine "
-            "with a network and use model=local model.path=DIR"
-        ) from error
+    return fetch_model(model["id"], model.get("revision"))
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -49,8 +49,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         print(
-            "There is no CUDA GPU here: this measures the CPU path, on the embedded llama-mini and on a model of "
-            "1.2 billion random weights. It says nothing about a GPU.",
+            "There is no CUDA GPU here: this measures the CPU path, on the embedded llama-mini and on a model "
+            "of 1.2 billion random weights. It says nothing about a GPU.",
             flush=True,
         )
     staging = REPOSITORY / "outputs" / "speed_records"

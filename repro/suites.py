@@ -6,7 +6,7 @@ A suite is built by Hydra from `conf/suite/*.yaml`; its one method is `run(model
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,16 +19,23 @@ from wisparse.method.errors import UserError
 from .embedded.items import TASK_FOLDER, TASKS, load_items
 from .language_model import Session, SparseLM, longest_sequence, quiet_lm_eval
 
+PIECE = 1000
+"""Characters of a piece of a long text, when it is compared with the calibration text."""
+
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task: `value`, `stderr` and `chance` (what guessing reaches) of `metric`, all in [0, 1]."""
+    """One task: `value`, `stderr` and `chance` (what guessing reaches) of `metric`, all in [0, 1].
+
+    `settings` says how it was asked, where that depends on more than the suite's configuration.
+    """
 
     metric: str
     value: float
     stderr: float
     n: int
     chance: float
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class Evaluation:
     """What one model reached on a suite.
 
     `average` is the mean of the tasks' values in percent; it and the likelihood's figures are None where the
-    suite has no tasks or no documents. `items` holds 1.0 or 0.0 for each item of a task in the items' order.
+    suite has no tasks or no documents. `items` holds the metric of each item of a task, most often 1.0 or 0.0,
+    in the items' order.
     """
 
     tasks: dict[str, TaskResult] = field(default_factory=dict)
@@ -108,16 +116,9 @@ class Suite(Protocol):
         """Evaluate the model; `session` is the open sparse session, None for the dense model."""
         ...
 
-
-@dataclass(frozen=True)
-class NoSuite:
-    """Nothing is evaluated: for runs that measure speed alone."""
-
-    def run(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
-    ) -> Evaluation:
-        """An empty evaluation."""
-        return Evaluation()
+    def texts(self) -> Iterable[tuple[str, str]]:
+        """Every item that could be asked, as (task, text): what calibration text must not contain."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,14 @@ class EmbeddedSuite:
         documents = measure_documents(language_model, tokens, [len(text.encode()) for text in texts])
         return Evaluation(results, items, documents)
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Contexts with their right answers, and the held-out texts."""
+        for task in self.tasks:
+            for item in load_items(task):
+                answer = item["choices"][item["answer"]] if "choices" in item else item["target"]
+                yield task, f"{item['context']}\n{answer}"
+        yield from (("heldout_text", item["text"]) for item in load_items("heldout_text")[: self.documents])
+
 
 @dataclass(frozen=True)
 class PerplexitySuite:
@@ -176,22 +185,50 @@ class PerplexitySuite:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:
         """Measure the file; raises UserError for one that is missing, not UTF-8, or shorter than a window."""
+        return measure_text(
+            model,
+            tokenizer,
+            session,
+            read_text(self.text),
+            length=self.length,
+            windows=self.windows,
+            batch_tokens=self.batch_tokens,
+            source=self.text,
+        )
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """The whole file, in pieces: how much of it the calibration text holds can then be said."""
         text = read_text(self.text)
-        longest = longest_sequence(model)
-        if not 2 <= self.length <= longest:
-            raise UserError(f"suite.length is {self.length}: this model takes from 2 to {longest} tokens")
-        language_model = SparseLM(
-            model, tokenizer, session, batch_tokens=self.batch_tokens, max_length=self.length
+        yield from (("text", text[begin : begin + PIECE]) for begin in range(0, len(text), PIECE))
+
+
+def measure_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    session: Session | None,
+    text: str,
+    *,
+    length: int,
+    windows: int | None,
+    batch_tokens: int,
+    source: str,
+) -> Evaluation:
+    """Likelihood of a text in windows of `length` tokens, each scored behind a bos token alone.
+
+    `windows` from the beginning, None for all; a rest that fills no window is left out. Raises UserError when
+    the model does not take the length, or the text, called `source`, is shorter than one window.
+    """
+    longest = longest_sequence(model)
+    if not 2 <= length <= longest:
+        raise UserError(f"suite.length is {length}: this model takes from 2 to {longest} tokens")
+    language_model = SparseLM(model, tokenizer, session, batch_tokens=batch_tokens, max_length=length)
+    tokens, sizes = text_windows(tokenizer, text, length)
+    if not tokens:
+        raise UserError(
+            f"{source} is shorter than one window of {length} tokens: "
+            "give a longer text or a smaller suite.length"
         )
-        tokens, sizes = text_windows(tokenizer, text, self.length)
-        if not tokens:
-            raise UserError(
-                f"{self.text} is shorter than one window of {self.length} tokens: "
-                "give a longer text or a smaller suite.length"
-            )
-        return Evaluation(
-            documents=measure_documents(language_model, tokens[: self.windows], sizes[: self.windows])
-        )
+    return Evaluation(documents=measure_documents(language_model, tokens[:windows], sizes[:windows]))
 
 
 def run_tasks(
@@ -207,15 +244,16 @@ def run_tasks(
         metric = config.metric_list[0]["metric"]
         samples = sorted(report["samples"][name], key=lambda sample: sample["doc_id"])
         items[name] = [float(sample[metric]) for sample in samples]
-        value = sum(items[name]) / len(samples)
-        results[name] = TaskResult(
-            metric=metric,
-            value=value,
-            stderr=math.sqrt(value * (1 - value) / max(1, len(samples) - 1)),
-            n=len(samples),
-            chance=float(config.metadata["chance"]),
-        )
+        results[name] = task_result(metric, items[name], float(config.metadata["chance"]), {})
     return results, items
+
+
+def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:
+    """Mean and standard error of per-item outcomes; for outcomes of 0 and 1 the binomial one."""
+    n = len(outcomes)
+    value = sum(outcomes) / n
+    variance = sum((outcome - value) ** 2 for outcome in outcomes) / max(1, n - 1)
+    return TaskResult(metric, value, math.sqrt(variance / n), n, chance, settings)
 
 
 def measure_documents(

@@ -177,9 +177,10 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
 
 SHARED_SETTINGS = {
     "protocol": lambda cell: cell.record["config"]["protocol"],
-    "suite": lambda cell: _without_batches(cell.record["config"]["suite"]),
+    "suite": lambda cell: _without_machine(cell.record["config"]["suite"]),
+    "task data": lambda cell: _task_settings(cell.record),
     "search": lambda cell: search_settings(cell.record),
-    "calibration": lambda cell: cell.record["config"]["calibration"],
+    "calibration": lambda cell: _without_machine(cell.record["config"]["calibration"]),
     "seed": lambda cell: cell.record["seed"],
     "items": lambda cell: (_counts(cell.items), len(cell.items["documents"])),
 }
@@ -191,9 +192,19 @@ def search_settings(record: dict[str, Any]) -> str:
     return f"{search['name']}, {search.get('sparse_tokens', 'all')} tokens sparse"
 
 
-def _without_batches(settings: dict[str, Any]) -> dict[str, Any]:
-    """Batch sizes follow the machine and change results by rounding alone."""
-    return {name: value for name, value in settings.items() if not name.startswith("batch_")}
+def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Batch sizes, which change results by rounding alone, and the place of a mirror follow the machine."""
+    return {
+        name: value for name, value in settings.items() if not name.startswith("batch_") and name != "data_root"
+    }
+
+
+def _task_settings(record: dict[str, Any]) -> dict[str, Any]:
+    """How each task was asked, and the hash of its data; chat templates are a matter of the model."""
+    return {
+        name: {key: value for key, value in task.get("settings", {}).items() if key != "chat_template"}
+        for name, task in record["tasks"].items()
+    }
 
 
 def _counts(items: dict[str, Any]) -> dict[str, int]:

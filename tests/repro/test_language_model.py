@@ -191,3 +191,19 @@ def test_text_merged_across_the_seam_is_not_lost(model, tokenizer):
 def test_a_continuation_without_tokens_is_an_error(model, tokenizer):
     with pytest.raises(ValueError, match="no token of its own"):
         SparseLM(model, tokenizer)._loglikelihood_tokens([(None, [BOS], [])], disable_tqdm=True)
+
+
+def test_one_token_answers_to_one_question_share_a_pass(model, tokenizer, passes):
+    session, seen = passes
+    question = "def add(a, b):\n    return a"
+    answers = ["+", " +", " -", " *", " + b\n", "."]
+    pairs = [(question, answer) for answer in answers] + [("x", " ="), ("x", " +")]
+    language_model = SparseLM(model, tokenizer, session)
+    requests = [(None, *language_model._encode_pair(*pair)) for pair in pairs]
+    short = [(tuple(context), len(answer)) for _, context, answer in requests if len(answer) == 1]
+    found = language_model._loglikelihood_tokens(requests, disable_tqdm=True)
+    rows = sum(tokens.shape[0] for tokens, _, _ in seen)
+    assert rows == len(requests) - len(short) + len(set(short)) < len(requests) - 2
+    alone = [language_model._loglikelihood_tokens([one], disable_tqdm=True)[0] for one in requests]
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in alone], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in alone]

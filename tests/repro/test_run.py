@@ -87,8 +87,9 @@ def test_the_record_says_what_was_run(first):
     assert record["config"]["model"]["path"] == "repro/embedded/models/llama-mini"
     assert record["method"]["config"]["name"] == "teal_uniform"
     assert record["protocol"]["name"] == "half"
-    assert record["calibration"] | {"sha256": ""} == {
-        "name": "embedded", "sequences": 2, "length": 64, "tokens": 128, "sha256": "",
+    assert record["calibration"]["overlap"]["items"]["text"] > 1
+    assert record["calibration"] | {"sha256": "", "overlap": {}} == {
+        "name": "embedded", "sequences": 2, "length": 64, "tokens": 128, "sha256": "", "overlap": {},
     }  # fmt: skip
     assert record["suite"]["name"] == "perplexity"
     assert abs(record["realised"]["realised_sparsity"] - 0.4) < 0.1
@@ -189,8 +190,8 @@ def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
         (["sparsity=half"], "is outside [0, 1)"),
         (["seed=-1"], "seed=-1 is not a whole number"),
         (["method=magic"], "no method is called 'magic'; choose from cats, chess"),
-        (["model=llama-big"], "no model is called 'llama-big'; choose from hub, llama-mini, local"),
-        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, perplexity"),
+        (["model=llama-big"], "no model is called 'llama-big'; choose from hub, llama-mini"),
+        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, paper, perplexity"),
         (["protocol=none"], "no protocol is called 'none'; choose from all,"),
         (["experiment=table9"], "no experiment is called 'table9'; choose from table1"),
         (["method.magic=1"], "there is no setting 'method.magic'"),
@@ -204,6 +205,17 @@ def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
         (["model=local"], "model.path=DIR"),
         (["model=local", "model.path=/no/such/folder"], "/no/such/folder is not a folder"),
         (["model=hub"], "model.id=ORG/NAME"),
+        (["model=llama3.1-8b"], "run `hf download meta-llama/Llama-3.1-8B-Instruct`"),
+        (["model=qwen2.5-7b", "model.path=/no/such/folder"], "/no/such/folder is not a folder"),
+        (["model=mistral-7b", "model.weights=best"], "choose pretrained or random"),
+        (["suite=paper"], "make prefetch PROFILE=paper"),
+        (["suite=paper", "suite.data_root=/no/such/folder"], "/no/such/folder is not a folder"),
+        (["suite=wikitext"], "make prefetch PROFILE=paper"),
+        (["calibration=c4"], "make prefetch PROFILE=paper"),
+        (
+            ["calibration=file", f"calibration.path={REPOSITORY / 'repro/run.py'}", *ON_A_TEXT, *SMALL],
+            "13 words in a row",
+        ),
         (["logger=wandb", "logger.mode=always"], "choose from auto, online"),
         (["method=chess", "sparsity=0.9", *ON_A_TEXT, *SMALL], "the maximum is below"),
     ],

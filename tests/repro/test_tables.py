@@ -176,6 +176,17 @@ def test_batch_sizes_may_differ_between_machines(records):
     assert ("llama-mini", "wisparse", 0.6) in read_table(records).cells
 
 
+def test_the_place_of_the_data_may_differ_but_not_the_data(records):
+    other = read_table(records).cells["llama-mini", "wisparse", 0.5].record
+    suite = other["config"]["suite"] | {"data_root": "/elsewhere"}
+    write_cell(records, "wisparse", 0.6, 15, config=other["config"] | {"suite": suite})
+    assert ("llama-mini", "wisparse", 0.6) in read_table(records).cells
+    tasks = {name: task | {"settings": {"data_sha256": "0"}} for name, task in other["tasks"].items()}
+    write_cell(records, "teal", 0.65, 15, tasks=tasks)
+    with pytest.raises(UserError, match="different task data"):
+        read_table(records)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

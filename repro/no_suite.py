@@ -1,0 +1,25 @@
+"""The suite of runs that measure speed alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .language_model import Session
+from .suites import Evaluation
+
+
+@dataclass(frozen=True)
+class NoSuite:
+    """Nothing is evaluated; see `Suite`."""
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
+    ) -> Evaluation:
+        """An empty evaluation."""
+        return Evaluation()
+
+    def texts(self) -> tuple[()]:
+        """Nothing is asked."""
+        return ()
