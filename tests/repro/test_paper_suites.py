@@ -96,7 +96,6 @@ def test_mmlu_is_all_subjects_in_one_with_their_own_headings():
     assert {row["subject"] for row in anatomy.eval_docs} == {"anatomy"}
 
 
-@with_real_data
 def test_a_sample_of_a_task_of_many_parts_is_spread_over_them():
     parts = {f"part{number}": type("Task", (), {"eval_docs": range(50)}) for number in range(20)}
     chosen = choose_items("many", parts, 40)
