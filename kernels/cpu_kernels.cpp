@@ -206,29 +206,34 @@ inline void dot_rows(const int32_t *channels, const Matrix<Weight> &weight, cons
     }
 }
 
-// values[i][b] = kept row i of the weight · x[b]. x is (batch, columns) with rows `x_stride` apart.
-template <int BATCH, class Weight, class Input>
-void row_dots(const int32_t *channels, int64_t count, const Matrix<Weight> &weight, const Input *x,
-              int64_t x_stride, float *values, int threads) {
-  constexpr int rows = BATCH == 1 ? 8 : BATCH <= 4 ? 4 : 2; // rows × batch sums must fit the registers
-  const int64_t padded = (weight.columns + BLOCK - 1) / BLOCK * BLOCK;
-  thread_local std::vector<float> workspace;
-  workspace.assign(padded * BATCH, 0.0f);
-  for (int b = 0; b < BATCH; ++b)
+// x as dot_rows wants it: float, padded with zeros to whole blocks, in the order of column_of.
+template <class Weight, class Input>
+std::vector<float> &arranged(const Input *x, int64_t stride, int64_t batch, int64_t columns) {
+  const int64_t padded = (columns + BLOCK - 1) / BLOCK * BLOCK;
+  thread_local std::vector<float> result; // keeps its memory from call to call
+  result.assign(padded * batch, 0.0f);
+  for (int64_t b = 0; b < batch; ++b)
     for (int64_t column = 0; column < padded; ++column) {
       const int64_t source = column / BLOCK * BLOCK + column_of<Weight>(column % BLOCK);
-      if (source < weight.columns) workspace[b * padded + column] = to_float(x[b * x_stride + source]);
+      if (source < columns) result[b * padded + column] = to_float(x[b * stride + source]);
     }
-  const float *const inputs = workspace.data(); // the caller's, not each thread's own
+  return result;
+}
+
+template <int BATCH, class Weight>
+void row_dots(const int32_t *channels, int64_t count, const Matrix<Weight> &weight, const std::vector<float> &x,
+              float *values, int threads) {
+  constexpr int rows = BATCH == 1 ? 8 : BATCH <= 4 ? 4 : 2; // rows × batch sums must fit the registers
+  const int64_t padded = x.size() / BATCH;
 #pragma omp parallel num_threads(threads) if (count * weight.columns >= SERIAL_WORK)
   {
     const int64_t team = omp_get_num_threads(), member = omp_get_thread_num();
     const int64_t last = count * (member + 1) / team;
     int64_t index = count * member / team;
     for (; index + rows <= last; index += rows)
-      dot_rows<Weight, rows, BATCH>(channels + index, weight, inputs, padded, values + index * BATCH);
+      dot_rows<Weight, rows, BATCH>(channels + index, weight, x.data(), padded, values + index * BATCH);
     for (; index < last; ++index)
-      dot_rows<Weight, 1, BATCH>(channels + index, weight, inputs, padded, values + index * BATCH);
+      dot_rows<Weight, 1, BATCH>(channels + index, weight, x.data(), padded, values + index * BATCH);
   }
 }
 
@@ -263,10 +268,11 @@ void row_dots(const int32_t *channels, int64_t count, int64_t batch, const void 
               int64_t x_stride, const void *weight, int is_bfloat16, int64_t stride, int64_t columns,
               float *values, int threads) {
   with_type(weight, is_bfloat16, [&](auto *data) {
+    const Matrix matrix{data, stride, columns};
     with_type(x, x_is_bfloat16, [&](auto *input) {
-      with_batch(batch, [&](auto size) {
-        row_dots<size()>(channels, count, Matrix{data, stride, columns}, input, x_stride, values, threads);
-      });
+      const auto &inputs = arranged<std::remove_const_t<std::remove_pointer_t<decltype(data)>>>(
+          input, x_stride, batch, columns);
+      with_batch(batch, [&](auto size) { row_dots<size()>(channels, count, matrix, inputs, values, threads); });
     });
   });
 }
