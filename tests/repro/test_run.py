@@ -75,7 +75,7 @@ def test_a_run_ends_with_its_record_as_one_line(first, folders):
     record = json.loads(last)
     folder = cell_folder(folders, "llama-mini-teal_uniform-0.4")
     assert record == json.loads((folder / "record.json").read_text())
-    assert record.keys() == SECTIONS
+    assert record.keys() == SECTIONS | {"latency"}
     assert any("perplexity" in line for line in table)
     assert sorted(path.name for path in folder.iterdir()) == ["items.json", "record.json"]
 
@@ -94,7 +94,7 @@ def test_the_record_says_what_was_run(first):
     assert record["suite"]["name"] == "perplexity"
     assert abs(record["realised"]["realised_sparsity"] - 0.4) < 0.1
     assert record["realised"]["bytes_per_token"] < record["realised"]["dense_bytes_per_token"]
-    assert set(record["seconds"]) == {"load", "plan", "evaluation"}
+    assert set(record["seconds"]) == {"load", "plan", "evaluation", "latency"}
     assert "calibration" in record["plan"]["seconds_by_stage"]
     assert record["memory"]["rss_bytes"] > 50_000_000
     assert record["n_documents"] == 4
@@ -191,9 +191,9 @@ def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
         (["seed=-1"], "seed=-1 is not a whole number"),
         (["method=magic"], "no method is called 'magic'; choose from cats, chess"),
         (["model=llama-big"], "no model is called 'llama-big'; choose from hub, llama-mini"),
-        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, paper, perplexity"),
+        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, none, paper, perplexity"),
         (["protocol=none"], "no protocol is called 'none'; choose from all,"),
-        (["experiment=table9"], "no experiment is called 'table9'; choose from table1"),
+        (["experiment=table9"], "no experiment is called 'table9'; choose from speed"),
         (["method.magic=1"], "there is no setting 'method.magic'"),
         (["magic=1"], "there is no setting 'magic'"),
         (["+method.magic=1"], "unexpected keyword argument 'magic'"),
