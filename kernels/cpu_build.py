@@ -63,13 +63,13 @@ def loaded_file(address: int) -> str | None:
 
 
 def openmp_runtime(library: str | Path = TORCH_LIBRARY) -> str | None:
-    """Path of the OpenMP runtime that a loaded library uses, torch's by default; None if it uses none.
+    """Path of the OpenMP runtime that a loaded library uses, torch's by default; None if it has none.
 
     Other packages bring runtimes of their own (scikit-learn does): which one is torch's cannot be told by name.
     """
     try:
         function = ctypes.CDLL(str(library)).omp_get_max_threads
-    except AttributeError:
+    except (AttributeError, OSError):
         return None
     return loaded_file(ctypes.cast(function, ctypes.c_void_p).value)
 
@@ -90,7 +90,7 @@ def _command(program: str) -> list[str]:
 def library_path() -> Path:
     """Where the compiled kernels of these sources, flags, compiler and CPU belong."""
     program = compiler()
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256(repr((_command(program), version, cpu_facts())).encode())
     for name in SOURCES + HEADERS:
         digest.update((FOLDER / name).read_bytes())
@@ -106,6 +106,7 @@ def build() -> Path:
     library = library_path()
     if library.exists():
         return library
+    log.info("compiling the CPU kernels into %s: some seconds, once for this machine", library.parent)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
