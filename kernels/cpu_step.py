@@ -71,6 +71,7 @@ class CPUBlock:
         self._weights, self._shape, self._rules = weights, shape, rules
         self._keys, self._values = cache.keys[index], cache.values[index]
         self._window = shape.windows[index]
+        self._input_norm, self._mlp_norm = weights.input_norm.float(), weights.mlp_norm.float()
         widths = {"q": shape.attention_width, "k": shape.kv_width, "v": shape.kv_width, "o": shape.hidden}
         widths |= {"gate": shape.ffn, "up": shape.ffn, "down": shape.hidden}
 
@@ -87,11 +88,11 @@ class CPUBlock:
 
     def __call__(self, hidden: Tensor, position: _Position) -> Tensor:
         """hidden: (batch, hidden) float32, the residual stream; returns it behind the block."""
-        hidden = hidden + self._o(self._attention(self._normed(hidden, self._weights.input_norm), position))
-        return hidden + self._mlp(self._normed(hidden, self._weights.mlp_norm))
+        hidden = hidden + self._o(self._attention(self._normed(hidden, self._input_norm), position))
+        return hidden + self._mlp(self._normed(hidden, self._mlp_norm))
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, (self._shape.hidden,), weight.float(), self._shape.norm_epsilon)
+        return F.rms_norm(hidden, (self._shape.hidden,), weight, self._shape.norm_epsilon)
 
     def _attention(self, x: Tensor, position: _Position) -> Tensor:
         shape, batch, slot = self._shape, x.shape[0], position.slot
@@ -153,6 +154,9 @@ class CPUDecodeStep:
     def __init__(self, weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache) -> None:
         self.kernels = backend()
         self._weights, self._cache = weights, cache
+        entries = weights.lm_head.shape[0]
+        self._final_norm = weights.final_norm.float()
+        self._vocabulary = keep_all(torch.ones(cache.batch, entries), KeptChannels(entries, cache.batch))
         self._blocks = [
             CPUBlock(block, rule, weights.shape, index, cache)
             for index, (block, rule) in enumerate(zip(weights.blocks, rules, strict=True))
@@ -166,5 +170,6 @@ class CPUDecodeStep:
         for block in self._blocks:
             hidden = block(hidden, position)
         self._cache.length.add_(1)
-        hidden = F.rms_norm(hidden, (shape.hidden,), weights.final_norm.float(), shape.norm_epsilon)
-        return F.linear(hidden.to(weights.lm_head.dtype), weights.lm_head).float()
+        hidden = F.rms_norm(hidden, (shape.hidden,), self._final_norm, shape.norm_epsilon)
+        # Every row of lm_head, which transformers stores by vocabulary entry.
+        return row_dots(hidden, weights.lm_head, self._vocabulary).T
