@@ -1,15 +1,11 @@
-import logging
 import math
-import os
 import platform
-import subprocess
-import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wisparse.kernels import cpu_build, cpu_gemv
+from wisparse.kernels import cpu_build
 from wisparse.kernels.cpu_gemv import (
     choose_backend,
     compact_by_threshold,
@@ -23,27 +19,6 @@ from wisparse.kernels.reference import dropped_by_threshold, dropped_by_top_k
 
 DTYPES = [torch.float32, torch.bfloat16]
 INF, NAN = math.inf, math.nan
-
-
-def choose_or_skip(name: str) -> None:
-    try:
-        choose_backend(name)
-    except cpu_build.NoCompilerError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["c++", "torch"])
-def implementation(request):
-    choose_or_skip(request.param)
-    yield request.param
-    choose_backend("automatic")
-
-
-@pytest.fixture
-def compiled():
-    choose_or_skip("c++")
-    yield
-    choose_backend("automatic")
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -99,11 +74,9 @@ def test_top_k_selects_what_the_reference_keeps(implementation, dtype, batch, k)
 TRICKY = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-42, 3e38, INF, -INF, NAN]) | st.floats(width=32)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), batch=st.integers(1, 3), channels=st.integers(1, 40))
-@pytest.mark.parametrize("name", ["c++", "torch"])
-def test_top_k_agrees_on_ties_nan_and_infinity(name, data, batch, channels):
-    choose_or_skip(name)
+def test_top_k_agrees_on_ties_nan_and_infinity(implementation, data, batch, channels):
     row = st.lists(TRICKY, min_size=channels, max_size=channels)
     x = torch.tensor(data.draw(st.lists(row, min_size=batch, max_size=batch)))
     weights = torch.tensor(
@@ -272,75 +245,6 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-THREADS = """
-import os, torch
-from wisparse.kernels import cpu_build, cpu_gemv
-torch.set_num_threads(1)
-weight = torch.ones(512, 512)
-kept = cpu_gemv.keep_all(weight[:1])
-torch.set_num_threads(3)
-counts = [len(os.listdir("/proc/self/task"))]
-cpu_gemv.gather_gemv(kept, weight)
-counts.append(len(os.listdir("/proc/self/task")))
-torch.ones(1 << 20).add_(1)
-counts.append(len(os.listdir("/proc/self/task")))
-maps = open("/proc/self/maps").read().splitlines()
-print(cpu_gemv.backend(), counts[1] - counts[0], counts[2] - counts[1])
-print(cpu_build.openmp_runtime(cpu_build.library_path()) == cpu_build.openmp_runtime())
-print(len({line.split()[-1] for line in maps if "libgomp" in line}))
-"""
-
-
-@pytest.mark.parametrize(("first", "runtimes"), [("", "1"), ("import sklearn.cluster", "2")])
-def test_the_threads_are_those_of_torch(compiled, first, runtimes):
-    ran = subprocess.run([sys.executable, "-c", first + THREADS], capture_output=True, text=True, check=True)
-    # The kernels start two helpers beside the calling thread, torch needs no others; scikit-learn's stay apart.
-    assert ran.stdout.split() == ["c++", "2", "0", "True", runtimes]
-
-
-def test_without_a_compiler_torch_computes_and_says_so_once(monkeypatch, caplog, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(cpu_gemv._Chosen, "kernels", None)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            gather_gemv(kept_of(), torch.ones(8, 4))
-    assert cpu_gemv.backend() == "torch"
-    assert [record.message for record in caplog.records if "no g++" in record.message] == caplog.messages
-    assert len(caplog.messages) == 1
-    with pytest.raises(cpu_build.NoCompilerError, match="apt-get install"):
-        choose_backend("c++")
-    cpu_build.main()
-
-
-def test_compiled_once_for_all_processes(compiled, monkeypatch, tmp_path):
-    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path))
-    environment = os.environ | {"WISPARSE_CACHE": str(tmp_path)}
-    command = [sys.executable, "-m", "wisparse.kernels.cpu_build"]
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    printed = {process.communicate()[0].strip() for process in processes}
-    library = cpu_build.library_path()
-    assert printed == {f"CPU kernels: {library}"}
-    assert [path.name for path in library.parent.iterdir()] == ["kernels.so"]
-    written = library.stat().st_mtime_ns
-    assert cpu_build.build() == library
-    assert library.stat().st_mtime_ns == written
-    monkeypatch.setattr(cpu_build, "cpu_facts", lambda: {"model name": "another"})
-    assert cpu_build.library_path() != library
-
-
-def test_what_stops_a_build_is_said_in_one_line(compiled, monkeypatch, tmp_path):
-    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path))
-    monkeypatch.setattr(cpu_build, "FLAGS", (*cpu_build.FLAGS, "-include", "missing.h"))
-    with pytest.raises(cpu_build.BuildError, match=r"g\+\+ could not compile.*missing\.h"):
-        cpu_build.build()
-    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path / "file"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(cpu_build.BuildError, match="set WISPARSE_CACHE"):
-        cpu_build.build()
 
 
 X86_64 = platform.machine() == "x86_64"
