@@ -192,3 +192,33 @@ def _check(x: Tensor, rules: ListRules, lists: ChannelLists) -> None:
         raise KernelError("a list by top-k needs score weights and the smallest kept score of each row")
     if not x.is_contiguous() or rules.bounds.dtype != torch.float32:
         raise KernelError("x must be contiguous, and bounds float32")
+
+
+@triton.jit
+def embed_kernel(
+    tokens, embedding, residual, squares, CHANNELS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """One tile of one row of the residual stream."""
+    tile = tl.program_id(0)
+    row = tl.program_id(1)
+    channel = tile * BLOCK + tl.arange(0, BLOCK)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    at = tl.load(tokens + row) * CHANNELS + channel  # int64, like the tokens
+    x = tl.load(embedding + at, mask=channel < CHANNELS, other=0.0).to(tl.float32)
+    tl.store(residual + row * CHANNELS + channel, x, mask=channel < CHANNELS)
+    tl.store(squares + row * TILES + tile, tl.sum(x * x, 0))
+
+
+def embed(tokens: Tensor, embedding: Tensor, residual: Tensor, squares: Tensor, pdl: bool = False) -> None:
+    """residual (batch, channels) float32 = rows of embedding at tokens (batch,) int64, with squares (batch, tiles)."""
+    batch, channels = residual.shape
+    block = power_of_two(blocks_of(channels, squares.shape[1]))
+    if tokens.shape != (batch,) or tokens.dtype != torch.int64:
+        raise KernelError(f"token ids are {tokens.dtype} {tuple(tokens.shape)}, expected int64 ({batch},)")
+    launch(
+        embed_kernel, (squares.shape[1], batch), tokens, embedding, residual, squares,
+        CHANNELS=channels, TILES=squares.shape[1], BLOCK=block, warps=4, pdl=pdl,
+    )  # fmt: skip

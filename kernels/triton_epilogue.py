@@ -9,8 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_compact import rounded, store_list
-
 
 @triton.jit
 def arrived_last(counters, tile, PROGRAMS: tl.constexpr):
@@ -69,21 +67,3 @@ def store_residual(total, residual, squares, addend, tile, column, inside, WIDTH
 def silu(x):
     """x · sigmoid(x)."""
     return x / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def store_hidden(x, like, x_out, bounds, index, values, counts, tile, column, inside, COMPACT: tl.constexpr,
-                 WIDTH: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
-                 ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The list of a tile's neurons, or all of x (BATCH, WIDTH), in the dtype of `like`."""
-    row = tl.arange(0, ROWS)
-    live = inside[None, :] & (row[:, None] < BATCH)
-    x = rounded(x, like)
-    if COMPACT:
-        bound = tl.load(bounds + column, mask=inside, other=0.0)[None, :]
-        kept = tl.where(live, 1 - (tl.abs(x) < bound).to(tl.int32), 0)
-        store_list(index, values, counts, 0, tile, column, x, kept,
-                   CAPACITY=TILES * BLOCK, BLOCKS=TILES, BLOCK=BLOCK, BATCH=BATCH, ROWS=ROWS)  # fmt: skip
-    else:
-        at = x_out + row[:, None] * WIDTH + column[None, :]
-        tl.store(at, x.to(x_out.dtype.element_ty), mask=live)
