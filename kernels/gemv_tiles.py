@@ -45,20 +45,20 @@ class Tile:
 
     def meta(self, lists: ChannelLists | None, inner: int, batch: int) -> dict[str, object]:
         """Constants that every kernel with a product takes."""
-        rows = power_of_two(batch)
+        channels = self.channels if batch == 1 else max(self.channels, 16)
         return {
             "IN": inner,
             "BLOCK": lists.block if lists else 1,
             "BLOCKS": lists.blocks if lists else 1,
             "BATCH": batch,
-            "ROWS": rows,
+            "ROWS": power_of_two(batch),
             # Tensor cores multiply 16 rows at once, and 16 channels.
             "ACC_ROWS": 1 if batch == 1 else 16,
             "TILE": self.columns,
-            "CHANNELS": self.channels if batch == 1 else max(self.channels, 16),
+            "CHANNELS": channels,
             "GROUP": self.group,
             "PARTS": self.parts,
-            "SHARE": self.share if batch == 1 else max(self.share, 16),
+            "SHARE": blocks_of(self.share, channels) * channels,
             "SPLITS": self.splits(lists, inner),
             "STAGES": self.stages,
             "LISTED": lists is not None,

@@ -113,14 +113,14 @@ def combine(
         top = tl.load(at, mask=live, other=float("-inf"), cache_modifier=".cg")
         mass = tl.load(at + 1, mask=live, other=0.0, cache_modifier=".cg")
         weighted = tl.load(at + 2 + d[None, :], mask=live, other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(highest, top)
+        higher = tl.where(live, tl.maximum(highest, top), 0.0)  # where nothing is, no ∞ − ∞
         before = tl.where(live, tl.exp(highest - higher), 1.0)
         now = tl.where(live, tl.exp(top - higher), 0.0)
         total = total * before + mass * now
         acc = acc * before + weighted * now
         highest = tl.where(live, higher, highest)
     real = inside[None, :] & (row[:, None] < BATCH)
-    x = rounded(tl.where(real, acc / total, 0.0), like)
+    x = rounded(acc / tl.where(real, total, 1.0), like)
     channel = (head * GROUP + query) * HEAD + d
     CHANNELS: tl.constexpr = KV_HEADS * GROUP * HEAD
     if COMPACT:

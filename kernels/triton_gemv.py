@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .channel_lists import ChannelLists
+from .channel_lists import MAX_BATCH, ChannelLists
 from .errors import KernelError
 from .gemv_tiles import Tile, Workspace
 from .triton_epilogue import added, arrived_last, store_residual, store_sum
@@ -229,6 +229,8 @@ def _check(activation: Activation, weight: Tensor, columns: Columns) -> None:
     if any(s + w > weight.shape[1] for s, w in zip(columns.starts, columns.widths, strict=True)):
         raise KernelError(f"projections {columns.widths} do not fit into {weight.shape[1]} columns")
     lists = activation.lists
+    if not 1 <= activation.batch <= MAX_BATCH:
+        raise KernelError(f"products take batches of 1 to {MAX_BATCH}, not {activation.batch}; split the batch")
     if lists is not None and lists.projections != len(columns.widths):
         raise KernelError(f"{lists.projections} lists for {len(columns.widths)} projections")
     if lists is None and activation.x.dtype != weight.dtype:
