@@ -16,11 +16,12 @@ WARM_UPS = 2
 
 
 class CapturedStep:
-    """Replays a decode step. `tokens` (batch,) is read by the graph, `logits` (batch, vocabulary) written by it."""
+    """Replays a decode step. The graph reads `tokens` (batch,) and writes `logits` (batch, vocabulary)."""
 
     def __init__(self, step: TritonDecodeStep, feed_back: bool) -> None:
         """feed_back: the graph ends by writing the most likely tokens into `tokens`, so that greedy decoding is
-        `replay` after `replay`. Raises KernelError without a CUDA GPU."""
+        `replay` after `replay`. Raises KernelError without a CUDA GPU.
+        """
         device = step.weights.device
         if device.type != "cuda":
             raise KernelError(f"CUDA graphs need a CUDA GPU, the model is on {device}; call the step itself")

@@ -24,7 +24,7 @@ class ChannelLists:
     index: Tensor
     """(projections, blocks · block) int32; the first `counts` of each block are kept channels, ascending."""
     values: Tensor
-    """(projections, batch, blocks · block) float32 activation at each listed channel, 0 where a row drops it."""
+    """(projections, batch, blocks · block) float32 activations at listed channels, 0 where a row drops it."""
     counts: Tensor
     """(projections, blocks) int32."""
     channels: int

@@ -94,4 +94,6 @@ class Workspace:
 
     def _check_not_frozen(self) -> None:
         if self._frozen:
-            raise KernelError("a launch wants more workspace than the captured CUDA graph; make a new decode step")
+            raise KernelError(
+                "a launch wants more workspace than the captured CUDA graph; make a new decode step"
+            )

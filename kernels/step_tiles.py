@@ -38,8 +38,8 @@ class StepTiles:
         return cls(dict.fromkeys(PRODUCTS, tile), dict.fromkeys(PRODUCTS, tile), **others)
 
 
-def default_tiles(shape: DecoderShape, batch: int = 1) -> StepTiles:
-    """Tiles that suit a large GPU without tuning: about 200 to 500 programs a launch.
+def default_tiles(shape: DecoderShape, batch: int = 1, capacity: int = 2048) -> StepTiles:
+    """Tiles that suit a large GPU without tuning: about 300 programs a launch; `capacity`: slots of the cache.
 
     From sweeps on one H200 at Llama-3.1-8B shapes: one list block of 256 channels a program, 8 or 16 channels a
     step, few warps.
@@ -52,10 +52,11 @@ def default_tiles(shape: DecoderShape, batch: int = 1) -> StepTiles:
     tiles = {}
     for name in PRODUCTS:
         columns = 512
-        while columns > 64 and blocks_of(out[name], columns) * blocks_of(inner[name], 256) < 200:
+        while columns > 64 and blocks_of(out[name], columns) * blocks_of(inner[name], 256) < 300:
             columns //= 2
         tiles[name] = Tile(columns, channels, share=256, warps=2 if batch == 1 else 4, stages=3)
     # o's list blocks are as wide as a group of heads: two programs share one.
     wide = shape.attention_width // shape.kv_heads >= 512
     listed = {**tiles, "o": Tile(tiles["o"].columns, channels, parts=2 if wide else 1, warps=2, stages=3)}
-    return StepTiles(listed, tiles)
+    long = capacity > 2048
+    return StepTiles(listed, tiles, attention=AttentionTile(64 if long else 32, 32 if long else 16))

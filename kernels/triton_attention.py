@@ -1,8 +1,8 @@
 """Attention of one new token over a static cache, and the compaction of its output for o.
 
 A program owns one row, one key-value head with all query heads that share it, and a part of the context. The
-grid is fixed, as CUDA graphs need; a program whose part lies beyond the context ends at once. The last program of
-a key-value head combines the parts of all rows and lists the channels.
+grid is fixed, as CUDA graphs need; a program whose part lies beyond the context ends at once. The last program
+of a key-value head combines the parts of all rows and lists the channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 from .channel_lists import ChannelLists
 from .errors import KernelError
 from .static_cache import StaticCache
-from .triton_compact import rounded, store_list
+from .triton_combine import combine, context_of, store_parts
+from .triton_compact import rounded
 from .triton_launch import blocks_of, launch, power_of_two
 from .triton_product import WIDEN_DOTS
 
@@ -44,7 +45,7 @@ def rotated(sums, bias, like, start, d, cosine, sine, SPLITS: tl.constexpr, STRI
 
 @triton.jit
 def dot(a, b):
-    """a · b in float32; see WIDEN_DOTS."""
+    """A · b in float32; see WIDEN_DOTS."""
     if WIDEN_DOTS:
         product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     else:
@@ -53,19 +54,8 @@ def dot(a, b):
 
 
 @triton.jit
-def context_of(length, first, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr):
-    """(first slot, slots a program, programs with work) of a row's context, its new token included."""
-    lowest = first
-    if WINDOW > 0:
-        lowest = tl.maximum(first, length + 1 - WINDOW)
-    slots = length + 1 - lowest
-    share = (slots + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
-    return lowest, share, (slots + share - 1) // share
-
-
-@triton.jit
-def attend(keys, values, q, begin, end, STEP: tl.constexpr, HEAD: tl.constexpr,
-           PADDED_HEAD: tl.constexpr, QUERIES: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def attend(keys, values, q, begin, end, STEP: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
+           QUERIES: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Softmax over slots begin to end − 1, unnormalised: (highest score, sum, weighted values) by query."""
     d = tl.arange(0, PADDED_HEAD)
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
@@ -89,60 +79,40 @@ def attend(keys, values, q, begin, end, STEP: tl.constexpr, HEAD: tl.constexpr,
 
 
 @triton.jit
-def combine(
-    parts, firsts, length, head, like, x_out, bounds, index, values, counts,
-    WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, HEAD: tl.constexpr,
-    PADDED_HEAD: tl.constexpr, COMPACT: tl.constexpr,
-):  # fmt: skip
-    """Normalise the parts of a key-value head's queries over all rows, then list or store the output."""
-    WIDTH: tl.constexpr = PADDED_GROUP * PADDED_HEAD
-    row = tl.arange(0, ROWS)
-    query = tl.arange(0, WIDTH) // PADDED_HEAD
-    d = tl.arange(0, WIDTH) % PADDED_HEAD
-    first = tl.load(firsts + row, mask=row < BATCH, other=0)
-    active = tl.where(row < BATCH, context_of(length, first, WINDOW, STEP, SPLITS)[2], 0)
-    inside = (query < GROUP) & (d < HEAD)
-    highest = tl.full((ROWS, WIDTH), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    acc = tl.zeros((ROWS, WIDTH), tl.float32)
-    for split in tl.range(0, tl.max(active, 0)):
-        live = (split < active)[:, None] & inside[None, :]
-        part = ((row * KV_HEADS + head) * SPLITS + split)[:, None] * GROUP + query[None, :]
-        at = parts + part * (HEAD + 2)
-        top = tl.load(at, mask=live, other=float("-inf"), cache_modifier=".cg")
-        mass = tl.load(at + 1, mask=live, other=0.0, cache_modifier=".cg")
-        weighted = tl.load(at + 2 + d[None, :], mask=live, other=0.0, cache_modifier=".cg")
-        higher = tl.where(live, tl.maximum(highest, top), 0.0)  # where nothing is, no ∞ − ∞
-        before = tl.where(live, tl.exp(highest - higher), 1.0)
-        now = tl.where(live, tl.exp(top - higher), 0.0)
-        total = total * before + mass * now
-        acc = acc * before + weighted * now
-        highest = tl.where(live, higher, highest)
-    real = inside[None, :] & (row[:, None] < BATCH)
-    x = rounded(acc / tl.where(real, total, 1.0), like)
-    channel = (head * GROUP + query) * HEAD + d
-    CHANNELS: tl.constexpr = KV_HEADS * GROUP * HEAD
-    if COMPACT:
-        bound = tl.load(bounds + channel, mask=inside, other=0.0)[None, :]
-        kept = tl.where(real, 1 - (tl.abs(x) < bound).to(tl.int32), 0)
-        store_list(index, values, counts, 0, head, channel, x, kept, CAPACITY=CHANNELS, BLOCKS=KV_HEADS,
-                   BLOCK=GROUP * HEAD, BATCH=BATCH, ROWS=ROWS)  # fmt: skip
-    else:
-        at = x_out + row[:, None] * CHANNELS + channel[None, :]
-        tl.store(at, x.to(x_out.dtype.element_ty), mask=real)
+def fetch(slots, begin, end, STEP: tl.constexpr, HEAD: tl.constexpr):
+    """Have the first two steps' keys or values on their way into L2 while the kernel before still runs."""
+    LINES: tl.constexpr = (HEAD * slots.dtype.element_ty.primitive_bitwidth + 1023) // 1024  # of 128 bytes
+    for line in tl.static_range(LINES):
+        slot = tl.minimum(begin + tl.arange(0, 2 * STEP), end - 1)
+        at = slots + slot * HEAD + line * (HEAD // LINES)
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; // dummy $0", "=r,l", [at], dtype=tl.int32,
+                                  is_pure=False, pack=1)  # fmt: skip
 
 
 @triton.jit
-def store_parts(parts, highest, total, acc, part, GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr,
-                PADDED_HEAD: tl.constexpr):  # fmt: skip
-    """Leave what `combine` reads: highest score, sum and weighted values of each query."""
-    query = tl.arange(0, QUERIES)
+def new_token(
+    own, bias, keys, values, cosines, sines, slots, head, length, position, end,
+    SUM_SPLITS: tl.constexpr, BATCH: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+    QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
+):  # fmt: skip
+    """Queries (QUERIES, PADDED_HEAD) of the new token; the program with its slot stores its key and value."""
+    STRIDE: tl.constexpr = BATCH * (GROUP + 2) * KV_HEADS * HEAD
     d = tl.arange(0, PADDED_HEAD)
-    at = parts + (part * GROUP + query) * (HEAD + 2)
-    tl.store(at, highest, mask=query < GROUP)
-    tl.store(at + 1, total, mask=query < GROUP)
-    tl.store(at[:, None] + 2 + d[None, :], acc, mask=(query[:, None] < GROUP) & (d[None, :] < HEAD))
+    query = tl.arange(0, QUERIES)
+    real = d < HEAD
+    cosine = tl.load(cosines + position * HEAD + d, mask=real, other=0.0)
+    sine = tl.load(sines + position * HEAD + d, mask=real, other=0.0)
+    q_start = (head * GROUP + query) * HEAD
+    q = rotated(own, bias, keys, q_start[:, None], d[None, :], cosine[None, :], sine[None, :], SUM_SPLITS,
+                STRIDE, HEAD, (query[:, None] < GROUP) & real[None, :])  # fmt: skip
+    if end == length + 1:
+        k_start = (KV_HEADS * GROUP + head) * HEAD
+        k = rotated(own, bias, keys, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
+        v = projected(own, bias, keys, k_start + KV_HEADS * HEAD + d, SUM_SPLITS, STRIDE, real)
+        tl.store(keys + slots + length * HEAD + d, k.to(keys.dtype.element_ty), mask=real)
+        tl.store(values + slots + length * HEAD + d, v.to(keys.dtype.element_ty), mask=real)
+    tl.debug_barrier()  # loads that follow see the new key and value
+    return q.to(keys.dtype.element_ty)
 
 
 @triton.jit
@@ -152,45 +122,34 @@ def attention_kernel(
     SUM_SPLITS: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
     BATCH: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     PADDED_GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
-    CAPACITY: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr, COMPACT: tl.constexpr,
+    AT_ONCE: tl.constexpr, CAPACITY: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr, COMPACT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One row, one key-value head, one part of the context."""
     head = tl.program_id(0) % KV_HEADS
     row = tl.program_id(0) // KV_HEADS
     split = tl.program_id(1)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    slots = (row * KV_HEADS + head).to(tl.int64) * CAPACITY * HEAD
+    # Length and cache were written by kernels before the one that this waits for, which had waited for them.
     length = tl.load(lengths)
     first = tl.load(firsts + row)
     lowest, share, active = context_of(length, first, WINDOW, STEP, SPLITS)
+    begin = lowest + split * share
+    end = tl.minimum(begin + share, length + 1)
+    if PDL:
+        if split < active:
+            fetch(keys + slots, begin, end, STEP, HEAD)
+            fetch(values + slots, begin, end, STEP, HEAD)
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     if split < active:
-        WIDTH: tl.constexpr = (GROUP + 2) * KV_HEADS * HEAD
-        STRIDE: tl.constexpr = BATCH * WIDTH
-        d = tl.arange(0, PADDED_HEAD)
-        query = tl.arange(0, QUERIES)
-        real = d < HEAD
-        cosine = tl.load(cosines + (length - first) * HEAD + d, mask=real, other=0.0)
-        sine = tl.load(sines + (length - first) * HEAD + d, mask=real, other=0.0)
-        own = sums + row * WIDTH
-        begin = lowest + split * share
-        end = tl.minimum(begin + share, length + 1)
-        slots = (row * KV_HEADS + head).to(tl.int64) * CAPACITY * HEAD
-        k_start = (KV_HEADS * GROUP + head) * HEAD
-        if end == length + 1:  # the part that holds the new token's slot: no other program reads it
-            k = rotated(own, bias, keys, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
-            v = projected(own, bias, keys, k_start + KV_HEADS * HEAD + d, SUM_SPLITS, STRIDE, real)
-            tl.store(keys + slots + length * HEAD + d, k.to(keys.dtype.element_ty), mask=real)
-            tl.store(values + slots + length * HEAD + d, v.to(keys.dtype.element_ty), mask=real)
-        q_start = (head * GROUP + query) * HEAD
-        q = rotated(own, bias, keys, q_start[:, None], d[None, :], cosine[None, :], sine[None, :], SUM_SPLITS,
-                    STRIDE, HEAD, (query[:, None] < GROUP) & real[None, :])  # fmt: skip
-        tl.debug_barrier()  # the loads below see the new token's key and value
-        highest, total, acc = attend(keys + slots, values + slots, q.to(keys.dtype.element_ty), begin, end, STEP,
-                                     HEAD, PADDED_HEAD, QUERIES, SCALE, STAGES)  # fmt: skip
-        store_parts(parts, highest, total, acc, tl.program_id(0) * SPLITS + split, GROUP, QUERIES, HEAD,
-                    PADDED_HEAD)  # fmt: skip
+        own = sums + row * (GROUP + 2) * KV_HEADS * HEAD
+        q = new_token(own, bias, keys, values, cosines, sines, slots, head, length, length - first, end,
+                      SUM_SPLITS, BATCH, KV_HEADS, GROUP, QUERIES, HEAD, PADDED_HEAD)  # fmt: skip
+        highest, total, acc = attend(keys + slots, values + slots, q, begin, end, STEP, HEAD, PADDED_HEAD,
+                                     QUERIES, SCALE, STAGES)  # fmt: skip
+        store_parts(parts, highest, total, acc, tl.program_id(0) * SPLITS + split, GROUP, QUERIES,
+                    HEAD, PADDED_HEAD)  # fmt: skip
         every = tl.arange(0, ROWS)
         others = tl.load(firsts + every, mask=every < BATCH, other=0)
         programs = tl.where(every < BATCH, context_of(length, others, WINDOW, STEP, SPLITS)[2], 0)
@@ -199,7 +158,7 @@ def attention_kernel(
             tl.store(counters + head, 0)
             combine(parts, firsts, length, head, keys, x_out, bounds, to_index, to_values, to_counts,
                     WINDOW, STEP, SPLITS, BATCH, ROWS, KV_HEADS, GROUP, PADDED_GROUP, HEAD, PADDED_HEAD,
-                    COMPACT)  # fmt: skip
+                    AT_ONCE, COMPACT)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -234,11 +193,11 @@ def attention(
     x_out: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Attention of the token whose q, k, v are in `sums` (splits, batch, q + 2·kv) float32, over slots up to its own.
+    """Attention of the token whose q, k, v are `sums` (splits, batch, q + 2·kv) float32, up to its own slot.
 
     Its rotated key and its value go to slot `cache.length` of the block. With `bounds` (heads · head_dim,) the
-    channels with |x| ≥ bound go to `lists`, one list block for each key-value head; else x_out (batch, channels)
-    is written. `window`: the last so many tokens, this one included. Raises KernelError for what does not fit.
+    channels with |x| ≥ bound go to `lists`, one list block a key-value head; else x_out (batch, channels) is
+    written. `window`: the last so many tokens, this one included. Raises KernelError for what does not fit.
     """
     _, batch, kv_heads, capacity, head_dim = cache.keys.shape
     heads = sums.shape[2] // head_dim - 2 * kv_heads
@@ -246,20 +205,26 @@ def attention(
     if sums.shape[1] != batch or heads < kv_heads or heads % kv_heads or sums.shape[2] % head_dim:
         raise KernelError(f"sums of q, k, v are {tuple(sums.shape)}; the cache is {tuple(cache.keys.shape)}")
     if lists is not None and (lists.block, lists.blocks) != (group * head_dim, kv_heads):
-        raise KernelError(f"o's list needs {kv_heads} blocks of {group * head_dim}, not {lists.blocks} of {lists.block}")
+        raise KernelError(
+            f"o's list needs {kv_heads} blocks of {group * head_dim}, not {lists.blocks} of {lists.block}"
+        )
     if (lists is None) == (x_out is None) or (lists is None) != (bounds is None):
         raise KernelError("give bounds and lists, or x_out")
     if parts.numel() < attention_parts(cache, heads, tile) or counters.numel() < kv_heads:
         raise KernelError("the scratch of attention is too small; see attention_parts")
+    splits, rows = min(tile.splits, blocks_of(capacity, tile.step)), power_of_two(batch)
+    padded_group, padded_head = power_of_two(group), max(16, power_of_two(head_dim))
+    # 32 values a thread for what is combined at once.
+    at_once = max(1, min(power_of_two(splits), tile.warps * 32 * 32 // (rows * padded_group * padded_head)))
     launch(
         attention_kernel,
-        (batch * kv_heads, min(tile.splits, blocks_of(capacity, tile.step))),
-        sums, bias, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length, cache.first,
-        parts, counters, x_out, bounds,
+        (batch * kv_heads, splits),
+        sums, bias, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
+        cache.first, parts, counters, x_out, bounds,
         *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
         SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step,
-        SPLITS=min(tile.splits, blocks_of(capacity, tile.step)), BATCH=batch, ROWS=power_of_two(batch),
-        KV_HEADS=kv_heads, GROUP=group, PADDED_GROUP=power_of_two(group), QUERIES=max(16, power_of_two(group)),
-        HEAD=head_dim, PADDED_HEAD=max(16, power_of_two(head_dim)), CAPACITY=capacity, SCALE=head_dim**-0.5,
-        STAGES=tile.stages, COMPACT=lists is not None, warps=tile.warps, pdl=pdl,
+        SPLITS=splits, BATCH=batch, ROWS=rows, KV_HEADS=kv_heads, GROUP=group, PADDED_GROUP=padded_group,
+        QUERIES=max(16, padded_group), HEAD=head_dim, PADDED_HEAD=padded_head, AT_ONCE=at_once,
+        CAPACITY=capacity, SCALE=head_dim**-0.5, STAGES=tile.stages, COMPACT=lists is not None,
+        warps=tile.warps, pdl=pdl,
     )  # fmt: skip

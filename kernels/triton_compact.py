@@ -1,7 +1,7 @@
 """RMSNorm fused with the compaction of channels: one program for each block of channels and projection.
 
-The sum of squares that RMSNorm needs comes in parts with the residual stream (see `triton_epilogue`), so that no
-program reads more than its own channels and a few sums.
+The sum of squares that RMSNorm needs comes in parts with the residual stream (see `triton_epilogue`), so that
+no program reads more than its own channels and a few sums.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .triton_launch import blocks_of, launch, power_of_two
 
 @triton.jit
 def rounded(x, like):
-    """x as it is after being stored in the dtype that the pointer `like` points to."""
+    """X as it is after being stored in the dtype that the pointer `like` points to."""
     return x.to(like.dtype.element_ty).to(tl.float32)
 
 
@@ -213,7 +213,7 @@ def embed_kernel(
 
 
 def embed(tokens: Tensor, embedding: Tensor, residual: Tensor, squares: Tensor, pdl: bool = False) -> None:
-    """residual (batch, channels) float32 = rows of embedding at tokens (batch,) int64, with squares (batch, tiles)."""
+    """Residual stream (batch, channels) float32 of tokens (batch,) int64, and squares (batch, tiles)."""
     batch, channels = residual.shape
     block = power_of_two(blocks_of(channels, squares.shape[1]))
     if tokens.shape != (batch,) or tokens.dtype != torch.int64:

@@ -65,5 +65,5 @@ def store_residual(total, residual, squares, addend, tile, column, inside, WIDTH
 
 @triton.jit
 def silu(x):
-    """x · sigmoid(x)."""
+    """X · sigmoid(x)."""
     return x / (1.0 + tl.exp(-x))

@@ -50,7 +50,8 @@ def gemv_kernel(
     LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One column tile, one split; projections start at tiles 0, T1 and T2, at columns S of the weight and D of
-    out, and are W columns wide."""
+    out, and are W columns wide.
+    """
     tile = tl.program_id(0)
     split = tl.program_id(1)
     projection = (tile >= T1).to(tl.int32) + (tile >= T2).to(tl.int32)
@@ -134,7 +135,11 @@ class Activation:
     def tensors(self) -> tuple[Tensor | None, ...]:
         """x, index, values, counts, as kernels take them."""
         lists = self.lists
-        return (self.x, lists.index, lists.values, lists.counts) if lists is not None else (self.x, None, None, None)
+        return (
+            (self.x, lists.index, lists.values, lists.counts)
+            if lists is not None
+            else (self.x, None, None, None)
+        )
 
 
 def gemv(
@@ -148,7 +153,7 @@ def gemv(
     addend: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """out (batch, ...) float32 = x · weight (in, columns) + bias + addend, by the lists of x.
+    """Out (batch, ...) float32 = x · weight (in, columns) + bias + addend, by the lists of x.
 
     bias (columns,) as the weight's columns, addend as out. Raises KernelError for tensors that do not fit.
     """
@@ -166,19 +171,21 @@ def gemv_onto(
     addend: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """residual (batch, out) float32 += x · weight (in, out) + addend; squares (batch, tiles) its sums of squares."""
+    """Add x · weight (in, out) + addend to residual (batch, out) float32; squares (batch, tiles) follow."""
     columns = Columns.side_by_side(weight.shape[1])
     _check(activation, weight, columns)
     expected = (activation.batch, tiles_of(columns, tile))
     if tuple(squares.shape) != expected or residual.shape != (activation.batch, weight.shape[1]):
-        raise KernelError(f"squares are {tuple(squares.shape)}, expected {expected}; x is {tuple(residual.shape)}")
+        raise KernelError(
+            f"squares are {tuple(squares.shape)}, expected {expected}; x is {tuple(residual.shape)}"
+        )
     _start(activation, weight, columns, residual, squares, tile, workspace, None, addend, weight.shape[1], pdl)
 
 
 def gemv_partials(
     activation: Activation, weight: Tensor, columns: Columns, partials: Tensor, tile: Tile, pdl: bool = False
 ) -> None:
-    """partials (splits, batch, out) float32, left for the consumer to add."""
+    """Partials (splits, batch, out) float32, left for the consumer to add."""
     _check(activation, weight, columns)
     expected = (tile.splits(activation.lists, activation.channels), activation.batch, weight.shape[1])
     if tuple(partials.shape) != expected:
@@ -225,7 +232,9 @@ def _check(activation: Activation, weight: Tensor, columns: Columns) -> None:
     if weight.ndim != 2 or not weight.is_contiguous():
         raise KernelError("the weight must be a contiguous (in, out) matrix; see decoder_weights.pack")
     if weight.shape[0] < activation.channels or weight.numel() >= 2**31:
-        raise KernelError(f"a weight {tuple(weight.shape)} cannot be multiplied by {activation.channels} channels")
+        raise KernelError(
+            f"a weight {tuple(weight.shape)} cannot be multiplied by {activation.channels} channels"
+        )
     if any(s + w > weight.shape[1] for s, w in zip(columns.starts, columns.widths, strict=True)):
         raise KernelError(f"projections {columns.widths} do not fit into {weight.shape[1]} columns")
     lists = activation.lists

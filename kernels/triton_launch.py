@@ -15,7 +15,13 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, stages: int = 1, pdl: bool = False, **meta: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    warps: int = 4,
+    stages: int = 1,
+    pdl: bool = False,
+    **meta: Any,
 ) -> None:
     """Start a kernel on the current stream.
 

@@ -68,8 +68,8 @@ def neurons_kernel(
                               IN, COLUMNS, BLOCK, BLOCKS, BATCH, ACC_ROWS, TILE, CHANNELS, GROUP, PARTS,
                               SHARE, STAGES, EVEN, LISTED, False)  # fmt: skip
     if SPLITS == 1:
-        store_hidden(gate, up, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile, column, inside,
-                     PAIRED, COMPACT, WIDTH, TILES, BATCH, ACC_ROWS, TILE)  # fmt: skip
+        store_hidden(gate, up, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile, column,
+                     inside, PAIRED, COMPACT, WIDTH, TILES, BATCH, ACC_ROWS, TILE)  # fmt: skip
     else:
         store_partial(gate, partials, split, column, inside, COLUMNS, BATCH, ACC_ROWS)
         if PAIRED:
@@ -79,8 +79,8 @@ def neurons_kernel(
             ups = gates
             if PAIRED:
                 ups = added(partials + WIDTH, column, inside, COLUMNS, SPLITS, BATCH, ROWS)
-            store_hidden(gates, ups, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile, column,
-                         inside, PAIRED, COMPACT, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
+            store_hidden(gates, ups, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile,
+                         column, inside, PAIRED, COMPACT, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
 
 
 def neurons(
@@ -107,7 +107,9 @@ def neurons(
     if not paired and weight.shape[1] != ffn:
         raise KernelError(f"a weight {tuple(weight.shape)} is neither gate nor gate and up of {ffn} neurons")
     if lists is not None and (lists.block, lists.blocks, lists.channels) != (tile.columns, tiles, ffn):
-        raise KernelError(f"the list has blocks of {lists.block}, the tile {tile.columns} columns; make them equal")
+        raise KernelError(
+            f"the list has blocks of {lists.block}, the tile {tile.columns} columns; make them equal"
+        )
     if (lists is None) == (x_out is None) or (lists is None) != (bounds is None):
         raise KernelError("give bounds and lists, or x_out")
     meta = tile.meta(activation.lists, activation.channels, batch)
@@ -157,13 +159,19 @@ def rows_kernel(
 
 
 def times_rows(lists: ChannelLists, rows: Tensor, x: Tensor, tile: Tile, pdl: bool = False) -> None:
-    """values of each listed neuron n *= rows[n] · x, reading only listed rows (CATS arXiv 2404.08763, CHESS).
+    """Values of each listed neuron n *= rows[n] · x, reading only listed rows (CATS arXiv 2404.08763, CHESS).
 
-    rows (neurons, in); x (batch, in) in the same dtype; `tile.channels` neurons a program, `tile.columns` channels
-    a step. Raises KernelError for tensors that do not fit.
+    rows (neurons, in); x (batch, in) in the same dtype; `tile.channels` neurons a program, `tile.columns`
+    channels a step. Raises KernelError for tensors that do not fit.
     """
-    if lists.projections != 1 or rows.shape[0] != lists.channels or tuple(x.shape) != (lists.batch, rows.shape[1]):
-        raise KernelError(f"rows {tuple(rows.shape)} and x {tuple(x.shape)} do not fit a list of {lists.channels}")
+    if (
+        lists.projections != 1
+        or rows.shape[0] != lists.channels
+        or tuple(x.shape) != (lists.batch, rows.shape[1])
+    ):
+        raise KernelError(
+            f"rows {tuple(rows.shape)} and x {tuple(x.shape)} do not fit a list of {lists.channels}"
+        )
     if not rows.is_contiguous() or rows.dtype != x.dtype or rows.numel() >= 2**31:
         raise KernelError("rows must be contiguous, below 2³¹ elements and in the dtype of x")
     launch(

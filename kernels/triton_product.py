@@ -13,7 +13,7 @@ WIDEN_DOTS = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def multiplied(acc, weight_tile, x_tile, BATCH: tl.constexpr):
-    """acc + x · w: float32 multiply-adds for one row, tensor cores for more.
+    """Acc + x · w: float32 multiply-adds for one row, tensor cores for more.
 
     weight_tile (channels, columns); x_tile (channels,) and acc (channels, columns) for one row, else
     (16, channels) and (16, columns).
@@ -89,7 +89,8 @@ def dense_product(
     CHANNELS: tl.constexpr, SHARE: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr, WAIT: tl.constexpr,
 ):  # fmt: skip
     """(ROWS, TILE) product over SHARE channels. Weights do not depend on the kernel before: their first tile
-    is on its way while this one waits for the activations."""
+    is on its way while this one waits for the activations.
+    """
     begin = split * SHARE
     channel = begin + tl.arange(0, CHANNELS)
     acc = tl.zeros((CHANNELS if BATCH == 1 else ROWS, TILE), dtype=tl.float32)
@@ -129,7 +130,7 @@ def share_of_product(
 @triton.jit
 def store_partial(product, partials, split, column, inside, WIDTH: tl.constexpr, BATCH: tl.constexpr,
                   ROWS: tl.constexpr):  # fmt: skip
-    """This split's part of partials (splits, BATCH, WIDTH)."""
+    """One split's part of partials (splits, BATCH, WIDTH)."""
     row = tl.arange(0, ROWS)
     at = partials + (split * BATCH + row[:, None]) * WIDTH + column[None, :]
     tl.store(at, product, mask=inside[None, :] & (row[:, None] < BATCH))

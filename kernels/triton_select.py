@@ -57,7 +57,9 @@ def select_kernel(
         x = x * inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
         x = rounded(rounded(x, gain) * scale, gain)
     bits = (tl.abs(x) * weight).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1), WIDTH).to(tl.float32, bitcast=True)
+    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1), WIDTH).to(
+        tl.float32, bitcast=True
+    )
     found = tl.where(k >= CHANNELS, 0.0, tl.where(k <= 0, float("inf"), found))
     tl.store(smallest + projection * BATCH + one, found)
 
@@ -70,7 +72,7 @@ def select_smallest(
     norm: tuple[Tensor, Tensor, float] | None = None,
     pdl: bool = False,
 ) -> None:
-    """smallest (lists, batch) float32: the k-th highest |x|·w of each row; 0 where k takes all, ∞ where none.
+    """Smallest (lists, batch) float32: the k-th highest |x|·w of each row; 0 where k takes all, ∞ where none.
 
     source (batch, channels): x, or the residual stream with norm = (squares, gain, ε); score_weights (lists,
     channels) float32; kept (lists,) int32 numbers k. Raises KernelError for tensors that do not fit.

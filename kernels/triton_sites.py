@@ -56,7 +56,7 @@ class Buffers:
 
 @dataclass(frozen=True)
 class LowRankPath:
-    """left · (right · dropped) for the projections of a site that have factors, added to the site's products."""
+    """left · (right · dropped) for a site's projections with factors, added to its products."""
 
     dropped: ChannelLists
     right: Tensor
@@ -72,7 +72,15 @@ class LowRankPath:
 
     def run(self, right_tile: Tile, left_tile: Tile, workspace: Workspace, pdl: bool) -> None:
         """Fill the addend from the lists of dropped channels."""
-        gemv(Activation(self.dropped), self.right, self.right_columns, self.inner.values, right_tile, workspace, pdl=pdl)
+        gemv(
+            Activation(self.dropped),
+            self.right,
+            self.right_columns,
+            self.inner.values,
+            right_tile,
+            workspace,
+            pdl=pdl,
+        )
         gemv(Activation(self.inner), self.left, self.left_columns, self.addend, left_tile, workspace, pdl=pdl)
 
 
@@ -145,7 +153,9 @@ def _list_rules(
     """Bounds of each list in a row; a projection without a rule keeps all: threshold 0."""
     zeros = torch.zeros(channels, device=buffers.device)
     by_rank = [rule is not None and rule.top_k is not None for rule in listed]
-    bounds = [zeros if rule is None or top else rule.thresholds for rule, top in zip(listed, by_rank, strict=True)]
+    bounds = [
+        zeros if rule is None or top else rule.thresholds for rule, top in zip(listed, by_rank, strict=True)
+    ]
     inverted = sum(1 << place for place in range(projections, len(listed)))
     if not any(by_rank):
         return ListRules(torch.stack(bounds), inverted=inverted), None

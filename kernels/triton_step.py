@@ -47,11 +47,13 @@ class TritonDecodeStep:
             raise KernelError(f"rules for {len(rules)} blocks, the model has {shape.blocks}")
         expected = (shape.blocks, cache.batch, shape.kv_heads, cache.capacity, shape.head_dim)
         if tuple(cache.keys.shape) != expected or cache.keys.dtype != weights.dtype:
-            raise KernelError(f"the cache is {cache.keys.dtype} {tuple(cache.keys.shape)}, expected {weights.dtype} {expected}")
+            raise KernelError(
+                f"the cache is {cache.keys.dtype} {tuple(cache.keys.shape)}, not {weights.dtype} {expected}"
+            )
         if cache.keys.device != weights.device:
             raise KernelError(f"the cache is on {cache.keys.device}, the weights on {weights.device}")
         self.weights, self.cache = weights, cache
-        self.tiles = tiles or default_tiles(shape, cache.batch)
+        self.tiles = tiles or default_tiles(shape, cache.batch, cache.capacity)
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
@@ -71,7 +73,9 @@ class TritonDecodeStep:
         The cache must have a free slot; nobody looks, since that would be to wait for the GPU.
         """
         if token_ids.shape != (self.batch,) or token_ids.dtype != torch.int64:
-            raise KernelError(f"token ids are {token_ids.dtype} {tuple(token_ids.shape)}, expected int64 ({self.batch},)")
+            raise KernelError(
+                f"token ids are {token_ids.dtype} {tuple(token_ids.shape)}, expected int64 ({self.batch},)"
+            )
         self._tokens.copy_(token_ids)
         for start in self._launches:
             start()
@@ -108,7 +112,9 @@ class TritonDecodeStep:
 
     def _plan_attention(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:
         shape, tiles, buffers = self.weights.shape, self.tiles, self._buffers
-        widths = dict(zip(SITES["attention_input"], (shape.attention_width, *[shape.kv_width] * 2), strict=True))
+        widths = dict(
+            zip(SITES["attention_input"], (shape.attention_width, *[shape.kv_width] * 2), strict=True)
+        )
         site = self._site("attention_input", widths, shape.hidden, rules, tiles.list_block)
         self._after_norm(site, packed.input_norm, squares)
         columns = Columns.side_by_side(*widths.values())
@@ -127,7 +133,9 @@ class TritonDecodeStep:
         per_head = shape.attention_width // shape.kv_heads
         output = self._site("attention_output", {"o": shape.hidden}, shape.attention_width, rules, per_head)
         parts = buffers.sums("parts", attention_parts(self.cache, shape.heads, tiles.attention))
-        counters = buffers.once("counters", torch.zeros(shape.kv_heads, dtype=torch.int32, device=buffers.device))
+        counters = buffers.once(
+            "counters", torch.zeros(shape.kv_heads, dtype=torch.int32, device=buffers.device)
+        )
         self._add(
             attention, sums, bias, self.cache, index, shape.windows[index], parts, counters, tiles.attention,
             **self._written(output),
@@ -138,7 +146,9 @@ class TritonDecodeStep:
         shape, tiles = self.weights.shape, self.tiles
         gated = rules.gate_thresholds is not None
         if gated == (packed.gate_up is not None):
-            raise KernelError(f"block {index}: pack the weights with the plan's gated blocks, pack(model, gated_blocks)")
+            raise KernelError(
+                f"block {index}: pack the weights with the plan's gated blocks, pack(model, gated_blocks)"
+            )
         names = ("gate",) if gated else SITES["mlp_input"]
         site = self._site("mlp_input", dict.fromkeys(names, shape.ffn), shape.hidden, rules, tiles.list_block)
         self._after_norm(site, packed.mlp_norm, squares, whole=gated)

@@ -106,6 +106,6 @@ def test_bad_input_ends_in_one_line():
         attention(random(1, 2, 128), None, cache, 0, None, parts, counters, tile, x_out=x)
     with pytest.raises(KernelError, match="attention_parts"):
         attention(random(1, 1, 128), None, cache, 0, None, parts[:10], counters, tile, x_out=x)
+    lists = ChannelLists.empty(1, 1, 64, 16, DEVICE)
     with pytest.raises(KernelError, match="2 blocks of 32"):
-        lists = ChannelLists.empty(1, 1, 64, 16, DEVICE)
         attention(random(1, 1, 128), None, cache, 0, None, parts, counters, tile, bounds=x[0], lists=lists)

@@ -50,7 +50,10 @@ def test_norm_is_the_models(dtype):
     tokens = torch.tensor([8, 0, 3], device=DEVICE)
     embed(tokens, embedding, residual, squares)
     assert torch.equal(residual, embedding[tokens].float())
-    x, length = torch.empty(batch, channels, device=DEVICE, dtype=dtype), torch.ones(1, dtype=torch.int32, device=DEVICE)
+    x, length = (
+        torch.empty(batch, channels, device=DEVICE, dtype=dtype),
+        torch.ones(1, dtype=torch.int32, device=DEVICE),
+    )
     lists = ChannelLists.empty(1, batch, channels, 16, DEVICE)
     bounds = torch.full((1, channels), 0.3, device=DEVICE)
     norm_compact(residual, squares, gain, 1e-5, ListRules(bounds), lists, x_out=x, length=length)
@@ -84,7 +87,9 @@ def test_selection_is_exactly_the_references(k):
     x[0, :12] = 0.5  # ties
     x[1, 3], x[1, 4] = float("nan"), float("inf")
     x[2] = 0.0
-    weights = torch.stack([torch.ones(37), torch.rand(37, generator=torch.Generator().manual_seed(1))]).to(DEVICE)
+    weights = torch.stack([torch.ones(37), torch.rand(37, generator=torch.Generator().manual_seed(1))]).to(
+        DEVICE
+    )
     smallest = torch.empty(2, 4, device=DEVICE)
     select_smallest(x, weights, torch.full((2,), k, dtype=torch.int32, device=DEVICE), smallest)
     for weight, bound in zip(weights, smallest, strict=True):

@@ -26,7 +26,9 @@ def listed(x, thresholds, block=16):
 
 
 @pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
-@pytest.mark.parametrize(("batch", "channels", "widths"), [(1, 48, (80, 17, 1)), (3, 33, (17, 48, 32)), (8, 33, (40,))])
+@pytest.mark.parametrize(
+    ("batch", "channels", "widths"), [(1, 48, (80, 17, 1)), (3, 33, (17, 48, 32)), (8, 33, (40,))]
+)
 def test_each_projection_reads_its_own_list(tile, batch, channels, widths):
     x, weight = random(batch, channels), random(channels, sum(widths), seed=1)
     activation, kept = listed(x, random(len(widths), channels, seed=2).abs())

@@ -52,7 +52,9 @@ def test_a_gated_block_reads_listed_rows_only(batch):
     times_rows(lists, rows, x, Tile(16, 8))
     product = lists.dense()[0]
     kept = ~dropped_by_all
-    assert relative_error(product[:, kept], gate[:, kept].double() * (x.double() @ rows[kept].double().T)) < 1e-5
+    assert (
+        relative_error(product[:, kept], gate[:, kept].double() * (x.double() @ rows[kept].double().T)) < 1e-5
+    )
     assert not product[:, dropped_by_all].any()
 
 

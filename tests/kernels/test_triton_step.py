@@ -16,7 +16,7 @@ from wisparse.method.plan import SparsityPlan
 from ..conftest import FAMILIES, make_calibration, make_method, make_protocol, make_tiny_model
 from .triton_cases import DEVICE, SMALL_TILES
 
-PROMPT, NEW = 18, 3  # past the window of 16 that the mistral model has
+PROMPT, NEW = 18, 2  # past the window of 16 that the mistral model has
 
 
 def make_plan(model, method, sparsity=0.4):
@@ -32,7 +32,7 @@ def step_of(model, plan, batch, tiles=SMALL_TILES):
 
 @torch.no_grad()
 def both_decode(model, plan, batch=1, tiles=SMALL_TILES):
-    """(logits of the model, logits of the step), (tokens, batch, vocabulary): row r is padded by 3·r on the left."""
+    """(logits of the model, logits of the step), (tokens, batch, vocabulary); row r has 3·r of padding."""
     model = model.to(DEVICE)
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(1, 128, (batch, PROMPT), generator=generator).to(DEVICE)
@@ -57,7 +57,7 @@ def both_decode(model, plan, batch=1, tiles=SMALL_TILES):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_thresholds_with_left_padding(family):
-    model = make_tiny_model(family)
+    model = make_tiny_model(family, blocks=2 if family == "llama" else 1)
     expected, found = both_decode(model, make_plan(model, "teal"), batch=2)
     assert torch.allclose(found, expected, atol=1e-4)
 
@@ -70,8 +70,8 @@ def test_every_kind_of_plan(method):
 
 
 def test_all_kinds_of_rules_side_by_side():
-    """One block drops by top-k in one place, by threshold in another, keeps all of a third; its MLP is low-rank,
-    and the next block is gated."""
+    """One block drops by top-k here, by threshold there, keeps all of a third; its MLP has a low-rank path, and
+    the next block is gated."""
     model = make_tiny_model("llama", blocks=2)
     plans = {name: make_plan(model, name) for name in ("teal", "wina", "rsparse", "cats")}
     source = {"q": "wina", "v": "teal", "o": "wina", "gate": "teal", "up": "rsparse", "down": "wina"}
@@ -79,7 +79,7 @@ def test_all_kinds_of_rules_side_by_side():
     rules |= {"1.o": plans["rsparse"].rules["1.o"], "1.gate": plans["teal"].rules["1.gate"]}
     gates = {1: plans["cats"].gate_thresholds[1]}
     plan = SparsityPlan(plans["teal"].shapes, rules, gates)
-    expected, found = both_decode(model, plan, batch=3)
+    expected, found = both_decode(model, plan, batch=2)
     assert torch.allclose(found, expected, atol=1e-4)
 
 
