@@ -46,6 +46,22 @@ class ChannelLists:
             block=block,
         )
 
+    @classmethod
+    def by_threshold(cls, x: Tensor, thresholds: Tensor, block: int) -> ChannelLists:
+        """The lists of x (batch, channels) under thresholds (projections, channels), made in plain torch."""
+        lists = cls.empty(len(thresholds), *x.shape, block, x.device)
+        for projection, bounds in enumerate(thresholds):
+            kept = x.float() * ~(x.float().abs() < bounds)
+            listed = (~(x.float().abs() < bounds)).any(0).nonzero().flatten()
+            # Entries of a block start at the block's own offset.
+            begins = listed // block * block
+            order = torch.arange(len(listed), device=x.device) - torch.searchsorted(listed, begins)
+            places = begins + order
+            lists.index[projection, places] = listed.int()
+            lists.values[projection][:, places] = kept[:, listed]
+            lists.counts[projection] = torch.bincount(listed // block, minlength=lists.blocks).int()
+        return lists
+
     @property
     def projections(self) -> int:
         """Lists side by side."""

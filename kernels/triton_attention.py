@@ -122,8 +122,8 @@ def attention_kernel(
     SUM_SPLITS: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
     BATCH: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     PADDED_GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
-    AT_ONCE: tl.constexpr, CAPACITY: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr, COMPACT: tl.constexpr,
-    PDL: tl.constexpr,
+    AT_ONCE: tl.constexpr, CAPACITY: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
+    COMPACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row, one key-value head, one part of the context."""
     head = tl.program_id(0) % KV_HEADS

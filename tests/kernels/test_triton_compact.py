@@ -21,6 +21,9 @@ def test_lists_hold_what_the_thresholds_keep(batch, channels, block):
     lists = ChannelLists.empty(3, batch, channels, block, DEVICE)
     compact(x, ListRules(thresholds), lists)
     assert torch.equal(lists.dense(), kept_by_threshold(x, thresholds))
+    torch_lists = ChannelLists.by_threshold(x, thresholds, block)
+    assert torch.equal(torch_lists.dense(), lists.dense())
+    assert torch.equal(torch_lists.counts, lists.counts)
     for projection in range(3):
         union = ~dropped_by_threshold(x, thresholds[projection]).all(0)
         assert lists.counts[projection].sum() == union.sum()
