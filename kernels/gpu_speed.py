@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +13,14 @@ import torch.nn.functional as F
 from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
 from .gpu_products import Workload, products_of
-from .gpu_timing import Clock, cold_copies, device_name, graph_clock
+from .gpu_timing import Clock, cold_copies, device_name, graph_clock, read_bandwidth
+from .model_shapes import MODEL_SHAPES
 from .static_cache import StaticCache
-from .step_tiles import StepTiles
+from .step_tiles import StepTiles, default_tiles
 from .triton_attention import attention, attention_parts
 from .triton_compact import ListRules, norm_compact
 from .triton_launch import blocks_of, supports_dependent_launch
+from .tuning import tuned_tiles
 
 CONTEXTS = (128, 512, 2048, 8192)
 
@@ -168,3 +172,31 @@ def _attention_microseconds(
         ),
         copies,
     )
+
+
+def main() -> None:
+    """Tune, then print a row for each product and sparsity and the time of each other launch, as JSON lines."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama-3.1-8b")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.4, 0.5, 0.65])
+    parser.add_argument("--untuned", action="store_true", help="default tiles")
+    options = parser.parse_args()
+    device, dtype = torch.device("cuda"), getattr(torch, options.dtype)
+    shape, batch = MODEL_SHAPES[options.shape], options.batch
+    print(json.dumps({"device": device_name(device), "read_gb_s": read_bandwidth(device) / 1e9}), flush=True)
+    tiles = {
+        sparsity: default_tiles(shape, batch)
+        if options.untuned
+        else tuned_tiles(shape, dtype, device, batch, sparsity)
+        for sparsity in options.sparsities
+    }
+    for row in product_rows(options.shape, shape, dtype, device, tiles, batch):
+        print(json.dumps(asdict(row)), flush=True)
+    last = options.sparsities[-1]
+    print(json.dumps(launch_microseconds(shape, dtype, device, tiles[last], batch, last)))
+
+
+if __name__ == "__main__":
+    main()

@@ -100,7 +100,8 @@ class TritonDecodeStep:
         shape, weights = self.weights.shape, self.weights
         block = min(self.tiles.list_block, power_of_two(shape.hidden))
         squares = self._buffers.sums("squares", self.batch, blocks_of(shape.hidden, block))
-        self._add(embed, self._tokens, weights.embedding, self._residual, squares)
+        # A copy of the tokens comes before, on which no launch can depend programmatically.
+        self._launches.append(partial(embed, self._tokens, weights.embedding, self._residual, squares))
         for index, (packed, block_rules) in enumerate(zip(weights.blocks, rules, strict=True)):
             squares = self._plan_attention(index, packed, block_rules, squares)
             squares = self._plan_mlp(index, packed, block_rules, squares)

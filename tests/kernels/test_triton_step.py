@@ -1,6 +1,7 @@
 """The decode step against the transformers model with the same plan applied through hooks."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,13 @@ def test_thresholds_with_left_padding(family):
 def test_every_kind_of_plan(method):
     model = make_tiny_model("qwen2", blocks=1)
     expected, found = both_decode(model, make_plan(model, method) if method else None)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_attention_may_add_the_partial_sums():
+    model = make_tiny_model("qwen2", blocks=1)
+    tiles = replace(SMALL_TILES, consumer_adds_qkv=True)
+    expected, found = both_decode(model, make_plan(model, "teal"), tiles=tiles)
     assert torch.allclose(found, expected, atol=1e-4)
 
 

@@ -50,10 +50,13 @@ def test_rows_say_what_was_read_and_how_exact_it_is():
     }
 
 
-def test_the_fastest_tile_wins():
+def test_the_search_walks_to_the_fastest_tile(monkeypatch):
+    monkeypatch.setattr("wisparse.kernels.tuning.SAMPLE", 0)
     workload = Workload(products_of(SHAPE)[1], torch.float32, DEVICE, sparsity=0.5, list_block=32)
-    tiles = [Tile(16, 8), Tile(32, 8), Tile(64, 8)]
-    assert tune(workload, tiles, CountingClock()) == (tiles[-1], 97.0)
+    tiles = [Tile(16, 8), Tile(32, 8), Tile(32, 16), Tile(64, 16, warps=8)]  # the last is no single change away
+    clock = CountingClock()
+    assert tune(workload, tiles[0], tiles, clock) == (tiles[2], 97.0)
+    assert clock.calls == 3
 
 
 def test_tiles_are_tuned_once_and_kept(tmp_path):
