@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Without a GPU the Triton kernels are interpreted; triton must learn it before transformers imports it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config

@@ -1,0 +1,202 @@
+"""What each launch of a decode step takes on a GPU, beside cuBLAS and beside the device's bandwidth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .channel_lists import ChannelLists
+from .decoder_weights import DecoderShape
+from .gpu_products import Workload, products_of
+from .gpu_timing import Clock, cold_copies, device_name, graph_clock, read_bandwidth
+from .model_shapes import MODEL_SHAPES
+from .static_cache import StaticCache
+from .step_tiles import StepTiles, default_tiles
+from .triton_attention import attention, attention_parts
+from .triton_compact import ListRules, norm_compact
+from .triton_launch import blocks_of, supports_dependent_launch
+from .tuning import tuned_tiles
+
+CONTEXTS = (128, 512, 2048, 8192)
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One product at one sparsity."""
+
+    device: str
+    shape: str
+    projection: str
+    dtype: str
+    sparsity: float
+    us: float
+    dense_us: float
+    """cuBLAS through `F.linear` in a CUDA graph, weights (out, in), timed in the same run."""
+    speedup: float
+    gb_s: float
+    """Bytes of the rows read, over time."""
+    err: float
+    """Against float64, relative to the highest exact value."""
+
+
+def product_rows(
+    name: str,
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    sparsities: dict[float, StepTiles],
+    batch: int = 1,
+    clock: Clock = graph_clock,
+) -> Iterator[SpeedRow]:
+    """Every product at every sparsity with the tiles given for it; sparsity 0 is the dense kernel."""
+    for product in products_of(shape):
+        dense_us = None
+        for sparsity, tiles in sparsities.items():
+            tile = (tiles.listed if sparsity else tiles.dense)[product.name]
+            block = _list_block(product.name, shape, tiles)
+            pdl = supports_dependent_launch(device)
+            workload = Workload(product, dtype, device, batch, sparsity or None, block, pdl)
+            if dense_us is None:
+                dense_us = _dense_microseconds(workload, clock)
+            error = workload.error(tile)
+            us = clock(lambda copy, w=workload, t=tile: w.start(t, copy), workload.copies)
+            yield SpeedRow(
+                device=device_name(device),
+                shape=f"{name} {product.inner}x{product.out}",
+                projection=product.name,
+                dtype=str(dtype).removeprefix("torch."),
+                sparsity=sparsity,
+                us=us,
+                dense_us=dense_us,
+                speedup=dense_us / us,
+                gb_s=workload.bytes_read / us / 1e3,
+                err=error,
+            )
+
+
+def _list_block(name: str, shape: DecoderShape, tiles: StepTiles) -> int:
+    own = {"o": shape.attention_width // shape.kv_heads, "down": tiles.listed["gate_up"].columns}
+    return own.get(name, tiles.list_block)
+
+
+def _dense_microseconds(workload: Workload, clock: Clock) -> float:
+    weights, x = workload.dense_call()
+    return clock(lambda copy: F.linear(x, weights[copy]), workload.copies)
+
+
+def launch_microseconds(
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    tiles: StepTiles,
+    batch: int = 1,
+    sparsity: float = 0.5,
+    contexts: tuple[int, ...] = CONTEXTS,
+    clock: Clock = graph_clock,
+) -> dict[str, float]:
+    """Microseconds of RMSNorm and of attention with compaction, and of what SiLU·mul and compaction add to
+    gate+up, each alone in a graph.
+    """
+    times = {"norm+compact": _norm_microseconds(shape, dtype, device, tiles, batch, sparsity, clock)}
+    for context in contexts:
+        times[f"attention+compact at {context}"] = _attention_microseconds(
+            shape, dtype, device, tiles, batch, context, clock
+        )
+    gate_up = next(product for product in products_of(shape) if product.name == "gate_up")
+    pdl = supports_dependent_launch(device)
+    workload = Workload(gate_up, dtype, device, batch, sparsity, tiles.list_block, pdl)
+    tile = tiles.listed["gate_up"]
+    times["gate+up with silu·mul+compact"] = clock(lambda copy: workload.start(tile, copy), workload.copies)
+    times["gate+up, partial sums only"] = clock(
+        lambda copy: workload.start_partial(tile, copy), workload.copies
+    )
+    return times
+
+
+def _norm_microseconds(
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    tiles: StepTiles,
+    batch: int,
+    sparsity: float,
+    clock: Clock,
+) -> float:
+    parts = blocks_of(shape.hidden, tiles.listed["down"].columns)
+    residual, squares = torch.randn(batch, shape.hidden, device=device), torch.ones(batch, parts, device=device)
+    squares.fill_(shape.hidden / parts)
+    gain = torch.ones(shape.hidden, dtype=dtype, device=device)
+    bound = residual.abs().flatten().quantile(sparsity).item()
+    rules = ListRules(torch.full((3, shape.hidden), bound, device=device))
+    lists = ChannelLists.empty(3, batch, shape.hidden, tiles.list_block, device)
+    pdl = supports_dependent_launch(device)
+    return clock(lambda _: norm_compact(residual, squares, gain, shape.norm_epsilon, rules, lists, pdl=pdl), 1)
+
+
+def _attention_microseconds(
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    tiles: StepTiles,
+    batch: int,
+    context: int,
+    clock: Clock,
+) -> float:
+    one = (batch, shape.kv_heads, context, shape.head_dim)
+    # Keys and values of the blocks in between have left L2 when a block's turn comes again.
+    copies = min(64, cold_copies(2 * batch * shape.kv_width * context * dtype.itemsize, device))
+    cache = StaticCache(
+        keys=torch.randn(copies, *one, device=device).to(dtype),
+        values=torch.randn(copies, *one, device=device).to(dtype),
+        length=torch.full((1,), context - 1, dtype=torch.int32, device=device),
+        first=torch.zeros(batch, dtype=torch.int32, device=device),
+        cosines=torch.ones(context, shape.head_dim, device=device),
+        sines=torch.zeros(context, shape.head_dim, device=device),
+    )
+    sums = torch.randn(1, batch, shape.attention_width + 2 * shape.kv_width, device=device)
+    tile = tiles.attention
+    parts = torch.empty(attention_parts(cache, shape.heads, tile), device=device)
+    counters = torch.zeros(shape.kv_heads, dtype=torch.int32, device=device)
+    width, group = shape.attention_width, shape.attention_width // shape.kv_heads
+    lists = ChannelLists.empty(1, batch, width, group, device)
+    bounds = torch.full((width,), 0.05, device=device)
+    pdl = supports_dependent_launch(device)
+    return clock(
+        lambda copy: attention(
+            sums, None, cache, copy, None, parts, counters, tile, bounds=bounds, lists=lists, pdl=pdl
+        ),
+        copies,
+    )
+
+
+def main() -> None:
+    """Tune, then print a row for each product and sparsity and the time of each other launch, as JSON lines."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama-3.1-8b")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.4, 0.5, 0.65])
+    parser.add_argument("--untuned", action="store_true", help="default tiles")
+    options = parser.parse_args()
+    device, dtype = torch.device("cuda"), getattr(torch, options.dtype)
+    shape, batch = MODEL_SHAPES[options.shape], options.batch
+    print(json.dumps({"device": device_name(device), "read_gb_s": read_bandwidth(device) / 1e9}), flush=True)
+    tiles = {
+        sparsity: default_tiles(shape, batch)
+        if options.untuned
+        else tuned_tiles(shape, dtype, device, batch, sparsity)
+        for sparsity in options.sparsities
+    }
+    for row in product_rows(options.shape, shape, dtype, device, tiles, batch):
+        print(json.dumps(asdict(row)), flush=True)
+    last = options.sparsities[-1]
+    print(json.dumps(launch_microseconds(shape, dtype, device, tiles[last], batch, last)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Tiles tuned on the machine by shape, dtype, batch and sparsity; the results stay on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+import triton
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import TritonError
+
+from .decoder_weights import DecoderShape
+from .errors import KernelError
+from .gemv_tiles import Tile
+from .gpu_products import Product, Workload, products_of
+from .gpu_timing import Clock, device_name, graph_clock
+from .step_tiles import StepTiles, default_tiles
+from .triton_launch import INTERPRETED, blocks_of, supports_dependent_launch
+
+CACHE_VARIABLE = "WISPARSE_CACHE"
+SPARSITY_BUCKETS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+FEWEST_PROGRAMS = 100
+MOST_PROGRAMS = 4096
+SAMPLE = 24
+ROUNDS = 5
+LARGEST_STEP = 16384
+"""Elements of weight that one program holds in a step."""
+
+
+class TuningCache:
+    """Tiles by key in one JSON file: `$WISPARSE_CACHE/tiles.json`, else under ~/.cache/wisparse."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = (folder or cache_folder()) / "tiles.json"
+
+    def find(self, key: str) -> Tile | None:
+        """The tile of a key; None where it was never tuned, or the file cannot be read."""
+        stored = self._read().get(key)
+        return None if stored is None else Tile(**stored["tile"])
+
+    def store(self, key: str, tile: Tile, microseconds: float) -> None:
+        """Keep a tile; the file appears complete or not at all."""
+        entries = self._read() | {key: {"tile": asdict(tile), "us": round(microseconds, 3)}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tiles-", dir=self.path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(entries, file, indent=1, sort_keys=True)
+        Path(name).replace(self.path)
+
+    def _read(self) -> dict[str, dict[str, object]]:
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a cache that is missing or broken is an empty one
+            return {}
+
+
+def cache_folder() -> Path:
+    """Where tuned tiles are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "wisparse")
+
+
+def bucket_of(sparsity: float) -> float:
+    """The sparsity among SPARSITY_BUCKETS that is nearest."""
+    return min(SPARSITY_BUCKETS, key=lambda bucket: abs(bucket - sparsity))
+
+
+def tuning_key(
+    launched: Product,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    sparsity: float | None,
+    block: int,
+) -> str:
+    """What a tile was tuned for; sparsity None is the dense kernel."""
+    widths = "+".join(map(str, launched.widths))
+    kind = "dense" if sparsity is None else f"sparse {bucket_of(sparsity):g} block {block}"
+    return (
+        f"{device_name(device)} | triton {triton.__version__} | {launched.name} "
+        f"{launched.inner}x{widths} | {str(dtype).removeprefix('torch.')} | batch {batch} | {kind}"
+    )
+
+
+def candidates(launched: Product, batch: int, list_block: int | None) -> list[Tile]:
+    """Tiles worth timing: list_block is the size of list blocks, None for the dense kernel."""
+    channels = (4, 8, 16) if batch == 1 else (16, 32)
+    columns = (128, 256, 512, 1024) if batch == 1 else (64, 128, 256)
+    found = []
+    for column, channel, warps, stages in product(columns, channels, (1, 2, 4, 8), (2, 3, 4)):
+        # A thread has 16 to 64 accumulators: fewer starve it of loads, more spill.
+        if column * channel > LARGEST_STEP or not 16 <= column * channel // (warps * 32) <= 64:
+            continue
+        tile = Tile(column, channel, warps=warps, stages=stages)
+        found += _with_shares(tile, launched, list_block)
+    return found
+
+
+def _with_shares(tile: Tile, launched: Product, list_block: int | None) -> list[Tile]:
+    if list_block is None:
+        shared = [replace(tile, share=share) for share in (128, 256, 512, 1024) if share % tile.channels == 0]
+        splits = [blocks_of(launched.inner, one.share) for one in shared]
+    else:
+        blocks = blocks_of(launched.inner, list_block)
+        shared = [replace(tile, group=group) for group in (1, 2, 4)] + [
+            replace(tile, parts=parts) for parts in (2, 4)
+        ]
+        splits = [blocks_of(blocks, one.group) * one.parts for one in shared]
+    # gate and up are two products of one program.
+    width = launched.widths[0] if launched.name == "gate_up" else launched.out
+    programs = [blocks_of(width, tile.columns) * count for count in splits]
+    return [one for one, n in zip(shared, programs, strict=True) if FEWEST_PROGRAMS <= n <= MOST_PROGRAMS]
+
+
+def tune(workload: Workload, start: Tile, every: list[Tile], clock: Clock = graph_clock) -> tuple[Tile, float]:
+    """The fastest tile found and its microseconds a launch, epilogue included.
+
+    `start` and a sample of `every` are timed, then the tiles that differ from the best in one thing, until none
+    is faster. A tile that does not compile is passed over; raises KernelError where none compiles.
+    """
+    times: dict[Tile, float] = {}
+    wanted = [start, *random.Random(0).sample(every, min(SAMPLE, len(every)))]
+    for _ in range(ROUNDS):
+        best = min(times, key=times.__getitem__, default=None)
+        _time(workload, [tile for tile in dict.fromkeys(wanted) if tile not in times], times, clock)
+        if not times:
+            raise KernelError(f"none of {len(wanted)} tiles compiles for {workload.product.name}")
+        fastest = min(times, key=times.__getitem__)
+        if fastest == best:
+            break
+        wanted = [tile for tile in every if _differences(tile, fastest) == 1]
+    return fastest, times[fastest]
+
+
+def _time(workload: Workload, tiles: list[Tile], times: dict[Tile, float], clock: Clock) -> None:
+    # Compiling takes most of the time, and all processors; the interpreter knows one program at a time.
+    with ThreadPoolExecutor(1 if INTERPRETED else os.cpu_count()) as pool:
+        compiled = list(pool.map(lambda tile: _compiles(workload, tile), tiles))
+    for tile, usable in zip(tiles, compiled, strict=True):
+        if usable:
+            times[tile] = clock(lambda copy, tile=tile: workload.start(tile, copy), workload.copies)
+
+
+def _differences(one: Tile, other: Tile) -> int:
+    """In how many things two tiles differ; how channels are shared out is one thing."""
+    things = [(one.group, one.parts, one.share) != (other.group, other.parts, other.share)]
+    things += [
+        getattr(one, name) != getattr(other, name) for name in ("columns", "channels", "warps", "stages")
+    ]
+    return sum(things)
+
+
+def _compiles(workload: Workload, tile: Tile) -> bool:
+    try:
+        workload.start(tile)
+    except (TritonError, CompilationError):
+        return False
+    return True
+
+
+def tuned_tiles(
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int = 1,
+    sparsity: float = 0.5,
+    capacity: int = 2048,
+    cache: TuningCache | None = None,
+    clock: Clock = graph_clock,
+) -> StepTiles:
+    """Tiles of a decode step, from the cache or timed now (minutes, with a CUDA GPU only).
+
+    sparsity: the plan's.
+    """
+    cache = cache or TuningCache()
+    tiles = default_tiles(shape, batch, capacity)
+    listed, dense = dict(tiles.listed), dict(tiles.dense)
+    blocks = {
+        "qkv": tiles.list_block,
+        "gate_up": tiles.list_block,
+        "o": shape.attention_width // shape.kv_heads,
+    }
+    for one in products_of(shape):
+        # down's lists come from gate_up's last programs: their blocks are its tiles.
+        block = blocks.get(one.name) or listed["gate_up"].columns
+        for target, wanted in ((listed, bucket_of(sparsity)), (dense, None)):
+            key = tuning_key(one, dtype, device, batch, wanted, block)
+            tile = cache.find(key)
+            if tile is None:
+                workload = Workload(
+                    one, dtype, device, batch, wanted, block, pdl=supports_dependent_launch(device)
+                )
+                every = candidates(one, batch, None if wanted is None else block)
+                tile, microseconds = tune(workload, target[one.name], every, clock)
+                cache.store(key, tile, microseconds)
+            target[one.name] = tile
+    return replace(tiles, listed=listed, dense=dense)

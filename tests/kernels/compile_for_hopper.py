@@ -1,0 +1,86 @@
+"""Compile what a decode step launches for sm_90, on a machine without a GPU: prints each kernel's name.
+
+Run as a program, without TRITON_INTERPRET: the interpreter accepts more than the compiler does.
+"""
+
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+
+class HopperDriver:
+    """Says which GPU to compile for; nothing is launched."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, _):
+        return 0
+
+
+def compile_only(kernel, grid, *arguments, warps=4, stages=1, pdl=False, **meta):
+    kernel.warmup(*arguments, grid=grid, PDL=True, num_warps=warps, num_stages=stages, launch_pdl=True, **meta)
+    print(kernel.__name__)
+
+
+def main(batch):
+    triton.runtime.driver.set_active(HopperDriver())
+    from wisparse.kernels import triton_launch
+
+    triton_launch.launch = compile_only
+    triton_launch.require_runnable = lambda device: None
+    from wisparse.kernels.block_rules import BlockRules
+    from wisparse.kernels.decoder_weights import BlockWeights, DecoderShape, DecoderWeights
+    from wisparse.kernels.static_cache import StaticCache
+    from wisparse.kernels.triton_step import TritonDecodeStep
+    from wisparse.method.plan import ProjectionRule
+
+    hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
+    shape = DecoderShape(2, hidden, ffn, heads, kv_heads, head_dim, vocabulary, 1e-5, (None, 64))
+
+    def weight(*size):
+        return torch.zeros(size, dtype=torch.bfloat16)
+
+    def block(gated):
+        qkv = (heads + 2 * kv_heads) * head_dim
+        gate = (
+            (None, weight(hidden, ffn), weight(ffn, hidden)) if gated else (weight(hidden, 2 * ffn), None, None)
+        )
+        norms = weight(hidden), weight(hidden)
+        return BlockWeights(
+            norms[0],
+            weight(hidden, qkv),
+            weight(qkv),
+            weight(512, hidden),
+            norms[1],
+            *gate,
+            weight(ffn, hidden),
+        )
+
+    def threshold(channels, **factors):
+        return ProjectionRule(thresholds=torch.zeros(channels), **factors)
+
+    rules = {name: threshold(hidden) for name in ("k", "o", "gate", "up")}
+    rules["q"] = threshold(hidden, left=weight(heads * head_dim, 8), right=weight(8, hidden))
+    rules["down"] = ProjectionRule(top_k=100, weights=torch.ones(ffn))
+    weights = DecoderWeights(
+        shape,
+        (block(False), block(True)),
+        weight(vocabulary, hidden),
+        weight(hidden),
+        weight(vocabulary, hidden),
+    )
+    slots = weight(2, batch, kv_heads, 256, head_dim)
+    angles, integers = torch.zeros(256, head_dim), torch.zeros(batch, dtype=torch.int32)
+    cache = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
+    step = TritonDecodeStep(weights, (BlockRules(rules, None), BlockRules({}, torch.zeros(ffn))), cache)
+    step(torch.zeros(batch, dtype=torch.int64))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
