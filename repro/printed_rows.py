@@ -38,7 +38,7 @@ def _impossible_shares(claim: Claim) -> list[str]:
 
 
 def _exchanged_columns(claim: Claim, claims: Claims) -> str:
-    """Whether a row lies nearer to the row it should resemble once two of its columns are exchanged."""
+    """Whether a row lies nearer, by `swap.points`, to the row it resembles once two columns are exchanged."""
     swap = claim.section.get("swap")
     if swap is None or claim.method != swap["method"]:
         return ""
@@ -46,7 +46,7 @@ def _exchanged_columns(claim: Claim, claims: Claims) -> str:
     one, other = swap["columns"]
     printed = abs(claim.printed[one] - like.printed[one]) + abs(claim.printed[other] - like.printed[other])
     exchanged = abs(claim.printed[other] - like.printed[one]) + abs(claim.printed[one] - like.printed[other])
-    if printed <= exchanged:
+    if printed - exchanged <= swap["points"]:
         return ""
     return (
         f"{one} and {other} seem exchanged: {printed:.2f} points from {swap['like']} as printed, "

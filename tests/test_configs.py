@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 
-GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir())
+# conf/claims holds what the papers print: facts for verify_claims, no choices.
+GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir() and path.name != "claims")
 
 
 def choices(group: str) -> list[str]:
