@@ -61,7 +61,7 @@ def read_sections(results: Path) -> list[Section]:
     sections = {name: Section(name, title, command) for name, title, command in SECTIONS}
     for name in ("table1", "table2", "speed", "kernels", "search-cost"):
         if rows := read_rows(results / f"{name}.csv"):
-            sections[name].tables.append(("", display_table(name, name, rows)))
+            sections[name].tables.append(("", display_table(name, f"{name}-rows", rows)))
             sections[name].notes = _notes(results / f"{name}.md")
     if rows := read_rows(results / "table1.csv"):
         sections["table1"].plots = accuracy_plots(rows)

@@ -102,7 +102,7 @@ def test_the_tables_hold_the_csvs_numbers(name):
     expected = read_rows(RESULTS / f"{name}.csv")
     if not expected:
         pytest.skip(f"results/{name}.csv is not there yet")
-    rows = table_rows(Page(page_text()), name)
+    rows = table_rows(Page(page_text()), f"{name}-rows")
     assert len(rows) == len(expected)
     for row, source in zip(rows, expected, strict=True):
         assert {column: value for column, (_, value) in row.items()} == {c: source[c] for c in row}
@@ -114,7 +114,7 @@ def test_the_tables_hold_the_csvs_numbers(name):
 
 
 def test_intervals_are_shown_whole():
-    row = next(row for row in table_rows(Page(page_text()), "table1") if row["method"][1] == "teal")
+    row = next(row for row in table_rows(Page(page_text()), "table1-rows") if row["method"][1] == "teal")
     shown, value = row["average_minus_dense"]
     source = next(row for row in read_rows(RESULTS / "table1.csv") if row["method"] == "teal")
     bounds = [float(source[f"average_minus_dense{end}"]) for end in ("", "_low", "_high")]
@@ -140,8 +140,8 @@ def test_what_is_there_has_a_section_and_what_is_not_says_so(fuller):
     assert 'What the searches cost at full size: <span class="soft">not measured' in text
     page = Page(more)
     assert {"speed", "search-cost", "figures"} <= set(page.ids)
-    assert table_rows(page, "speed")[0]["speedup"] == ("1.35×", "1.3528")
-    assert table_rows(page, "search-cost")[0]["model"] == ("x<b>", "x<b>")
+    assert table_rows(page, "speed-rows")[0]["speedup"] == ("1.35×", "1.3528")
+    assert table_rows(page, "search-cost-rows")[0]["model"] == ("x<b>", "x<b>")
 
 
 def test_ids_are_unique_and_links_lead_somewhere():
