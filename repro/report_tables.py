@@ -108,11 +108,11 @@ SPEED = (
 )
 CLAIMS = (
     Column("claim", "Claim"),
+    Column("verdict", "Verdict"),
+    Column("reason", "Why"),
     Column("printed", "Printed"),
     Column("recomputed", "Recomputed"),
     Column("measured", "Measured"),
-    Column("verdict", "Verdict"),
-    Column("reason", "Why"),
     Column("on_embedded_models", "On embedded models", absent="not measured"),
     Column("command", "What would measure it"),
 )
