@@ -5,14 +5,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-EXPERIMENT_quick := table1
-EXPERIMENT_full := table1_full
-TABLE_quick := results/quick/table1
-TABLE_full := results/table1
-KEEP_full := --keep-records results/records/table1
+# What a profile adds to the name of a table's experiment, and where its table goes.
+PROFILES := quick full
+EXPERIMENT_full := _full
+RESULTS_quick := results/quick
+RESULTS_full := results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint reproduce-table1 reproduce-speed bench prefetch readme train-embedded clean
+.PHONY: help setup test lint reproduce-table1 reproduce-table2 reproduce-speed verify-claims report bench prefetch readme train-embedded clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -41,13 +41,23 @@ lint: $(INSTALLED) ## check style and formatting
 	@$(VENV)/bin/ruff format --check .
 
 reproduce-table1: $(INSTALLED) ## Table 1 on the embedded models (PROFILE=quick: minutes; PROFILE=full: hours on a CPU)
-ifeq ($(EXPERIMENT_$(PROFILE)),)
+
+reproduce-table2: $(INSTALLED) ## Table 2, the ablation, on the embedded models (PROFILE as for Table 1)
+
+reproduce-table1 reproduce-table2: reproduce-%:
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
 	@echo "error: there is no PROFILE '$(PROFILE)'; choose quick or full" >&2; exit 2
 else
-	@$(RUN) repro/run.py experiment=$(EXPERIMENT_$(PROFILE)) $(OVERRIDES)
-	@$(RUN) -m wisparse.repro.tables table1 --records outputs/$(EXPERIMENT_$(PROFILE)) \
-		--output $(TABLE_$(PROFILE)) $(KEEP_$(PROFILE))
+	@$(RUN) repro/run.py experiment=$*$(EXPERIMENT_$(PROFILE)) $(OVERRIDES)
+	@$(RUN) -m wisparse.repro.tables $* --records outputs/$*$(EXPERIMENT_$(PROFILE)) \
+		--output $(RESULTS_$(PROFILE))/$* $(if $(filter full,$(PROFILE)),--keep-records results/records/$*)
 endif
+
+verify-claims: $(INSTALLED) ## check what the papers print against what was measured, into results/claims.{md,csv}
+	@$(RUN) -m wisparse.repro.verify_claims
+
+report: verify-claims ## one page of everything in results/, into results/report.html; opens offline
+	@$(RUN) -m wisparse.repro.report
 
 reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a GPU; without one the CPU path on llama-mini
 	@$(RUN) -m wisparse.repro.reproduce_speed $(OVERRIDES)

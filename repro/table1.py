@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from .paired_bootstrap import RESAMPLES, Interval
-from .table_data import OURS, Key, MeasuredCell, TableData, search_settings
+from .table_data import OURS, Key, MeasuredCell, TableData
+from .table_text import (
+    EMBEDDED_NOTE,
+    NOT_MEASURED,
+    interval_text,
+    is_embedded,
+    number_text,
+    settings_lines,
+    table_row,
+)
 
-NOT_MEASURED = "not measured"
-EMBEDDED_TITLE = """\
-# Table 1 on the embedded models
-
-These are the models of 8 to 11 million parameters embedded in this repository, **not 7-8B results**: they show
-how the methods compare, not what they score on large models."""
+EMBEDDED_TITLE = f"# Table 1 on the embedded models\n\n{EMBEDDED_NOTE}"
 CSV_COLUMNS = (
     "model", "method", "sparsity", "realised_sparsity", "bytes_per_token", "perplexity", "average", "kept",
 )  # fmt: skip
@@ -57,14 +61,14 @@ def _csv_row(data: TableData, key: Key) -> dict[str, Any]:
     difference = data.average_difference(cell, dense) if dense else None
     ratio = data.perplexity_ratio(cell, dense) if dense else None
     return row | {
-        "realised_sparsity": _number(realised["realised_sparsity"], 5),
-        "bytes_per_token": _number(realised["bytes_per_token"], 0),
-        "dense_bytes_per_token": _number(realised["dense_bytes_per_token"], 0),
-        "perplexity": _number(record["perplexity"], 4),
-        "bits_per_byte": _number(record["bits_per_byte"], 5),
-        "average": _number(record["average"], 3),
-        "kept": _number(data.kept(cell), 3),
-        **{name: _number(100 * task["value"], 3) for name, task in record["tasks"].items()},
+        "realised_sparsity": number_text(realised["realised_sparsity"], 5),
+        "bytes_per_token": number_text(realised["bytes_per_token"], 0),
+        "dense_bytes_per_token": number_text(realised["dense_bytes_per_token"], 0),
+        "perplexity": number_text(record["perplexity"], 4),
+        "bits_per_byte": number_text(record["bits_per_byte"], 5),
+        "average": number_text(record["average"], 3),
+        "kept": number_text(data.kept(cell), 3),
+        **{name: number_text(100 * task["value"], 3) for name, task in record["tasks"].items()},
         **_bounds("average_minus_dense", difference),
         **_bounds("perplexity_ratio", ratio),
         "status": "measured",
@@ -75,9 +79,9 @@ def _bounds(name: str, found: Interval | None) -> dict[str, str]:
     if found is None:
         return {}
     return {
-        name: _number(found.value, 4),
-        f"{name}_low": _number(found.low, 4),
-        f"{name}_high": _number(found.high, 4),
+        name: number_text(found.value, 4),
+        f"{name}_low": number_text(found.low, 4),
+        f"{name}_high": number_text(found.high, 4),
     }
 
 
@@ -90,27 +94,15 @@ def table1_markdown(data: TableData) -> str:
 
 
 def _header(data: TableData) -> str:
-    record = data.any_record
     records = [cell.record for cell in data.cells.values()]
-    calibration, protocol, suite = (record[part] for part in ("calibration", "protocol", "suite"))
-    limits = {name: suite["config"].get(name) for name in ("limit", "documents") if name in suite["config"]}
-    items = {task: result["n"] for task, result in record["tasks"].items()}
-    chances = {task: f"{100 * result['chance']:.0f}" for task, result in record["tasks"].items()}
     lines = [
-        f"Protocol `{protocol['name']}`, the same for every method: {protocol['description']}.",
-        f"Suite `{suite['name']}` ({_joined(limits)}). Items: {_joined(items)}; perplexity on "
-        f"{record['n_documents']} held-out documents, {record['n_tokens']} tokens.",
-        f"Calibration `{calibration['name']}`: {calibration['sequences']} × {calibration['length']} tokens. "
-        f"Search budget `{search_settings(record)}`. Seed {record['seed']}.",
-        f"Device: {_distinct(records, _device)}. Commit: {_distinct(records, _commit)}. "
-        f"Versions: {_distinct(records, _versions)}.",
-        f"Tasks and Average in percent; chance: {_joined(chances)}. Kept: Average as a share of dense.",
+        *settings_lines(data),
         "Realised: block weights not read, weighted by bytes, over the sparsely computed tokens. "
         "MB/token: weights read for such a token, lm_head and low-rank factors included.",
         f"Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by item (averages) and by "
         "document (perplexity). Bold: best of its block.",
     ]
-    title = EMBEDDED_TITLE if all(_is_embedded(entry) for entry in records) else "# Table 1"
+    title = EMBEDDED_TITLE if all(is_embedded(entry) for entry in records) else "# Table 1"
     return "\n".join([title, "", *(f"- {line}" for line in lines)])
 
 
@@ -133,7 +125,7 @@ def _columns(data: TableData) -> list[Column]:
     def against_dense(compare: Callable[..., Interval | None], pattern: str) -> Callable[[MeasuredCell], str]:
         def text(cell: MeasuredCell) -> str:
             dense = data.dense(cell.key[0])
-            return "" if dense is None or dense is cell else _interval(compare(cell, dense), pattern)
+            return "" if dense is None or dense is cell else interval_text(compare(cell, dense), pattern)
 
         return text
 
@@ -143,12 +135,12 @@ def _columns(data: TableData) -> list[Column]:
 
     return [
         *(task_column(task) for task in data.tasks),
-        Column("Average", lambda c: _number(c.record["average"], 2), lambda c: c.record["average"]),
-        Column("Kept %", lambda c: _number(data.kept(c), 1), data.kept),
+        Column("Average", lambda c: number_text(c.record["average"], 2), lambda c: c.record["average"]),
+        Column("Kept %", lambda c: number_text(data.kept(c), 1), data.kept),
         Column("Average − dense", against_dense(data.average_difference, "{:+.2f}")),
         Column("Realised %", lambda c: f"{100 * c.record['realised']['realised_sparsity']:.1f}"),
         Column("MB/token", lambda c: f"{c.record['realised']['bytes_per_token'] / 1e6:.2f}"),
-        Column("Perplexity", lambda c: _number(c.record["perplexity"], 3), negative_perplexity),
+        Column("Perplexity", lambda c: number_text(c.record["perplexity"], 3), negative_perplexity),
         Column("Perplexity ÷ dense", against_dense(data.perplexity_ratio, "{:.3f}")),
     ]
 
@@ -156,12 +148,12 @@ def _columns(data: TableData) -> list[Column]:
 def _main_table(data: TableData) -> str:
     columns = _columns(data)
     lines = [
-        _row(["Model", "Sparsity", "Method", *(column.title for column in columns)]),
-        _row(["---"] * 3 + ["---:"] * len(columns)),
+        table_row(["Model", "Sparsity", "Method", *(column.title for column in columns)]),
+        table_row(["---"] * 3 + ["---:"] * len(columns)),
     ]
     for model in data.models:
         dense_key = (model, "dense", 0.0)
-        lines.append(_row([model, "0", "dense", *_texts(data, columns, dense_key)]))
+        lines.append(table_row([model, "0", "dense", *_texts(data, columns, dense_key)]))
         for sparsity in data.sparsities:
             keys = [(model, method, sparsity) for method in data.methods]
             best = _best_texts([data.cells[key] for key in keys if key in data.cells], columns)
@@ -171,7 +163,7 @@ def _main_table(data: TableData) -> str:
                     f"**{text}**" if text and text == mark else text
                     for text, mark in zip(texts, best, strict=True)
                 ]
-                lines.append(_row([model, f"{100 * sparsity:g} %", key[1], *bold]))
+                lines.append(table_row([model, f"{100 * sparsity:g} %", key[1], *bold]))
     return "\n".join(lines)
 
 
@@ -199,27 +191,27 @@ def _against_best_baseline(data: TableData) -> str:
         "The best baseline of a row is the one with the highest average, chosen on these very items: "
         "the comparison favours it.",
         "",
-        _row(
+        table_row(
             ["Model", "Sparsity", "WiSparse", "Best baseline", "Its average", "Difference", "Perplexity ratio"]
         ),
-        _row(["---", "---", "---:", "---", "---:", "---:", "---:"]),
+        table_row(["---", "---", "---:", "---", "---:", "---:", "---:"]),
     ]
     for model in data.models:
         for sparsity in data.sparsities:
             ours, rival = data.cells.get((model, OURS, sparsity)), data.best_baseline(model, sparsity)
             start = [model, f"{100 * sparsity:g} %"]
             if ours is None or rival is None:
-                lines.append(_row([*start, NOT_MEASURED, "", "", "", ""]))
+                lines.append(table_row([*start, NOT_MEASURED, "", "", "", ""]))
                 continue
             lines.append(
-                _row(
+                table_row(
                     [
                         *start,
-                        _number(ours.record["average"], 2),
+                        number_text(ours.record["average"], 2),
                         rival.key[1],
-                        _number(rival.record["average"], 2),
-                        _interval(data.average_difference(ours, rival), "{:+.2f}"),
-                        _interval(data.perplexity_ratio(ours, rival), "{:.3f}"),
+                        number_text(rival.record["average"], 2),
+                        interval_text(data.average_difference(ours, rival), "{:+.2f}"),
+                        interval_text(data.perplexity_ratio(ours, rival), "{:.3f}"),
                     ]
                 )
             )
@@ -229,47 +221,3 @@ def _against_best_baseline(data: TableData) -> str:
 def _absence(data: TableData, key: Key) -> str:
     maximum = data.unreachable.get(key)
     return NOT_MEASURED if maximum is None else f"out of reach (max {maximum:.3f})"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _interval(found: Interval | None, pattern: str) -> str:
-    if found is None:
-        return ""
-    value, low, high = (pattern.format(number) for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _joined(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {'all' if value is None else value}" for name, value in values.items())
-
-
-def _distinct(records: list[dict[str, Any]], find: Callable[[dict[str, Any]], str]) -> str:
-    return ", ".join(sorted({find(record) for record in records}))
-
-
-def _device(record: dict[str, Any]) -> str:
-    model = record["model"]
-    name = f"CPU, {model['threads']} threads" if model["device"] == "cpu" else model["device_name"]
-    return f"{name} ({model['dtype']})"
-
-
-def _versions(record: dict[str, Any]) -> str:
-    return f"torch {record['versions']['torch']}, transformers {record['versions']['transformers']}"
-
-
-def _commit(record: dict[str, Any]) -> str:
-    git = record["git"]
-    if git is None:
-        return "none (no git)"
-    return f"`{git['commit'][:10]}`" + (" with local changes" if git["dirty"] else "")
-
-
-def _is_embedded(record: dict[str, Any]) -> bool:
-    return str(record["config"]["model"].get("path", "")).startswith("repro/embedded/models/")

@@ -84,6 +84,13 @@ class TableData:
             return None
         return 100.0 * cell.record["average"] / dense.record["average"]
 
+    def kept_interval(self, cell: MeasuredCell) -> Interval | None:
+        """Average as a percentage of the dense average, paired by item."""
+        kept, dense = self.kept(cell), self.dense(cell.key[0])
+        if kept is None or dense is None:
+            return None
+        return interval(kept, 100.0 * self._averages(cell) / self._averages(dense))
+
     def best_baseline(self, model: str, sparsity: float) -> MeasuredCell | None:
         """The method with the highest average besides dense and WiSparse at one model and sparsity."""
         rivals = [self.cells.get((model, method, sparsity)) for method in self.methods if method != OURS]

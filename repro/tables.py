@@ -17,6 +17,7 @@ from ..method.errors import UserError
 from .records import ITEMS, RECORD, UNREACHABLE, write_text
 from .speed_table import read_speed, speed_csv, speed_markdown
 from .table1 import table1_csv, table1_markdown
+from .table2 import read_ablation, table2_csv, table2_markdown
 from .table_data import MeasuredCell, read_table
 
 
@@ -37,6 +38,7 @@ class Table:
 
 TABLES = {
     "table1": Table(read_table, table1_markdown, table1_csv),
+    "table2": Table(read_ablation, table2_markdown, table2_csv),
     "speed": Table(read_speed, speed_markdown, speed_csv),
 }
 

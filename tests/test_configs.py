@@ -9,8 +9,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.table2 import STAGES
 
-GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir())
+# conf/claims holds what the papers print: facts for verify_claims, no choices.
+GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir() and path.name != "claims")
 
 
 def choices(group: str) -> list[str]:
@@ -71,3 +73,21 @@ def test_table1_has_the_methods_of_the_table(experiment):
     if experiment == "table1_full":
         assert params.model.split(",") == ["llama-mini", "mistral-mini", "qwen-mini"]
         assert [float(value) for value in params.sparsity.split(",")] == [0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+@pytest.mark.parametrize("experiment", ["table2", "table2_full"])
+def test_table2_has_the_stages_of_the_ablation(experiment):
+    params = composed(f"experiment={experiment}", return_hydra_config=True).hydra.sweeper.params
+    assert params.method.split(",") == list(STAGES)
+    assert float(params.sparsity) == 0.5
+
+
+def test_each_stage_of_the_ablation_adds_one_thing():
+    switches = ("coarse", "fine", "alpha_search", "alpha")
+    methods = [composed(f"method={method}").method for method in STAGES if method != "dense"]
+    assert [[method[switch] for switch in switches] for method in methods] == [
+        [False, False, False, 0.0],
+        [False, False, True, 1.0],
+        [True, False, True, 1.0],
+        [True, True, True, 1.0],
+    ]

@@ -1,0 +1,124 @@
+"""One page of everything in results/: `python -m wisparse.repro.report` writes results/report.html.
+
+It loads nothing from elsewhere: plots are inside, and it opens without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+
+from ..method.errors import UserError
+from .configuration import REPOSITORY
+from .records import write_text
+from .report_plots import accuracy_plots, colours, data_address, figure_files
+from .report_provenance import read_provenance
+from .report_tables import DisplayTable, display_table, read_rows
+from .verify_claims import VERDICTS
+
+TEMPLATE = "report.html.jinja"
+SECTIONS = (
+    ("table1", "Table 1: accuracy on the embedded models", "make reproduce-table1 PROFILE=full"),
+    ("paper", "Tables of the 7-8B models", "python repro/run.py model=llama3.1-8b suite=paper"),
+    ("table2", "Table 2: WiSparse stage by stage", "make reproduce-table2 PROFILE=full"),
+    ("speed", "Decode speed", "make reproduce-speed"),
+    ("kernels", "Kernel speed", "make reproduce-speed"),
+    ("search-cost", "What the searches cost at full size", ""),
+    ("figures", "Figures", ""),
+    ("claims", "What the papers print, checked", "make verify-claims"),
+)
+"""Id, title, and what would measure it."""
+
+
+@dataclass
+class Section:
+    """A part of the page; `found` says whether there is anything to show."""
+
+    id: str
+    title: str
+    command: str
+    notes: str = ""
+    tables: list[tuple[str, DisplayTable]] = field(default_factory=list)
+    plots: dict[str, str] = field(default_factory=dict)
+    legend: dict[str, str] = field(default_factory=dict)
+    figures: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def found(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self.tables or self.figures)
+
+
+def read_sections(results: Path) -> list[Section]:
+    """Every section, filled from the files of the folder."""
+    sections = {name: Section(name, title, command) for name, title, command in SECTIONS}
+    for name in ("table1", "table2", "speed", "kernels", "search-cost"):
+        if rows := read_rows(results / f"{name}.csv"):
+            sections[name].tables.append(("", display_table(name, f"{name}-rows", rows)))
+            sections[name].notes = _notes(results / f"{name}.md")
+    if rows := read_rows(results / "table1.csv"):
+        sections["table1"].plots = accuracy_plots(rows)
+        sections["table1"].legend = colours(rows)
+    for path in sorted((results / "paper").glob("*.csv")):
+        rows = read_rows(path)
+        sections["paper"].tables.append((path.stem, display_table("table1", f"paper-{path.stem}", rows)))
+    claims = read_rows(results / "claims.csv")
+    for paper in dict.fromkeys(row["paper"] for row in claims):
+        name = f"claims-{''.join(letter for letter in paper.lower() if letter.isalnum())}"
+        rows = [row for row in claims if row["paper"] == paper]
+        sections["claims"].tables.append((paper, display_table("claims", name, rows)))
+    sections["claims"].notes = _notes(results / "claims.md")
+    for path in figure_files(results):
+        place = next((name for name in ("speed", "kernels") if path.stem.startswith(f"{name}-")), "figures")
+        sections[place].figures.append((path.stem.replace("-", " "), data_address(path)))
+    return list(sections.values())
+
+
+def _notes(path: Path) -> str:
+    """The list above a table's Markdown, as HTML: how it was measured."""
+    if not path.is_file():
+        return ""
+    before_table = path.read_text(encoding="utf-8").split("\n|")[0]
+    start = before_table.find("\n- ")
+    return "" if start < 0 else MarkdownIt("commonmark", {"html": False}).render(before_table[start:])
+
+
+def render(results: Path) -> str:
+    """The page. Raises UserError when the folder holds nothing to show, or a record is damaged."""
+    sections = read_sections(results)
+    if not any(section.found for section in sections):
+        raise UserError(f"{results} holds no results; run `make reproduce-table1 PROFILE=full` first")
+    claims = read_rows(results / "claims.csv")
+    counts = Counter(row["verdict"] for row in claims)
+    verdicts: dict[str, Any] = {verdict: counts[verdict] for verdict in VERDICTS} if claims else {}
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(TEMPLATE).render(
+        sections=sections, provenance=read_provenance(results), verdicts=verdicts, claims=len(claims)
+    )
+
+
+def main() -> None:
+    """Write report.html from the files of a results folder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="folder with the results")
+    results = parser.parse_args().results
+    try:
+        write_text(results / "report.html", render(results))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"written: {results / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

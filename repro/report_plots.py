@@ -1,0 +1,86 @@
+"""Plots of the report: Table 1 drawn in the page's own colours, and figures from files as data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .speed_plots import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = "#010203"
+"""Stands for the page's text colour, which is dark or light, until the SVG is made."""
+MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+Row = dict[str, str]
+
+
+def colours(rows: list[Row]) -> dict[str, str]:
+    """By method in the table's order, dense apart: its colour; never grey, faint on any background."""
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
+    return {method: COLOURS[place % (len(COLOURS) - 1)] for place, method in enumerate(methods)}
+
+
+def accuracy_plots(rows: list[Row]) -> dict[str, str]:
+    """By model: an SVG of the share of dense accuracy kept, and of perplexity over dense, against sparsity."""
+    measured = [row for row in rows if row["status"] == "measured" and row["method"] != "dense"]
+    palette = colours(rows)
+    models = list(dict.fromkeys(row["model"] for row in measured))
+    return {model: _model_plot([row for row in measured if row["model"] == model], palette) for model in models}
+
+
+def _model_plot(rows: list[Row], palette: dict[str, str]) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    settings = {"svg.fonttype": "none", "svg.hashsalt": rows[0]["model"], "font.size": 9}
+    with matplotlib.rc_context({**ink, **settings}):
+        figure = Figure(figsize=(4.2, 5.2), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        _lines(upper, rows, palette, "kept")
+        upper.set(ylabel="average kept, % of dense")
+        _lines(lower, rows, palette, "perplexity_ratio")
+        lower.set(xlabel="sparsity, %", ylabel="perplexity ÷ dense", yscale="log")
+        lower.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+        lower.yaxis.set_major_formatter("{x:g}")
+        lower.yaxis.set_minor_locator(NullLocator())
+        lower.set_xticks(sorted({100 * float(row["sparsity"]) for row in rows}))
+        lower.xaxis.set_major_formatter("{x:g}")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = text.getvalue()
+    # Groups bear the same names in every plot, and on one page names must differ; nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+    return svg.replace(INK, "currentColor")
+
+
+def _lines(axis: Axes, rows: list[Row], palette: dict[str, str], column: str) -> None:
+    for place, (method, colour) in enumerate(palette.items()):
+        points = sorted(
+            (100 * float(row["sparsity"]), float(row[column]))
+            for row in rows
+            if row["method"] == method and row[column]
+        )
+        if points:
+            style = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "markersize": 4}
+            axis.plot(*zip(*points, strict=True), label=method, **style)
+    axis.grid(alpha=0.25, color=INK, linewidth=0.5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def figure_files(results: Path) -> list[Path]:
+    """Figures beside the tables, in order of name; of one as SVG and PNG the SVG."""
+    found = {path.stem: path for suffix in (".png", ".svg") for path in results.glob(f"*{suffix}")}
+    return [found[stem] for stem in sorted(found)]
+
+
+def data_address(path: Path) -> str:
+    """The file as a data: address."""
+    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
