@@ -18,6 +18,8 @@ WARM_UPS = 2
 class CapturedStep:
     """Replays a decode step. The graph reads `tokens` (batch,) and writes `logits` (batch, vocabulary)."""
 
+    kernels = "triton"
+
     def __init__(self, step: TritonDecodeStep, feed_back: bool) -> None:
         """feed_back: the graph ends by writing the most likely tokens into `tokens`, so that greedy decoding is
         `replay` after `replay`. Raises KernelError without a CUDA GPU.

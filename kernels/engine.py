@@ -53,8 +53,12 @@ class DecodeEngine:
         *,
         batch: int = 1,
         capacity: int = 2048,
+        tuned_for: float | None = None,
     ) -> None:
-        """capacity: tokens of prompt and continuation. Raises KernelError for what cannot be executed."""
+        """capacity: tokens of prompt and continuation; tuned_for: a sparsity for which a GPU's launches are tuned
+        (minutes, then found on disk), None for tiles that suit a large GPU. Raises KernelError for what cannot
+        be executed.
+        """
         if not 1 <= batch <= LARGEST_BATCH:
             raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
         self.model = model
@@ -62,13 +66,20 @@ class DecodeEngine:
         weights = self.weights
         self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
         self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
-        self.step: DecodeStep = self._make_step()
+        self.step: DecodeStep = self._make_step(tuned_for)
 
-    def _make_step(self) -> DecodeStep:
-        if self.weights.device.type == "cuda":
+    def _make_step(self, tuned_for: float | None) -> DecodeStep:
+        weights, cache = self.weights, self.cache
+        if weights.device.type == "cuda":
             from .triton_step import TritonDecodeStep
+            from .tuning import tuned_tiles
 
-            return TritonDecodeStep(self.weights, self.rules, self.cache)
+            tiles = None
+            if tuned_for is not None:
+                tiles = tuned_tiles(
+                    weights.shape, weights.dtype, weights.device, cache.batch, tuned_for, cache.capacity
+                )
+            return TritonDecodeStep(weights, self.rules, cache, tiles).capture()
         if self.weights.device.type == "cpu":
             from .cpu_step import CPUDecodeStep
 

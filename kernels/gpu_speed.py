@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
+from .bandwidth import read_bandwidth
 from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
 from .gpu_products import Workload, products_of
-from .gpu_timing import Clock, cold_copies, device_name, graph_clock, read_bandwidth
+from .gpu_timing import Clock, cold_copies, device_name, graph_clock
 from .model_shapes import MODEL_SHAPES
 from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles

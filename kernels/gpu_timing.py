@@ -52,13 +52,6 @@ def cold_copies(size: int, device: torch.device) -> int:
     return max(2, -(-L2_MULTIPLE * cache // size))
 
 
-def read_bandwidth(device: torch.device, size: int = 2**31) -> float:
-    """Bytes a second of a plain reduction over `size` bytes, the ceiling of every product."""
-    data = torch.zeros(size // 4, device=device)
-    out = torch.zeros((), device=device)
-    return size / graph_clock(lambda _: torch.sum(data, dim=0, out=out), 1) * 1e6
-
-
 def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,6 @@ from ..kernels.bandwidth import read_bandwidth
 from ..kernels.cpu_speed import measure
 from .records import write_text
 
-SHAPES = {"q+k+v": (4096, 6144), "o": (4096, 4096), "gate+up": (4096, 28672), "down": (14336, 4096)}
-"""(in, out) of what Llama-3.1-8B reads in one product each."""
 CPU_SHAPES = {"gate": (4096, 14336), "down": (14336, 4096)}
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7)
 COLUMNS = (
@@ -32,12 +32,23 @@ COLUMNS = (
 def measured_rows(repeats: int) -> list[dict[str, Any]]:
     """Measure on the GPU, or without one on the CPU; one row a projection, dtype and sparsity."""
     if torch.cuda.is_available():
-        from ..kernels import gpu_speed
-
-        return gpu_speed.measure(SHAPES, (torch.bfloat16, torch.float16), SPARSITIES, repeats)
+        return list(_gpu_rows(torch.device("cuda")))
     peak = read_bandwidth(torch.device("cpu")) / 1e9
     rows = measure(CPU_SHAPES, (torch.float32, torch.bfloat16), SPARSITIES, repeats)
     return [row | {"peak_gb_s": peak} for row in rows]
+
+
+def _gpu_rows(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Every product of the 7-8B models with tuned tiles."""
+    from ..kernels.gpu_speed import product_rows
+    from ..kernels.model_shapes import MODEL_SHAPES
+    from ..kernels.tuning import tuned_tiles
+
+    about = {"peak_gb_s": read_bandwidth(device) / 1e9, "backend": "triton"}
+    for (name, shape), dtype in itertools.product(MODEL_SHAPES.items(), (torch.bfloat16, torch.float16)):
+        tiles = {s: tuned_tiles(shape, dtype, device, sparsity=s) for s in SPARSITIES}
+        for row in product_rows(name, shape, dtype, device, tiles):
+            yield asdict(row) | about
 
 
 def kernels_csv(rows: Iterable[dict[str, Any]]) -> str:
@@ -70,7 +81,7 @@ def main() -> None:
     """Measure kernels on this machine and write them into a table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="path of the .csv")
-    parser.add_argument("--repeats", type=int, default=21, help="timed repeats of each product")
+    parser.add_argument("--repeats", type=int, default=21, help="timed repeats of each product on a CPU")
     arguments = parser.parse_args()
     if arguments.repeats < 1:
         print(f"error: --repeats {arguments.repeats} is not at least 1", file=sys.stderr)

@@ -88,6 +88,8 @@ class DecodeLatency:
     repeats: int
     baselines: Sequence[str] | None
     """`eager` and modes of torch.compile; None: all that the device has."""
+    tune: bool
+    """Tune a GPU's launches by shape and sparsity; minutes for a new one, then found on disk."""
     realised_tolerance: float | None
     """How far the realised sparsity may lie from the nominal one; None: as the method's plan makes it."""
     seed: int
@@ -134,7 +136,14 @@ class DecodeLatency:
         }
 
     def _engine(self, model: nn.Module, plan: SparsityPlan | None) -> DecodeEngine:
-        return DecodeEngine(model, plan, batch=self.batch, capacity=self.prompt + self.new_tokens)
+        sparsity = 0.0 if plan is None else float(plan.provenance["sparsity"])
+        return DecodeEngine(
+            model,
+            plan,
+            batch=self.batch,
+            capacity=self.prompt + self.new_tokens,
+            tuned_for=sparsity if self.tune else None,
+        )
 
     def _baselines(self, model: nn.Module, prompt: Tensor) -> dict[str, Timing]:
         """Timings of transformers, once a process for one model and setting: compiling takes minutes."""

@@ -16,7 +16,7 @@ from ..conftest import make_calibration, make_method, make_tiny_model
 
 def latency(**settings) -> DecodeLatency:
     defaults = {"name": "decode", "batch": 1, "prompt": 5, "new_tokens": 8, "repeats": 2, "seed": 0}
-    defaults |= {"baselines": (EAGER,), "realised_tolerance": None}
+    defaults |= {"baselines": (EAGER,), "realised_tolerance": None, "tune": True}
     return DecodeLatency(**(defaults | settings))
 
 
