@@ -55,9 +55,10 @@ class DecodeEngine:
         capacity: int = 2048,
         tuned_for: float | None = None,
     ) -> None:
-        """capacity: tokens of prompt and continuation; tuned_for: a sparsity for which a GPU's launches are tuned
-        (minutes, then found on disk), None for tiles that suit a large GPU. Raises KernelError for what cannot
-        be executed.
+        """Pack the model's weights and check the plan; capacity: tokens of prompt and continuation.
+
+        tuned_for: the sparsity that a GPU's launches are tuned for (minutes, then found on disk); None: tiles
+        that suit a large GPU. Raises KernelError for what cannot be executed.
         """
         if not 1 <= batch <= LARGEST_BATCH:
             raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")

@@ -158,8 +158,8 @@ HEADER = """\
 # Decode speed
 
 - tok/s dense and Speed-up: the same engine without a plan, timed in turn with the plan in one process. Over
-  torch.compile: the fastest of its modes on transformers with a static cache. ±: half of the distance between
-  the fastest and the slowest repeat. Medians throughout; greedy decoding; prefill is timed apart.
+  torch.compile: the fastest of its modes on transformers with a static cache; transformers is timed once a
+  process, before the first cell. ±: half of the distance between the fastest and the slowest repeat. Medians throughout; greedy decoding; prefill is timed apart.
 - Byte limit: bytes of weights a dense token reads over those a sparse one reads, lm_head included: the speed-up
   if nothing but reading weights took time. MB/token and GB/s: weights read, and how fast. Of peak: against the
   bandwidth that a plain reduction reached in the same run.
@@ -173,14 +173,19 @@ def _notes(records: list[dict[str, Any]]) -> list[str]:
     def version(package: str) -> str:
         return f"{package} {distinct(lambda record: record['versions'][package])}"
 
+    peaks = [record["latency"]["read_bandwidth"] / 1e9 for record in records]
     return [
         f"- {distinct(_model_note)}; {distinct(lambda record: record['model']['dtype'])}.",
         f"- {distinct(lambda record: record['latency']['new_tokens'])} new tokens, medians of "
-        f"{distinct(_repeats)} repeats; peak "
-        f"{distinct(lambda record: round(record['latency']['read_bandwidth'] / 1e9, 1))} GB/s.",
+        f"{distinct(_repeats)} repeats; peak measured before each cell: {_range(peaks)} GB/s.",
         f"- Commit {distinct(lambda record: (record['git'] or {}).get('commit', 'unknown')[:10])}; "
         f"{version('torch')}, {version('triton')}, {version('transformers')}.",
     ]
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):,.1f}", f"{max(values):,.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _repeats(record: dict[str, Any]) -> int:
