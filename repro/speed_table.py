@@ -159,7 +159,8 @@ HEADER = """\
 
 - tok/s dense and Speed-up: the same engine without a plan, timed in turn with the plan in one process. Over
   torch.compile: the fastest of its modes on transformers with a static cache; transformers is timed once a
-  process, before the first cell. ±: half of the distance between the fastest and the slowest repeat. Medians throughout; greedy decoding; prefill is timed apart.
+  process, before the first cell. ±: half of the distance between the fastest and the slowest repeat. Medians
+  throughout; greedy decoding; prefill is timed apart.
 - Byte limit: bytes of weights a dense token reads over those a sparse one reads, lm_head included: the speed-up
   if nothing but reading weights took time. MB/token and GB/s: weights read, and how fast. Of peak: against the
   bandwidth that a plain reduction reached in the same run.
