@@ -1,0 +1,90 @@
+"""Sensitivities against autograd taken another way, and against what dropping a channel really costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from wisparse.method.apply import applied
+from wisparse.method.calibration import Calibration
+from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.method.projections import model_projections
+from wisparse.method.sensitivity import channel_sensitivities
+
+from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
+from .test_oracles import logits_under, rescaled
+
+
+@pytest.mark.parametrize("protocol", [None, "half"])
+def test_sensitivities_are_gradients_at_the_input_of_each_projection(llama, protocol):
+    calibration = make_calibration(llama, sequences=2, length=8)
+    if protocol is not None:
+        calibration = Calibration(llama, calibration.input_ids, search_protocol=make_protocol(protocol))
+    found = channel_sensitivities(calibration, seed=5)
+    # The same labels, and a zero added to each projection's own input, whose gradient is what is looked for.
+    shifts, handles = {}, []
+    for name, linear in model_projections(llama).items():
+        shifts[name] = torch.zeros(2, 8, linear.in_features, requires_grad=True)
+        handles.append(
+            linear.register_forward_pre_hook(lambda _, inputs, shift=shifts[name]: (inputs[0] + shift,))
+        )
+    log_probabilities = llama(calibration.input_ids).logits.log_softmax(-1)
+    labels = torch.multinomial(
+        log_probabilities.detach().exp().flatten(0, 1), 1, generator=torch.Generator().manual_seed(5)
+    )
+    chosen = log_probabilities.flatten(0, 1).gather(1, labels).view(2, 8)
+    counted = slice(4, None) if protocol else slice(None)
+    chosen[:, counted].sum().backward()
+    for handle in handles:
+        handle.remove()
+    for name, shift in shifts.items():
+        expected = shift.grad[:, counted].double().square().flatten(0, 1).mean(0)
+        assert torch.allclose(found[name], expected, rtol=1e-4, atol=1e-9), name
+
+
+def test_sensitivity_predicts_what_dropping_a_channel_costs(llama):
+    calibration = make_calibration(llama)
+    drawn = [channel_sensitivities(calibration, seed)["0.down"] for seed in range(8)]
+    inputs = []
+    handle = model_projections(llama)["0.down"].register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    dense = llama(calibration.input_ids).logits.log_softmax(-1)
+    handle.remove()
+    predicted = 0.5 * torch.stack(drawn).mean(0) * inputs[0].double().square().flatten(0, 1).mean(0)
+    measured = []
+    for channel in range(len(predicted)):
+        thresholds = torch.zeros(len(predicted))
+        thresholds[channel] = torch.inf
+        plan = SparsityPlan(calibration.shapes, {"0.down": ProjectionRule(thresholds=thresholds)})
+        sparse = logits_under(llama, plan, calibration.input_ids).log_softmax(-1)
+        measured.append(F.kl_div(sparse, dense, log_target=True, reduction="none").sum(-1).mean().double())
+    ratio = torch.stack(measured).log() - predicted.log()
+    assert ratio.std() < 0.35
+    assert abs(ratio.mean()) < 0.35
+    assert predicted.log().std() > 2 * ratio.std()
+
+
+def test_a_rescale_that_changes_no_output_changes_no_choice():
+    plain, scaled = make_tiny_model("llama"), rescaled(make_tiny_model("llama"))
+    calibrations = [make_calibration(model) for model in (plain, scaled)]
+    plans = [make_method("equal_loss").plan(one, 0.5) for one in calibrations]
+    ids = calibrations[0].input_ids
+    first, second = (logits_under(c.model, p, ids) for c, p in zip(calibrations, plans, strict=True))
+    assert (first - second).abs().max() < 1e-3
+
+
+def test_what_nothing_depends_on_is_dropped_first(llama):
+    # With up at zero the feed-forward part gives nothing: its three projections, 31 % of the weights, are free.
+    llama.model.layers[0].mlp.up_proj.weight.zero_()
+    plan = make_method("equal_loss").plan(make_calibration(llama), 0.3)
+    sparsities = plan.provenance["sparsities"]
+    free = {"0.gate", "0.up", "0.down"}
+    assert min(sparsities[name] for name in free) > 0.85
+    assert max(found for name, found in sparsities.items() if name not in free) < 0.05
+
+
+def test_no_model_keeps_hooks_or_gradients(llama):
+    make_method("equal_loss").plan(make_calibration(llama), 0.5)
+    assert not any(module._backward_hooks for module in llama.modules())
+    assert all(parameter.grad is None for parameter in llama.parameters())
+    with applied(llama, SparsityPlan(make_calibration(llama).shapes), make_protocol("all")):
+        assert llama(torch.arange(4)[None]).logits.isfinite().all()
