@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..method.errors import UserError
+from .frontier_table import frontier_csv, frontier_markdown, read_frontier
 from .records import ITEMS, RECORD, UNREACHABLE, write_text
 from .speed_table import read_speed, speed_csv, speed_markdown
 from .table1 import table1_csv, table1_markdown
@@ -39,6 +40,7 @@ class Table:
 TABLES = {
     "table1": Table(read_table, table1_markdown, table1_csv),
     "table2": Table(read_ablation, table2_markdown, table2_csv),
+    "frontier": Table(read_frontier, frontier_markdown, frontier_csv),
     "speed": Table(read_speed, speed_markdown, speed_csv),
 }
 
