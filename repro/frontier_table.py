@@ -102,7 +102,7 @@ HEADER = """\
 
 **Embedded models of 8 to 11 million parameters, not 7-8B results.** Rise: perplexity minus that of the dense
 model, and its share of WiSparse's at the same nominal sparsity (search budget in the csv; not the paper's).
-MB/token: weights read for a sparse token. One seed. Average: accuracy over the six tasks, where it was measured."""
+MB/token: weights read for a sparse token. One seed. Average: over the six tasks, where it was measured."""
 
 
 def frontier_markdown(data: FrontierData) -> str:
