@@ -68,7 +68,8 @@ def read_sections(results: Path) -> list[Section]:
         sections["table1"].legend = colours(rows)
     for path in sorted((results / "paper").glob("*.csv")):
         rows = read_rows(path)
-        sections["paper"].tables.append((path.stem, display_table("table1", f"paper-{path.stem}", rows)))
+        kind = "table2" if path.stem == "table2" else "table1"
+        sections["paper"].tables.append((path.stem, display_table(kind, f"paper-{path.stem}", rows)))
     claims = read_rows(results / "claims.csv")
     for paper in dict.fromkeys(row["paper"] for row in claims):
         name = f"claims-{''.join(letter for letter in paper.lower() if letter.isalnum())}"

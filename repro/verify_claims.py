@@ -166,8 +166,9 @@ def _commands(verified: list[Verified]) -> list[str]:
 def keeping_command(experiment: str) -> str:
     """What puts an experiment's records where claims are looked up, and its table beside them."""
     name = experiment.removeprefix("paper_")
+    table = "table2" if name == "table2" else "table1"
     return (
-        f"python -m wisparse.repro.tables table1 --records outputs/{experiment} --output results/paper/{name} "
+        f"python -m wisparse.repro.tables {table} --records outputs/{experiment} --output results/paper/{name} "
         f"--keep-records results/records/{experiment}"
     )
 

@@ -82,6 +82,12 @@ def fuller(tmp_path):
     row = "CPU (2 threads),llama-mini,teal,0.5,0.49871,1,5,812.345,engine-dense,600.5,1.3528,1.6,9.31,0.61"
     (results / "speed.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
     (results / "search-cost.csv").write_text("model,stage,seconds\nx<b>,coarse,12.5\n", encoding="utf-8")
+    (results / "paper").mkdir()
+    (results / "paper" / "table2.csv").write_text(
+        "model,configuration,sparsity,average,step,step_low,step_high,kept,perplexity,step_perplexity_ratio,"
+        "realised_sparsity,siqa,status\nllama3.1-8b,+ weight,0.5,61.6,2.9,1.0,4.0,93.9,,,0.5,43.60,measured\n",
+        encoding="utf-8",
+    )
     (results / "speed-cpu.png").write_bytes(b"\x89PNG")
     (results / "figure2.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
     return results
@@ -139,7 +145,8 @@ def test_what_is_there_has_a_section_and_what_is_not_says_so(fuller):
     assert {"table1", "claims", "provenance"} <= set(Page(text).ids)
     assert 'What the searches cost at full size: <span class="soft">not measured' in text
     page = Page(more)
-    assert {"speed", "search-cost", "figures"} <= set(page.ids)
+    assert {"speed", "search-cost", "figures", "paper", "paper-table2"} <= set(page.ids)
+    assert table_rows(page, "paper-table2")[0]["siqa"] == ("43.6", "43.60")
     assert table_rows(page, "speed-rows")[0]["speedup"] == ("1.35×", "1.3528")
     assert table_rows(page, "search-cost-rows")[0]["model"] == ("x<b>", "x<b>")
 
