@@ -69,6 +69,8 @@ class Calibration:
     """Sequences a forward pass."""
     search_protocol: Protocol | None = None
     """Which tokens are sparse while a method searches; None: all of them."""
+    sensitivities: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    """By seed of the drawn labels, what `channel_sensitivities` found: all plans on a calibration share it."""
 
     def __post_init__(self) -> None:
         decoder_blocks(self.model)  # an unsupported family is refused before any work

@@ -17,12 +17,18 @@ from .calibration import Calibration
 from .projections import model_projections
 
 
-@torch.enable_grad()
 def channel_sensitivities(calibration: Calibration, seed: int) -> dict[str, Tensor]:
-    """E[(Wᵀg)_i²] of every projection's input channels, by key, (in,) float64.
+    """E[(Wᵀg)_i²] of every projection's input channels, by key, (in,) float64; computed once.
 
     The mean is over the calibration tokens that are sparse while methods search; one label is drawn for each.
     """
+    if seed not in calibration.sensitivities:
+        calibration.sensitivities[seed] = _measured(calibration, seed)
+    return calibration.sensitivities[seed]
+
+
+@torch.enable_grad()
+def _measured(calibration: Calibration, seed: int) -> dict[str, Tensor]:
     model, device = calibration.model, calibration.device
     positions = calibration.search_positions(calibration.input_ids.to(device))
     generator = torch.Generator(device).manual_seed(seed)

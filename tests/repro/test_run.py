@@ -21,6 +21,12 @@ ON_A_TEXT = [
     "suite.length=64",
     "suite.windows=4",
 ]
+
+
+def choices(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml")))
+
+
 CELL = ["method=teal_uniform", "sparsity=0.4", *ON_A_TEXT, *SMALL]
 
 
@@ -191,9 +197,9 @@ def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
         (["seed=-1"], "seed=-1 is not a whole number"),
         (["method=magic"], "no method is called 'magic'; choose from cats, chess"),
         (["model=llama-big"], "no model is called 'llama-big'; choose from hub, llama-mini"),
-        (["suite=mmlu"], "no suite is called 'mmlu'; choose from embedded, "),
+        (["suite=mmlu"], f"no suite is called 'mmlu'; choose from {choices('suite')}"),
         (["protocol=none"], "no protocol is called 'none'; choose from all,"),
-        (["experiment=table9"], "no experiment is called 'table9'; choose from"),
+        (["experiment=table9"], f"no experiment is called 'table9'; choose from {choices('experiment')}"),
         (["method.magic=1"], "there is no setting 'method.magic'"),
         (["magic=1"], "there is no setting 'magic'"),
         (["+method.magic=1"], "unexpected keyword argument 'magic'"),
