@@ -19,6 +19,7 @@ from .projections import (
     decoder_blocks,
     model_projections,
     projection_shapes,
+    split_key,
 )
 from .protocol import Protocol
 from .traffic import TrafficCounter
@@ -113,21 +114,32 @@ class SparseSession:
         """(rows,) real tokens of each row that are prompt, for the next forward pass; None: all are."""
         self._protocol = protocol
         self._counter = counter
-        self._hooks = ProjectionHooks(self._counter)
+        self._only: tuple[int, ...] | None = None
+        self._hooks = [ProjectionHooks(counter) for _ in decoder_blocks(model)]
         device = next(model.parameters()).device
         linears = model_projections(model)
         for name, rule in plan.rules.items():
-            self._hooks.install(name, linears[name], rule.to(device))
+            self._hooks[split_key(name)[0]].install(name, linears[name], rule.to(device))
         for block, thresholds in plan.gate_thresholds.items():
             activation = decoder_blocks(model)[block].get_submodule(GATE_ACTIVATION_PATH)
-            self._hooks.install_gate(f"{block}.gate_activation", activation, thresholds.to(device))
+            self._hooks[block].install_gate(f"{block}.gate_activation", activation, thresholds.to(device))
         # On the inner decoder, so that callers who leave lm_head out are covered too.
         self._handle = model.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def close(self) -> None:
         """Take all hooks away; the model is dense again."""
         self._handle.remove()
-        self._hooks.remove()
+        for hooks in self._hooks:
+            hooks.remove()
+
+    @contextmanager
+    def only_blocks(self, *blocks: int) -> Iterator[None]:
+        """Within the context every token is dense in all other blocks; without a block the model is dense."""
+        before, self._only = self._only, blocks
+        try:
+            yield
+        finally:
+            self._only = before
 
     def report(self) -> dict[str, Any]:
         """Realised sparsity and bytes read per token over everything run so far; JSON-able."""
@@ -150,7 +162,9 @@ class SparseSession:
             sparse = real  # generated tokens
         else:
             sparse = self._protocol.sparse_positions(real, self.prompt_lengths)
-        self._hooks.sparse_positions = sparse
+        dense = torch.zeros_like(sparse)
+        for block, hooks in enumerate(self._hooks):
+            hooks.sparse_positions = sparse if self._only is None or block in self._only else dense
         self._counter.add_tokens(real, sparse)
 
 

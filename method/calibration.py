@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -152,9 +152,28 @@ def collect_statistics(model: PreTrainedModel, input_ids: Tensor, batch_size: in
     return statistics
 
 
-def _input_recorder(histogram: ChannelHistogram) -> Callable[..., None]:
+@torch.inference_mode()
+def input_moments(
+    model: PreTrainedModel, linears: Mapping[str, nn.Linear], input_ids: Tensor, batch_size: int
+) -> dict[str, ChannelMoments]:
+    """Moments of the inputs of some linear layers, by name, from one pass over `input_ids` (sequences, length)."""
+    device = next(model.parameters()).device
+    moments = {name: ChannelMoments() for name in linears}
+    handles = [
+        linear.register_forward_pre_hook(_input_recorder(moments[name])) for name, linear in linears.items()
+    ]
+    try:
+        for batch in input_ids.split(batch_size):
+            model.model(input_ids=batch.to(device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moments
+
+
+def _input_recorder(collector: ChannelHistogram | ChannelMoments) -> Callable[..., None]:
     def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        histogram.update(inputs[0])
+        collector.update(inputs[0])
 
     return record
 

@@ -1,8 +1,10 @@
-"""What a model costs that follows from its architecture in conf/model, without its weights."""
+"""What a model costs that follows from its architecture in conf/model or its folder, without its weights."""
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,10 +15,23 @@ from .configuration import CONFIGURATION, register_resolvers
 
 @cache
 def architecture(model: str) -> dict[str, Any]:
-    """`architecture` of a choice of conf/model, its defaults merged in."""
+    """What config.json says of a choice of conf/model: its `architecture`, or the file in an embedded model's folder."""
     register_resolvers()
     with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=[f"model={model}"]).model.architecture)
+        chosen = compose("config", overrides=[f"model={model}"]).model
+    if "architecture" in chosen:
+        return OmegaConf.to_container(chosen.architecture)
+    return json.loads((Path(chosen.path) / "config.json").read_text(encoding="utf-8"))
+
+
+def projection_sizes(model: str) -> dict[str, int]:
+    """Weights of each projection of a block, by its name."""
+    sizes = architecture(model)
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    head = sizes.get("head_dim", hidden // heads)
+    query, key_value = hidden * head * heads, hidden * head * sizes["num_key_value_heads"]
+    attention = {"q": query, "k": key_value, "v": key_value, "o": query}
+    return attention | dict.fromkeys(("gate", "up", "down"), hidden * sizes["intermediate_size"])
 
 
 def decode_tflops(model: str, tokens: int, sparsity: float) -> float:
@@ -24,8 +39,5 @@ def decode_tflops(model: str, tokens: int, sparsity: float) -> float:
     lm_head dense, attention and the embedding left out, as WiSparse, arXiv 2602.14452, counts them.
     """
     sizes = architecture(model)
-    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    head = sizes.get("head_dim", hidden // heads)
-    attention = 2 * hidden * head * (heads + sizes["num_key_value_heads"])
-    blocks = sizes["num_hidden_layers"] * (attention + 3 * hidden * sizes["intermediate_size"])
-    return 2 * tokens * ((1 - sparsity) * blocks + sizes["vocab_size"] * hidden) / 1e12
+    blocks = sizes["num_hidden_layers"] * sum(projection_sizes(model).values())
+    return 2 * tokens * ((1 - sparsity) * blocks + sizes["vocab_size"] * sizes["hidden_size"]) / 1e12

@@ -53,12 +53,13 @@ class Evaluation:
 
     `average` is the mean of the tasks' values in percent; it and the likelihood's figures are None where the
     suite has no tasks or no documents. `items` holds the metric of each item of a task, most often 1.0 or 0.0,
-    in the items' order.
+    in the items' order. `details` is what a suite measures besides, ready for JSON.
     """
 
     tasks: dict[str, TaskResult] = field(default_factory=dict)
     items: dict[str, list[float]] = field(default_factory=dict)
     documents: list[DocumentLikelihood] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def average(self) -> float | None:
@@ -103,8 +104,9 @@ class Evaluation:
         }
 
     def items_to_dict(self) -> dict[str, Any]:
-        """Every item and document, for paired comparisons, ready for JSON."""
-        return {"items": self.items, "documents": [asdict(document) for document in self.documents]}
+        """Every item and document, for paired comparisons, and the details; ready for JSON."""
+        items = {"items": self.items, "documents": [asdict(document) for document in self.documents]}
+        return items | ({"details": self.details} if self.details else {})
 
 
 class Suite(Protocol):
