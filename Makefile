@@ -5,14 +5,21 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-# What a profile adds to the name of a table's experiment, and where its table goes.
-PROFILES := quick full
+# What a profile adds to the name of an experiment, and where its tables, figures and records go.
+PROFILES := quick full paper
 EXPERIMENT_full := _full
+EXPERIMENT_paper := _paper
 RESULTS_quick := results/quick
 RESULTS_full := results
+RESULTS_paper := results/paper
+KEEP_full = --keep-records results/records/$(1)
+KEEP_paper = --keep-records results/records/$(1)_paper
+FIGURES := figure2 figure3 figure5
+PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed verify-claims report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint reproduce-table1 reproduce-table2 reproduce-speed verify-claims report bench prefetch readme train-embedded clean
+.PHONY: help setup test lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed \
+	verify-claims report bench prefetch readme train-embedded clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -40,18 +47,31 @@ lint: $(INSTALLED) ## check style and formatting
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 
-reproduce-table1: $(INSTALLED) ## Table 1 on the embedded models (PROFILE=quick: minutes; PROFILE=full: hours on a CPU)
+profile:
+	@case " $(PROFILES) " in *" $(PROFILE) "*) ;; \
+	*) echo "error: there is no PROFILE '$(PROFILE)'; choose quick, full or paper" >&2; exit 2;; esac
 
-reproduce-table2: $(INSTALLED) ## Table 2, the ablation, on the embedded models (PROFILE as for Table 1)
+reproduce-all: profile $(INSTALLED) ## everything below, in order; goes on after a part that fails, and says so in the end
+	@failed=; for part in $(PARTS); do \
+		echo "== $$part PROFILE=$(PROFILE)"; $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
+
+reproduce-table1: profile $(INSTALLED) ## Table 1 (PROFILE=quick: minutes; full: hours on a CPU; paper: the three 7-8B models)
+
+reproduce-table2: profile $(INSTALLED) ## Table 2, the ablation (PROFILE as for Table 1)
 
 reproduce-table1 reproduce-table2: reproduce-%:
-ifeq ($(filter $(PROFILE),$(PROFILES)),)
-	@echo "error: there is no PROFILE '$(PROFILE)'; choose quick or full" >&2; exit 2
-else
 	@$(RUN) repro/run.py experiment=$*$(EXPERIMENT_$(PROFILE)) $(OVERRIDES)
 	@$(RUN) -m wisparse.repro.tables $* --records outputs/$*$(EXPERIMENT_$(PROFILE)) \
-		--output $(RESULTS_$(PROFILE))/$* $(if $(filter full,$(PROFILE)),--keep-records results/records/$*)
-endif
+		--output $(RESULTS_$(PROFILE))/$* $(call KEEP_$(PROFILE),$*)
+
+reproduce-figures: profile $(INSTALLED) ## Figures 2 to 6 as CSV, PNG and SVG (PROFILE as for Table 1)
+	@set -e; for figure in $(FIGURES); do \
+		$(RUN) repro/run.py experiment=$${figure}$(EXPERIMENT_$(PROFILE)) $(OVERRIDES); \
+	done
+	@$(RUN) -m wisparse.repro.figures --records $(FIGURES:%=outputs/%$(EXPERIMENT_$(PROFILE))) \
+		--output $(RESULTS_$(PROFILE))/figures $(call KEEP_$(PROFILE),figures)
 
 verify-claims: $(INSTALLED) ## check what the papers print against what was measured, into results/claims.{md,csv}
 	@$(RUN) -m wisparse.repro.verify_claims

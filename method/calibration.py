@@ -156,7 +156,7 @@ def collect_statistics(model: PreTrainedModel, input_ids: Tensor, batch_size: in
 def input_moments(
     model: PreTrainedModel, linears: Mapping[str, nn.Linear], input_ids: Tensor, batch_size: int
 ) -> dict[str, ChannelMoments]:
-    """Moments of the inputs of some linear layers, by name, from one pass over `input_ids` (sequences, length)."""
+    """Moments of some linear layers' inputs, by name, from one pass over `input_ids` (sequences, length)."""
     device = next(model.parameters()).device
     moments = {name: ChannelMoments() for name in linears}
     handles = [

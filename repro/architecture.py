@@ -15,7 +15,7 @@ from .configuration import CONFIGURATION, register_resolvers
 
 @cache
 def architecture(model: str) -> dict[str, Any]:
-    """What config.json says of a choice of conf/model: its `architecture`, or the file in an embedded model's folder."""
+    """`architecture` of a choice of conf/model, its defaults merged in; an embedded model's config.json."""
     register_resolvers()
     with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
         chosen = compose("config", overrides=[f"model={model}"]).model

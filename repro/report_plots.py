@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .speed_plots import COLOURS, MARKERS
+from .plot_style import COLOURS, INK, MARKERS, NO_METADATA, ink, inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = "#010203"
-"""Stands for the page's text colour, which is dark or light, until the SVG is made."""
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
-NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 Row = dict[str, str]
 
 
@@ -35,13 +31,10 @@ def accuracy_plots(rows: list[Row]) -> dict[str, str]:
 
 
 def _model_plot(rows: list[Row], palette: dict[str, str]) -> str:
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    settings = {"svg.fonttype": "none", "svg.hashsalt": rows[0]["model"], "font.size": 9}
-    with matplotlib.rc_context({**ink, **settings}):
+    with ink(rows[0]["model"]):
         figure = Figure(figsize=(4.2, 5.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         _lines(upper, rows, palette, "kept")
@@ -55,10 +48,7 @@ def _model_plot(rows: list[Row], palette: dict[str, str]) -> str:
         lower.xaxis.set_major_formatter("{x:g}")
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
-    svg = text.getvalue()
-    # Groups bear the same names in every plot, and on one page names must differ; nothing refers to them.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
-    return svg.replace(INK, "currentColor")
+    return inline_svg(text.getvalue())
 
 
 def _lines(axis: Axes, rows: list[Row], palette: dict[str, str], column: str) -> None:

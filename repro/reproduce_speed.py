@@ -61,7 +61,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     write_tables(TABLES["speed"], data, RESULTS / "speed")
-    keep_records(data, staging, KEPT)
+    keep_records(data, [staging], KEPT)
     write_kernels(RESULTS / "kernels.csv", KERNEL_REPEATS)
     print((RESULTS / "speed.md").read_text(encoding="utf-8"))
     for path in write_plots(RESULTS):

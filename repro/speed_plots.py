@@ -15,13 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .plot_style import COLOURS, MARKERS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#595959")
-"""Okabe and Ito's, distinguishable without colour vision."""
-MARKERS = "osD^vP*X"
 Row = dict[str, str]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,8 +51,8 @@ def write_tables(table: Table, data: Cells, output: Path) -> None:
     write_text(output.with_name(f"{output.name}.csv"), table.comma_separated(data))
 
 
-def keep_records(data: Cells, source: Path, target: Path) -> None:
-    """Copy what the table is made of, so that it can be made again from `target` alone."""
+def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
+    """Copy what a table or figure is made of, so that it can be made again from `target` alone."""
     staging = target.with_name(f".{target.name}-new")
     shutil.rmtree(staging, ignore_errors=True)
     for cell in data.cells.values():
@@ -60,7 +60,7 @@ def keep_records(data: Cells, source: Path, target: Path) -> None:
         folder.mkdir(parents=True)
         for name in (RECORD, ITEMS):
             shutil.copyfile(cell.folder / name, folder / name)
-    for path in sorted(source.rglob(UNREACHABLE)):
+    for path in sorted(path for source in sources for path in source.rglob(UNREACHABLE)):
         folder = staging / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / UNREACHABLE)
@@ -84,7 +84,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if arguments.keep_records and arguments.keep_records.resolve() != arguments.records.resolve():
-        keep_records(data, arguments.records, arguments.keep_records)
+        keep_records(data, [arguments.records], arguments.keep_records)
     print(arguments.output.with_name(f"{arguments.output.name}.md").read_text(encoding="utf-8"))
     print(f"written: {arguments.output}.md and {arguments.output}.csv")
 
