@@ -32,7 +32,7 @@ def page(records: FigureRecords, folder: Path, names: list[str]) -> str:
     settings = [f"- {title}: {_settings(cells)}" for title, cells in _groups(records)]
     sections.append("\n".join([*settings, *READING]))
     for name in names:
-        sections.append(f"## Figure {name.removeprefix('figure')}: {TITLES[name]}")
+        sections.append(f"## {TITLES[name]}")
         if rows := read_rows(folder / f"{name}.csv"):
             sections.append(f"![{TITLES[name]}]({folder.name}/{name}.png)")
             sections.append("\n".join(f"- {line}" for line in FINDINGS[name](rows)))
@@ -67,14 +67,14 @@ READING = (
     "every projection at the same sparsity; bands are 95 % bootstrap intervals, paired by document. Figure 4: "
     "operations as the paper counts them (block linears at the sparsity, lm_head dense, attention left out); "
     "throughput from [speed.csv](speed.csv), batch 1, a prompt of 5. Figures 5 and 6: what the plan asks for, "
-    "attention and MLP weighted by matrix size.",
+    "attention and MLP weighted by matrix size; α has a meaning only where a projection is sparse.",
 )
 TITLES = {
-    "figure2": "activations beside weights, one block",
-    "figure3": "perplexity with one block alone sparse",
-    "figure4": "operations and throughput against sparsity",
-    "figure5": "learned sparsity by block",
-    "figure6": "learned α by layer",
+    "figure2": "Figure 2: activations beside weights, one block",
+    "figure3": "Figure 3: perplexity with one block alone sparse",
+    "figure4": "Figure 4: operations and throughput against sparsity",
+    "figure5": "Figure 5: learned sparsity by block",
+    "figure6": "Figure 6: learned α by layer",
 }
 
 
@@ -126,8 +126,11 @@ def _allocation(rows: list[Row]) -> Iterator[str]:
 
 def _alpha(rows: list[Row]) -> Iterator[str]:
     for (model, sparsity), mine in _grouped(rows, "model", "sparsity"):
-        means = ", ".join(f"{name} {fmean(float(row[name]) for row in mine):.2f}" for name in PROJECTIONS)
-        yield f"{model} at {float(sparsity):.0%}, mean over blocks: {means}."
+        found = {name: [float(row[name]) for row in mine if row[name]] for name in PROJECTIONS}
+        means = ", ".join(
+            f"{name} {fmean(alphas):.2f}" if alphas else f"{name} dense" for name, alphas in found.items()
+        )
+        yield f"{model} at {float(sparsity):.0%}, mean over the blocks where it is sparse: {means}."
 
 
 FINDINGS: dict[str, Callable[[list[Row]], Iterator[str]]] = {

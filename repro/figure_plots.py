@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..method.projections import PROJECTIONS
+from .figure_rows import PAPER_MODELS, RANDOM
 from .plot_style import COLOURS, INK, MARKERS
 from .report_tables import Row
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PANEL = (3.3, 2.7)
 """Inches of one panel."""
+COLUMNS = 3
+"""Panels beside each other in Figure 4."""
 HIDDEN = "small |x|, large norm"
 MOST_NUMBERED_BLOCKS = 12
 """Beyond, the cells of Figure 6 are too narrow for their numbers."""
@@ -96,24 +99,27 @@ def cost_figure(rows: list[Row]) -> Figure:
     """Figure 4: computed TFLOPs of the 7-8B models, and a panel of tokens a second for each measured model."""
     measured = [row for row in rows if row["status"] == "measured"]
     settings = list(dict.fromkeys((row["model"], row["device"]) for row in measured))
-    figure, axes = _panels(1, 1 + len(settings))
-    computed, *timed = axes[0]
-    absent = [model for model in _distinct(rows, "model") if model not in {model for model, _ in settings}]
-    large = [row for row in rows if "mini" not in row["model"]]
-    for place, model in enumerate(_distinct(large, "model")):
-        mine = {float(row["sparsity"]): row for row in rows if row["model"] == model}
+    figure, axes = _panels(-(-(1 + len(settings)) // COLUMNS), min(COLUMNS, 1 + len(settings)))
+    computed, *timed = axes.flat
+    for place, model in enumerate(PAPER_MODELS):
+        mine = {row["sparsity"]: row for row in rows if row["model"] == model}
         _line(computed, list(mine.values()), "tflops_128_tokens", place, model, "sparsity")
-    computed.set(title="computed from the architecture", ylabel="TFLOPs of 128 tokens", ylim=(0, None))
-    computed.legend(fontsize=8, loc="lower left")
-    for axis, (model, device) in zip(timed, settings, strict=True):
+    computed.set(title="computed from the architecture", ylabel="TFLOPs of 128 tokens")
+    for axis, (model, device) in zip(timed, settings, strict=False):
         mine = [row for row in measured if (row["model"], row["device"]) == (model, device)]
         _line(axis, mine, "tok_s", 0, "WiSparse", "sparsity")
         _line(axis, mine, "dense_tok_s", 1, "dense, timed beside it", "sparsity")
-        axis.set(title=f"{model}\n{device}, measured", ylabel="tokens a second", ylim=(0, None))
+        axis.set(title=f"{model}\n{device}, measured", ylabel="tokens a second")
+    for axis in axes.flat[: 1 + len(settings)]:
+        axis.set(xlabel="sparsity, %", ylim=(0, None))
         axis.legend(fontsize=8, loc="lower left")
-    for axis in axes[0]:
-        axis.set_xlabel("sparsity, %")
-    figure.supxlabel(f"throughput not measured: {', '.join(absent)}" if absent else "", fontsize=8)
+    for axis in axes.flat[1 + len(settings) :]:
+        axis.remove()
+    timed_models = {model.removesuffix(RANDOM) for model, _ in settings}
+    if absent := [
+        model for model in _distinct(rows, "model") if model.removesuffix(RANDOM) not in timed_models
+    ]:
+        figure.supxlabel(f"throughput not measured: {', '.join(absent)}", fontsize=8)
     return figure
 
 
@@ -135,19 +141,21 @@ def allocation_figure(rows: list[Row]) -> Figure:
 
 
 def alpha_figure(rows: list[Row]) -> Figure:
-    """Figure 6: α by block and projection, a panel a model."""
+    """Figure 6: α by block and projection, a panel a model; nothing where a projection stays dense."""
     models = _distinct(rows, "model")
     figure, axes = _panels(1, len(models))
-    largest = max(float(row[name]) for row in rows for name in PROJECTIONS)
+    largest = max(float(row[name]) for row in rows for name in PROJECTIONS if row[name])
     for axis, model in zip(axes[0], models, strict=True):
         mine = [row for row in rows if row["model"] == model]
-        alphas = np.array([[float(row[name]) for row in mine] for name in PROJECTIONS])
+        alphas = np.array([[float(row[name] or "nan") for row in mine] for name in PROJECTIONS])
+        axis.grid(visible=False)
         mesh = axis.pcolormesh(alphas, cmap="viridis", vmin=0, vmax=largest)
         if len(mine) <= MOST_NUMBERED_BLOCKS:
             for (projection, block), alpha in np.ndenumerate(alphas):
-                colour = "white" if alpha < largest / 2 else "black"
-                place = (block + 0.5, projection + 0.5)
-                axis.text(*place, f"{alpha:.2g}", ha="center", va="center", fontsize=6.5, color=colour)
+                colour = INK if np.isnan(alpha) else "white" if alpha < largest / 2 else "black"
+                shown = "–" if np.isnan(alpha) else f"{alpha:g}"
+                style = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
+                axis.text(block + 0.5, projection + 0.5, shown, **style)
         every = 1 if len(mine) <= MOST_NUMBERED_BLOCKS else 4
         axis.set_xticks(np.arange(0, len(mine), every) + 0.5, range(0, len(mine), every))
         axis.set_yticks(np.arange(len(PROJECTIONS)) + 0.5, PROJECTIONS)

@@ -168,12 +168,16 @@ def _weighted(sparsities: dict[str, float], sizes: dict[str, int], members: tupl
 
 
 def alpha_rows(records: FigureRecords) -> Iterator[Row]:
-    """Figure 6: the exponent α of WiSparse's score, by block and projection."""
+    """Figure 6: the exponent α of WiSparse's score, by block and projection; none where the plan keeps all."""
     for cell in _plans(records):
         model, _, sparsity = cell.key
-        alphas = cell.record["plan"]["provenance"]["alphas"]
+        provenance = cell.record["plan"]["provenance"]
+        alphas = {
+            name: f"{alpha:g}" if provenance["sparsities"][name] > 0 else ""
+            for name, alpha in provenance["alphas"].items()
+        }
         for block in range(len(alphas) // len(PROJECTIONS)):
-            shown = {name: f"{alphas[key(block, name)]:g}" for name in PROJECTIONS}
+            shown = {name: alphas[key(block, name)] for name in PROJECTIONS}
             yield {"model": model, "sparsity": sparsity, "block": block} | shown
 
 

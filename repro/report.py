@@ -6,6 +6,7 @@ It loads nothing from elsewhere: plots are inside, and it opens without a networ
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from markdown_it import MarkdownIt
 from ..method.errors import UserError
 from .configuration import REPOSITORY
 from .records import write_text
-from .report_plots import accuracy_plots, colours, data_address, figure_files
+from .report_plots import accuracy_plots, colours, data_address, figure_files, paper_figures
 from .report_provenance import read_provenance
 from .report_tables import DisplayTable, display_table, read_rows
 from .verify_claims import VERDICTS
@@ -26,12 +27,13 @@ from .verify_claims import VERDICTS
 TEMPLATE = "report.html.jinja"
 SECTIONS = (
     ("table1", "Table 1: accuracy on the embedded models", "make reproduce-table1 PROFILE=full"),
-    ("paper", "Tables of the 7-8B models", "python repro/run.py model=llama3.1-8b suite=paper"),
+    ("paper", "Tables of the 7-8B models", "make reproduce-table1 PROFILE=paper"),
     ("table2", "Table 2: WiSparse stage by stage", "make reproduce-table2 PROFILE=full"),
     ("speed", "Decode speed", "make reproduce-speed"),
     ("kernels", "Kernel speed", "make reproduce-speed"),
     ("search-cost", "What the searches cost at full size", ""),
-    ("figures", "Figures", ""),
+    ("figures", "WiSparse's figures on the embedded models", "make reproduce-figures PROFILE=full"),
+    ("paper-figures", "WiSparse's figures on the 7-8B models", "make reproduce-figures PROFILE=paper"),
     ("claims", "What the papers print, checked", "make verify-claims"),
 )
 """Id, title, and what would measure it."""
@@ -49,11 +51,13 @@ class Section:
     plots: dict[str, str] = field(default_factory=dict)
     legend: dict[str, str] = field(default_factory=dict)
     figures: list[tuple[str, str]] = field(default_factory=list)
+    wide: bool = False
+    """Whether each plot takes the whole width."""
 
     @property
     def found(self) -> bool:
         """Whether anything was measured."""
-        return bool(self.tables or self.figures)
+        return bool(self.tables or self.plots or self.figures)
 
 
 def read_sections(results: Path) -> list[Section]:
@@ -76,6 +80,10 @@ def read_sections(results: Path) -> list[Section]:
         rows = [row for row in claims if row["paper"] == paper]
         sections["claims"].tables.append((paper, display_table("claims", name, rows)))
     sections["claims"].notes = _notes(results / "claims.md")
+    for name, folder in (("figures", results), ("paper-figures", results / "paper")):
+        sections[name].plots = paper_figures(folder / "figures")
+        sections[name].wide = True
+        sections[name].notes = _notes(folder / "figures.md")
     for path in figure_files(results):
         place = next((name for name in ("speed", "kernels") if path.stem.startswith(f"{name}-")), "figures")
         sections[place].figures.append((path.stem.replace("-", " "), data_address(path)))
@@ -83,12 +91,12 @@ def read_sections(results: Path) -> list[Section]:
 
 
 def _notes(path: Path) -> str:
-    """The list above a table's Markdown, as HTML: how it was measured."""
+    """The list above the first table or figure of a page, as HTML: how it was measured."""
     if not path.is_file():
         return ""
-    before_table = path.read_text(encoding="utf-8").split("\n|")[0]
-    start = before_table.find("\n- ")
-    return "" if start < 0 else MarkdownIt("commonmark", {"html": False}).render(before_table[start:])
+    above = re.split(r"\n(?:\||## Figure)", path.read_text(encoding="utf-8"))[0]
+    start = above.find("\n- ")
+    return "" if start < 0 else MarkdownIt("commonmark", {"html": False}).render(above[start:])
 
 
 def render(results: Path) -> str:

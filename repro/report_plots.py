@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .figure_page import TITLES
 from .plot_style import COLOURS, INK, MARKERS, NO_METADATA, ink, inline_svg
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def _lines(axis: Axes, rows: list[Row], palette: dict[str, str], column: str) ->
             axis.plot(*zip(*points, strict=True), label=method, **style)
     axis.grid(alpha=0.25, color=INK, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def paper_figures(folder: Path) -> dict[str, str]:
+    """By title: the SVG of every figure of WiSparse's in a folder, in the page's colours."""
+    found = {title: folder / f"{name}.svg" for name, title in TITLES.items()}
+    return {
+        title: inline_svg(path.read_text(encoding="utf-8")) for title, path in found.items() if path.is_file()
+    }
 
 
 def figure_files(results: Path) -> list[Path]:
