@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,13 +22,21 @@ log = logging.getLogger("wisparse")
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
+class Failure(NamedTuple):
+    """What went wrong, in one line, and in which cell of a sweep; a single run needs no name."""
+
+    code: int
+    where: str
+    message: str
+
+
 class Sweep:
     """What became of the cells: a sweep goes on after a failed cell and reports it in the end."""
 
     def __init__(self) -> None:
         self.finished = 0
         self.unreachable: list[str] = []
-        self.failures: list[tuple[int, str]] = []
+        self.failures: list[Failure] = []
 
     def run_cell(self, config: DictConfig) -> None:
         """Compute one cell, or take it from its record; prints the table and the record's line."""
@@ -71,14 +79,25 @@ class Sweep:
         """Report what did not finish, one line a cell; returns the exit code."""
         for line in self.unreachable:
             print(f"out of reach: {line}", file=sys.stderr)
-        for _, line in self.failures:
+        for line in self._failed_lines():
             print(f"error: {line}", file=sys.stderr)
         if self.unreachable or (self.failures and self.finished + len(self.failures) > 1):
             print(
                 f"{self.finished} finished, {len(self.unreachable)} out of reach, {len(self.failures)} failed",
                 file=sys.stderr,
             )
-        return min((code for code, _ in self.failures), default=0)
+        return min((failure.code for failure in self.failures), default=0)
+
+    def _failed_lines(self) -> list[str]:
+        """One line a mistake: what fails alike in many cells, as where a model is not here, is said once."""
+        cells: dict[str, list[str]] = {}
+        for failure in self.failures:
+            cells.setdefault(failure.message, []).append(failure.where)
+        lines = []
+        for message, (first, *others) in cells.items():
+            where = f"{first} and {len(others)} more" if others else first
+            lines.append(f"{where}: {message}" if where else message)
+        return lines
 
 
 def _instantiate(section: DictConfig) -> Any:
@@ -110,18 +129,17 @@ def _note_unreachable(cell: Any, error: Any) -> None:
     write_json(cell.folder / UNREACHABLE, unreachable_note(cell, error))
 
 
-def _failure(error: BaseException, where: str, debug: bool) -> tuple[int, str]:
+def _failure(error: BaseException, where: str, debug: bool) -> Failure:
     """Exit code and one line for an exception; with `debug`, its traceback on stderr too."""
     from wisparse.repro.configuration import user_mistake
 
     if debug:
         traceback.print_exception(error)
     mistake = user_mistake(error)
-    prefix = f"{where}: " if where else ""
     if mistake is not None:
-        return USER_MISTAKE, f"{prefix}{mistake}"
+        return Failure(USER_MISTAKE, where, mistake)
     brief = " ".join(str(error).split())[:300]
-    return FAILURE, f"{prefix}{type(error).__name__}: {brief} (debug=true shows where)"
+    return Failure(FAILURE, where, f"{type(error).__name__}: {brief} (debug=true shows where)")
 
 
 def main() -> None:
@@ -148,9 +166,9 @@ def _run(debug: bool) -> int:
         print("interrupted: finished cells are kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        code, line = _failure(error, "", debug)
-        print(f"error: {line}", file=sys.stderr)
-        return code
+        failure = _failure(error, "", debug)
+        print(f"error: {failure.message}", file=sys.stderr)
+        return failure.code
     return sweep.summary()
 
 

@@ -66,7 +66,7 @@ def test_experiments_sweep_over_choices_that_exist(experiment):
             assert set(values.split(",")) <= set(choices(group))
 
 
-@pytest.mark.parametrize("experiment", ["table1", "table1_full"])
+@pytest.mark.parametrize("experiment", ["table1", "table1_full", "table1_paper"])
 def test_table1_has_the_methods_of_the_table(experiment):
     params = composed(f"experiment={experiment}", return_hydra_config=True).hydra.sweeper.params
     assert params.method.split(",") == ["dense", "teal", "wina", "rsparse", "chess", "wisparse"]
@@ -75,11 +75,22 @@ def test_table1_has_the_methods_of_the_table(experiment):
         assert [float(value) for value in params.sparsity.split(",")] == [0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-@pytest.mark.parametrize("experiment", ["table2", "table2_full"])
+@pytest.mark.parametrize("experiment", ["table2", "table2_full", "table2_paper"])
 def test_table2_has_the_stages_of_the_ablation(experiment):
     params = composed(f"experiment={experiment}", return_hydra_config=True).hydra.sweeper.params
     assert params.method.split(",") == list(STAGES)
     assert float(params.sparsity) == 0.5
+
+
+@pytest.mark.parametrize("part", ["table1", "table2", "figure2", "figure3", "figure5"])
+def test_a_paper_profile_is_the_papers_models_text_and_budget(part):
+    config = composed(f"experiment={part}_paper", return_hydra_config=True)
+    assert config.hydra.sweeper.params.model.split(",") == ["llama3.1-8b", "mistral-7b", "qwen2.5-7b"]
+    assert config.calibration.name == "paper"
+    if part in ("table1", "table2"):
+        assert (config.suite.name, config.suite.limit, config.suite.execute_code) == ("paper", None, False)
+    if part not in ("figure2", "figure3"):  # which search nothing
+        assert config.search.name == "paper"
 
 
 def test_each_stage_of_the_ablation_adds_one_thing():

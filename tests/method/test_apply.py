@@ -5,6 +5,7 @@ import torch
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
+from wisparse.method.projections import split_key
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
 
@@ -115,6 +116,29 @@ def test_low_rank_factors_are_counted_as_bytes():
     read = (1 - report["realised_sparsity"] + report["low_rank_share"]) * weights
     always = report["dense_bytes_per_token"] / 4 - weights
     assert report["bytes_per_token"] == pytest.approx((read + always) * 4)
+
+
+@pytest.mark.parametrize("name", ["teal_uniform", "rsparse", "chess_ffn"])
+def test_one_block_alone_is_what_a_plan_with_its_rules_alone_does(llama, name):
+    plan = make_method(name).plan(make_calibration(llama), 0.4)
+    alone = SparsityPlan(
+        plan.shapes,
+        {key: rule for key, rule in plan.rules.items() if split_key(key)[0] == 1},
+        {block: thresholds for block, thresholds in plan.gate_thresholds.items() if block == 1},
+    )
+    ids, protocol = ids_of(2, 12), make_protocol("half")
+    dense = llama(input_ids=ids).logits
+    with applied(llama, alone, protocol):
+        expected = llama(input_ids=ids).logits
+    with applied(llama, plan, protocol) as session:
+        every = llama(input_ids=ids).logits
+        with session.only_blocks(1):
+            assert torch.equal(llama(input_ids=ids).logits, expected)
+        with session.only_blocks():
+            assert torch.equal(llama(input_ids=ids).logits, dense)
+        assert torch.equal(llama(input_ids=ids).logits, every)
+    assert not torch.equal(expected, dense)
+    assert not torch.equal(expected, every)
 
 
 def test_a_plan_for_another_model_is_refused(llama):

@@ -141,7 +141,7 @@ def test_other_conditions_decide_nothing(tmp_path, change, reason):
     found = verified_in(tmp_path)[WISPARSE_50]
     assert found.verdict == NOT_MEASURED
     assert reason in found.reason
-    assert found.command.startswith("python repro/run.py")
+    assert found.command.startswith("make reproduce-table1 PROFILE=paper OVERRIDES='model=llama3.1-8b ")
 
 
 def test_a_record_without_humaneval_decides_nothing(tmp_path):

@@ -189,6 +189,19 @@ def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
 
 
 @pytest.mark.parametrize(
+    "experiment", ["table1_paper", "table2_paper", "figure2_paper", "figure3_paper", "figure5_paper"]
+)
+def test_a_paper_profile_without_weights_is_one_line_a_model(start, monkeypatch, tmp_path, experiment):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # a cache that holds nothing
+    code, out, err = start(f"experiment={experiment}", "method=dense")
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, out) == (2, [])
+    for line, model in zip(lines, ("Llama-3.1-8B", "Mistral-7B", "Qwen2.5-7B"), strict=True):
+        assert model in line
+        assert "run `hf download" in line
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["sparsity=1.0"], r"sparsity=1.0 is outside [0, 1)"),

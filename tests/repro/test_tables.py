@@ -35,11 +35,13 @@ def outcomes(broken: int) -> dict[str, list[float]]:
     return result
 
 
-def write_cell(root: Path, name: str, sparsity: float, broken: int, **changes: object) -> Path:
+def write_cell(
+    root: Path, name: str, sparsity: float, broken: int, details: object = None, **changes: object
+) -> Path:
     """A finished cell whose perplexity is the dense one times 1.01 for each broken answer."""
     stretch = 1.01**broken
     documents = [entry | {"nats": entry["nats"] + entry["tokens"] * math.log(stretch)} for entry in DOCUMENTS]
-    items = {"items": outcomes(broken), "documents": documents}
+    items = {"items": outcomes(broken), "documents": documents} | ({"details": details} if details else {})
     tasks = {
         task: {
             "metric": "acc",
