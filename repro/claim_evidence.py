@@ -68,7 +68,7 @@ class Evidence:
         setting = {name: str(value) for name, value in claim.section["setting"].items()}
         return [
             row
-            for row in self._table("speed")
+            for row in self.table("speed")
             if row["model"] in models
             and row["method"] == claim.method
             and float(row["sparsity"]) == claim.sparsity
@@ -80,14 +80,15 @@ class Evidence:
         """By embedded model: its measured row of table1.csv or table2.csv."""
         return {
             row["model"]: row
-            for row in self._table(table)
+            for row in self.table(table)
             if row["model"] in EMBEDDED
             and row["method"] == method
             and float(row["sparsity"]) == sparsity
             and row["status"] == "measured"
         }
 
-    def _table(self, name: str) -> list[Row]:
+    def table(self, name: str) -> list[Row]:
+        """Rows of NAME.csv; none where there is no such file."""
         path = self.results / f"{name}.csv"
         if not path.is_file():
             return []

@@ -206,6 +206,56 @@ def test_speed_of_an_embedded_model_is_shown_apart(tmp_path):
     assert found.finding.embedded == "llama-mini 1.30× on CPU (2 threads)"
 
 
+def write_one_block(results: Path, model: str, ratios: list[float], half_width: float = 0.01) -> None:
+    path = results / "figure3.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        columns = ("perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high")
+        path.write_text(f"model,sparsity,block,{','.join(columns)}\n", encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        for block, ratio in enumerate(ratios):
+            file.write(f"{model},0.5,{block},{ratio},{ratio - half_width},{ratio + half_width}\n")
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict"),
+    [([1.2, 1.1, 1.15], REPRODUCED), ([1.3, 1.2, 1.1], NOT_REPRODUCED), ([1.2, 1.195, 1.2], NOT_REPRODUCED)],
+)
+def test_sensitivity_turns_where_intervals_say_so(tmp_path, last, verdict):
+    folder = tmp_path / "paper" / "figures"
+    for model in ("llama3.1-8b", "mistral-7b"):
+        write_one_block(folder, model, [1.0, 1.1, 1.0])
+    name = "wisparse/figure3/not-monotonic"
+    assert verified_in(tmp_path)[name].reason == "no figure3 of qwen2.5-7b"
+    write_one_block(folder, "qwen2.5-7b", last)
+    found = verified_in(tmp_path)[name]
+    assert found.verdict == verdict
+    assert found.finding.measured.startswith("llama3.1-8b turns at block 1 (×1.100); mistral-7b turns")
+    assert (found.reason == "") == (verdict == REPRODUCED)
+
+
+@pytest.mark.parametrize(("ranks", "verdict"), [((4, 3, 2, 1), REPRODUCED), ((1, 2, 3, 4), NOT_REPRODUCED)])
+def test_ranks_that_follow_each_other_are_no_mismatch(tmp_path, ranks, verdict):
+    lines = ["model,block,projection,magnitude_rank,norm_rank"]
+    for model in ("llama3.1-8b", "mistral-7b", "qwen2.5-7b", "llama-mini"):
+        lines += [f"{model},4,down,{place},{rank}" for place, rank in enumerate(ranks, 1)]
+    (tmp_path / "paper" / "figures").mkdir(parents=True)
+    (tmp_path / "paper" / "figures" / "figure2.csv").write_text("\n".join(lines), encoding="utf-8")
+    found = verified_in(tmp_path)["wisparse/figure2/unaligned"]
+    assert found.verdict == verdict
+    assert f"qwen2.5-7b block 4: rank correlation down {1 if verdict == NOT_REPRODUCED else -1:+.2f}" in (
+        found.finding.measured
+    )
+
+
+def test_figures_of_embedded_models_decide_nothing(tmp_path):
+    for model in EMBEDDED:
+        write_one_block(tmp_path / "figures", model, [1.0, 1.1, 1.0])
+    found = verified_in(tmp_path)["wisparse/figure3/not-monotonic"]
+    assert (found.verdict, found.finding.measured) == (NOT_MEASURED, "")
+    assert "llama-mini turns at block 1 (×1.100)" in found.finding.embedded
+
+
 def test_an_inconsistent_row_says_what_was_measured(tmp_path):
     name = "wisparse/table1/mistral-7b-teal-40"
     write_record(tmp_path, "teal", printed(name), model="mistral-7b", sparsity=0.4)
