@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from .gpu_timing import Clock, cold_copies, device_name, graph_clock
 from .model_shapes import MODEL_SHAPES
 from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles
-from .triton_attention import attention, attention_parts
 from .triton_compact import ListRules, norm_compact
 from .triton_launch import blocks_of, supports_dependent_launch
 from .tuning import tuned_tiles
@@ -59,7 +58,7 @@ def product_rows(
         dense_us = None
         for sparsity, tiles in sparsities.items():
             tile = (tiles.listed if sparsity else tiles.dense)[product.name]
-            block = _list_block(product.name, shape, tiles)
+            block = tiles.list_blocks(shape)[product.name]
             pdl = supports_dependent_launch(device)
             workload = Workload(product, dtype, device, batch, sparsity or None, block, pdl)
             if dense_us is None:
@@ -78,11 +77,6 @@ def product_rows(
                 gb_s=workload.bytes_read / us / 1e3,
                 err=error,
             )
-
-
-def _list_block(name: str, shape: DecoderShape, tiles: StepTiles) -> int:
-    own = {"o": shape.attention_width // shape.kv_heads, "down": tiles.listed["gate_up"].columns}
-    return own.get(name, tiles.list_block)
 
 
 def _dense_microseconds(workload: Workload, clock: Clock) -> float:
@@ -160,18 +154,13 @@ def _attention_microseconds(
         sines=torch.zeros(context, shape.head_dim, device=device),
     )
     sums = torch.randn(1, batch, shape.attention_width + 2 * shape.kv_width, device=device)
-    tile = tiles.attention
-    parts = torch.empty(attention_parts(cache, shape.heads, tile), device=device)
-    counters = torch.zeros(shape.kv_heads, dtype=torch.int32, device=device)
-    width, group = shape.attention_width, shape.attention_width // shape.kv_heads
-    lists = ChannelLists.empty(1, batch, width, group, device)
+    tiles = replace(tiles, attention=default_tiles(shape, batch, context).attention)
+    attend, width = tiles.attention_over(cache, shape.heads), shape.attention_width
+    lists = ChannelLists.empty(1, batch, width, tiles.attention.list_block(shape), device)
     bounds = torch.full((width,), 0.05, device=device)
     pdl = supports_dependent_launch(device)
     return clock(
-        lambda copy: attention(
-            sums, None, cache, copy, None, parts, counters, tile, bounds=bounds, lists=lists, pdl=pdl
-        ),
-        copies,
+        lambda copy: attend(sums, None, cache, copy, None, bounds=bounds, lists=lists, pdl=pdl), copies
     )
 
 
