@@ -3,105 +3,35 @@
 from __future__ import annotations
 
 import math
-import time
+import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..baselines.rsparse import low_rank_factors
-from ..method.allocation import BlockSearch, uniform_inside_blocks, uniform_over_blocks
+from ..baselines.rsparse import BudgetedRules, calibration_loss, low_rank_factors
+from ..method.allocation import BlockSearch
 from ..method.alpha_search import search_alphas
 from ..method.apply import applied
 from ..method.base import Method
 from ..method.block_probe import walk_blocks
-from ..method.calibration import Calibration
 from ..method.greedy import allocate_greedily
-from ..method.plan import SparsityPlan
-from ..method.projections import PROJECTIONS, block_projections, decoder_blocks, parameter_shares
+from ..method.projections import (
+    PROJECTIONS,
+    block_projections,
+    decoder_blocks,
+    model_projections,
+    parameter_shares,
+)
 from ..method.protocol import Protocol
 from ..method.stages import SearchCost
+from .cost_bench import Bench, Measurement, Watch
 
 ROWS, LENGTH = 8, 512
 """Of an evaluation's batch: 4096 tokens to score, 8 prompts to continue, as conf/suite/paper.yaml has it."""
+SHARE_EVALUATIONS = 16
 EVERY_TOKEN = Protocol(name="all", source="cost of masks at its highest")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One stage: what was measured, and how much of it a whole run has."""
-
-    stage: str
-    unit: str
-    """What one evaluation is."""
-    tokens: int
-    """Tokens of one evaluation."""
-    measured: int
-    """Evaluations measured."""
-    seconds: float
-    """Of these evaluations."""
-    total: int | None
-    """Evaluations of a whole run at the budget, at most; None: a rate, that of evaluation."""
-    setup_seconds: float = 0.0
-    """Once, before the first evaluation."""
-    peak_bytes: int | None = None
-    """Highest device memory, the model included; None without a GPU."""
-
-
-class Watch:
-    """Seconds, and highest device memory, of what runs inside; waits for the device at both ends."""
-
-    seconds: float
-    peak_bytes: int | None = None
-
-    def __enter__(self) -> Watch:
-        """Start."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        self._started = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Stop."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            self.peak_bytes = torch.cuda.max_memory_allocated()
-        self.seconds = time.perf_counter() - self._started
-
-
-@dataclass
-class Bench:
-    """A model, random calibration tokens and settings; see conf/search_cost.yaml."""
-
-    model: PreTrainedModel
-    calibration: Calibration
-    sparsity: float
-    cost: DictConfig
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return len(decoder_blocks(self.model))
-
-    def random_ids(self, rows: int, length: int, seed: int) -> Tensor:
-        """Token ids (rows, length) on the model's device."""
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(self.model.config.vocab_size, (rows, length), generator=generator)
-        return ids.to(self.calibration.device)
-
-    def plan(self, method: Method) -> SparsityPlan:
-        """A plan of the method's masks with every projection at the same sparsity: it costs what any does."""
-        if method.name == "dense":
-            return method.plan(self.calibration, 0.0)
-        sparsities = uniform_inside_blocks(uniform_over_blocks(self.calibration, self.sparsity))
-        return method.rule_builder(self.calibration).plan(sparsities, {})
-
 
 Stage = Callable[[Bench, Any], list[Measurement]]
 
@@ -219,7 +149,7 @@ def scoring(bench: Bench, method: Any) -> list[Measurement]:
 
 @torch.inference_mode()
 def generation(bench: Bench, method: Any) -> list[Measurement]:
-    """A step in which evaluation adds one token to each row, under the plan, the prompt's pass included."""
+    """A step in which evaluation adds one token to each row, under the plan; without the prompt's pass."""
     ids = bench.random_ids(ROWS, LENGTH, seed=1)
 
     def generate(new_tokens: int) -> None:
@@ -234,8 +164,11 @@ def generation(bench: Bench, method: Any) -> list[Measurement]:
 
     with applied(bench.model, bench.plan(method), EVERY_TOKEN):
         generate(2)
+        with Watch() as first:
+            generate(1)
         with Watch() as watch:
-            generate(bench.cost.new_tokens)
+            generate(1 + bench.cost.new_tokens)
+    watch.seconds -= first.seconds
     return [_rate("generation", "step", ROWS, bench.cost.new_tokens, watch)]
 
 
@@ -270,10 +203,42 @@ def factors(bench: Bench, _: Method) -> list[Measurement]:
     return [Measurement("factors", "block", 0, 1, watch.seconds, bench.blocks, peak_bytes=watch.peak_bytes)]
 
 
+def shares(bench: Bench, method: Any) -> list[Measurement]:
+    """R-Sparse's search, with factors that are random: what they hold changes no evaluation's cost."""
+    budgeted = BudgetedRules(bench.calibration, bench.sparsity, method.score)
+    for name, linear in model_projections(bench.model).items():
+        rank, weight = budgeted.rank(name, 0.0), linear.weight
+        sides = (linear.out_features, rank), (rank, linear.in_features)
+        budgeted.factors[name] = tuple(weight.new_empty(side).normal_(std=0.01) for side in sides)
+    input_ids = bench.calibration.search_tokens(method.search_tokens)
+    projections, generator = len(bench.calibration.shapes), random.Random(method.seed)
+    with Watch() as setup:  # the rules of every choice are made once
+        for choice in method.choices:
+            calibration_loss(bench.calibration, input_ids, budgeted.rules((choice,) * projections))
+    with Watch() as watch:
+        for _ in range(SHARE_EVALUATIONS):
+            drawn = tuple(generator.choice(method.choices) for _ in range(projections))
+            calibration_loss(bench.calibration, input_ids, budgeted.rules(drawn))
+    offspring = method.population - max(2, method.population // 2)
+    return [
+        Measurement(
+            "shares",
+            "individual",
+            method.search_tokens,
+            SHARE_EVALUATIONS,
+            watch.seconds,
+            method.population + method.generations * offspring,
+            setup.seconds,
+            _higher(setup, watch),
+        )
+    ]
+
+
 STAGES: dict[str, Stage] = {
     made.__name__: made
     for made in (
-        calibration, coarse, greedy, alpha, thresholds, application, scoring, generation, plan, factors
+        calibration, coarse, greedy, alpha, thresholds, application, scoring, generation, plan, factors,
+        shares,
     )
 }  # fmt: skip
 """By name in conf/search_cost.yaml."""

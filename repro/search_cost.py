@@ -25,7 +25,8 @@ from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import UserError
 from .configuration import CONFIGURATION, register_resolvers, user_mistake
-from .cost_stages import STAGES, Bench, Measurement, Watch
+from .cost_bench import Bench, Measurement, Watch
+from .cost_stages import STAGES
 from .models import find_checkpoint, load_model
 from .records import git_state, versions
 from .search_cost_table import NOT_MEASURED, Row, merged, read_costs, write_costs
