@@ -20,7 +20,7 @@ class Tile:
     channels: int = 16
     """Rows of the weight in one step; a power of two."""
     group: int = 1
-    """List blocks of one program, where blocks are not split; a step takes `channels / group` of each."""
+    """List blocks of one program, where blocks are not split."""
     parts: int = 1
     """Programs that share a list block."""
     share: int = 256
@@ -34,8 +34,6 @@ class Tile:
                 raise KernelError(f"tile: {name} must be a power of two, not {getattr(self, name)}")
         if self.group > 1 and self.parts > 1:
             raise KernelError("tile: a program takes several list blocks or a part of one, not both")
-        if self.channels % self.group:
-            raise KernelError(f"tile: channels {self.channels} are no multiple of group {self.group}")
         if self.share % self.channels:
             raise KernelError(f"tile: share {self.share} is no multiple of channels {self.channels}")
 

@@ -19,7 +19,7 @@ from .model_shapes import MODEL_SHAPES
 from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles
 from .triton_compact import ListRules, norm_compact
-from .triton_launch import blocks_of, supports_dependent_launch
+from .triton_launch import blocks_of
 from .tuning import tuned_tiles
 
 CONTEXTS = (128, 512, 2048, 8192)
@@ -59,8 +59,7 @@ def product_rows(
         for sparsity, tiles in sparsities.items():
             tile = (tiles.listed if sparsity else tiles.dense)[product.name]
             block = tiles.list_blocks(shape)[product.name]
-            pdl = supports_dependent_launch(device)
-            workload = Workload(product, dtype, device, batch, sparsity or None, block, pdl)
+            workload = Workload(product, dtype, device, batch, sparsity or None, block)
             if dense_us is None:
                 dense_us = _dense_microseconds(workload, clock)
             error = workload.error(tile)
@@ -103,8 +102,7 @@ def launch_microseconds(
             shape, dtype, device, tiles, batch, context, clock
         )
     gate_up = next(product for product in products_of(shape) if product.name == "gate_up")
-    pdl = supports_dependent_launch(device)
-    workload = Workload(gate_up, dtype, device, batch, sparsity, tiles.list_block, pdl)
+    workload = Workload(gate_up, dtype, device, batch, sparsity, tiles.list_block)
     tile = tiles.listed["gate_up"]
     times["gate+up with silu·mul+compact"] = clock(lambda copy: workload.start(tile, copy), workload.copies)
     times["gate+up, partial sums only"] = clock(
@@ -129,8 +127,7 @@ def _norm_microseconds(
     bound = residual.abs().flatten().quantile(sparsity).item()
     rules = ListRules(torch.full((3, shape.hidden), bound, device=device))
     lists = ChannelLists.empty(3, batch, shape.hidden, tiles.list_block, device)
-    pdl = supports_dependent_launch(device)
-    return clock(lambda _: norm_compact(residual, squares, gain, shape.norm_epsilon, rules, lists, pdl=pdl), 1)
+    return clock(lambda _: norm_compact(residual, squares, gain, shape.norm_epsilon, rules, lists), 1)
 
 
 def _attention_microseconds(
@@ -158,10 +155,7 @@ def _attention_microseconds(
     attend, width = tiles.attention_over(cache, shape.heads), shape.attention_width
     lists = ChannelLists.empty(1, batch, width, tiles.attention.list_block(shape), device)
     bounds = torch.full((width,), 0.05, device=device)
-    pdl = supports_dependent_launch(device)
-    return clock(
-        lambda copy: attend(sums, None, cache, copy, None, bounds=bounds, lists=lists, pdl=pdl), copies
-    )
+    return clock(lambda copy: attend(sums, None, cache, copy, None, bounds=bounds, lists=lists), copies)
 
 
 def main() -> None:

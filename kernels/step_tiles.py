@@ -30,7 +30,7 @@ class StepTiles:
     dense: dict[str, Tile]
     up_rows: Tile = field(default_factory=lambda: Tile(columns=512, channels=8, warps=4, stages=2))
     attention: AttentionTile | ShortAttentionTile = field(default_factory=AttentionTile)
-    list_block: int = 256
+    list_block: int = 512
     """Channels of one list block after RMSNorm; a power of two."""
     consumer_adds_qkv: bool = False
     """Attention adds the partial sums of q, k and v itself, instead of the last program of each tile."""
@@ -81,7 +81,9 @@ def default_tiles(shape: DecoderShape, batch: int = 1, capacity: int = 2048) -> 
             columns //= 2
         channels, warps = (8, 2) if batch == 1 else (16, 4)
         dense[name] = Tile(columns, channels, share=256, warps=warps, stages=3)
-        listed[name] = Tile(64, 32, group=4, warps=1, stages=4) if batch == 1 else dense[name]
+        # Lists behind RMSNorm have blocks of 512 channels, o's one a head, down's one a tile of gate and up.
+        group = {"o": 2, "down": 8, "gate_up": 2}.get(name, 1)
+        listed[name] = Tile(64, 32, group=group, warps=1, stages=4) if batch == 1 else dense[name]
     if batch == 1 and capacity <= LONGEST_SHORT:
         return StepTiles(listed, dense, attention=ShortAttentionTile())
     long = capacity > 2048

@@ -34,33 +34,29 @@ def listed_product(
     TILE: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
     STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """(ROWS, TILE) product over this split's share: GROUP list blocks, or one of PARTS parts of a block.
-
-    A step takes as many entries of each of its blocks, so that one loop runs through all of them at once.
-    """
-    EACH: tl.constexpr = CHANNELS // GROUP
+    """(ROWS, TILE) product over this split's share: GROUP list blocks, or one of PARTS parts of a block."""
     row = tl.arange(0, ROWS)
-    block = split // PARTS * GROUP + tl.arange(0, CHANNELS) // EACH
-    count = tl.load(counts + projection * BLOCKS + block, mask=block < BLOCKS, other=0)
-    first = count * (split % PARTS) // PARTS
-    last = count * (split % PARTS + 1) // PARTS
-    own = first + tl.arange(0, CHANNELS) % EACH
     acc = tl.zeros((CHANNELS if BATCH == 1 else ROWS, TILE), dtype=tl.float32)
-    for start in tl.range(0, tl.max(last - first, 0), EACH, num_stages=STAGES):
-        entry = own + start
-        listed = entry < last
-        # Entries beyond the count are stale but channels all the same: this need not wait for the count.
-        at = block * BLOCK + entry
-        channel = tl.load(index + projection * BLOCKS * BLOCK + at, mask=at < BLOCKS * BLOCK, other=0)
-        if BATCH == 1:
-            x = tl.load(values + projection * BLOCKS * BLOCK + at, mask=listed, other=0.0)
-        else:
-            every = (projection * BATCH + row[:, None]) * BLOCKS * BLOCK + at[None, :]
-            x = tl.load(values + every, mask=listed[None, :] & (row[:, None] < BATCH), other=0.0)
-        live = listed[:, None] if EVEN else listed[:, None] & inside[None, :]
-        cell = weight + channel[:, None] * COLUMNS + column[None, :]
-        w = tl.load(cell, mask=live, other=0.0, eviction_policy="evict_first")
-        acc = multiplied(acc, w, x, BATCH)
+    for member in tl.static_range(GROUP):
+        block = (split // PARTS) * GROUP + member
+        count = tl.load(counts + projection * BLOCKS + block, mask=block < BLOCKS, other=0)
+        first = count * (split % PARTS) // PARTS
+        last = count * (split % PARTS + 1) // PARTS
+        entries = projection * BLOCKS * BLOCK + block * BLOCK
+        for start in tl.range(first, last, CHANNELS, num_stages=STAGES):
+            entry = start + tl.arange(0, CHANNELS)
+            listed = entry < last
+            # Entries beyond the count are stale but channels all the same: this need not wait for the count.
+            channel = tl.load(index + entries + entry, mask=entry < BLOCK, other=0)
+            if BATCH == 1:
+                x = tl.load(values + entries + entry, mask=listed, other=0.0)
+            else:
+                at = (projection * BATCH + row[:, None]) * BLOCKS * BLOCK + block * BLOCK + entry[None, :]
+                x = tl.load(values + at, mask=listed[None, :] & (row[:, None] < BATCH), other=0.0)
+            live = listed[:, None] if EVEN else listed[:, None] & inside[None, :]
+            cell = weight + channel[:, None] * COLUMNS + column[None, :]
+            w = tl.load(cell, mask=live, other=0.0, eviction_policy="evict_first")
+            acc = multiplied(acc, w, x, BATCH)
     return tl.sum(acc, 0)[None, :] if BATCH == 1 else acc
 
 

@@ -22,7 +22,7 @@ from .gemv_tiles import Tile
 from .gpu_products import Product, Workload, products_of
 from .gpu_timing import Clock, device_name, graph_clock
 from .step_tiles import StepTiles, default_tiles
-from .triton_launch import INTERPRETED, blocks_of, supports_dependent_launch
+from .triton_launch import INTERPRETED, blocks_of
 
 CACHE_VARIABLE = "WISPARSE_CACHE"
 SPARSITY_BUCKETS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -106,8 +106,7 @@ def _with_shares(tile: Tile, launched: Product, list_block: int | None) -> list[
         splits = [blocks_of(launched.inner, one.share) for one in shared]
     else:
         blocks = blocks_of(launched.inner, list_block)
-        groups = [group for group in (1, 2, 4, 8) if 2 * group <= tile.channels]
-        shared = [replace(tile, group=group) for group in groups]
+        shared = [replace(tile, group=group) for group in (1, 2, 4, 8)]
         shared += [replace(tile, parts=parts) for parts in (2, 4)]
         splits = [blocks_of(blocks, one.group) * one.parts for one in shared]
     # gate and up are two products of one program.
@@ -192,9 +191,7 @@ def tuned_tiles(
             key = tuning_key(one, dtype, device, batch, wanted, block)
             tile = cache.find(key)
             if tile is None:
-                workload = Workload(
-                    one, dtype, device, batch, wanted, block, pdl=supports_dependent_launch(device)
-                )
+                workload = Workload(one, dtype, device, batch, wanted, block)
                 every = candidates(one, batch, None if wanted is None else block)
                 tile, microseconds = tune(workload, target[one.name], every, clock)
                 cache.store(key, tile, microseconds)
