@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -70,21 +70,36 @@ def default_tiles(shape: DecoderShape, batch: int = 1, capacity: int = 2048) -> 
 
     From sweeps on one H100 at Llama-3.1-8B shapes: narrow tiles of one warp and many channels a step.
     """
-    inner = {"qkv": shape.hidden, "gate_up": shape.hidden, "gate": shape.hidden, "right": shape.hidden}
-    inner |= {"o": shape.attention_width, "down": shape.ffn, "left": 256}
-    out = {"o": shape.hidden, "down": shape.hidden, "left": shape.hidden, "right": 256, "gate": shape.ffn}
-    out |= {"qkv": shape.attention_width + 2 * shape.kv_width, "gate_up": shape.ffn}
-    dense, listed = {}, {}
-    for name in PRODUCTS:
-        columns = 512
-        while columns > 64 and blocks_of(out[name], columns) * blocks_of(inner[name], 256) < 300:
-            columns //= 2
-        channels, warps = (8, 2) if batch == 1 else (16, 4)
-        dense[name] = Tile(columns, channels, share=256, warps=warps, stages=3)
+    dense = _dense_tiles(shape, batch)
+    listed = dense
+    if batch == 1:
         # Lists behind RMSNorm have blocks of 512 channels, o's one a head, down's one a tile of gate and up.
-        group = {"o": 2, "down": 8, "gate_up": 2}.get(name, 1)
-        listed[name] = Tile(64, 32, group=group, warps=1, stages=4) if batch == 1 else dense[name]
+        groups = {"o": 2, "down": 8, "gate_up": 2, "gate": 2}
+        tile = Tile(64, 32, warps=1, stages=4)
+        listed = {name: replace(tile, group=groups.get(name, 1)) for name in PRODUCTS}
     if batch == 1 and capacity <= LONGEST_SHORT:
         return StepTiles(listed, dense, attention=ShortAttentionTile())
     long = capacity > 2048
     return StepTiles(listed, dense, attention=AttentionTile(64 if long else 32, 32 if long else 16))
+
+
+def _dense_tiles(shape: DecoderShape, batch: int) -> dict[str, Tile]:
+    if batch == 1:
+        tiles = dict.fromkeys(PRODUCTS, Tile(64, 32, share=256, warps=1, stages=3))
+        wide = Tile(128, 32, share=512, warps=2, stages=2)
+        return tiles | {"gate_up": wide, "gate": wide, "down": Tile(64, 64, share=1024, warps=2, stages=2)}
+    inner = {"o": shape.attention_width, "down": shape.ffn, "left": 256}
+    out = {
+        "qkv": shape.attention_width + 2 * shape.kv_width,
+        "gate_up": shape.ffn,
+        "gate": shape.ffn,
+        "right": 256,
+    }
+    tiles = {}
+    for name in PRODUCTS:
+        columns = 512
+        programs = blocks_of(inner.get(name, shape.hidden), 256)
+        while columns > 64 and blocks_of(out.get(name, shape.hidden), columns) * programs < 300:
+            columns //= 2
+        tiles[name] = Tile(columns, 16, share=256, warps=4, stages=3)
+    return tiles
