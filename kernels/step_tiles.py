@@ -74,9 +74,14 @@ def default_tiles(shape: DecoderShape, batch: int = 1, capacity: int = 2048) -> 
     listed = dense
     if batch == 1:
         # Lists behind RMSNorm have blocks of 512 channels, o's one a head, down's one a tile of gate and up.
-        groups = {"o": 2, "down": 8, "gate_up": 2, "gate": 2}
-        tile = Tile(64, 32, warps=1, stages=4)
-        listed = {name: replace(tile, group=groups.get(name, 1)) for name in PRODUCTS}
+        tile = Tile(64, 32, warps=1, stages=3)
+        listed = dict.fromkeys(PRODUCTS, tile) | {
+            "qkv": replace(tile, parts=2, stages=5),
+            "o": replace(tile, group=2, stages=5),
+            "gate_up": replace(tile, group=2),
+            "gate": replace(tile, group=2),
+            "down": replace(tile, group=8),
+        }
     if batch == 1 and capacity <= LONGEST_SHORT:
         return StepTiles(listed, dense, attention=ShortAttentionTile())
     long = capacity > 2048

@@ -124,39 +124,14 @@ def new_token(
 
 
 @triton.jit
-def fetch_rows(weight, index, count, entry, COLUMNS: tl.constexpr):
-    """Have the rows of a weight (in, COLUMNS) that the first `count` entries list on their way into L2.
-
-    While attention runs, memory idles. What the product after it reads is not known yet, but the list that the
-    token before has left holds most of it.
-    """
-    wanted = entry < count
-    channel = tl.load(index + entry, mask=wanted, other=0)
-    SIZE: tl.constexpr = COLUMNS * weight.dtype.element_ty.primitive_bitwidth // 8
-    at = weight + channel.to(tl.int64) * COLUMNS
-    tl.inline_asm_elementwise(
-        """
-        {
-            .reg .pred fetch;
-            setp.ne.s32 fetch, $2, 0;
-            @fetch cp.async.bulk.prefetch.L2.global [$1], $3;
-            mov.u32 $0, 0;
-        }
-        """,
-        "=r,l,r,r", [at, wanted.to(tl.int32), tl.full(at.shape, SIZE, tl.int32)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def attention_kernel(
     sums, bias, keys, values, cosines, sines, lengths, firsts, parts, counters,
-    x_out, bounds, to_index, to_values, to_counts, next_rows,
+    x_out, bounds, to_index, to_values, to_counts,
     SUM_SPLITS: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
     BATCH: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     PADDED_GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
     AT_ONCE: tl.constexpr, CAPACITY: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
-    COMPACT: tl.constexpr, NEXT_COLUMNS: tl.constexpr, PDL: tl.constexpr,
+    COMPACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row, one key-value head, one part of the context."""
     head = tl.program_id(0) % KV_HEADS
@@ -180,11 +155,6 @@ def attention_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    FETCH: tl.constexpr = PDL and NEXT_COLUMNS > 0
-    if FETCH and row == 0 and split == 0:
-        entry = tl.arange(0, PADDED_GROUP * PADDED_HEAD)
-        count = tl.load(to_counts + head)
-        fetch_rows(next_rows, to_index + head * GROUP * HEAD, count, entry, NEXT_COLUMNS)
     if split < active:
         own = sums + row * (GROUP + 2) * KV_HEADS * HEAD
         q, k, v = new_token(own, bias, keys, cosine, sine, head, SUM_SPLITS, BATCH, KV_HEADS, GROUP, QUERIES,
@@ -245,16 +215,13 @@ def attention(
     bounds: Tensor | None = None,
     lists: ChannelLists | None = None,
     x_out: Tensor | None = None,
-    next_rows: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Attention of the token whose q, k, v are `sums` (splits, batch, q + 2·kv) float32, up to its own slot.
 
     Its rotated key and its value go to slot `cache.length` of the block. With `bounds` (heads · head_dim,) the
     channels with |x| ≥ bound go to `lists`, one list block a key-value head; else x_out (batch, channels) is
-    written. `window`: the last so many tokens, this one included. next_rows (channels, out): the weight that
-    reads `lists`; with `pdl` the rows that the last call has listed are fetched into L2 meanwhile: results stay
-    the same. Raises KernelError for what does not fit.
+    written. `window`: the last so many tokens, this one included. Raises KernelError for what does not fit.
     """
     _, batch, kv_heads, capacity, head_dim = cache.keys.shape
     heads = sums.shape[2] // head_dim - 2 * kv_heads
@@ -278,11 +245,10 @@ def attention(
         (batch * kv_heads, splits),
         sums, bias, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
         cache.first, parts, counters, x_out, bounds,
-        *((lists.index, lists.values, lists.counts) if lists else (None, None, None)), next_rows,
+        *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
         SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step,
         SPLITS=splits, BATCH=batch, ROWS=rows, KV_HEADS=kv_heads, GROUP=group, PADDED_GROUP=padded_group,
         QUERIES=max(16, padded_group), HEAD=head_dim, PADDED_HEAD=padded_head, AT_ONCE=at_once,
         CAPACITY=capacity, SCALE=head_dim**-0.5, STAGES=tile.stages, COMPACT=lists is not None,
-        NEXT_COLUMNS=0 if lists is None or next_rows is None else next_rows.shape[1],
         warps=tile.warps, pdl=pdl,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
 from .errors import KernelError
 from .static_cache import StaticCache
-from .triton_attention import fetch_rows, projected, rotated, slots_of
+from .triton_attention import projected, rotated, slots_of
 from .triton_compact import rounded, store_list
 from .triton_launch import launch, power_of_two
 
@@ -38,11 +38,10 @@ def look_at(q, k, v, begin, end, highest, total, acc, STEP: tl.constexpr, SCALE:
 @triton.jit
 def short_attention_kernel(
     sums, bias, keys, values, cosines, sines, lengths, firsts,
-    x_out, bounds, to_index, to_values, to_counts, next_rows,
+    x_out, bounds, to_index, to_values, to_counts,
     SUM_SPLITS: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr, CAPACITY: tl.constexpr,
-    SCALE: tl.constexpr, STAGES: tl.constexpr, COMPACT: tl.constexpr, NEXT_COLUMNS: tl.constexpr,
-    PDL: tl.constexpr,
+    SCALE: tl.constexpr, STAGES: tl.constexpr, COMPACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One query head over the whole context."""
     query = tl.program_id(0)
@@ -61,14 +60,11 @@ def short_attention_kernel(
     v = slots_of(values + slots, lowest, length, STEP, HEAD, PADDED_HEAD)
     cosine = tl.load(cosines + (length - first) * HEAD + d, mask=real, other=0.0)
     sine = tl.load(sines + (length - first) * HEAD + d, mask=real, other=0.0)
-    FETCH: tl.constexpr = PDL and NEXT_COLUMNS > 0
     if COMPACT:
         bound = tl.load(bounds + query * HEAD + d, mask=real, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    if FETCH:
-        fetch_rows(next_rows, to_index + query * HEAD, tl.load(to_counts + query), d, NEXT_COLUMNS)
     q = rotated(sums, bias, keys, query * HEAD, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
     k_start = (HEADS + head) * HEAD
     new_key = rotated(sums, bias, keys, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
@@ -118,7 +114,6 @@ def short_attention(
     bounds: Tensor | None = None,
     lists: ChannelLists | None = None,
     x_out: Tensor | None = None,
-    next_rows: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """As `triton_attention.attention`, for one row, with one list block a query head; no scratch is needed.
@@ -140,10 +135,7 @@ def short_attention(
         (heads,),
         sums, bias, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
         cache.first, x_out, bounds, *((lists.index, lists.values, lists.counts) if lists else (None,) * 3),
-        next_rows,
         SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step, HEADS=heads, KV_HEADS=kv_heads,
         HEAD=head_dim, PADDED_HEAD=power_of_two(head_dim), CAPACITY=capacity, SCALE=head_dim**-0.5,
-        STAGES=tile.stages, COMPACT=lists is not None,
-        NEXT_COLUMNS=0 if lists is None or next_rows is None else next_rows.shape[1],
-        warps=tile.warps, pdl=pdl,
+        STAGES=tile.stages, COMPACT=lists is not None, warps=tile.warps, pdl=pdl,
     )  # fmt: skip

@@ -132,13 +132,9 @@ class TritonDecodeStep:
                 bias=packed.qkv_bias, addend=site.addend,
             )  # fmt: skip
         block = tiles.attention.list_block(shape)
-        # A list of its own for each block: it says what to fetch ahead when the block's turn comes again.
-        name = f"attention_output {index}"
-        output = self._site(name, {"o": shape.hidden}, shape.attention_width, rules, block)
+        output = self._site("attention_output", {"o": shape.hidden}, shape.attention_width, rules, block)
         window = shape.windows[index]
-        self._add(
-            self._attention, sums, bias, self.cache, index, window, next_rows=packed.o, **self._written(output)
-        )
+        self._add(self._attention, sums, bias, self.cache, index, window, **self._written(output))
         return self._onto_residual(output, packed.o, "o")
 
     def _plan_mlp(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:
