@@ -19,11 +19,11 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed \
-	verify-claims report bench prefetch readme train-embedded clean
+	reproduce-search-cost verify-claims report bench prefetch readme train-embedded clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## create .venv with the locked dependencies (a second run installs nothing)
 
@@ -51,7 +51,7 @@ profile:
 	@case " $(PROFILES) " in *" $(PROFILE) "*) ;; \
 	*) echo "error: there is no PROFILE '$(PROFILE)'; choose quick, full or paper" >&2; exit 2;; esac
 
-reproduce-all: profile $(INSTALLED) ## everything below, in order; goes on after a part that fails, and says so in the end
+reproduce-all: profile $(INSTALLED) ## tables, figures, speed, claims and report, in order; a part that fails is reported in the end
 	@failed=; for part in $(PARTS); do \
 		echo "== $$part PROFILE=$(PROFILE)"; $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
@@ -81,6 +81,11 @@ report: verify-claims ## one page of everything in results/, into results/report
 
 reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a GPU; without one the CPU path on llama-mini
 	@$(RUN) -m wisparse.repro.reproduce_speed $(OVERRIDES)
+
+reproduce-search-cost: $(INSTALLED) ## what making plans costs for the 7-8B models, random weights; one GPU
+	@for model in llama3.1-8b mistral-7b qwen2.5-7b; do \
+		$(RUN) -m wisparse.repro.search_cost model=$$model model.device=cuda $(OVERRIDES) || exit $$?; \
+	done
 
 bench: $(INSTALLED) ## pytest-benchmark: kernels by shape, dtype and sparsity, and decoding; into results/bench-*.json
 	@$(RUN) -m pytest -q tests/benchmarks --benchmark-enable --benchmark-only --benchmark-sort=name \

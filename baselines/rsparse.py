@@ -47,8 +47,9 @@ class BudgetedRules:
     calibration: Calibration
     sparsity: float
     score: str
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By key, `low_rank_factors` up to the largest rank that the budget buys; made when first needed."""
     _rules: dict[tuple[str, float], ProjectionRule] = field(default_factory=dict)
-    _factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rank(self, name: str, share: float) -> int:
         """Rank that the rest of the budget buys: (1 − ρ)·C·mn/(m + n), rounded down."""
@@ -69,10 +70,13 @@ class BudgetedRules:
             rule = final(builder.one(name, 1.0 - self.kept_channels(name, share)))
             rank = self.rank(name, share)
             if rank:
-                if name not in self._factors:
+                if name not in self.factors:
                     weight = model_projections(self.calibration.model)[name].weight
-                    self._factors[name] = low_rank_factors(weight)
-                left, right = self._factors[name]
+                    left, right = low_rank_factors(weight)
+                    largest = self.rank(name, 0.0)
+                    # Copies: views would keep all ranks, which together are larger than the model.
+                    self.factors[name] = left[:, :largest].clone(), right[:largest].clone()
+                left, right = self.factors[name]
                 rule = replace(rule, left=left[:, :rank].contiguous(), right=right[:rank].contiguous())
             self._rules[name, share] = rule
         return self._rules[name, share]
@@ -82,6 +86,15 @@ class BudgetedRules:
         return {
             name: self.rule(name, share) for name, share in zip(self.calibration.shapes, shares, strict=True)
         }
+
+
+@torch.inference_mode()
+def calibration_loss(calibration: Calibration, input_ids: Tensor, rules: dict[str, ProjectionRule]) -> float:
+    """Cross entropy in nats a token of calibration text (sequences, length) under rules by key."""
+    linears, positions = model_projections(calibration.model), calibration.search_positions(input_ids)
+    with sparse_projections(linears, rules, positions):
+        logits = calibration.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten()).item()
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,6 @@ class RSparse(Method):
         plan.provenance |= {"shares": dict(zip(calibration.shapes, shares, strict=True)), **cost.to_dict()}
         return plan
 
-    @torch.inference_mode()
     def _search(self, calibration: Calibration, budgeted: BudgetedRules, cost: SearchCost) -> Shares:
         """Evolutionary search of ρ by calibration perplexity.
 
@@ -134,18 +146,12 @@ class RSparse(Method):
         generator = random.Random(self.seed)
         genes = len(calibration.shapes)
         input_ids = calibration.search_tokens(self.search_tokens)
-        positions = calibration.search_positions(input_ids)
-        linears = model_projections(calibration.model)
         known: dict[Shares, float] = {}
 
         def loss(individual: Shares) -> float:
             if individual not in known:
                 cost.count("share search", 1)
-                with sparse_projections(linears, budgeted.rules(individual), positions):
-                    logits = calibration.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-                known[individual] = F.cross_entropy(
-                    logits.flatten(0, 1).float(), input_ids[:, 1:].flatten()
-                ).item()
+                known[individual] = calibration_loss(calibration, input_ids, budgeted.rules(individual))
             return known[individual]
 
         population: list[Shares] = [(choice,) * genes for choice in self.choices][: self.population]

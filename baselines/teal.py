@@ -34,19 +34,25 @@ class TEAL(Method):
     def _mask(self) -> MaskRule:
         return StaticThreshold()
 
+    @property
+    def greedy_settings(self) -> GreedySettings:
+        """Of the allocation inside blocks."""
+        return GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, late_norm_error)
+
+    def rule_builder(self, calibration: Calibration) -> RuleBuilder:
+        """The rules that the allocation is made with, and the plan."""
+        return RuleBuilder(calibration, self._mask(), dict.fromkeys(calibration.shapes, self._alpha()))
+
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         cost = SearchCost()
         with cost.stage("calibration"):
-            builder = RuleBuilder(calibration, self._mask(), dict.fromkeys(calibration.shapes, self._alpha()))
+            builder = self.rule_builder(calibration)
             _ = calibration.statistics
         blocks = uniform_over_blocks(calibration, sparsity)
         sparsities = uniform_inside_blocks(blocks)
         if self.greedy:
             with cost.stage("greedy"):
-                settings = GreedySettings(
-                    self.greedy_step, self.block_tokens, self.batch_tokens, late_norm_error
-                )
-                sparsities = allocate_greedily(calibration, builder, blocks, settings, cost)
+                sparsities = allocate_greedily(calibration, builder, blocks, self.greedy_settings, cost)
         with cost.stage("thresholds"):
             plan = builder.plan(sparsities, {"block_sparsities": blocks})
         plan.provenance |= cost.to_dict()

@@ -27,6 +27,7 @@ class CapturedStep:
         device = step.weights.device
         if device.type != "cuda":
             raise KernelError(f"CUDA graphs need a CUDA GPU, the model is on {device}; call the step itself")
+        self._step = step  # the graph holds addresses of its buffers, but not the buffers
         self.tokens: Tensor = torch.zeros(step.batch, dtype=torch.int64, device=device)
         length = step.cache.length.clone()
         # Kernels are compiled and libraries set up outside the capture. What warm-ups write lies beyond the

@@ -50,11 +50,10 @@ class Workload:
         device: torch.device,
         batch: int = 1,
         sparsity: float | None = None,
-        list_block: int = 256,
-        pdl: bool = False,
+        list_block: int = 512,
     ) -> None:
         """sparsity: share of channels that every row drops, by threshold; None: the dense kernel."""
-        self.product, self.batch, self.sparsity, self._pdl = product, batch, sparsity, pdl
+        self.product, self.batch, self.sparsity = product, batch, sparsity
         generator = torch.Generator(device).manual_seed(0)
         options = {"generator": generator, "device": device}
         scale = product.inner**-0.5
@@ -79,7 +78,7 @@ class Workload:
     def start(self, tile: Tile, copy: int = 0) -> None:
         """Launch the product with the epilogue that it has in a decode step."""
         weight, name = self.weights[copy], self.product.name
-        common = {"workspace": self._workspace, "pdl": self._pdl}
+        common = {"workspace": self._workspace}
         if name == "qkv":
             gemv(self.activation, weight, self._columns, self._out, tile, **common)
         elif name == "gate_up":
@@ -95,7 +94,7 @@ class Workload:
         splits = tile.splits(self.activation.lists, self.product.inner)
         partials = self._workspace.partials(splits * self.batch * self.product.out)
         shaped = partials[: splits * self.batch * self.product.out].view(splits, self.batch, -1)
-        gemv_partials(self.activation, self.weights[copy], self._columns, shaped, tile, pdl=self._pdl)
+        gemv_partials(self.activation, self.weights[copy], self._columns, shaped, tile)
 
     def dense_call(self) -> tuple[list[Tensor], Tensor]:
         """Weights (out, in) and x for `F.linear`, what the sparse kernel is compared with."""

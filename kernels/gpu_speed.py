@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,8 @@ from .gpu_timing import Clock, cold_copies, device_name, graph_clock
 from .model_shapes import MODEL_SHAPES
 from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles
-from .triton_attention import attention, attention_parts
 from .triton_compact import ListRules, norm_compact
-from .triton_launch import blocks_of, supports_dependent_launch
+from .triton_launch import blocks_of
 from .tuning import tuned_tiles
 
 CONTEXTS = (128, 512, 2048, 8192)
@@ -59,9 +58,8 @@ def product_rows(
         dense_us = None
         for sparsity, tiles in sparsities.items():
             tile = (tiles.listed if sparsity else tiles.dense)[product.name]
-            block = _list_block(product.name, shape, tiles)
-            pdl = supports_dependent_launch(device)
-            workload = Workload(product, dtype, device, batch, sparsity or None, block, pdl)
+            block = tiles.list_blocks(shape)[product.name]
+            workload = Workload(product, dtype, device, batch, sparsity or None, block)
             if dense_us is None:
                 dense_us = _dense_microseconds(workload, clock)
             error = workload.error(tile)
@@ -78,11 +76,6 @@ def product_rows(
                 gb_s=workload.bytes_read / us / 1e3,
                 err=error,
             )
-
-
-def _list_block(name: str, shape: DecoderShape, tiles: StepTiles) -> int:
-    own = {"o": shape.attention_width // shape.kv_heads, "down": tiles.listed["gate_up"].columns}
-    return own.get(name, tiles.list_block)
 
 
 def _dense_microseconds(workload: Workload, clock: Clock) -> float:
@@ -109,8 +102,7 @@ def launch_microseconds(
             shape, dtype, device, tiles, batch, context, clock
         )
     gate_up = next(product for product in products_of(shape) if product.name == "gate_up")
-    pdl = supports_dependent_launch(device)
-    workload = Workload(gate_up, dtype, device, batch, sparsity, tiles.list_block, pdl)
+    workload = Workload(gate_up, dtype, device, batch, sparsity, tiles.list_block)
     tile = tiles.listed["gate_up"]
     times["gate+up with silu·mul+compact"] = clock(lambda copy: workload.start(tile, copy), workload.copies)
     times["gate+up, partial sums only"] = clock(
@@ -135,8 +127,7 @@ def _norm_microseconds(
     bound = residual.abs().flatten().quantile(sparsity).item()
     rules = ListRules(torch.full((3, shape.hidden), bound, device=device))
     lists = ChannelLists.empty(3, batch, shape.hidden, tiles.list_block, device)
-    pdl = supports_dependent_launch(device)
-    return clock(lambda _: norm_compact(residual, squares, gain, shape.norm_epsilon, rules, lists, pdl=pdl), 1)
+    return clock(lambda _: norm_compact(residual, squares, gain, shape.norm_epsilon, rules, lists), 1)
 
 
 def _attention_microseconds(
@@ -160,19 +151,11 @@ def _attention_microseconds(
         sines=torch.zeros(context, shape.head_dim, device=device),
     )
     sums = torch.randn(1, batch, shape.attention_width + 2 * shape.kv_width, device=device)
-    tile = tiles.attention
-    parts = torch.empty(attention_parts(cache, shape.heads, tile), device=device)
-    counters = torch.zeros(shape.kv_heads, dtype=torch.int32, device=device)
-    width, group = shape.attention_width, shape.attention_width // shape.kv_heads
-    lists = ChannelLists.empty(1, batch, width, group, device)
+    tiles = replace(tiles, attention=default_tiles(shape, batch, context).attention)
+    attend, width = tiles.attention_over(cache, shape.heads), shape.attention_width
+    lists = ChannelLists.empty(1, batch, width, tiles.attention.list_block(shape), device)
     bounds = torch.full((width,), 0.05, device=device)
-    pdl = supports_dependent_launch(device)
-    return clock(
-        lambda copy: attention(
-            sums, None, cache, copy, None, parts, counters, tile, bounds=bounds, lists=lists, pdl=pdl
-        ),
-        copies,
-    )
+    return clock(lambda copy: attend(sums, None, cache, copy, None, bounds=bounds, lists=lists), copies)
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .channel_lists import ChannelLists
+from .decoder_weights import DecoderShape
 from .errors import KernelError
 from .static_cache import StaticCache
-from .triton_combine import combine, context_of, store_parts
+from .triton_combine import combine, context_of, finish_alone, store_parts
 from .triton_compact import rounded
 from .triton_launch import blocks_of, launch, power_of_two
 from .triton_product import WIDEN_DOTS
@@ -54,65 +55,72 @@ def dot(a, b):
 
 
 @triton.jit
-def attend(keys, values, q, begin, end, STEP: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
-           QUERIES: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """Softmax over slots begin to end − 1, unnormalised: (highest score, sum, weighted values) by query."""
+def slots_of(values, begin, end, STEP: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr):
+    """Keys or values (STEP, PADDED_HEAD) of slots from `begin`, zeros from `end` on."""
+    slot = begin + tl.arange(0, STEP)
     d = tl.arange(0, PADDED_HEAD)
+    live = (slot[:, None] < end) & (d[None, :] < HEAD)
+    return tl.load(values + slot[:, None] * HEAD + d[None, :], mask=live, other=0.0)
+
+
+@triton.jit
+def attend_to(q, k, v, begin, end, highest, total, acc, STEP: tl.constexpr, SCALE: tl.constexpr):
+    """One step of the softmax: (highest score, sum, weighted values) by query after slots from `begin`."""
+    slot = begin + tl.arange(0, STEP)
+    scores = tl.where(slot[None, :] < end, dot(q, tl.trans(k)) * SCALE, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    weights = tl.exp(scores - higher[:, None])
+    shrink = tl.exp(highest - higher)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = acc * shrink[:, None] + dot(weights.to(v.dtype), v)
+    return higher, total, acc
+
+
+@triton.jit
+def attend(
+    keys, values, q, first_keys, first_values, new_key, new_value, begin, end, length,
+    STEP: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr, QUERIES: tl.constexpr,
+    SCALE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Softmax over slots begin to end − 1, unnormalised: (highest score, sum, weighted values) by query.
+
+    The first step's keys and values are there already; those of slot `length`, the new token's, are given.
+    """
+    new = (begin + tl.arange(0, STEP) == length)[:, None]
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     acc = tl.zeros((QUERIES, PADDED_HEAD), tl.float32)
-    for start in tl.range(begin, end, STEP, num_stages=STAGES):
-        slot = start + tl.arange(0, STEP)
-        at = slot[:, None] * HEAD + d[None, :]
-        live = (slot[:, None] < end) & (d[None, :] < HEAD)
-        k = tl.load(keys + at, mask=live, other=0.0)
-        scores = dot(q, tl.trans(k)) * SCALE
-        scores = tl.where(slot[None, :] < end, scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp(scores - higher[:, None])
-        shrink = tl.exp(highest - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        v = tl.load(values + at, mask=live, other=0.0)
-        acc = acc * shrink[:, None] + dot(weights.to(v.dtype), v)
-        highest = higher
+    k = tl.where(new, new_key[None, :], first_keys)
+    v = tl.where(new, new_value[None, :], first_values)
+    highest, total, acc = attend_to(q, k, v, begin, end, highest, total, acc, STEP, SCALE)
+    for start in tl.range(begin + STEP, end, STEP, num_stages=STAGES):
+        new = (start + tl.arange(0, STEP) == length)[:, None]
+        k = slots_of(keys, start, tl.minimum(end, length), STEP, HEAD, PADDED_HEAD)
+        v = slots_of(values, start, tl.minimum(end, length), STEP, HEAD, PADDED_HEAD)
+        k = tl.where(new, new_key[None, :], k)
+        v = tl.where(new, new_value[None, :], v)
+        highest, total, acc = attend_to(q, k, v, start, end, highest, total, acc, STEP, SCALE)
     return highest, total, acc
 
 
 @triton.jit
-def fetch(slots, begin, end, STEP: tl.constexpr, HEAD: tl.constexpr):
-    """Have the first two steps' keys or values on their way into L2 while the kernel before still runs."""
-    LINES: tl.constexpr = (HEAD * slots.dtype.element_ty.primitive_bitwidth + 1023) // 1024  # of 128 bytes
-    for line in tl.static_range(LINES):
-        slot = tl.minimum(begin + tl.arange(0, 2 * STEP), end - 1)
-        at = slots + slot * HEAD + line * (HEAD // LINES)
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; // dummy $0", "=r,l", [at], dtype=tl.int32,
-                                  is_pure=False, pack=1)  # fmt: skip
-
-
-@triton.jit
 def new_token(
-    own, bias, keys, values, cosines, sines, slots, head, length, position, end,
+    own, bias, like, cosine, sine, head,
     SUM_SPLITS: tl.constexpr, BATCH: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Queries (QUERIES, PADDED_HEAD) of the new token; the program with its slot stores its key and value."""
+    """Queries (QUERIES, PADDED_HEAD), key and value (PADDED_HEAD,) of the new token, in the cache's dtype."""
     STRIDE: tl.constexpr = BATCH * (GROUP + 2) * KV_HEADS * HEAD
     d = tl.arange(0, PADDED_HEAD)
     query = tl.arange(0, QUERIES)
     real = d < HEAD
-    cosine = tl.load(cosines + position * HEAD + d, mask=real, other=0.0)
-    sine = tl.load(sines + position * HEAD + d, mask=real, other=0.0)
     q_start = (head * GROUP + query) * HEAD
-    q = rotated(own, bias, keys, q_start[:, None], d[None, :], cosine[None, :], sine[None, :], SUM_SPLITS,
+    q = rotated(own, bias, like, q_start[:, None], d[None, :], cosine[None, :], sine[None, :], SUM_SPLITS,
                 STRIDE, HEAD, (query[:, None] < GROUP) & real[None, :])  # fmt: skip
-    if end == length + 1:
-        k_start = (KV_HEADS * GROUP + head) * HEAD
-        k = rotated(own, bias, keys, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
-        v = projected(own, bias, keys, k_start + KV_HEADS * HEAD + d, SUM_SPLITS, STRIDE, real)
-        tl.store(keys + slots + length * HEAD + d, k.to(keys.dtype.element_ty), mask=real)
-        tl.store(values + slots + length * HEAD + d, v.to(keys.dtype.element_ty), mask=real)
-    tl.debug_barrier()  # loads that follow see the new key and value
-    return q.to(keys.dtype.element_ty)
+    k_start = (KV_HEADS * GROUP + head) * HEAD
+    k = rotated(own, bias, like, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
+    v = projected(own, bias, like, k_start + KV_HEADS * HEAD + d, SUM_SPLITS, STRIDE, real)
+    return q.to(like.dtype.element_ty), k.to(like.dtype.element_ty), v.to(like.dtype.element_ty)
 
 
 @triton.jit
@@ -136,29 +144,41 @@ def attention_kernel(
     lowest, share, active = context_of(length, first, WINDOW, STEP, SPLITS)
     begin = lowest + split * share
     end = tl.minimum(begin + share, length + 1)
+    # What earlier tokens left is on its way while the kernel before this one still runs.
+    d = tl.arange(0, PADDED_HEAD)
+    real = d < HEAD
+    cosine = tl.load(cosines + (length - first) * HEAD + d, mask=real, other=0.0)
+    sine = tl.load(sines + (length - first) * HEAD + d, mask=real, other=0.0)
+    known = tl.minimum(end, length)
+    first_keys = slots_of(keys + slots, begin, known, STEP, HEAD, PADDED_HEAD)
+    first_values = slots_of(values + slots, begin, known, STEP, HEAD, PADDED_HEAD)
     if PDL:
-        if split < active:
-            fetch(keys + slots, begin, end, STEP, HEAD)
-            fetch(values + slots, begin, end, STEP, HEAD)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     if split < active:
         own = sums + row * (GROUP + 2) * KV_HEADS * HEAD
-        q = new_token(own, bias, keys, values, cosines, sines, slots, head, length, length - first, end,
-                      SUM_SPLITS, BATCH, KV_HEADS, GROUP, QUERIES, HEAD, PADDED_HEAD)  # fmt: skip
-        highest, total, acc = attend(keys + slots, values + slots, q, begin, end, STEP, HEAD, PADDED_HEAD,
-                                     QUERIES, SCALE, STAGES)  # fmt: skip
-        store_parts(parts, highest, total, acc, tl.program_id(0) * SPLITS + split, GROUP, QUERIES,
-                    HEAD, PADDED_HEAD)  # fmt: skip
-        every = tl.arange(0, ROWS)
-        others = tl.load(firsts + every, mask=every < BATCH, other=0)
-        programs = tl.where(every < BATCH, context_of(length, others, WINDOW, STEP, SPLITS)[2], 0)
-        tl.debug_barrier()  # as in triton_epilogue.arrived_last; the number of programs is known here only
-        if tl.atomic_add(counters + head, 1, sem="acq_rel") == tl.sum(programs, 0) - 1:
-            tl.store(counters + head, 0)
-            combine(parts, firsts, length, head, keys, x_out, bounds, to_index, to_values, to_counts,
-                    WINDOW, STEP, SPLITS, BATCH, ROWS, KV_HEADS, GROUP, PADDED_GROUP, HEAD, PADDED_HEAD,
-                    AT_ONCE, COMPACT)  # fmt: skip
+        q, k, v = new_token(own, bias, keys, cosine, sine, head, SUM_SPLITS, BATCH, KV_HEADS, GROUP, QUERIES,
+                            HEAD, PADDED_HEAD)  # fmt: skip
+        if end == length + 1:
+            tl.store(keys + slots + length * HEAD + d, k, mask=real)
+            tl.store(values + slots + length * HEAD + d, v, mask=real)
+        highest, total, acc = attend(keys + slots, values + slots, q, first_keys, first_values, k, v, begin,
+                                     end, length, STEP, HEAD, PADDED_HEAD, QUERIES, SCALE, STAGES)  # fmt: skip
+        if BATCH == 1 and active == 1:
+            finish_alone(total, acc, keys, head, x_out, bounds, to_index, to_values, to_counts, KV_HEADS,
+                         GROUP, QUERIES, HEAD, PADDED_HEAD, COMPACT)  # fmt: skip
+        else:
+            store_parts(parts, highest, total, acc, tl.program_id(0) * SPLITS + split, GROUP, QUERIES, HEAD,
+                        PADDED_HEAD)  # fmt: skip
+            every = tl.arange(0, ROWS)
+            others = tl.load(firsts + every, mask=every < BATCH, other=0)
+            programs = tl.where(every < BATCH, context_of(length, others, WINDOW, STEP, SPLITS)[2], 0)
+            tl.debug_barrier()  # as in triton_epilogue.arrived_last; the number of programs is known here only
+            if tl.atomic_add(counters + head, 1, sem="acq_rel") == tl.sum(programs, 0) - 1:
+                tl.store(counters + head, 0)
+                combine(parts, firsts, length, head, keys, x_out, bounds, to_index, to_values, to_counts,
+                        WINDOW, STEP, SPLITS, BATCH, ROWS, KV_HEADS, GROUP, PADDED_GROUP, HEAD, PADDED_HEAD,
+                        AT_ONCE, COMPACT)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -171,6 +191,10 @@ class AttentionTile:
     """Most programs that share the context of one key-value head; short contexts use fewer."""
     warps: int = 4
     stages: int = 2
+
+    def list_block(self, shape: DecoderShape) -> int:
+        """Channels of one list block of the output: the query heads that share a key-value head."""
+        return shape.attention_width // shape.kv_heads
 
 
 def attention_parts(cache: StaticCache, heads: int, tile: AttentionTile) -> int:

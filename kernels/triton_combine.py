@@ -10,13 +10,52 @@ from .triton_compact import rounded, store_list
 
 @triton.jit
 def context_of(length, first, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr):
-    """(first slot, slots a program, programs with work) of a row's context, its new token included."""
+    """(first slot, slots a program, programs with work) of a row's context, its new token included.
+
+    A program takes two steps at least: a second step is sooner done than what two programs found is combined.
+    """
     lowest = first
     if WINDOW > 0:
         lowest = tl.maximum(first, length + 1 - WINDOW)
     slots = length + 1 - lowest
-    share = (slots + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
+    share = tl.maximum((slots + SPLITS * STEP - 1) // (SPLITS * STEP), 2) * STEP
     return lowest, share, (slots + share - 1) // share
+
+
+@triton.jit
+def finish_output(
+    x, real, query, d, head, x_out, bounds, index, values, counts,
+    BATCH: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr,
+    COMPACT: tl.constexpr,
+):  # fmt: skip
+    """List or store the output x (ROWS, WIDTH) of a key-value head's queries; query and d (WIDTH,)."""
+    row = tl.arange(0, ROWS)
+    channel = (head * GROUP + query) * HEAD + d
+    CHANNELS: tl.constexpr = KV_HEADS * GROUP * HEAD
+    if COMPACT:
+        bound = tl.load(bounds + channel, mask=(query < GROUP) & (d < HEAD), other=0.0)[None, :]
+        kept = tl.where(real, 1 - (tl.abs(x) < bound).to(tl.int32), 0)
+        store_list(index, values, counts, 0, head, channel, x, kept, CAPACITY=CHANNELS, BLOCKS=KV_HEADS,
+                   BLOCK=GROUP * HEAD, BATCH=BATCH, ROWS=ROWS)  # fmt: skip
+    else:
+        at = x_out + row[:, None] * CHANNELS + channel[None, :]
+        tl.store(at, x.to(x_out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def finish_alone(
+    total, acc, like, head, x_out, bounds, index, values, counts,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr,
+    PADDED_HEAD: tl.constexpr, COMPACT: tl.constexpr,
+):  # fmt: skip
+    """What one program found of the whole context of the only row: sums (QUERIES,), weighted values."""
+    WIDTH: tl.constexpr = QUERIES * PADDED_HEAD
+    query = tl.arange(0, WIDTH) // PADDED_HEAD
+    d = tl.arange(0, WIDTH) % PADDED_HEAD
+    x = tl.reshape(rounded(acc / total[:, None], like), (1, WIDTH))
+    real = ((query < GROUP) & (d < HEAD))[None, :]
+    finish_output(x, real, query, d, head, x_out, bounds, index, values, counts, BATCH=1, ROWS=1,
+                  KV_HEADS=KV_HEADS, GROUP=GROUP, HEAD=HEAD, COMPACT=COMPACT)  # fmt: skip
 
 
 @triton.jit
@@ -55,16 +94,8 @@ def combine(
         highest = higher
     real = inside[None, :] & (row[:, None] < BATCH)
     x = rounded(acc / tl.where(real, total, 1.0), like)
-    channel = (head * GROUP + query) * HEAD + d
-    CHANNELS: tl.constexpr = KV_HEADS * GROUP * HEAD
-    if COMPACT:
-        bound = tl.load(bounds + channel, mask=inside, other=0.0)[None, :]
-        kept = tl.where(real, 1 - (tl.abs(x) < bound).to(tl.int32), 0)
-        store_list(index, values, counts, 0, head, channel, x, kept, CAPACITY=CHANNELS, BLOCKS=KV_HEADS,
-                   BLOCK=GROUP * HEAD, BATCH=BATCH, ROWS=ROWS)  # fmt: skip
-    else:
-        at = x_out + row[:, None] * CHANNELS + channel[None, :]
-        tl.store(at, x.to(x_out.dtype.element_ty), mask=real)
+    finish_output(x, real, query, d, head, x_out, bounds, index, values, counts, BATCH, ROWS, KV_HEADS, GROUP,
+                  HEAD, COMPACT)  # fmt: skip
 
 
 @triton.jit

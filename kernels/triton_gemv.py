@@ -62,6 +62,9 @@ def gemv_kernel(
     if ALIGNED:
         start = tl.multiple_of(start, 16)
     column = start + tl.arange(0, TILE)
+    if PDL:
+        # What follows is attention or RMSNorm: few programs, which may wait beside this one's.
+        tl.extra.cuda.gdc_launch_dependents()
     product = share_of_product(weight, x, index, values, counts, projection, split, column, inside,
                                IN, COLUMNS, BLOCK, BLOCKS, BATCH, ACC_ROWS, TILE, CHANNELS, GROUP, PARTS,
                                SHARE, STAGES, EVEN, LISTED, PDL)  # fmt: skip

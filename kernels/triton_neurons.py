@@ -67,6 +67,9 @@ def neurons_kernel(
         up = share_of_product(weight + WIDTH, x, index, values, counts, 1, split, column, inside,
                               IN, COLUMNS, BLOCK, BLOCKS, BATCH, ACC_ROWS, TILE, CHANNELS, GROUP, PARTS,
                               SHARE, STAGES, EVEN, LISTED, False)  # fmt: skip
+    if PDL:
+        # Only now: the programs of down, started earlier, would crowd the multiprocessors that are free first.
+        tl.extra.cuda.gdc_launch_dependents()
     if SPLITS == 1:
         store_hidden(gate, up, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile, column,
                      inside, PAIRED, COMPACT, WIDTH, TILES, BATCH, ACC_ROWS, TILE)  # fmt: skip

@@ -46,15 +46,16 @@ def listed_product(
         for start in tl.range(first, last, CHANNELS, num_stages=STAGES):
             entry = start + tl.arange(0, CHANNELS)
             listed = entry < last
-            channel = tl.load(index + entries + entry, mask=listed, other=0)
+            # Entries beyond the count are stale but channels all the same: this need not wait for the count.
+            channel = tl.load(index + entries + entry, mask=entry < BLOCK, other=0)
             if BATCH == 1:
                 x = tl.load(values + entries + entry, mask=listed, other=0.0)
             else:
                 at = (projection * BATCH + row[:, None]) * BLOCKS * BLOCK + block * BLOCK + entry[None, :]
                 x = tl.load(values + at, mask=listed[None, :] & (row[:, None] < BATCH), other=0.0)
             live = listed[:, None] if EVEN else listed[:, None] & inside[None, :]
-            at = weight + channel[:, None] * COLUMNS + column[None, :]
-            w = tl.load(at, mask=live, other=0.0, eviction_policy="evict_first")
+            cell = weight + channel[:, None] * COLUMNS + column[None, :]
+            w = tl.load(cell, mask=live, other=0.0, eviction_policy="evict_first")
             acc = multiplied(acc, w, x, BATCH)
     return tl.sum(acc, 0)[None, :] if BATCH == 1 else acc
 
@@ -97,7 +98,6 @@ def dense_product(
     w = dense_weight(weight, channel, column, inside, IN, COLUMNS, EVEN)
     if WAIT:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     acc = multiplied(acc, w, dense_x(x, channel, IN, BATCH, ROWS), BATCH)
     for start in tl.range(begin + CHANNELS, begin + SHARE, CHANNELS, num_stages=STAGES):
         channel = start + tl.arange(0, CHANNELS)
@@ -113,11 +113,10 @@ def share_of_product(
     ROWS: tl.constexpr, TILE: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
     SHARE: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr, LISTED: tl.constexpr, WAIT: tl.constexpr,
 ):  # fmt: skip
-    """(ROWS, TILE) of one split, over lists or over the dense activation."""
+    """(ROWS, TILE) of one split, over lists or over the dense activation; WAIT for the kernel before."""
     if LISTED:
         if WAIT:
             tl.extra.cuda.gdc_wait()
-            tl.extra.cuda.gdc_launch_dependents()
         product = listed_product(weight, index, values, counts, projection, split, column, inside,
                                  COLUMNS, BLOCK, BLOCKS, BATCH, ROWS, TILE, CHANNELS, GROUP, PARTS,
                                  STAGES, EVEN)  # fmt: skip

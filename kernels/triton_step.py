@@ -18,7 +18,6 @@ from .decoder_weights import BlockWeights, DecoderWeights
 from .errors import KernelError
 from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles
-from .triton_attention import attention, attention_parts
 from .triton_compact import compact, embed, norm_compact
 from .triton_gemv import Columns, gemv, gemv_onto, gemv_partials, tiles_of
 from .triton_launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
@@ -58,6 +57,7 @@ class TritonDecodeStep:
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
+        self._attention = self.tiles.attention_over(cache, shape.heads)
         self._tokens = torch.zeros(cache.batch, dtype=torch.int64, device=weights.device)
         self._plan(rules)
 
@@ -131,16 +131,10 @@ class TritonDecodeStep:
                 gemv, site.activation, packed.qkv, columns, sums[0], tile, buffers.workspace,
                 bias=packed.qkv_bias, addend=site.addend,
             )  # fmt: skip
-        per_head = shape.attention_width // shape.kv_heads
-        output = self._site("attention_output", {"o": shape.hidden}, shape.attention_width, rules, per_head)
-        parts = buffers.sums("parts", attention_parts(self.cache, shape.heads, tiles.attention))
-        counters = buffers.once(
-            "counters", torch.zeros(shape.kv_heads, dtype=torch.int32, device=buffers.device)
-        )
-        self._add(
-            attention, sums, bias, self.cache, index, shape.windows[index], parts, counters, tiles.attention,
-            **self._written(output),
-        )  # fmt: skip
+        block = tiles.attention.list_block(shape)
+        output = self._site("attention_output", {"o": shape.hidden}, shape.attention_width, rules, block)
+        window = shape.windows[index]
+        self._add(self._attention, sums, bias, self.cache, index, window, **self._written(output))
         return self._onto_residual(output, packed.o, "o")
 
     def _plan_mlp(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:

@@ -22,16 +22,16 @@ from .gemv_tiles import Tile
 from .gpu_products import Product, Workload, products_of
 from .gpu_timing import Clock, device_name, graph_clock
 from .step_tiles import StepTiles, default_tiles
-from .triton_launch import INTERPRETED, blocks_of, supports_dependent_launch
+from .triton_launch import INTERPRETED, blocks_of
 
 CACHE_VARIABLE = "WISPARSE_CACHE"
 SPARSITY_BUCKETS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-FEWEST_PROGRAMS = 100
-MOST_PROGRAMS = 4096
-SAMPLE = 24
-ROUNDS = 5
-LARGEST_STEP = 16384
-"""Elements of weight that one program holds in a step."""
+FEWEST_PROGRAMS = 120
+MOST_PROGRAMS = 2500
+LEAST_ON_ITS_WAY = 3 << 20
+"""Bytes: what a memory of 3 TB/s with a microsecond to wait has to be asked for ahead."""
+SAMPLE = 48
+ROUNDS = 4
 
 
 class TuningCache:
@@ -90,32 +90,35 @@ def tuning_key(
 
 def candidates(launched: Product, batch: int, list_block: int | None) -> list[Tile]:
     """Tiles worth timing: list_block is the size of list blocks, None for the dense kernel."""
-    channels = (4, 8, 16) if batch == 1 else (16, 32)
-    columns = (128, 256, 512, 1024) if batch == 1 else (64, 128, 256)
+    channels = (8, 16, 32, 64) if batch == 1 else (16, 32)
+    columns = (64, 128, 256, 512) if batch == 1 else (64, 128, 256)
     found = []
-    for column, channel, warps, stages in product(columns, channels, (1, 2, 4, 8), (2, 3, 4)):
+    for column, channel, warps, stages in product(columns, channels, (1, 2, 4), (2, 3, 4, 5)):
         # A thread has 16 to 64 accumulators: fewer starve it of loads, more spill.
-        if column * channel > LARGEST_STEP or not 16 <= column * channel // (warps * 32) <= 64:
-            continue
-        tile = Tile(column, channel, warps=warps, stages=stages)
-        found += _with_shares(tile, launched, list_block)
+        if 16 <= column * channel // (warps * 32) <= 64:
+            found += _with_shares(Tile(column, channel, warps=warps, stages=stages), launched, list_block)
     return found
 
 
 def _with_shares(tile: Tile, launched: Product, list_block: int | None) -> list[Tile]:
     if list_block is None:
-        shared = [replace(tile, share=share) for share in (128, 256, 512, 1024) if share % tile.channels == 0]
+        shared = [replace(tile, share=share) for share in (128, 256, 512, 1024, 2048) if share >= tile.channels]
         splits = [blocks_of(launched.inner, one.share) for one in shared]
     else:
         blocks = blocks_of(launched.inner, list_block)
-        shared = [replace(tile, group=group) for group in (1, 2, 4)] + [
-            replace(tile, parts=parts) for parts in (2, 4)
-        ]
+        shared = [replace(tile, group=group) for group in (1, 2, 4, 8)]
+        shared += [replace(tile, parts=parts) for parts in (2, 4)]
         splits = [blocks_of(blocks, one.group) * one.parts for one in shared]
     # gate and up are two products of one program.
     width = launched.widths[0] if launched.name == "gate_up" else launched.out
     programs = [blocks_of(width, tile.columns) * count for count in splits]
-    return [one for one, n in zip(shared, programs, strict=True) if FEWEST_PROGRAMS <= n <= MOST_PROGRAMS]
+    return [one for one, n in zip(shared, programs, strict=True) if _fills(one, n)]
+
+
+def _fills(tile: Tile, programs: int) -> bool:
+    """Whether so many programs have enough on its way from memory to keep a large GPU's waiting short."""
+    on_its_way = 2 * tile.columns * tile.channels * (tile.stages - 1) * programs
+    return FEWEST_PROGRAMS <= programs <= MOST_PROGRAMS and on_its_way >= LEAST_ON_ITS_WAY
 
 
 def tune(workload: Workload, start: Tile, every: list[Tile], clock: Clock = graph_clock) -> tuple[Tile, float]:
@@ -181,21 +184,14 @@ def tuned_tiles(
     cache = cache or TuningCache()
     tiles = default_tiles(shape, batch, capacity)
     listed, dense = dict(tiles.listed), dict(tiles.dense)
-    blocks = {
-        "qkv": tiles.list_block,
-        "gate_up": tiles.list_block,
-        "o": shape.attention_width // shape.kv_heads,
-    }
     for one in products_of(shape):
-        # down's lists come from gate_up's last programs: their blocks are its tiles.
-        block = blocks.get(one.name) or listed["gate_up"].columns
+        # down's lists come from gate_up's last programs: their blocks are its tiles, which are tuned before.
+        block = replace(tiles, listed=listed).list_blocks(shape)[one.name]
         for target, wanted in ((listed, bucket_of(sparsity)), (dense, None)):
             key = tuning_key(one, dtype, device, batch, wanted, block)
             tile = cache.find(key)
             if tile is None:
-                workload = Workload(
-                    one, dtype, device, batch, wanted, block, pdl=supports_dependent_launch(device)
-                )
+                workload = Workload(one, dtype, device, batch, wanted, block)
                 every = candidates(one, batch, None if wanted is None else block)
                 tile, microseconds = tune(workload, target[one.name], every, clock)
                 cache.store(key, tile, microseconds)

@@ -11,8 +11,8 @@ from .calibration import Calibration
 from .divergence import OutputDivergence
 from .errors import UserError
 from .evolutionary import EvolutionarySearch
-from .projections import PROJECTIONS, decoder_blocks, key, split_key
-from .rules import RuleBuilder, select
+from .projections import PROJECTIONS, decoder_blocks, key
+from .rules import RuleBuilder
 from .stages import SearchCost
 
 
@@ -34,40 +34,48 @@ class BlockSearchSettings:
     tokens: int
     """Calibration tokens on which the divergence is measured."""
     batch_tokens: int
-    """Tokens a forward pass; offspring share passes up to this many."""
+    """Tokens a pass through a block; offspring share passes up to this many."""
 
 
-def evolve_block_sparsities(
-    calibration: Calibration,
-    builder: RuleBuilder,
-    sparsity: float,
-    settings: BlockSearchSettings,
-    seed: int,
-    cost: SearchCost,
-) -> tuple[list[float], list[float]]:
-    """Block sparsities with mean `sparsity` that keep the model's predictions closest to the dense model's.
+class BlockSearch:
+    """Search of block sparsities of a fixed mean that keep predictions closest to the dense model's.
 
-    While it searches, every projection of a block is at the block's sparsity. Returns the sparsities and the
-    best divergence in nats of each generation.
+    While it searches, every projection of a block is at the block's sparsity.
     """
-    evolution = settings.evolution
-    if not evolution.minimum <= sparsity <= evolution.maximum:
-        raise UserError(
-            f"sparsity {sparsity} lies outside the bounds of a block's sparsity, {evolution.minimum} to "
-            f"{evolution.maximum}; move method.evolution.minimum or method.evolution.maximum"
-        )
-    divergence = OutputDivergence(calibration, settings.tokens, settings.batch_tokens)
-    # Every sparsity that the search can reach, so that a candidate's rules are looked up, not made.
-    steps_down = int((sparsity - evolution.minimum) / evolution.step + 1e-9)
-    steps_up = int((evolution.maximum - sparsity) / evolution.step + 1e-9)
-    reachable = sparsity + evolution.step * torch.arange(-steps_down, steps_up + 1, dtype=torch.float64)
-    tables = {name: builder.candidates(name, reachable) for name in calibration.shapes}
 
-    def fitness(block_sparsities: Tensor) -> Tensor:
-        cost.count("coarse", len(block_sparsities))
-        positions = ((block_sparsities - sparsity) / evolution.step).round().long() + steps_down
-        positions = positions.to(calibration.device)
-        rules = {name: select(table, positions[:, split_key(name)[0]]) for name, table in tables.items()}
-        return divergence(rules, len(block_sparsities))
+    def __init__(
+        self,
+        calibration: Calibration,
+        builder: RuleBuilder,
+        sparsity: float,
+        settings: BlockSearchSettings,
+        cost: SearchCost,
+    ) -> None:
+        """Make the rules of every sparsity that can be reached, so that a candidate's are looked up.
 
-    return evolution.run(len(decoder_blocks(calibration.model)), sparsity, seed, fitness)
+        Raises UserError when the mean lies outside the bounds of a block's sparsity.
+        """
+        evolution = settings.evolution
+        if not evolution.minimum <= sparsity <= evolution.maximum:
+            raise UserError(
+                f"sparsity {sparsity} lies outside the bounds of a block's sparsity, {evolution.minimum} to "
+                f"{evolution.maximum}; move method.evolution.minimum or method.evolution.maximum"
+            )
+        self._evolution, self._sparsity, self._cost = evolution, sparsity, cost
+        self._blocks = len(decoder_blocks(calibration.model))
+        self._divergence = OutputDivergence(calibration, settings.tokens, settings.batch_tokens)
+        self._steps_down = int((sparsity - evolution.minimum) / evolution.step + 1e-9)
+        steps_up = int((evolution.maximum - sparsity) / evolution.step + 1e-9)
+        steps = torch.arange(-self._steps_down, steps_up + 1, dtype=torch.float64)
+        reachable = sparsity + evolution.step * steps
+        self._tables = {name: builder.candidates(name, reachable) for name in calibration.shapes}
+
+    def fitness(self, block_sparsities: Tensor) -> Tensor:
+        """Divergence in nats of candidates (candidates, blocks) float64; (candidates,)."""
+        self._cost.count("coarse", len(block_sparsities))
+        steps = ((block_sparsities - self._sparsity) / self._evolution.step).round().long()
+        return self._divergence(self._tables, steps + self._steps_down)
+
+    def run(self, seed: int) -> tuple[list[float], list[float]]:
+        """The sparsities found, and the best divergence in nats of each generation."""
+        return self._evolution.run(self._blocks, self._sparsity, seed, self.fitness)

@@ -85,7 +85,7 @@ def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Ite
     """
     model, input_ids = calibration.model, calibration.search_tokens(tokens)
     positions = calibration.search_positions(input_ids)
-    keywords = _block_keywords(model, input_ids[:1])
+    keywords = block_keywords(model, input_ids[:1])
     hidden = model.model.embed_tokens(input_ids)
     rows = max(1, batch_tokens // input_ids.shape[1])
     for index, block in enumerate(decoder_blocks(model)):
@@ -94,7 +94,7 @@ def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Ite
         hidden = output
 
 
-def _block_keywords(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, Any]]:
+def block_keywords(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, Any]]:
     """Keyword arguments that the model gives to each block; taken with one row, so that they broadcast."""
     seen: list[dict[str, Any]] = []
     handles = [

@@ -44,12 +44,14 @@ class ChannelHistogram:
         log2_thresholds: (candidates, channels). Returns (candidates,) float64.
         """
         if self._cumulative is None:
-            running = self.counts.double().cumsum(dim=1)
+            # Whole numbers as they are: in float64 they would take twice the memory.
+            running = self.counts.cumsum(dim=1, dtype=torch.int32)
             self._cumulative = torch.cat([torch.zeros_like(running[:, :1]), running], dim=1)
         position = ((log2_thresholds.double() - LOWEST_OCTAVE) * BINS_PER_OCTAVE).clamp(0, BINS)
         left = position.floor().clamp_max(BINS - 1).long()
         channel = torch.arange(self.channels, device=left.device)
-        below, above = self._cumulative[channel, left], self._cumulative[channel, left + 1]
+        below = self._cumulative[channel, left].double()
+        above = self._cumulative[channel, left + 1].double()
         # Within a bin the mass is taken as even in log magnitude.
         counted = below + (above - below) * (position - left)
         return counted.sum(dim=1) / self._cumulative[:, -1].sum()

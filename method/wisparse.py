@@ -7,12 +7,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from .allocation import (
-    BlockSearchSettings,
-    evolve_block_sparsities,
-    uniform_inside_blocks,
-    uniform_over_blocks,
-)
+from .allocation import BlockSearch, BlockSearchSettings, uniform_inside_blocks, uniform_over_blocks
 from .alpha_search import search_alphas
 from .base import Method
 from .block_probe import squared_error, walk_blocks
@@ -55,25 +50,35 @@ class WiSparse(Method):
         count = int(self.alpha_largest / self.alpha_step + 1e-9) + 1
         return [round(i * self.alpha_step, 6) for i in range(count)]
 
+    @property
+    def block_search_settings(self) -> BlockSearchSettings:
+        """Of stage 1."""
+        return BlockSearchSettings(self.evolution, self.divergence_tokens, self.batch_tokens)
+
+    @property
+    def greedy_settings(self) -> GreedySettings:
+        """Of stage 2."""
+        return GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, squared_error)
+
+    def rule_builder(self, calibration: Calibration) -> RuleBuilder:
+        """The rules that stages 1 and 2 search with."""
+        return RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, self.alpha))
+
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         cost = SearchCost()
         with cost.stage("calibration"):
-            alphas = dict.fromkeys(calibration.shapes, self.alpha)
-            builder = RuleBuilder(calibration, StaticThreshold(), alphas)
+            builder = self.rule_builder(calibration)
             _ = calibration.statistics
         searching = sparsity > 0.0  # a dense plan leaves nothing to search
         blocks, history = uniform_over_blocks(calibration, sparsity), []
         if self.coarse and searching:
             with cost.stage("coarse"):
-                settings = BlockSearchSettings(self.evolution, self.divergence_tokens, self.batch_tokens)
-                blocks, history = evolve_block_sparsities(
-                    calibration, builder, sparsity, settings, self.seed, cost
-                )
+                search = BlockSearch(calibration, builder, sparsity, self.block_search_settings, cost)
+                blocks, history = search.run(self.seed)
         sparsities = uniform_inside_blocks(blocks)
         if self.fine and searching:
             with cost.stage("greedy"):
-                settings = GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, squared_error)
-                sparsities = allocate_greedily(calibration, builder, blocks, settings, cost)
+                sparsities = allocate_greedily(calibration, builder, blocks, self.greedy_settings, cost)
         if self.alpha_search and searching:
             with cost.stage("alpha"):
                 alphas = self._search_alphas(calibration, builder, sparsities, cost)

@@ -23,30 +23,41 @@ from .records import write_text
 
 CPU_SHAPES = {"gate": (4096, 14336), "down": (14336, 4096)}
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7)
+CAPACITY = 256
+"""Slots of the cache: short contexts list o's channels by query head."""
 COLUMNS = (
     "device", "shape", "projection", "dtype", "sparsity", "us", "dense_us", "speedup", "gb_s", "err",
     "peak_gb_s", "backend", "threads",
 )  # fmt: skip
 
 
-def measured_rows(repeats: int) -> list[dict[str, Any]]:
+def measured_rows(repeats: int, tune: bool) -> list[dict[str, Any]]:
     """Measure on the GPU, or without one on the CPU; one row a projection, dtype and sparsity."""
     if torch.cuda.is_available():
-        return list(_gpu_rows(torch.device("cuda")))
+        return list(_gpu_rows(torch.device("cuda"), tune))
     peak = read_bandwidth(torch.device("cpu")) / 1e9
     rows = measure(CPU_SHAPES, (torch.float32, torch.bfloat16), SPARSITIES, repeats)
     return [row | {"peak_gb_s": peak} for row in rows]
 
 
-def _gpu_rows(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Every product of the 7-8B models with tuned tiles."""
+def _gpu_rows(device: torch.device, tune: bool) -> Iterator[dict[str, Any]]:
+    """Every product of the 7-8B models, with tuned tiles or with those that suit a large GPU."""
     from ..kernels.gpu_speed import product_rows
     from ..kernels.model_shapes import MODEL_SHAPES
+    from ..kernels.step_tiles import default_tiles
     from ..kernels.tuning import tuned_tiles
 
-    about = {"peak_gb_s": read_bandwidth(device) / 1e9, "backend": "triton"}
+    about = {
+        "peak_gb_s": read_bandwidth(device) / 1e9,
+        "backend": f"triton, {'tuned' if tune else 'default'} tiles",
+    }
     for (name, shape), dtype in itertools.product(MODEL_SHAPES.items(), (torch.bfloat16, torch.float16)):
-        tiles = {s: tuned_tiles(shape, dtype, device, sparsity=s) for s in SPARSITIES}
+        tiles = {
+            s: tuned_tiles(shape, dtype, device, sparsity=s, capacity=CAPACITY)
+            if tune
+            else default_tiles(shape, capacity=CAPACITY)
+            for s in SPARSITIES
+        }
         for row in product_rows(name, shape, dtype, device, tiles):
             yield asdict(row) | about
 
@@ -71,9 +82,9 @@ def rows_of_other_devices(path: Path, device: str) -> list[dict[str, Any]]:
         return [row for row in csv.DictReader(file) if row["device"] != device]
 
 
-def write_kernels(path: Path, repeats: int) -> None:
-    """Measure, and write the table."""
-    rows = measured_rows(repeats)
+def write_kernels(path: Path, repeats: int, tune: bool = True) -> None:
+    """Measure, and write the table; `tune`: a GPU's launches first, by shape, dtype and sparsity (an hour)."""
+    rows = measured_rows(repeats, tune)
     write_text(path, kernels_csv([*rows_of_other_devices(path, rows[0]["device"]), *rows]))
 
 
@@ -82,11 +93,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="path of the .csv")
     parser.add_argument("--repeats", type=int, default=21, help="timed repeats of each product on a CPU")
+    parser.add_argument("--untuned", action="store_true", help="default tiles on a GPU: minutes, not an hour")
     arguments = parser.parse_args()
     if arguments.repeats < 1:
         print(f"error: --repeats {arguments.repeats} is not at least 1", file=sys.stderr)
         sys.exit(2)
-    write_kernels(arguments.output, arguments.repeats)
+    write_kernels(arguments.output, arguments.repeats, not arguments.untuned)
     print(arguments.output.read_text(encoding="utf-8"), end="")
 
 

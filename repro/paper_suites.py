@@ -96,7 +96,7 @@ class HarnessSuite:
             batch_size=self.batch_size,
             max_length=self.max_length,
         )
-        samples = self._samples(language_model, chat)
+        samples = self.samples(language_model, chat)
         results, items = {}, {}
         for task in self._chosen:
             items[task.name] = self._outcomes(task, samples[task.name], chat)
@@ -105,7 +105,7 @@ class HarnessSuite:
             )
         return Evaluation(results, items)
 
-    def _samples(self, language_model: SparseLM, chat: bool) -> dict[str, list[dict[str, Any]]]:
+    def samples(self, language_model: SparseLM, chat: bool) -> dict[str, list[dict[str, Any]]]:
         """What lm-eval logged of each item, by task, in the order of the data."""
         with quiet_lm_eval():
             loaded = load_tasks(

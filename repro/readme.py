@@ -1,4 +1,4 @@
-"""The generated parts of the README: what was found, from results/table1.csv, and the catalogue of methods.
+"""The generated parts of the README: what was found, the catalogue of methods, and what a reproduction costs.
 
 python -m wisparse.repro.readme          # `make readme`
 """
@@ -10,6 +10,7 @@ import re
 
 from .configuration import CONFIGURATION, REPOSITORY
 from .records import write_text
+from .reproduction_cost import reproduction
 
 README = REPOSITORY / "README.md"
 TABLE = REPOSITORY / "results" / "table1.csv"
@@ -58,7 +59,8 @@ def _shown(row: dict[str, str] | None) -> str:
 
 def filled(text: str) -> str:
     """The README with its generated blocks made anew; raises ValueError when a marker is missing."""
-    for name, made in (("findings", findings()), ("catalogue", catalogue())):
+    blocks = {"findings": findings(), "catalogue": catalogue(), "reproduction": reproduction()}
+    for name, made in blocks.items():
         begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
             raise ValueError(f"README.md lacks the markers of its block '{name}'")

@@ -4,8 +4,11 @@ import pytest
 import torch
 from wisparse.kernels.channel_lists import ChannelLists
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gemv_tiles import Tile
 from wisparse.kernels.static_cache import StaticCache
+from wisparse.kernels.step_tiles import StepTiles
 from wisparse.kernels.triton_attention import AttentionTile, attention, attention_parts
+from wisparse.kernels.triton_short_attention import ShortAttentionTile, short_attention
 
 from .triton_cases import DEVICE, TOLERANCE, random, relative_error
 
@@ -56,28 +59,30 @@ CASES = [
     (6, 2, 32, 20, 16, [0, 3, 18]),
     (4, 4, 64, 0, None, [0]),
     (7, 1, 16, 50, None, [0, 49]),
+    (6, 3, 16, 33, None, [2]),
 ]
+TILES = [AttentionTile(step=16, splits=2), ShortAttentionTile(step=16)]
+ONE_ROW = [(tile, *case) for tile in TILES for case in CASES if len(case[-1]) == 1]
+ROWS = [(TILES[0], *case) for case in CASES if len(case[-1]) > 1]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "length", "window", "first"), CASES)
+@pytest.mark.parametrize(("tile", "heads", "kv_heads", "head_dim", "length", "window", "first"), ONE_ROW + ROWS)
 @pytest.mark.parametrize("splits", [1, 2])
-def test_attention(heads, kv_heads, head_dim, length, window, first, splits):
-    batch, tile = len(first), AttentionTile(step=16, splits=2)
+def test_attention(tile, heads, kv_heads, head_dim, length, window, first, splits):
+    batch = len(first)
     cache = make_cache(batch, kv_heads, head_dim, 64, length, first=first)
     width = (heads + 2 * kv_heads) * head_dim
     sums, bias = random(splits, batch, width), random(width, seed=1)
     exact, new = expected(sums, bias, cache, heads, window)
     x = torch.empty(batch, heads * head_dim, device=DEVICE)
-    parts = torch.empty(attention_parts(cache, heads, tile), device=DEVICE)
-    counters = torch.zeros(kv_heads, dtype=torch.int32, device=DEVICE)
-    attention(sums, bias, cache, 0, window, parts, counters, tile, x_out=x)
+    attend = StepTiles.uniform(Tile(), attention=tile).attention_over(cache, heads)
+    attend(sums, bias, cache, 0, window, x_out=x)
     assert relative_error(x, exact) < 1e-5
     for row, (key, value) in enumerate(new):
         assert relative_error(cache.keys[0, row, :, length], key) < 1e-5
         assert relative_error(cache.values[0, row, :, length], value) < 1e-5
-    assert not counters.any()
     again = torch.empty_like(x)
-    attention(sums, bias, cache, 0, window, parts, counters, tile, x_out=again)
+    attend(sums, bias, cache, 0, window, x_out=again)  # with the counters that the first call left
     assert torch.equal(x, again)
 
 
@@ -98,6 +103,21 @@ def test_output_is_listed_by_groups_of_heads(dtype):
     assert torch.equal(lists.dense()[0], x.float() * (x.float().abs() >= bounds))
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_output_is_listed_by_query_heads(dtype):
+    heads, kv_heads, head_dim, tile = 6, 2, 12, ShortAttentionTile(step=16)
+    cache = make_cache(1, kv_heads, head_dim, 48, 20, dtype, first=[2])
+    sums, channels = random(1, 1, (heads + 2 * kv_heads) * head_dim), heads * head_dim
+    exact, _ = expected(sums, None, cache, heads, None)
+    x = torch.empty(1, channels, dtype=dtype, device=DEVICE)
+    short_attention(sums, None, cache, 0, None, tile, x_out=x)
+    assert relative_error(x, exact) < TOLERANCE[dtype]
+    lists = ChannelLists.empty(1, 1, channels, head_dim, DEVICE)
+    bounds = random(channels, seed=2).abs() * 0.3
+    short_attention(sums, None, cache, 0, None, tile, bounds=bounds, lists=lists)
+    assert torch.equal(lists.dense()[0], x.float() * (x.float().abs() >= bounds))
+
+
 def test_bad_input_ends_in_one_line():
     cache, tile = make_cache(1, 2, 16, 32, 4), AttentionTile(16, 2)
     parts, counters = torch.empty(1000, device=DEVICE), torch.zeros(2, dtype=torch.int32, device=DEVICE)
@@ -109,3 +129,10 @@ def test_bad_input_ends_in_one_line():
     lists = ChannelLists.empty(1, 1, 64, 16, DEVICE)
     with pytest.raises(KernelError, match="2 blocks of 32"):
         attention(random(1, 1, 128), None, cache, 0, None, parts, counters, tile, bounds=x[0], lists=lists)
+    with pytest.raises(KernelError, match="takes one row"):
+        short_attention(
+            random(1, 2, 128), None, make_cache(2, 2, 16, 32, 4), 0, None, ShortAttentionTile(), x_out=x
+        )
+    lists = ChannelLists.empty(1, 1, 64, 32, DEVICE)
+    with pytest.raises(KernelError, match="4 blocks of 16"):
+        short_attention(random(1, 1, 128), None, cache, 0, None, ShortAttentionTile(), bounds=x[0], lists=lists)

@@ -10,6 +10,7 @@ from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.decoder_weights import pack
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.static_cache import StaticCache
+from wisparse.kernels.triton_short_attention import ShortAttentionTile
 from wisparse.kernels.triton_step import TritonDecodeStep
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
@@ -67,6 +68,13 @@ def test_thresholds_with_left_padding(family):
 def test_every_kind_of_plan(method):
     model = make_tiny_model("qwen2", blocks=1)
     expected, found = both_decode(model, make_plan(model, method) if method else None)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_short_contexts_have_an_attention_of_their_own():
+    model = make_tiny_model("mistral", blocks=2)
+    tiles = replace(SMALL_TILES, attention=ShortAttentionTile(step=16))
+    expected, found = both_decode(model, make_plan(model, "teal"), tiles=tiles)
     assert torch.allclose(found, expected, atol=1e-4)
 
 

@@ -150,7 +150,8 @@ def test_divergence_is_the_kl_of_the_applied_plan(llama):
     ids = calibration.search_tokens(96)
     sparsities = torch.tensor([0.0, 0.4, 0.7])
     rules = {name: builder.candidates(name, sparsities) for name in calibration.shapes}
-    batched = OutputDivergence(calibration, 96, batch_tokens=200)(rules, 3)
+    every_block_alike = torch.arange(3)[:, None].expand(3, len(llama.model.layers))
+    batched = OutputDivergence(calibration, 96, batch_tokens=200)(rules, every_block_alike)
     dense = llama(input_ids=ids).logits.log_softmax(-1)
     for found, sparsity in zip(batched.tolist(), sparsities.tolist(), strict=True):
         plan = builder.plan(dict.fromkeys(calibration.shapes, sparsity), {})
@@ -159,6 +160,33 @@ def test_divergence_is_the_kl_of_the_applied_plan(llama):
         assert found == pytest.approx(kl, abs=1e-5)
     assert batched[0].item() == pytest.approx(0.0, abs=1e-6)
     assert batched[1] < batched[2]
+
+
+@pytest.mark.parametrize("at_once", [10**9, 5 * 128])  # logits: all tokens in one part, or five tokens a part
+def test_candidates_that_share_blocks_get_what_each_gets_alone(at_once, monkeypatch):
+    model = make_tiny_model("qwen2", blocks=4)
+    calibration = make_calibration(model)
+    builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 1.0))
+    tables = {name: builder.candidates(name, torch.tensor([0.2, 0.5, 0.8])) for name in calibration.shapes}
+    choices = torch.tensor([[1, 1, 1, 1], [1, 1, 2, 0], [1, 0, 1, 1], [1, 1, 2, 1], [2, 1, 1, 0], [1, 1, 1, 1]])
+    entered = []
+    handles = [
+        block.register_forward_pre_hook(lambda _, inputs, index=index: entered.append((index, len(inputs[0]))))
+        for index, block in enumerate(model.model.layers)
+    ]
+    monkeypatch.setattr("wisparse.method.logits.LOGITS_AT_ONCE", at_once)
+    divergence = OutputDivergence(calibration, 64, batch_tokens=128)
+    alone = torch.cat([divergence(tables, choice[None]) for choice in choices])
+    entered.clear()
+    together = divergence(tables, choices)
+    for handle in handles:
+        handle.remove()
+    assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-4)
+    assert together.unique().numel() == 5
+    # Two sequences a candidate: two candidates differ in the first block, three at the end of the second, ...
+    passed = [sum(rows for index, rows in entered if index == block) for block in range(4)]
+    assert passed == [2 * 2, 2 * 3, 2 * 4, 2 * 5]
+    assert max(rows for _, rows in entered) == 4  # 128 tokens
 
 
 def test_wisparse_keeps_the_budget_through_all_its_stages(llama):
@@ -205,7 +233,8 @@ def test_a_search_under_a_protocol_measures_what_that_protocol_does(llama):
     builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 1.0))
     ids = calibration.search_tokens(64)
     rules = {name: builder.candidates(name, torch.tensor([0.6])) for name in calibration.shapes}
-    found = OutputDivergence(calibration, 64, batch_tokens=64)(rules, 1).item()
+    first = torch.zeros(1, len(llama.model.layers), dtype=torch.long)
+    found = OutputDivergence(calibration, 64, batch_tokens=64)(rules, first).item()
     dense = llama(input_ids=ids).logits.log_softmax(-1)
     plan = builder.plan(dict.fromkeys(calibration.shapes, 0.6), {})
     sparse = logits_under(llama, plan, ids, "half").log_softmax(-1)
