@@ -47,7 +47,7 @@ def mismatch_figure(rows: list[Row]) -> Figure:
 
 def _scatter(axis: Axes, rows: list[Row], colour: str, label: str | None) -> None:
     places = ([float(row[name]) for row in rows] for name in ("magnitude", "column_norm"))
-    axis.scatter(*places, s=7, color=colour, alpha=0.7, linewidths=0, label=label)
+    axis.scatter(*places, s=6, color=colour, linewidths=0, label=label)
 
 
 def _plain_numbers(axis: Axes) -> None:

@@ -15,6 +15,8 @@ import torch
 
 from ..method.errors import UserError
 from .configuration import REPOSITORY
+from .figure_rows import read_figures
+from .figures import write_figures
 from .kernel_table import write_kernels
 from .speed_plots import write_plots
 from .speed_table import read_speed
@@ -23,6 +25,7 @@ from .tables import TABLES, keep_records, write_tables
 EXPERIMENTS = {"cuda": ("speed_full", "speed_batches", "speed_contexts"), "cpu": ("speed", "speed_1b")}
 RESULTS = REPOSITORY / "results"
 KEPT = RESULTS / "records" / "speed"
+KEPT_FIGURES = RESULTS / "records" / "figures"
 KERNEL_REPEATS = 21
 
 
@@ -66,6 +69,8 @@ def main() -> None:
     print((RESULTS / "speed.md").read_text(encoding="utf-8"))
     for path in write_plots(RESULTS):
         print(f"written: {path.relative_to(REPOSITORY)}")
+    if KEPT_FIGURES.is_dir():  # Figure 4 shows these speeds
+        write_figures(read_figures([KEPT_FIGURES]), RESULTS / "figures")
 
 
 if __name__ == "__main__":
