@@ -21,6 +21,7 @@ from .projections import (
     projection_shapes,
 )
 from .protocol import Protocol
+from .rotation import rotated
 from .traffic import TrafficCounter
 
 
@@ -168,6 +169,7 @@ def applied(
     """
     plan.check_model(projection_shapes(model))
     with ExitStack() as stack:
+        stack.enter_context(rotated(model, plan.rotations))
         session = SparseSession(model, plan, protocol, counting(model, plan))
         stack.callback(session.close)
         yield session
