@@ -1,6 +1,6 @@
 """A rescale of a model's channels that changes no output, and moves magnitude between activations and weights.
 
-What ranks channels by |x| alone is misled by it. What weighs |x| by the norms of the columns follows, except in v
+What ranks channels by |x| alone is misled by it. What weighs |x| by the columns' norms follows it, except in v
 and up, whose rows are rescaled too.
 """
 
