@@ -22,6 +22,8 @@ Found = tuple[list[float], list[float]]
 class BlockAllocator(Protocol):
     """What finds sparsities of blocks under a fixed mean."""
 
+    name: str
+    """As in tables and records."""
     step: float
     minimum: float
     maximum: float
@@ -34,6 +36,7 @@ class BlockAllocator(Protocol):
 class UniformBlocks:
     """Every block at the target: nothing is evaluated."""
 
+    name: str = "uniform"
     step: float = 1.0
     minimum: float = 0.0
     maximum: float = 1.0
@@ -50,6 +53,7 @@ class GreedyBlocks:
     step: float
     minimum: float
     maximum: float
+    name: str = "greedy"
 
     def run(self, blocks: int, target: float, seed: int, fitness: Fitness) -> Found:
         """See `BlockAllocator`."""
@@ -74,6 +78,7 @@ class BlockCurves:
     step: float
     minimum: float
     maximum: float
+    name: str = "curves"
 
     def run(self, blocks: int, target: float, seed: int, fitness: Fitness) -> Found:
         """See `BlockAllocator`."""
