@@ -109,7 +109,7 @@ def _settings(data: QuestionData) -> Iterator[str]:
     )
     yield (
         "- Brackets: 95 % bootstrap intervals, paired by document and by item. Perplexity ratios are at the "
-        "reference's bytes a token: log-perplexity is interpolated between a row's two nearest sparsities, where "
+        "reference's bytes a token: log-perplexity is interpolated between a row's two nearest sparsities, if "
         "two were measured."
     )
 

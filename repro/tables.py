@@ -1,6 +1,6 @@
 """Tables from records: `python -m wisparse.repro.tables table1 --records FOLDER --output results/table1`.
 
-Speed: `python -m wisparse.repro.tables speed --records FOLDER --output results/speed`. A question with its plot:
+Speed: `python -m wisparse.repro.tables speed --records FOLDER --output results/speed`. A question and its plot:
 `python -m wisparse.repro.tables question --records outputs/question_alpha --output results/questions/alpha`.
 """
 
