@@ -10,7 +10,8 @@ from ..method.block_probe import late_norm_error
 from ..method.calibration import Calibration
 from ..method.greedy import GreedySettings, allocate_greedily
 from ..method.plan import SparsityPlan
-from ..method.rules import MaskRule, RuleBuilder, StaticThreshold
+from ..method.projections import split_key
+from ..method.rules import MaskRule, RuleBuilder
 from ..method.stages import SearchCost
 
 
@@ -22,17 +23,17 @@ class TEAL(Method):
     right for symmetric activations only.
     """
 
+    mask: MaskRule
+    """How scores become a mask."""
     greedy: bool
     """Greedy allocation inside each block; without it every projection has the same sparsity."""
     greedy_step: float
     block_tokens: int
     batch_tokens: int
 
-    def _alpha(self) -> float:
+    def _alpha(self, projection: str) -> float:
+        """Exponent of the column norms in a projection's score."""
         return 0.0
-
-    def _mask(self) -> MaskRule:
-        return StaticThreshold()
 
     @property
     def greedy_settings(self) -> GreedySettings:
@@ -41,7 +42,8 @@ class TEAL(Method):
 
     def rule_builder(self, calibration: Calibration) -> RuleBuilder:
         """The rules that the allocation is made with, and the plan."""
-        return RuleBuilder(calibration, self._mask(), dict.fromkeys(calibration.shapes, self._alpha()))
+        alphas = {name: self._alpha(split_key(name)[1]) for name in calibration.shapes}
+        return RuleBuilder(calibration, self.mask, alphas)
 
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         cost = SearchCost()

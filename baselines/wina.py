@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..method.rules import MaskRule, TopK
 from .teal import TEAL
 
 
 @dataclass(frozen=True)
 class WINA(TEAL):
-    """TEAL's allocation with the paper's rule: the k highest |x_i|·c_i of each token, no rotation."""
+    """TEAL's allocation with the paper's score, |x_i|·c_i, no rotation."""
 
-    def _alpha(self) -> float:
+    def _alpha(self, projection: str) -> float:
         return 1.0
-
-    def _mask(self) -> MaskRule:
-        return TopK()

@@ -36,6 +36,7 @@ class Plan(Protocol):
     shapes: dict[str, tuple[int, int]]
     rules: dict[str, Any]
     gate_thresholds: dict[int, Tensor]
+    rotations: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ def block_rules(
             f"this plan is for another model: it has {len(plan.shapes)} projections, first "
             f"{next(iter(plan.shapes.items()), None)}; the model has {len(shape.shapes())}, first "
             f"{next(iter(shape.shapes().items()))}"
+        )
+    if plan.rotations:
+        raise KernelError(
+            "the decode engine does not execute rotated plans; take a method without rotations, or latency=none"
         )
     if not plan.rules and not plan.gate_thresholds:
         raise KernelError("this plan drops nothing; for the dense model give no plan")

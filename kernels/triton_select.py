@@ -1,6 +1,6 @@
 """The smallest score that per-token top-k keeps (WINA arXiv 2505.19427): one program for each list and row.
 
-Scores are not negative, so their order is that of their bits: four passes find the k-th highest byte by byte.
+Scores are not negative, so their order is that of their bits: counting finds the k-th highest bit by bit.
 """
 
 from __future__ import annotations
@@ -16,20 +16,14 @@ from .triton_launch import launch, power_of_two
 
 
 @triton.jit
-def kth_highest(bits, inside, k, WIDTH: tl.constexpr):
+def kth_highest(bits, inside, k):
     """Bits of the k-th highest of the scores whose bits are given, 1 ≤ k ≤ number inside."""
-    bins = tl.arange(0, 256)
-    found = tl.zeros((1,), tl.int32)
-    left = tl.zeros((1,), tl.int32) + k
-    for step in tl.static_range(4):
-        counted = inside
-        if step > 0:
-            counted = inside & ((bits >> (32 - 8 * step)) == found)
-        counts = tl.histogram((bits >> (24 - 8 * step)) & 255, 256, mask=counted)
-        above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
-        byte = tl.max(tl.where(above + counts >= left, bins, 0), 0)
-        left -= tl.sum(tl.where(bins == byte, above, 0), 0)
-        found = found * 256 + byte
+    found = k * 0
+    for step in range(31):
+        # Counting needs no shared bins, on which scores of nearly equal exponents would queue up.
+        candidate = found | (1 << (30 - step))
+        reached = tl.sum((inside & (bits >= candidate)).to(tl.int32), 0)
+        found = tl.where(reached >= k, candidate, found)
     return found
 
 
@@ -57,11 +51,9 @@ def select_kernel(
         x = x * inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
         x = rounded(rounded(x, gain) * scale, gain)
     bits = (tl.abs(x) * weight).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1), WIDTH).to(
-        tl.float32, bitcast=True
-    )
+    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1)).to(tl.float32, bitcast=True)
     found = tl.where(k >= CHANNELS, 0.0, tl.where(k <= 0, float("inf"), found))
-    tl.store(smallest + projection * BATCH + one, found)
+    tl.store(smallest + projection * BATCH + tl.program_id(1), found)
 
 
 def select_smallest(
@@ -93,6 +85,6 @@ def select_smallest(
         (lists, batch),
         source, squares, gain, score_weights, kept, smallest,
         NORM=norm is not None, EPSILON=epsilon, TILES=tiles, PADDED_TILES=power_of_two(max(tiles, 1)),
-        CHANNELS=channels, BATCH=batch, WIDTH=max(256, power_of_two(channels)),
+        CHANNELS=channels, BATCH=batch, WIDTH=power_of_two(channels),
         warps=8 if channels <= 4096 else 16, pdl=pdl,
     )  # fmt: skip

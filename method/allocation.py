@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .allocators import BlockAllocator, reach
 from .calibration import Calibration
 from .divergence import OutputDivergence
 from .errors import UserError
-from .evolutionary import EvolutionarySearch
 from .projections import PROJECTIONS, decoder_blocks, key
 from .rules import RuleBuilder
 from .stages import SearchCost
@@ -30,7 +30,7 @@ def uniform_inside_blocks(block_sparsities: list[float]) -> dict[str, float]:
 class BlockSearchSettings:
     """How the allocation over blocks is searched."""
 
-    evolution: EvolutionarySearch
+    allocator: BlockAllocator
     tokens: int
     """Calibration tokens on which the divergence is measured."""
     batch_tokens: int
@@ -55,27 +55,26 @@ class BlockSearch:
 
         Raises UserError when the mean lies outside the bounds of a block's sparsity.
         """
-        evolution = settings.evolution
-        if not evolution.minimum <= sparsity <= evolution.maximum:
+        allocator = settings.allocator
+        if not allocator.minimum <= sparsity <= allocator.maximum:
             raise UserError(
-                f"sparsity {sparsity} lies outside the bounds of a block's sparsity, {evolution.minimum} to "
-                f"{evolution.maximum}; move method.evolution.minimum or method.evolution.maximum"
+                f"sparsity {sparsity} lies outside the bounds of a block's sparsity, {allocator.minimum} to "
+                f"{allocator.maximum}; move allocation.minimum or allocation.maximum"
             )
-        self._evolution, self._sparsity, self._cost = evolution, sparsity, cost
+        self._allocator, self._sparsity, self._cost = allocator, sparsity, cost
         self._blocks = len(decoder_blocks(calibration.model))
         self._divergence = OutputDivergence(calibration, settings.tokens, settings.batch_tokens)
-        self._steps_down = int((sparsity - evolution.minimum) / evolution.step + 1e-9)
-        steps_up = int((evolution.maximum - sparsity) / evolution.step + 1e-9)
-        steps = torch.arange(-self._steps_down, steps_up + 1, dtype=torch.float64)
-        reachable = sparsity + evolution.step * steps
+        self._lowest, highest = reach(allocator, sparsity)
+        steps = torch.arange(self._lowest, highest + 1, dtype=torch.float64)
+        reachable = sparsity + allocator.step * steps
         self._tables = {name: builder.candidates(name, reachable) for name in calibration.shapes}
 
     def fitness(self, block_sparsities: Tensor) -> Tensor:
         """Divergence in nats of candidates (candidates, blocks) float64; (candidates,)."""
         self._cost.count("coarse", len(block_sparsities))
-        steps = ((block_sparsities - self._sparsity) / self._evolution.step).round().long()
-        return self._divergence(self._tables, steps + self._steps_down)
+        steps = ((block_sparsities - self._sparsity) / self._allocator.step).round().long()
+        return self._divergence(self._tables, steps - self._lowest)
 
     def run(self, seed: int) -> tuple[list[float], list[float]]:
         """The sparsities found, and the best divergence in nats of each generation."""
-        return self._evolution.run(self._blocks, self._sparsity, seed, self.fitness)
+        return self._allocator.run(self._blocks, self._sparsity, seed, self.fitness)

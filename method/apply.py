@@ -22,6 +22,7 @@ from .projections import (
     split_key,
 )
 from .protocol import Protocol
+from .rotation import rotated
 from .traffic import TrafficCounter
 
 
@@ -182,6 +183,7 @@ def applied(
     """
     plan.check_model(projection_shapes(model))
     with ExitStack() as stack:
+        stack.enter_context(rotated(model, plan.rotations))
         session = SparseSession(model, plan, protocol, counting(model, plan))
         stack.callback(session.close)
         yield session

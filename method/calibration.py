@@ -71,6 +71,7 @@ class Calibration:
     """Which tokens are sparse while a method searches; None: all of them."""
     sensitivities: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """By seed of the drawn labels, what `channel_sensitivities` found: all plans on a calibration share it."""
+    _norms: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         decoder_blocks(self.model)  # an unsupported family is refused before any work
@@ -87,13 +88,19 @@ class Calibration:
         """(out, in) of every block projection."""
         return projection_shapes(self.model)
 
-    @cached_property
+    @property
     def column_norms(self) -> dict[str, Tensor]:
         """‖W[:, i]‖₂ of every projection, (in,) float32."""
-        return {
-            name: linear.weight.detach().float().norm(dim=0)
-            for name, linear in model_projections(self.model).items()
-        }
+        return self.norms_of(2)
+
+    def norms_of(self, order: int) -> dict[str, Tensor]:
+        """‖W[:, i]‖ of that order of every projection, (in,) float32; computed once."""
+        if order not in self._norms:
+            self._norms[order] = {
+                name: linear.weight.detach().float().norm(order, dim=0)
+                for name, linear in model_projections(self.model).items()
+            }
+        return self._norms[order]
 
     @cached_property
     def statistics(self) -> list[BlockStatistics]:

@@ -29,6 +29,8 @@ class EvolutionarySearch:
     """Bounds of a block's sparsity; the paper names none, but at 1 a block is switched off."""
     elitism: bool = False
     """Whether the parent competes with its offspring; the paper's does not."""
+    name: str = "evolutionary"
+    """As in tables and records."""
 
     def mutate(self, parent: Sequence[int], target: float, generator: random.Random) -> list[int]:
         """One offspring of `parent`, both in steps away from the target by block, with sum zero.

@@ -70,6 +70,9 @@ class SparsityPlan:
     rules: dict[str, ProjectionRule] = field(default_factory=dict)
     gate_thresholds: dict[int, Tensor] = field(default_factory=dict)
     """By block, (ffn,) thresholds on |silu(gate)|: a dropped neuron skips a row of up and a column of down."""
+    rotations: dict[str, Tensor] = field(default_factory=dict)
+    """By block and site (`3.mlp_input`), (hidden, hidden) orthogonal matrices that its projections' inputs are
+    multiplied with; rules then are on the rotated channels."""
     provenance: dict[str, object] = field(default_factory=dict)
     """JSON-able facts: method, sparsity, stages in seconds, evaluations, allocation, ..."""
 
@@ -96,6 +99,8 @@ class SparsityPlan:
                 top_k[name] = int(rule.top_k)
         for block, thresholds in self.gate_thresholds.items():
             tensors[f"gate_thresholds.{block}"] = thresholds.detach().cpu().contiguous()
+        for site, basis in self.rotations.items():
+            tensors[f"{site}.rotation"] = basis.detach().cpu().contiguous()
         document = {
             "format": FORMAT_VERSION,
             "shapes": self.shapes,
@@ -122,11 +127,14 @@ class SparsityPlan:
                 raise PlanError(f"{folder}: plan format {document['format']}, expected {FORMAT_VERSION}")
             parts: dict[str, dict[str, Tensor | int]] = {name: {} for name in document["rules"]}
             gates: dict[int, Tensor] = {}
+            rotations: dict[str, Tensor] = {}
             with safe_open(folder / "plan.safetensors", "pt", device=str(device)) as stored:
                 for full_name in stored.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     owner, part = full_name.rsplit(".", 1)
                     if owner == "gate_thresholds":
                         gates[int(part)] = stored.get_tensor(full_name)
+                    elif part == "rotation":
+                        rotations[owner] = stored.get_tensor(full_name)
                     else:
                         parts[owner][part] = stored.get_tensor(full_name)
             for name, k in document["top_k"].items():
@@ -135,6 +143,7 @@ class SparsityPlan:
                 shapes={name: tuple(shape) for name, shape in document["shapes"].items()},
                 rules={name: ProjectionRule(**fields) for name, fields in parts.items()},
                 gate_thresholds=gates,
+                rotations=rotations,
                 provenance=document["provenance"],
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -31,7 +31,15 @@ SITE_OF_PROJECTION = {
 }
 """Where a projection's input comes from; projections of one site see the same activations."""
 
+NORM_PATHS = {"attention_input": "input_layernorm", "mlp_input": "post_attention_layernorm"}
+"""By site, the norm whose output the site's projections read."""
+
 GATE_ACTIVATION_PATH = "mlp.act_fn"
+
+
+def projections_of_site(site: str) -> list[str]:
+    """The projections that read the activations of a site."""
+    return [name for name, own_site in SITE_OF_PROJECTION.items() if own_site == site]
 
 
 def check_family(model_type: str) -> None:

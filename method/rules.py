@@ -91,7 +91,9 @@ class RuleBuilder:
     mask: MaskRule
     alphas: Mapping[str, float]
     """Exponent α of the score of every projection, by key."""
-    _known: dict[tuple[str, float], ProjectionRule] = field(default_factory=dict, repr=False)
+    norm_order: int = 2
+    """Of the column norms in the score."""
+    _known: dict[tuple[str, float], ProjectionRule] = field(default_factory=dict, init=False, repr=False)
 
     def histogram(self, name: str) -> ChannelHistogram:
         """Magnitudes of a projection's input."""
@@ -101,7 +103,7 @@ class RuleBuilder:
     def candidates(self, name: str, sparsities: Tensor, alpha: float | Tensor | None = None) -> ProjectionRule:
         """Rules of one projection for candidate sparsities (candidates,), at its own α or at another."""
         alpha = self.alphas[name] if alpha is None else alpha
-        weights = channel_weights(self.calibration.column_norms[name], alpha)
+        weights = channel_weights(self.calibration.norms_of(self.norm_order)[name], alpha)
         return self.mask.candidates(self.histogram(name), weights, sparsities.to(weights.device))
 
     def one(self, name: str, sparsity: float) -> ProjectionRule:

@@ -20,7 +20,7 @@ class TrafficCounter:
         self._bytes_per_weight = next(iter(linears.values())).weight.element_size()
         self._blocks = len(decoder_blocks(model))
         self._ranks = {name: rule.rank for name, rule in plan.rules.items()}
-        self._gated = sorted(plan.gate_thresholds)
+        self._rotations = sum(basis.numel() for basis in plan.rotations.values())
         self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head
             parameter.numel() for parameter in model.model.layers.parameters() if parameter.ndim == 1
         )
@@ -70,7 +70,7 @@ class TrafficCounter:
         overall = sparsity(list(sizes))
         sparse_share = sparse_tokens / tokens if tokens else 0.0
         dense_weights = sum(sizes.values())
-        read = dense_weights * (1.0 - overall) + low_rank
+        read = dense_weights * (1.0 - overall) + low_rank + self._rotations
         return {
             "realised_sparsity": overall,
             "realised_sparsity_all_tokens": overall * sparse_share,
@@ -82,6 +82,7 @@ class TrafficCounter:
                 sparsity([n for n in sizes if split_key(n)[0] == block]) for block in range(self._blocks)
             ],
             "low_rank_share": low_rank / dense_weights,
+            "rotation_share": self._rotations / dense_weights,
             "bytes_per_token": (read + self._always_read) * self._bytes_per_weight,
             "dense_bytes_per_token": (dense_weights + self._always_read) * self._bytes_per_weight,
             "flops_per_token": 2 * (read + self._lm_head),

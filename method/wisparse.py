@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
 
 from .allocation import BlockSearch, BlockSearchSettings, uniform_inside_blocks, uniform_over_blocks
+from .allocators import BlockAllocator
 from .alpha_search import search_alphas
 from .base import Method
 from .block_probe import squared_error, walk_blocks
 from .calibration import Calibration
-from .evolutionary import EvolutionarySearch
+from .divergence import OutputDivergence
 from .greedy import GreedySettings, allocate_greedily
 from .plan import SparsityPlan
 from .projections import PROJECTIONS, key
-from .rules import RuleBuilder, StaticThreshold
+from .rules import MaskRule, RuleBuilder
 from .stages import SearchCost
 
 
@@ -37,7 +38,12 @@ class WiSparse(Method):
     alpha_largest: float
     others_sparse: bool
     """Whether the other projections of the block are sparse while one α is searched; the paper does not say."""
-    evolution: EvolutionarySearch
+    allocator: BlockAllocator
+    """Finds the blocks' sparsities; the paper's is the evolutionary search."""
+    mask: MaskRule
+    """How scores become a mask; the paper's is the static threshold."""
+    norm_order: int
+    """Of the column norms in the score; the paper's is 2."""
     greedy_step: float
     divergence_tokens: int
     block_tokens: int
@@ -53,7 +59,7 @@ class WiSparse(Method):
     @property
     def block_search_settings(self) -> BlockSearchSettings:
         """Of stage 1."""
-        return BlockSearchSettings(self.evolution, self.divergence_tokens, self.batch_tokens)
+        return BlockSearchSettings(self.allocator, self.divergence_tokens, self.batch_tokens)
 
     @property
     def greedy_settings(self) -> GreedySettings:
@@ -62,7 +68,8 @@ class WiSparse(Method):
 
     def rule_builder(self, calibration: Calibration) -> RuleBuilder:
         """The rules that stages 1 and 2 search with."""
-        return RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, self.alpha))
+        alphas = dict.fromkeys(calibration.shapes, self.alpha)
+        return RuleBuilder(calibration, self.mask, alphas, self.norm_order)
 
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         cost = SearchCost()
@@ -82,7 +89,7 @@ class WiSparse(Method):
         if self.alpha_search and searching:
             with cost.stage("alpha"):
                 alphas = self._search_alphas(calibration, builder, sparsities, cost)
-                builder = RuleBuilder(calibration, StaticThreshold(), alphas)
+                builder = replace(builder, alphas=alphas)
         with cost.stage("thresholds"):
             provenance = {"block_sparsities": blocks, "divergence_by_generation": history}
             plan = builder.plan(sparsities, provenance)
@@ -101,3 +108,23 @@ class WiSparse(Method):
             alphas = search_alphas(probe, builder, inside, self.alpha_grid, self.others_sparse, cost)
             found |= {key(probe.index, name): alpha for name, alpha in alphas.items()}
         return found
+
+
+@dataclass(frozen=True)
+class OneAlphaWiSparse(WiSparse):
+    """One exponent for all layers: the one whose plan keeps the predictions closest to the dense model's."""
+
+    @torch.inference_mode()
+    def _search_alphas(
+        self, calibration: Calibration, builder: RuleBuilder, sparsities: dict[str, float], cost: SearchCost
+    ) -> dict[str, float]:
+        grid = torch.tensor(self.alpha_grid, device=calibration.device)[:, None]
+        tables = {
+            name: builder.candidates(name, torch.full((len(grid),), sparsity), grid)
+            for name, sparsity in sparsities.items()
+        }
+        divergence = OutputDivergence(calibration, self.divergence_tokens, self.batch_tokens)
+        choices = torch.arange(len(grid))[:, None].expand(-1, len(sparsities) // len(PROJECTIONS))
+        found = divergence(tables, choices)
+        cost.count("alpha", len(grid))
+        return dict.fromkeys(sparsities, self.alpha_grid[int(found.argmin())])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -42,6 +43,47 @@ class InstalledPackageText:
         texts = expected_package_texts()
         random.Random(self.seed).shuffle(texts)
         return pack(texts, tokenizer, self.sequences, self.length, f"the sources of `{PACKAGE}`")
+
+
+@dataclass(frozen=True)
+class DocstringText(InstalledPackageText):
+    """English instead of code: the docstrings of those files alone."""
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids."""
+        texts = [docstrings(text) for text in expected_package_texts()]
+        random.Random(self.seed).shuffle(texts)
+        return pack(
+            filter(None, texts), tokenizer, self.sequences, self.length, f"the docstrings of `{PACKAGE}`"
+        )
+
+
+def docstrings(source: str) -> str:
+    """All docstrings of a Python file, one paragraph each."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """No text at all: every token of the vocabulary is as likely as any other."""
+
+    name: str
+    sequences: int
+    length: int
+    batch_size: int
+    seed: int
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids, the first of each row as in `pack`."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        ids = torch.randint(len(tokenizer), (self.sequences, self.length), generator=generator)
+        if tokenizer.bos_token_id is not None:
+            ids[:, 0] = tokenizer.bos_token_id
+        return ids
 
 
 @dataclass(frozen=True)

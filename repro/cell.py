@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 HARNESS_SOURCES = (
     "calibration_mix.py", "calibration_text.py", "cell.py", "channel_suite.py", "code_execution.py", "embedded",
-    "harness_tasks.py", "language_model.py", "models.py", "offload.py", "one_block.py", "paper_data.py",
-    "paper_suites.py", "paper_tasks", "planning.py", "random_models.py", "suites.py",
+    "harness_tasks.py", "language_model.py", "models.py", "norm_spread.py", "offload.py", "one_block.py",
+    "paper_data.py", "paper_suites.py", "paper_tasks", "planning.py", "random_models.py", "suites.py",
 )  # fmt: skip
 RESULT_SOURCES = ("method", "baselines", "kernels/reference.py", *(f"repro/{name}" for name in HARNESS_SOURCES))
 LATENCY_SOURCES = ("kernels", "repro/latency.py", "repro/transformers_decode.py")

@@ -107,8 +107,9 @@ def _objection(claim: Claim, cell: MeasuredCell) -> str:
     if cell.key[1] == "dense":
         return ""
     for group, allowed in claim.section["requires"].items():
-        if config[group]["name"] not in allowed:
-            return f"measured with {group}={config[group]['name']}; the claim needs {' or '.join(allowed)}"
+        found = config[group]["name"] if isinstance(config[group], dict) else config[group]
+        if found not in allowed:
+            return f"measured with {group}={found}; the claim needs {' or '.join(map(str, allowed))}"
     return ""
 
 

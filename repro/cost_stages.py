@@ -54,11 +54,11 @@ def coarse(bench: Bench, method: Any) -> list[Measurement]:
 
 def _coarse(bench: Bench, method: Any, tokens: int, evaluations: int) -> Measurement:
     settings, cost = replace(method.block_search_settings, tokens=tokens), SearchCost()
-    evolution = settings.evolution
+    evolution = settings.allocator
     shortened = replace(evolution, generations=-(-evaluations // evolution.offspring))
     with Watch() as setup:
         builder = method.rule_builder(bench.calibration)
-        settings = replace(settings, evolution=shortened)
+        settings = replace(settings, allocator=shortened)
         search = BlockSearch(bench.calibration, builder, bench.sparsity, settings, cost)
     with Watch() as watch:
         search.run(method.seed)

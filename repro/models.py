@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..method.errors import UserError
 from .hub import fetch_model
+from .norm_spread import LARGEST_SPREAD, spread_norms
 from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
 
 if TYPE_CHECKING:
@@ -35,11 +36,15 @@ class Checkpoint:
     dtype: str
     device: str
     offload: str = "auto"
+    norm_spread: float = 0.0
+    """σ of a rescale of the channels that changes no output; see `spread_norms`."""
+    norm_spread_seed: int = 0
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over config.json and the weight files."""
-        return _fingerprint((self.folder / "config.json", *self.weight_files))
+        """sha256 over config.json and the weight files; a rescale is named behind it."""
+        files = _fingerprint((self.folder / "config.json", *self.weight_files))
+        return f"{files} × {self.norm_spread:g}, {self.norm_spread_seed}" if self.norm_spread else files
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +81,23 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
     if config.get("quantization_config"):
         raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")
     name = model["name"] or (model["id"] if from_hub else folder.resolve().name)
-    offload = model.get("offload", "auto")
-    return Checkpoint(name, folder, family, _weight_files(folder), model["dtype"], device, offload)
+    return Checkpoint(
+        name,
+        folder,
+        family,
+        _weight_files(folder),
+        model["dtype"],
+        device,
+        offload=model.get("offload", "auto"),
+        norm_spread=_checked_spread(model.get("norm_spread", 0.0)),
+        norm_spread_seed=model.get("norm_spread_seed", 0),
+    )
+
+
+def _checked_spread(spread: Any) -> float:
+    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread <= LARGEST_SPREAD:
+        raise UserError(f"model.norm_spread={spread} is not between 0 and {LARGEST_SPREAD:g}")
+    return float(spread)
 
 
 @lru_cache(maxsize=1)  # the cells of a sweep share one model; two large ones would not fit
@@ -91,6 +111,8 @@ def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
     else:
         origin, tokenizer = checkpoint.folder, _load_tokenizer(checkpoint.folder)
         model = _load_weights(checkpoint)
+        if checkpoint.norm_spread:
+            spread_norms(model, checkpoint.norm_spread, checkpoint.norm_spread_seed)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"{origin}: the tokenizer has {len(tokenizer)} tokens, the model "

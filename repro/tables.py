@@ -1,6 +1,7 @@
 """Tables from records: `python -m wisparse.repro.tables table1 --records FOLDER --output results/table1`.
 
-And decode speed: `python -m wisparse.repro.tables speed --records FOLDER --output results/speed`.
+Speed: `python -m wisparse.repro.tables speed --records FOLDER --output results/speed`. A question and its plot:
+`python -m wisparse.repro.tables question --records outputs/question_alpha --output results/questions/alpha`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..method.errors import UserError
 from .frontier_table import frontier_csv, frontier_markdown, read_frontier
+from .question_data import read_question
+from .question_table import question_csv, question_figure, question_markdown
 from .records import ITEMS, RECORD, UNREACHABLE, write_text
 from .speed_table import read_speed, speed_csv, speed_markdown
 from .table1 import table1_csv, table1_markdown
 from .table2 import read_ablation, table2_csv, table2_markdown
 from .table_data import MeasuredCell, read_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Cells(Protocol):
@@ -35,20 +41,26 @@ class Table:
     read: Callable[[Path], Cells]
     markdown: Callable[[Any], str]
     comma_separated: Callable[[Any], str]
+    figure: Callable[[Any], Figure] | None = None
 
 
 TABLES = {
     "table1": Table(read_table, table1_markdown, table1_csv),
     "table2": Table(read_ablation, table2_markdown, table2_csv),
     "frontier": Table(read_frontier, frontier_markdown, frontier_csv),
+    "question": Table(read_question, question_markdown, question_csv, question_figure),
     "speed": Table(read_speed, speed_markdown, speed_csv),
 }
 
 
 def write_tables(table: Table, data: Cells, output: Path) -> None:
-    """Write OUTPUT.md and OUTPUT.csv."""
+    """Write OUTPUT.md and OUTPUT.csv, and OUTPUT.png and .svg of a table with a figure."""
     write_text(output.with_name(f"{output.name}.md"), table.markdown(data))
     write_text(output.with_name(f"{output.name}.csv"), table.comma_separated(data))
+    if table.figure is not None:
+        figure = table.figure(data)
+        figure.savefig(output.with_name(f"{output.name}.png"), dpi=120, facecolor="white")
+        figure.savefig(output.with_name(f"{output.name}.svg"), facecolor="white", metadata={"Date": None})
 
 
 def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:

@@ -71,7 +71,7 @@ def make_calibration(model, sequences: int = 8, length: int = 32, seed: int = 1)
 def make_method(name: str, *overrides: str):
     """A method as its configuration describes it, under a tiny search budget."""
     with initialize_config_dir(str(CONFIGURATION), version_base=None):
-        composed = compose(overrides=[f"+method={name}", "+search=quick", "+seed=0", *TINY_SEARCH, *overrides])
+        composed = compose("config", overrides=[f"method={name}", *TINY_SEARCH, *overrides])
     return instantiate(composed.method)
 
 

@@ -211,7 +211,7 @@ def test_every_stage_can_be_left_out(llama, stage):
 
 
 def test_too_high_a_sparsity_for_the_block_bounds_says_what_to_move(llama):
-    with pytest.raises(UserError, match=r"evolution\.maximum"):
+    with pytest.raises(UserError, match=r"allocation\.maximum"):
         make_method("wisparse").plan(make_calibration(llama), 0.97)
 
 
