@@ -1,6 +1,6 @@
 """One cell on several processes, each with a device of its own, started by `accelerate launch`.
 
-    accelerate launch --num_processes 2 repro/run.py model=llama3.1-8b method=wisparse suite=paper
+    accelerate launch --multi_gpu --num_processes 2 repro/run.py model=llama3.1-8b method=wisparse suite=paper
 
 Every process has the whole model and makes the same batches in the same order; each computes every N-th of them,
 and everyone's results are put back in order. A batch is what it would be with one process, so the numbers are
@@ -45,6 +45,12 @@ def join() -> None:
         return
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     PartialState(cpu=on_cpu, backend="gloo", timeout=LONGEST_WAIT)
+
+
+def leave() -> None:
+    """Part from the others in order: one that ends while another still sends would take it down."""
+    if _joined():
+        distributed.destroy_process_group()
 
 
 def count() -> int:

@@ -57,9 +57,12 @@ def _finish(outcomes: str, error: Outcome | None) -> int:
     from wisparse.repro import processes
 
     if error is None:
-        return processes.of_main(lambda: finish(outcomes, None))
-    processes.announce(error.line)
-    return finish(outcomes, error) if processes.is_main() else error.exit_code
+        code = processes.of_main(lambda: finish(outcomes, None))
+    else:
+        processes.announce(error.line)
+        code = finish(outcomes, error) if processes.is_main() else error.exit_code
+    processes.leave()
+    return code
 
 
 if __name__ == "__main__":
