@@ -58,13 +58,22 @@ class Announcement(Callback):
             for name in names:
                 SlurmJob(self._slurm_folder / name, job_id=name).wait()
 
+    def why_no_outcome(self) -> str:
+        """What is known of a job that did not say how it ended."""
+        known = f"; its log is in {self._slurm_folder}" if self._in_slurm else ""
+        return f"its job ended without a result: killed, or out of time or memory{known}"
+
+    @property
+    def _in_slurm(self) -> bool:
+        return self._config.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"
+
     @property
     def _slurm_folder(self) -> Path:
         """Where submitit keeps a folder for each job, with its log."""
         return Path(self._config.hydra.launcher.submitit_folder).parent
 
     def _submitted(self) -> set[str]:
-        if self._config.hydra.runtime.choices["hydra/launcher"] != "submitit_slurm":
+        if not self._in_slurm:
             return set()
         return {path.parent.name for path in self._slurm_folder.glob("*/*_submitted.pkl")}
 
@@ -93,8 +102,7 @@ def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome
         if path.exists():
             found.append(Outcome(**json.loads(path.read_text(encoding="utf-8"))))
         else:
-            line = f"{cell}: its job ended without a result: killed, or out of time or memory"
-            found.append(Outcome(FAILED, line, FAILURE))
+            found.append(Outcome(FAILED, f"{cell}: {announcement.why_no_outcome()}", FAILURE))
     shutil.rmtree(folder)
     with contextlib.suppress(OSError):  # not empty while another command runs
         folder.parent.rmdir()

@@ -111,10 +111,16 @@ stop_node() {
     local code=$?
     trap - EXIT
     scancel --quiet --user=root 2> /dev/null || true
-    for ((index = ${#started[@]} - 1; index >= 0; index--)); do
-        kill "${started[index]}" 2> /dev/null || true
-    done
-    for process in "${started[@]}"; do wait "$process" 2> /dev/null || true; done
+    # A step whose controller is gone would try for minutes to tell it that it has ended.
+    for _ in $(seq 60); do [ -n "$(squeue --noheader 2> /dev/null)" ] || break; sleep 1; done
+    for ((index = ${#started[@]} - 1; index >= 0; index--)); do end_process "${started[index]}"; done
     if [ "$code" = 0 ]; then rm -rf "$node"; else echo "the logs are kept in $node" >&2; fi
     exit "$code"
+}
+
+end_process() {
+    kill "$1" 2> /dev/null || true
+    for _ in $(seq 100); do kill -0 "$1" 2> /dev/null || break; sleep 0.1; done
+    kill -KILL "$1" 2> /dev/null || true
+    wait "$1" 2> /dev/null || true
 }

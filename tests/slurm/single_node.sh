@@ -4,7 +4,7 @@
 # Needs Debian, root and some minutes; installs slurm-wlm, slurmdbd, munge and mariadb-server where they lack.
 # What is checked, in this order:
 #   1. four jobs, one a cell, two of which want the same cell: it is computed once;
-#   2. a job that is killed in the middle of its cell is reported, and the command ends with a failure;
+#   2. a job that is killed in the middle of its cell is reported when all others have ended, as a failure;
 #   3. the same command again computes this cell alone and leaves every finished record as it was;
 #   4. the records merge into a table.
 set -euo pipefail
@@ -35,14 +35,13 @@ finished_cells() {
         xargs -0 --no-run-if-empty sh -c 'stat -c "%n %y" "$@"; sha256sum "$@"' -
 }
 
-# Kill the last of the four jobs as soon as it is in the middle of its cell: kill_last_cell > ARRAY
-kill_last_cell() {
-    local log
-    until log=$(grep -ls -- "teal_uniform-0.5 →" "$cells"/.submitit/*_3/*_log.err); do sleep 0.1; done
-    local job
+# Kill the third of the four jobs as soon as it is in the middle of its cell: kill_third_cell > ARRAY
+kill_third_cell() {
+    local log job
+    until log=$(grep -ls -- "teal_uniform-0.4 →" "$cells"/.submitit/*_2/*_log.err); do sleep 0.1; done
     job=$(basename "$(dirname "$log")")
     scancel --signal=KILL "$job" # what a job gets that is out of memory
-    echo "${job%_3}"
+    echo "${job%_2}"
 }
 
 install_slurm
@@ -51,7 +50,7 @@ start_node
 sinfo
 
 echo "== the sweep, one cell of which is killed"
-kill_last_cell > "$node/first-array" &
+kill_third_cell > "$node/first-array" &
 killer=$!
 code=0
 "${sweep[@]}" 2> "$node/first.err" || code=$?
@@ -60,8 +59,8 @@ first=$(cat "$node/first-array")
 sacct --allocations --jobs="$first" --format=JobID,JobName,State,Elapsed,ExitCode
 cat "$node/first.err"
 check "the command ends with exit code 1" test "$code" = 1
-check "the killed cell is reported" grep -q "^error: .*teal_uniform sparsity=0.5.*its job ended without a result" "$node/first.err"
-check "the others are counted as finished" grep -qx "3 finished, 0 out of reach, 1 failed" "$node/first.err"
+check "the killed cell is reported" grep -q "^error: .*teal_uniform sparsity=0.4.*its job ended without a result" "$node/first.err"
+check "the others were waited for and are counted" grep -qx "3 finished, 0 out of reach, 1 failed" "$node/first.err"
 check "two cells are finished: both dense jobs wanted the same one" \
     test "$(find "$cells" -name record.json | wc -l)" = 2
 check "one of the two jobs computed it" test "$(said_by "$first" "llama-mini-dense-0 →")" = 1
@@ -73,7 +72,7 @@ echo "== the same command again"
 second=$(basename "$(find "$cells/.submitit" -name '*_3_submitted.pkl' -newer "$node/before")" _3_submitted.pkl)
 sacct --allocations --jobs="$second" --format=JobID,JobName,State,Elapsed,ExitCode
 check "only the killed cell is computed" test "$(said_by "$second" " → ")" = 1
-check "it is the one that was killed" test "$(said_by "$second" "teal_uniform-0.5 →")" = 1
+check "it is the one that was killed" test "$(said_by "$second" "teal_uniform-0.4 →")" = 1
 check "three jobs took finished records" test "$(said_by "$second" "is finished already")" = 3
 finished_cells > "$node/after"
 check "no finished record was touched" test -z "$(grep -vxFf "$node/after" "$node/before")"
