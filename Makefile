@@ -12,7 +12,7 @@ RESULTS_quick := results/quick
 RESULTS_full := results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint reproduce-table1 reproduce-table2 reproduce-speed reproduce-search-cost verify-claims report bench prefetch readme train-embedded clean
+.PHONY: help setup test test-slurm lint reproduce-table1 reproduce-table2 reproduce-speed reproduce-search-cost verify-claims report bench prefetch readme train-embedded clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -35,6 +35,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: $(INSTALLED) ## run every test
 	@$(RUN) -m pytest -q --durations=10
+
+test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
+	@tests/slurm/single_node.sh
 
 lint: $(INSTALLED) ## check style and formatting
 	@$(VENV)/bin/ruff check .

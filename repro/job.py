@@ -128,7 +128,7 @@ def _check_launcher() -> None:
 
 
 def _finished_or_measured(cell: Cell, logger: Any) -> dict[str, Any]:
-    """The cell's record; of several jobs with the same cell one computes it, and of several processes all do."""
+    """The cell's record; of several jobs with one cell one computes it, and of several processes all do."""
     from . import processes
     from .cell import finished_record, measure
     from .locks import held

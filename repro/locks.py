@@ -1,4 +1,4 @@
-"""One process at a time: cells and plans that several jobs want are made by the first, and found by the others."""
+"""One process at a time: cells and plans that several jobs want are made by the first, found by the others."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PAUSE = 1.0
 def held(folder: Path) -> Iterator[None]:
     """Inside, no other process that asks for it works on `folder`; waits for one that does.
 
-    The system releases the lock of a process that ends, however it ends: a killed job leaves nothing to clear up.
-    Between machines the file system they share must support locks (NFS, Lustre with `flock`, GPFS do).
+    The system releases the lock of a process that ends, however it ends: a killed job leaves nothing to clear
+    up. Between machines the file system they share must support locks (NFS, GPFS, Lustre mounted with `flock`).
     """
     path = folder.parent / LOCKS / f"{folder.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -39,8 +39,8 @@ class PlanCache:
     def find_or_make(self, identity: dict[str, Any], make: Callable[[], SparsityPlan]) -> CachedPlan:
         """The plan of this identity; `make` is called when it is not there or cannot be read.
 
-        Of several jobs that want it one makes it, the others wait; of several processes the main one. What `make`
-        raises is passed on and leaves nothing in the cache.
+        Of several jobs that want it one makes it, the others wait; of several processes the main one. What
+        `make` raises is passed on and leaves nothing in the cache.
         """
         key = digest(identity)
         folder = self.folder / key[:32]

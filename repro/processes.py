@@ -2,9 +2,9 @@
 
     accelerate launch --multi_gpu --num_processes 2 repro/run.py model=llama3.1-8b method=wisparse suite=paper
 
-Every process has the whole model and makes the same batches in the same order; each computes every N-th of them,
-and everyone's results are put back in order. A batch is what it would be with one process, so the numbers are
-the same for any N. Plans are made by the main process and read by the others; it alone writes and prints.
+Every process has the whole model and makes the same batches in the same order; each computes every N-th of
+them, and everyone's results are put back in order. A batch is what it would be with one process, so the numbers
+are the same for any N. Plans are made by the main process and read by the others; it alone writes and prints.
 
 What is exchanged are short lists of Python numbers and strings; they go through gloo, past the GPUs.
 """

@@ -1,4 +1,4 @@
-"""Rows of a batch under a language model: which ones share a forward pass, and what each continuation scores."""
+"""Rows of a batch under a language model: which share a forward pass, and what each continuation scores."""
 
 from __future__ import annotations
 

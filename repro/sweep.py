@@ -81,7 +81,7 @@ class Announcement(Callback):
 def finish(outcomes: str, error: Outcome | None) -> int:
     """Report on stderr what did not finish when Hydra has ended; returns the exit code.
 
-    outcomes: folder of the jobs' outcomes, below the experiment's; error: what ended Hydra early, if anything did.
+    outcomes: folder of the jobs' outcomes, below the experiment's; error: what ended Hydra early, if anything.
     """
     announcement = Announcement.latest
     if error is not None:
