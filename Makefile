@@ -18,8 +18,8 @@ FIGURES := figure2 figure3 figure5
 PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed verify-claims report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed \
-	reproduce-search-cost verify-claims report bench prefetch readme train-embedded clean
+.PHONY: help setup test test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
+	reproduce-speed reproduce-search-cost verify-claims report bench prefetch readme train-embedded clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -42,6 +42,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: $(INSTALLED) ## run every test
 	@$(RUN) -m pytest -q --durations=10
+
+test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
+	@tests/slurm/single_node.sh
 
 lint: $(INSTALLED) ## check style and formatting
 	@$(VENV)/bin/ruff check .

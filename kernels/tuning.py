@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import triton
+from filelock import FileLock  # torch needs it, so it is there
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import TritonError
 
@@ -46,13 +47,14 @@ class TuningCache:
         return None if stored is None else Tile(**stored["tile"])
 
     def store(self, key: str, tile: Tile, microseconds: float) -> None:
-        """Keep a tile; the file appears complete or not at all."""
-        entries = self._read() | {key: {"tile": asdict(tile), "us": round(microseconds, 3)}}
+        """Keep a tile; the file appears complete or not at all, and processes that tune at once lose none."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tiles-", dir=self.path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(entries, file, indent=1, sort_keys=True)
-        Path(name).replace(self.path)
+        with FileLock(self.path.with_suffix(".lock")):
+            entries = self._read() | {key: {"tile": asdict(tile), "us": round(microseconds, 3)}}
+            handle, name = tempfile.mkstemp(prefix=".tiles-", dir=self.path.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(entries, file, indent=1, sort_keys=True)
+            Path(name).replace(self.path)
 
     def _read(self) -> dict[str, dict[str, object]]:
         try:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..method.apply import applied
 from ..method.errors import OutOfReachError, UserError
+from . import processes
 from .configuration import digest, files_digests, portable, sources_digest
 from .models import Checkpoint, LoadedModel, find_checkpoint, load_model
 from .overlap import checked_overlap
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 HARNESS_SOURCES = (
     "calibration_mix.py", "calibration_text.py", "cell.py", "channel_suite.py", "code_execution.py", "embedded",
     "harness_tasks.py", "language_model.py", "models.py", "norm_spread.py", "offload.py", "one_block.py",
-    "paper_data.py", "paper_suites.py", "paper_tasks", "planning.py", "random_models.py", "suites.py",
+    "paper_data.py", "paper_suites.py", "paper_tasks", "planning.py", "processes.py", "random_models.py",
+    "scoring.py", "suites.py",
 )  # fmt: skip
 RESULT_SOURCES = ("method", "baselines", "kernels/reference.py", *(f"repro/{name}" for name in HARNESS_SOURCES))
 LATENCY_SOURCES = ("kernels", "repro/latency.py", "repro/transformers_decode.py")
@@ -73,6 +75,7 @@ def prepare(config: DictConfig) -> Cell:
     method = parts["method"]
     if method.name == "dense":
         sparsity = 0.0  # one dense cell serves all sparsities
+    processes.check(config.model.device, config.latency.name)
     checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
     identity = {
         **{name: portable(config[name]) for name in parts},
@@ -100,7 +103,10 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
 
 
 def measure(cell: Cell) -> dict[str, Any]:
-    """Compute one cell and write its record and items into the cell's folder; returns the record."""
+    """Compute one cell and write its record and items into the cell's folder; returns the record.
+
+    Of several processes the main one writes.
+    """
     config, seconds = cell.config, {}
     if cell.checkpoint.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -112,7 +118,8 @@ def measure(cell: Cell) -> dict[str, Any]:
     with _timed(seconds, "plan"):
         cached = planner.plan(cell.sparsity)
     set_seeds(config.seed)
-    with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol) as session:
+    counting = processes.SharedTrafficCounter
+    with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol, counting) as session:
         evaluation = cell.suite.run(loaded.model, loaded.tokenizer, session)
         realised = session.report()
     with _timed(seconds, "latency"):
@@ -145,7 +152,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         "items_sha256": digest(items),
     }
     _check_finite(record)
-    save_record(cell.folder, record, items)
+    if processes.is_main():
+        save_record(cell.folder, record, items)
     return record
 
 
@@ -196,6 +204,7 @@ def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "device": checkpoint.device,
         "device_name": torch.cuda.get_device_name(checkpoint.device) if "cuda" in checkpoint.device else "CPU",
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "fingerprint": checkpoint.fingerprint,
     }
 

@@ -23,6 +23,7 @@ from ..method.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGURATION = REPOSITORY / "conf"
+LAUNCHERS = "install one: pip install -e '.[joblib]' for joblib, '.[slurm]' for submitit_slurm"
 UNKNOWN_SETTING = re.compile(r"Could not override '([^']+)'")
 
 
@@ -88,8 +89,9 @@ def _user_error(error: UserError | KernelError) -> str:
 def _missing_choice(error: MissingConfigException) -> str | None:
     if not error.missing_cfg_file or not error.options:
         return None
-    group, _, choice = str(error.missing_cfg_file).partition("/")
-    return f"no {group} is called '{choice}'; choose from {', '.join(sorted(error.options))}"
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    hint = f" or {LAUNCHERS}" if group == "hydra/launcher" else ""
+    return f"no {group} is called '{choice}'; choose from {', '.join(sorted(error.options))}{hint}"
 
 
 def _unreadable_override(error: OverrideParseException) -> str:

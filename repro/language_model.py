@@ -5,10 +5,11 @@ Which tokens are computed sparsely depends on both, and lm-eval's own Hugging Fa
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
@@ -16,14 +17,15 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from . import processes
+from .scoring import NO_TARGET, ScoredRow, row_scores, sharing_a_pass
+
+Result = TypeVar("Result")
+
 ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """What lm-eval hands over: (strings or None, context tokens, continuation tokens)."""
 
-ScoredRow = tuple[list[int], list[int]]
-"""Context and continuation of a request."""
-
 DEFAULT_MAX_LENGTH = 1024
-NO_TARGET = -1
 
 
 class Session(Protocol):
@@ -140,17 +142,17 @@ class SparseLM(HFLM):
                     "a continuation has no token of its own: the tokenizer joins it to its context"
                 )
             rows.append((self._cut(context, continuation), continuation))
-        groups = _sharing_a_pass(rows)
+        groups = sharing_a_pass(rows)
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         lengths = [len(rows[group[0]][0]) + len(rows[group[0]][1]) - 1 for group in groups]
-        progress = tqdm(total=len(rows), desc="Scoring", disable=disable_tqdm, leave=False)
-        for batch in self._batches(lengths, override_bs):
+
+        def score(batch: list[int]) -> list[tuple[float, bool]]:
+            return self._score([[rows[index] for index in groups[number]] for number in batch])
+
+        for batch, found in self._computed(self._batches(lengths, override_bs), score, "Scoring", disable_tqdm):
             indices = [index for number in batch for index in groups[number]]
-            found = self._score([[rows[index] for index in groups[number]] for number in batch])
-            for index, score in zip(indices, found, strict=True):
-                scores[index] = score
-            progress.update(len(indices))
-        progress.close()
+            for index, result in zip(indices, found, strict=True):
+                scores[index] = result
         return scores
 
     def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
@@ -187,7 +189,7 @@ class SparseLM(HFLM):
         for index, (context, continuation) in enumerate(row for group in groups for row in group):
             begin = len(context) - 1 - first
             targets[index, begin : begin + len(continuation)] = torch.tensor(continuation)
-        nats, greedy = _row_scores(logits, targets, torch.tensor(passes))
+        nats, greedy = row_scores(logits, targets, torch.tensor(passes))
         return [(-value, hit) for value, hit in zip(nats, greedy, strict=True)]
 
     def _forward(
@@ -215,13 +217,14 @@ class SparseLM(HFLM):
             for begin in range(0, len(document), self.max_length)
         ]
         nats = [0.0] * len(documents)
-        progress = tqdm(total=len(windows), desc="Perplexity", disable=disable_tqdm, leave=False)
-        for batch in self._batches([len(window) for _, window in windows], None):
-            texts = [windows[index][1] for index in batch]
-            for index, value in zip(batch, self._window_nats(start, texts), strict=True):
+
+        def measure(batch: list[int]) -> list[float]:
+            return self._window_nats(start, [windows[index][1] for index in batch])
+
+        batches = self._batches([len(window) for _, window in windows], None)
+        for batch, found in self._computed(batches, measure, "Perplexity", disable_tqdm):
+            for index, value in zip(batch, found, strict=True):
                 nats[windows[index][0]] += value
-            progress.update(len(batch))
-        progress.close()
         return nats
 
     @torch.inference_mode()
@@ -230,12 +233,47 @@ class SparseLM(HFLM):
         targets, _ = self._padded(windows, "right")
         targets[mask == 0] = NO_TARGET  # the mask is right for the targets too: as many tokens are read
         logits = self._forward(tokens, mask, mask.sum(dim=1), 0)
-        return _row_scores(logits, targets, torch.arange(len(windows)))[0]
+        return row_scores(logits, targets, torch.arange(len(windows)))[0]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, windows as in `document_nats`."""
         documents = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         return [-nats for nats in self.document_nats(documents, disable_tqdm)]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The model's answers, in order; lm-eval is handed one batch at a time."""
+        answers = [""] * len(requests)
+        by_settings: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+
+        def generate(batch: list[int]) -> list[str]:
+            return super(SparseLM, self).generate_until([requests[index] for index in batch], disable_tqdm=True)
+
+        for alike in by_settings.values():
+            lengths = [len(self.tok_encode(requests[index].args[0])) for index in alike]
+            batches = [[alike[n] for n in batch] for batch in self._batches(lengths, self.batch_size)]
+            for batch, found in self._computed(batches, generate, "Generating", disable_tqdm):
+                for index, answer in zip(batch, found, strict=True):
+                    answers[index] = answer
+        return answers
+
+    @staticmethod
+    def _computed(
+        batches: Iterable[list[int]], compute: Callable[[list[int]], list[Result]], title: str, quiet: bool
+    ) -> Iterator[tuple[list[int], list[Result]]]:
+        """Every batch with its results, in order; each is computed by one of the processes."""
+        batches = list(batches)
+        quiet = quiet or not processes.is_main()
+        with tqdm(total=len(batches), desc=title, disable=quiet, leave=False) as progress:
+
+            def step(batch: list[int]) -> list[Result]:
+                found = compute(batch)
+                progress.update(processes.count())
+                return found
+
+            results = processes.spread(batches, step)
+        yield from zip(batches, results, strict=True)
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -243,35 +281,6 @@ class SparseLM(HFLM):
         prompt_lengths = generation_kwargs["attention_mask"].sum(dim=1)
         with _announced(self.session, prompt_lengths), torch.inference_mode():
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
-
-
-def _sharing_a_pass(rows: Sequence[ScoredRow]) -> list[list[int]]:
-    """Indices of rows by the tokens that are read: answers of one token to the same question need one pass."""
-    groups: dict[tuple[int, ...] | int, list[int]] = {}
-    for index, (context, continuation) in enumerate(rows):
-        groups.setdefault(tuple(context) if len(continuation) == 1 else index, []).append(index)
-    return list(groups.values())
-
-
-def _row_scores(
-    logits: torch.Tensor, targets: torch.Tensor, passes: torch.Tensor
-) -> tuple[list[float], list[bool]]:
-    """Nats of each row's targets, and whether all of them are the most likely tokens.
-
-    logits: (passes, positions, vocabulary); targets: (rows, positions), NO_TARGET where nothing is scored;
-    passes: (rows,) which pass read the row. One transfer for the batch: a wait for the GPU at every row costs
-    more than the model.
-    """
-    targets = targets.to(logits.device)
-    scored = targets != NO_TARGET
-    row, position = scored.nonzero(as_tuple=True)
-    predicted, wanted = logits[passes.to(logits.device)[row], position].float(), targets[scored]
-    nats = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
-    nats[scored] = torch.nn.functional.cross_entropy(predicted, wanted, reduction="none").double()
-    missed = torch.zeros_like(scored)
-    missed[scored] = predicted.argmax(dim=-1) != wanted
-    found = torch.stack([nats.sum(dim=1), missed.sum(dim=1).double()]).cpu()
-    return found[0].tolist(), (found[1] == 0).tolist()
 
 
 @contextmanager

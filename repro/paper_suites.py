@@ -16,6 +16,7 @@ from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..method.errors import UserError
+from . import processes
 from .code_execution import CodeRunner, humaneval_program
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
 from .language_model import Session, SparseLM, quiet_lm_eval
@@ -146,7 +147,8 @@ class HarnessSuite:
         programs = [
             humaneval_program(sample["doc"], sample["filtered_resps"][0], fenced=chat) for sample in samples
         ]
-        return [float(passed) for passed in self.code.run_all(programs)]
+        # By one process: side by side on the same cores, programs would run into the limit on their time.
+        return [float(passed) for passed in processes.of_main(lambda: self.code.run_all(programs))]
 
     def _settings(self, task: HarnessTask, samples: list[dict[str, Any]], chat: bool) -> dict[str, Any]:
         documents = json.dumps([sample["doc"] for sample in samples], sort_keys=True)

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..method.errors import UserError
 from ..method.plan import PlanError, SparsityPlan
+from . import processes
 from .configuration import digest
+from .locks import held
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +39,35 @@ class PlanCache:
     def find_or_make(self, identity: dict[str, Any], make: Callable[[], SparsityPlan]) -> CachedPlan:
         """The plan of this identity; `make` is called when it is not there or cannot be read.
 
-        What `make` raises is passed on and leaves nothing in the cache.
+        Of several jobs that want it one makes it, the others wait; of several processes the main one. What
+        `make` raises is passed on and leaves nothing in the cache.
         """
         key = digest(identity)
         folder = self.folder / key[:32]
-        from_cache = folder.exists()
-        if from_cache:
+        if processes.is_main():
+            with held(folder):
+                found = self._found_or_made(key, folder, make)
+            processes.wait()
+            return found
+        processes.wait()
+        try:
+            return _read(key, folder, from_cache=True)
+        except PlanError as error:
+            raise UserError(f"{error}; put cache_dir on a disk that all processes share") from error
+
+    def _found_or_made(self, key: str, folder: Path, make: Callable[[], SparsityPlan]) -> CachedPlan:
+        if folder.exists():
             try:
-                return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), True)
+                return _read(key, folder, from_cache=True)
             except PlanError as error:
                 log.warning("the cached plan is damaged and is made again: %s", error)
         make().save(folder)
         # Read back: a plan from the cache and a fresh one are then the same bytes in every respect.
-        return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), False)
+        return _read(key, folder, from_cache=False)
+
+
+def _read(key: str, folder: Path, from_cache: bool) -> CachedPlan:
+    return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), from_cache)
 
 
 def plan_digest(folder: Path) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .paired_bootstrap import Interval
-from .question_data import METHOD, Place, QuestionData
 from .plot_style import COLOURS, MARKERS
+from .question_data import METHOD, Place, QuestionData
 from .table_text import (
     EMBEDDED_NOTE,
     NOT_MEASURED,

@@ -17,11 +17,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from .configuration import CONFIGURATION, register_resolvers, user_mistake
-from .language_model import ScoredRow, SparseLM
+from .language_model import SparseLM
 from .models import find_checkpoint, load_model
 from .paper_suites import HarnessSuite
 from .records import write_text
 from .reproduction_cost import SUITE_TOKENS
+from .scoring import ScoredRow
 
 
 @dataclass

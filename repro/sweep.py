@@ -1,0 +1,134 @@
+"""What became of the cells of one command, of which there is one without -m."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome
+
+
+class Announcement(Callback):
+    """What Hydra is about to start: it builds this and tells it, in the process that was started by hand."""
+
+    latest: ClassVar[Announcement | None] = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """A single cell."""
+        self._keep(config, Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """A sweep."""
+        self._keep(config, Path(config.hydra.sweep.dir))
+
+    def _keep(self, config: DictConfig, folder: Path) -> None:
+        self._config, self.folder = config, folder
+        self._config_loader = GlobalHydra.instance().config_loader()
+        self._submitted_before = self._submitted()
+        Announcement.latest = self
+
+    def cells(self) -> list[str]:
+        """Overrides of every cell, in the order of the jobs' numbers."""
+        if self._config.hydra.mode != RunMode.MULTIRUN:
+            return [""]
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        swept = [f"{name}={values}" for name, values in (self._config.hydra.sweeper.params or {}).items()]
+        parser = OverridesParser.create(config_loader=self._config_loader)
+        overrides = parser.parse_overrides([*swept, *self._config.hydra.overrides.task])
+        (cells,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        return [" ".join(cell) for cell in cells]
+
+    def wait_for_cluster(self) -> None:
+        """Wait for the jobs in Slurm: submitit gives up at the first that was killed, and the others go on."""
+        if names := sorted(self._submitted() - self._submitted_before):
+            from submitit import SlurmJob
+
+            for name in names:
+                SlurmJob(self._slurm_folder / name, job_id=name).wait()
+
+    def why_no_outcome(self) -> str:
+        """What is known of a job that did not say how it ended."""
+        known = f"; its log is in {self._slurm_folder}" if self._in_slurm else ""
+        return f"its job ended without a result: killed, or out of time or memory{known}"
+
+    @property
+    def _in_slurm(self) -> bool:
+        return self._config.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"
+
+    @property
+    def _slurm_folder(self) -> Path:
+        """Where submitit keeps a folder for each job, with its log."""
+        return Path(self._config.hydra.launcher.submitit_folder).parent
+
+    def _submitted(self) -> set[str]:
+        if not self._in_slurm:
+            return set()
+        return {path.parent.name for path in self._slurm_folder.glob("*/*_submitted.pkl")}
+
+
+def finish(outcomes: str, error: Outcome | None) -> int:
+    """Report on stderr what did not finish when Hydra has ended; returns the exit code.
+
+    outcomes: folder of the jobs' outcomes, below the experiment's; error: what ended Hydra early, if anything.
+    """
+    announcement = Announcement.latest
+    if error is not None:
+        print(f"{error.status}: {error.line}", file=sys.stderr)
+        if announcement is not None:
+            announcement.wait_for_cluster()
+    code = 0 if error is None else error.exit_code
+    return _summarize(_collected(announcement, outcomes)) or code
+
+
+def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome]:
+    """How every job ended, and that it was killed where it did not say; none where no job ended by itself."""
+    if announcement is None or not (folder := announcement.folder / outcomes).exists():
+        return []
+    found = []
+    for number, cell in enumerate(announcement.cells()):
+        path = folder / f"{number}.json"
+        if path.exists():
+            found.append(Outcome(**json.loads(path.read_text(encoding="utf-8"))))
+        else:
+            found.append(Outcome(FAILED, announcement.why_no_outcome(), FAILURE, cell))
+    shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # not empty while another command runs
+        folder.parent.rmdir()
+    return found
+
+
+def _summarize(outcomes: list[Outcome]) -> int:
+    number = Counter(outcome.status for outcome in outcomes)
+    for status in (OUT_OF_REACH, FAILED):
+        for line in _lines([outcome for outcome in outcomes if outcome.status == status]):
+            print(f"{status}: {line}", file=sys.stderr)
+    if number[OUT_OF_REACH] or (number[FAILED] and len(outcomes) > 1):
+        print(
+            f"{number[FINISHED]} finished, {number[OUT_OF_REACH]} out of reach, {number[FAILED]} failed",
+            file=sys.stderr,
+        )
+    return min((outcome.exit_code for outcome in outcomes if outcome.status == FAILED), default=0)
+
+
+def _lines(outcomes: list[Outcome]) -> list[str]:
+    """One line a reason: what keeps many cells from finishing, as a model that is not here, is said once."""
+    cells: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        cells.setdefault(outcome.line, []).append(outcome.cell)
+    lines = []
+    for line, (first, *others) in cells.items():
+        where = f"{first} and {len(others)} more" if others else first
+        lines.append(f"{where}: {line}" if where else line)
+    return lines

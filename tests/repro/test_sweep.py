@@ -1,0 +1,90 @@
+"""Cells in other processes: their ends are reported, cells are computed once, and nothing is written by two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.repro import run
+from wisparse.repro.configuration import REPOSITORY
+from wisparse.repro.job import CellJob, Outcome
+from wisparse.repro.locks import LOCKS, held
+from wisparse.repro.plan_cache import PlanCache
+
+SMALL = [
+    "logger=none", "suite=perplexity", f"suite.text={REPOSITORY / 'repro/run.py'}", "suite.length=64",
+    "suite.windows=4", "calibration.sequences=2", "calibration.length=64",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(
+    # Without any plug-in their common package is missing, in which find_spec then does not look.
+    not (find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_joblib_launcher")),
+    reason="the launcher is not installed: pip install -e '.[joblib]'",
+)
+def test_cells_of_other_processes_are_reported_and_two_that_are_one_are_computed_once(tmp_path):
+    sweep = ["-m", "method=dense", "sparsity=0.3,0.4,1.5", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    places = [f"output_dir={tmp_path / 'outputs'}", f"cache_dir={tmp_path / 'plans'}"]
+    command = [sys.executable, str(REPOSITORY / "repro/run.py"), *sweep, *SMALL, *places]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert "error: method=dense sparsity=1.5" in ran.stderr
+    assert "2 finished, 0 out of reach, 1 failed" in ran.stderr
+    assert ran.stderr.count("llama-mini-dense-0 → ") == 1
+    assert ran.stderr.count("llama-mini-dense-0 is finished already") == 1
+    assert len(list(tmp_path.rglob("record.json"))) == 1
+    record = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+    assert record["command"].startswith("python repro/run.py -m method=dense sparsity=0.3,0.4,1.5")
+    assert not list(tmp_path.rglob(".outcomes"))
+
+
+def test_a_job_that_left_nothing_is_reported_as_killed(tmp_path, monkeypatch, capsys):
+    leave = CellJob._leave
+
+    def killed(self: CellJob, outcome: Outcome) -> None:
+        if HydraConfig.get().job.num != 1:
+            leave(self, outcome)
+
+    monkeypatch.setattr(CellJob, "_leave", killed)
+    places = [f"output_dir={tmp_path / 'outputs'}", f"cache_dir={tmp_path / 'plans'}"]
+    # None of these cells needs a model, since none can be: what counts is how they are reported.
+    monkeypatch.setattr(sys, "argv", ["repro/run.py", "-m", "sparsity=1.1,1.2,1.3", *SMALL, *places])
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as stopped:
+        run.main()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 1
+    assert ["its job ended without a result" in line for line in errors] == [False, True, False]
+    assert "sparsity=1.2" in errors[1]
+    assert not list(tmp_path.rglob(".outcomes"))
+
+
+def test_two_jobs_that_want_a_plan_at_once_make_it_once(tmp_path):
+    made = []
+
+    def make() -> SparsityPlan:
+        made.append(time.sleep(0.2))
+        return SparsityPlan({"0.q": (4, 4)}, {"0.q": ProjectionRule(thresholds=torch.ones(4))})
+
+    cache = PlanCache(tmp_path / "plans")
+    with ThreadPoolExecutor(2) as jobs:
+        found = list(jobs.map(lambda _: cache.find_or_make({"sparsity": 0.5}, make), "ab"))
+    assert len(made) == 1
+    assert sorted(one.from_cache for one in found) == [False, True]
+    assert found[0].sha256 == found[1].sha256
+
+
+def test_a_lock_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), held(tmp_path / "cell"):
+        raise RuntimeError
+    with held(tmp_path / "cell"):
+        assert [path.name for path in (tmp_path / LOCKS).iterdir()] == ["cell.lock"]
