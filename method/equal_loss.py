@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .base import Method
 from .calibration import Calibration
+from .errors import UserError
+from .marginal_loss import marginal_losses
 from .plan import ProjectionRule, SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
 from .sensitivity import channel_sensitivities
@@ -23,16 +25,30 @@ LARGEST_OCTAVES = 100.0
 
 @dataclass(frozen=True)
 class EqualLoss(Method):
-    """Channel i of a projection with `out` rows is dropped where x_i²·h_i / out < τ, with one τ for the model.
+    """Channel i of a projection with `out` rows is dropped where c·x_i²·h_i / out < τ, one τ for the model.
 
-    h_i is the channel's sensitivity: ½·x_i²·h_i is the divergence that dropping it costs to second order, and
-    `out` the weights that are not read. Where every dropped weight costs less than every kept one, no other
+    h_i is the channel's sensitivity: ½·x_i²·h_i is the divergence that dropping it alone costs to second order,
+    and `out` the weights that are not read. Where every dropped weight costs less than every kept one, no other
     allocation over blocks, projections and channels drops as many at less expected loss: nothing is searched.
-    It is a plan of static thresholds, t_i = √(τ·out / h_i), and runs on every kernel as it is.
+    What dropping others at the same time does to that cost is one correction c a projection, measured at the
+    sparse model itself in `correction_rounds`.
+    It is a plan of static thresholds, t_i = √(τ·out / (c·h_i)), and runs on every kernel as it is.
     """
 
+    correction_rounds: int
+    """0: c is 1 everywhere."""
+    correction_exponent: float
+    """Each round multiplies c by (projection's marginal loss / that of all weights) to this power."""
+    correction_bound: float
+    """The ratio is taken as at most this, and as at least its inverse: it is measured on few tokens."""
     seed: int
     """Of the labels that gradients are drawn for."""
+
+    def __post_init__(self) -> None:
+        if self.correction_rounds < 0 or self.correction_bound < 1:
+            raise UserError(
+                "method.correction_rounds must be at least 0 and method.correction_bound at least 1"
+            )
 
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         cost = SearchCost()
@@ -41,38 +57,64 @@ class EqualLoss(Method):
         with cost.stage("sensitivity"):
             sensitivities = channel_sensitivities(calibration, self.seed)
             cost.count("sensitivity", len(calibration.input_ids))
+        corrections = dict.fromkeys(sensitivities, 1.0)
         with cost.stage("thresholds"):
-            thresholds, sparsities = self._thresholds(calibration, sensitivities, sparsity)
+            thresholds, sparsities = equal_loss_thresholds(calibration, sensitivities, sparsity)
+        for number in range(self.correction_rounds if sparsity > 0.0 else 0):
+            with cost.stage("correction"):
+                ratios = self._measured_ratios(calibration, thresholds, number, cost)
+                for name, ratio in ratios.items():
+                    corrections[name] *= ratio**self.correction_exponent
+            with cost.stage("thresholds"):
+                corrected = {name: corrections[name] * found for name, found in sensitivities.items()}
+                thresholds, sparsities = equal_loss_thresholds(calibration, corrected, sparsity)
         rules = {name: ProjectionRule(thresholds=found) for name, found in thresholds.items()}
-        provenance = {"sparsities": sparsities, **cost.to_dict()}
+        provenance = {"sparsities": sparsities, "corrections": corrections, **cost.to_dict()}
         return SparsityPlan(calibration.shapes, rules, provenance=provenance)
 
-    @staticmethod
-    def _thresholds(
-        calibration: Calibration, sensitivities: dict[str, Tensor], sparsity: float
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Thresholds (in,) by key for the τ that drops `sparsity` of the weights, and the shares dropped."""
+    def _measured_ratios(
+        self, calibration: Calibration, thresholds: dict[str, Tensor], number: int, cost: SearchCost
+    ) -> dict[str, float]:
+        """Each projection's marginal loss over the mean of all weights', within the bound, by key."""
+        # Every other sequence, in turn: what one round takes from its text is checked by the next on another.
+        input_ids = (
+            calibration.input_ids[number % 2 :: 2] if len(calibration.input_ids) > 1 else calibration.input_ids
+        )
+        losses = marginal_losses(calibration, thresholds, input_ids)
+        cost.count("correction", len(input_ids))
         sizes = {name: out * inner for name, (out, inner) in calibration.shapes.items()}
-        # log2 of t_i at τ = 1.
-        unit = {
-            name: 0.5 * (torch.tensor(float(out)).log2() - found.clamp_min(SMALLEST_SENSITIVITY).log2())
-            for (name, found), (out, _) in zip(sensitivities.items(), calibration.shapes.values(), strict=True)
-        }
+        mean = sum(losses[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        if mean <= 0.0:  # at this sparsity dropping more costs nothing that could be measured
+            return dict.fromkeys(losses, 1.0)
+        bound = self.correction_bound
+        return {name: min(max(loss / mean, 1.0 / bound), bound) for name, loss in losses.items()}
 
-        def shares(octaves: float) -> dict[str, float]:
-            found = {}
-            for name, log2_thresholds in unit.items():
-                block, projection = split_key(name)
-                histogram = calibration.statistics[block].magnitudes[SITE_OF_PROJECTION[projection]]
-                found[name] = float(histogram.sparsity_below((log2_thresholds + octaves)[None]))
-            return found
 
-        low, high = -LARGEST_OCTAVES, LARGEST_OCTAVES
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            found = shares(middle)
-            dropped = sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values())
-            low, high = (middle, high) if dropped < sparsity else (low, middle)
-        if sparsity == 0.0:
-            return {name: torch.zeros_like(of).float() for name, of in unit.items()}, dict.fromkeys(unit, 0.0)
-        return {name: (of + high).exp2().float() for name, of in unit.items()}, shares(high)
+def equal_loss_thresholds(
+    calibration: Calibration, sensitivities: dict[str, Tensor], sparsity: float
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Thresholds (in,) by key for the τ that drops `sparsity` of the weights, and the shares dropped."""
+    sizes = {name: out * inner for name, (out, inner) in calibration.shapes.items()}
+    # log2 of t_i at τ = 1.
+    unit = {
+        name: 0.5 * (torch.tensor(float(out)).log2() - found.clamp_min(SMALLEST_SENSITIVITY).log2())
+        for (name, found), (out, _) in zip(sensitivities.items(), calibration.shapes.values(), strict=True)
+    }
+
+    def shares(octaves: float) -> dict[str, float]:
+        found = {}
+        for name, log2_thresholds in unit.items():
+            block, projection = split_key(name)
+            histogram = calibration.statistics[block].magnitudes[SITE_OF_PROJECTION[projection]]
+            found[name] = float(histogram.sparsity_below((log2_thresholds + octaves)[None]))
+        return found
+
+    low, high = -LARGEST_OCTAVES, LARGEST_OCTAVES
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        found = shares(middle)
+        dropped = sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        low, high = (middle, high) if dropped < sparsity else (low, middle)
+    if sparsity == 0.0:
+        return {name: torch.zeros_like(of).float() for name, of in unit.items()}, dict.fromkeys(unit, 0.0)
+    return {name: (of + high).exp2().float() for name, of in unit.items()}, shares(high)

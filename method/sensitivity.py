@@ -8,17 +8,15 @@ model grows to second order by ½·E[(x_i·(Wᵀg)_i)²]: the diagonal of the Fi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
+from .block_backward import LogitLoss, backward_through_blocks
 from .block_probe import block_keywords
 from .calibration import Calibration
-from .logits import tokens_at_once
-from .projections import decoder_blocks, model_projections
+from .projections import model_projections
 
 
 def channel_sensitivities(calibration: Calibration, seed: int) -> dict[str, Tensor]:
@@ -46,58 +44,27 @@ def _measured(calibration: Calibration, seed: int) -> dict[str, Tensor]:
     try:
         batches = calibration.input_ids.split(calibration.batch_size)
         for batch in tqdm(batches, desc="sensitivity", unit="batch", leave=False):
-            tokens += _backward(model, batch.to(device), keywords, positions, generator)
+            counted = torch.ones_like(batch, dtype=torch.bool, device=device)
+            if positions is not None:
+                counted &= positions
+            loss = _label_loss(counted, generator)
+            backward_through_blocks(model, batch.to(device), keywords, loss)
+            tokens += int(counted.sum())
     finally:
         for handle in handles:
             handle.remove()
     return {name: total / tokens for name, total in sums.items()}
 
 
-def _backward(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    keywords: list[dict[str, Any]],
-    positions: Tensor | None,
-    generator: torch.Generator,
-) -> int:
-    """Send back the log-probability of one drawn label a counted token; returns how many were counted.
+def _label_loss(counted: Tensor, generator: torch.Generator) -> LogitLoss:
+    """Log-probability of one label drawn from each prediction, summed over the counted (rows, length)."""
 
-    Between the passes only what enters each block is kept, and a block is computed again on the way back: the
-    activations of all blocks at once would take more memory than the model.
-    """
-    steps = list(zip(decoder_blocks(model), keywords, strict=True))
-    hidden = model.get_input_embeddings()(input_ids)
-    entering = []
-    with torch.no_grad():
-        for block, arguments in steps:
-            entering.append(hidden)
-            hidden = block(hidden, **arguments)
-    counted = torch.ones_like(input_ids, dtype=torch.bool)
-    if positions is not None:
-        counted &= positions
-    gradient = _gradient_of_labels(model, hidden, counted, generator)
-    with torch.enable_grad():
-        for block, arguments in reversed(steps):
-            # Weights are frozen: the graph begins at what enters the block.
-            entered = entering.pop().detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(block(entered, **arguments), entered, gradient)
-    return int(counted.sum())
+    def loss(logits: Tensor, which: slice) -> Tensor:
+        log_probabilities = logits.log_softmax(dim=-1)
+        drawn = torch.multinomial(log_probabilities.detach().exp(), 1, generator=generator)
+        return log_probabilities.gather(1, drawn)[:, 0][counted.flatten()[which]].sum()
 
-
-def _gradient_of_labels(
-    model: PreTrainedModel, hidden: Tensor, counted: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Gradient, at the last block's output, of the log-probabilities of labels drawn from the predictions."""
-    gradients = []
-    tokens, wanted, at_once = hidden.detach().flatten(0, 1), counted.flatten(), tokens_at_once(model)
-    for first in range(0, len(tokens), at_once):
-        with torch.enable_grad():
-            part = tokens[first : first + at_once].requires_grad_()
-            log_probabilities = model.lm_head(model.model.norm(part)).float().log_softmax(dim=-1)
-            drawn = torch.multinomial(log_probabilities.detach().exp(), 1, generator=generator)
-            chosen = log_probabilities.gather(1, drawn)[:, 0]
-            gradients += torch.autograd.grad(chosen[wanted[first : first + at_once]].sum(), part)
-    return torch.cat(gradients).view_as(hidden)
+    return loss
 
 
 def _recorder(total: Tensor, positions: Tensor | None) -> Callable[..., None]:

@@ -59,6 +59,8 @@ class CellJob:
 
         prepare_process()
         sys.argv = self._arguments  # a record names the command that was typed, not a launcher's own
+        if processes.is_main():
+            self._folder().mkdir(parents=True, exist_ok=True)  # now it is known that a job has started
         # Whatever a library prints while the cell is computed belongs on stderr: stdout ends with the record.
         with contextlib.redirect_stdout(sys.stderr):
             record, outcome = self._attempt(config)
@@ -97,9 +99,12 @@ class CellJob:
     def _leave(self, outcome: Outcome) -> None:
         from .records import write_json
 
+        number = HydraConfig.get().job.num if _is_sweep() else 0
+        write_json(self._folder() / f"{number}.json", asdict(outcome))
+
+    def _folder(self) -> Path:
         hydra = HydraConfig.get()
-        folder, number = (hydra.sweep.dir, hydra.job.num) if _is_sweep() else (hydra.run.dir, 0)
-        write_json(Path(folder) / self.outcomes / f"{number}.json", asdict(outcome))
+        return Path(hydra.sweep.dir if _is_sweep() else hydra.run.dir) / self.outcomes
 
 
 def prepare_process() -> None:

@@ -35,6 +35,7 @@ def _run(debug: bool) -> int:
     import hydra
     from wisparse.repro.configuration import CONFIGURATION
     from wisparse.repro.job import FAILED, CellJob, Outcome, failure
+    from wisparse.repro.sweep import forget
 
     job, error = CellJob(), None
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(job.run)
@@ -42,6 +43,7 @@ def _run(debug: bool) -> int:
         entry()
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept, the same command goes on from there", file=sys.stderr)
+        forget(job.outcomes)
         return INTERRUPTED
     except Exception as raised:
         code, line = failure(raised, debug)

@@ -38,7 +38,7 @@ class Announcement(Callback):
         Announcement.latest = self
 
     def cells(self) -> list[str]:
-        """Overrides of every cell, in the order of the jobs' numbers."""
+        """Every cell by the overrides that tell it from the others, in the order of the jobs' numbers."""
         if self._config.hydra.mode != RunMode.MULTIRUN:
             return [""]
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -48,7 +48,8 @@ class Announcement(Callback):
         parser = OverridesParser.create(config_loader=self._config_loader)
         overrides = parser.parse_overrides([*swept, *self._config.hydra.overrides.task])
         (cells,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-        return [" ".join(cell) for cell in cells]
+        varied = [place for place, values in enumerate(zip(*cells, strict=True)) if len(set(values)) > 1]
+        return [" ".join(cell[place] for place in varied) or " ".join(cell) for cell in cells]
 
     def wait_for_cluster(self) -> None:
         """Wait for the jobs in Slurm: submitit gives up at the first that was killed, and the others go on."""
@@ -93,7 +94,7 @@ def finish(outcomes: str, error: Outcome | None) -> int:
 
 
 def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome]:
-    """How every job ended, and that it was killed where it did not say; none where no job ended by itself."""
+    """How every job ended, and that it was killed where it did not say; none where no job was started."""
     if announcement is None or not (folder := announcement.folder / outcomes).exists():
         return []
     found = []
@@ -102,11 +103,19 @@ def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome
         if path.exists():
             found.append(Outcome(**json.loads(path.read_text(encoding="utf-8"))))
         else:
-            found.append(Outcome(FAILED, announcement.why_no_outcome(), FAILURE, cell))
-    shutil.rmtree(folder)
-    with contextlib.suppress(OSError):  # not empty while another command runs
-        folder.parent.rmdir()
+            # The cell is part of the line: of killed jobs each is named, as each has a log of its own.
+            found.append(Outcome(FAILED, f"{cell}: {announcement.why_no_outcome()}", FAILURE))
+    forget(outcomes)
     return found
+
+
+def forget(outcomes: str) -> None:
+    """Remove what the jobs left beside their records."""
+    if Announcement.latest is not None:
+        folder = Announcement.latest.folder / outcomes
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty while another command runs
+            folder.parent.rmdir()
 
 
 def _summarize(outcomes: list[Outcome]) -> int:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
+from wisparse.method.equal_loss import equal_loss_thresholds
+from wisparse.method.marginal_loss import marginal_losses
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.projections import model_projections
 from wisparse.method.sensitivity import channel_sensitivities
@@ -61,6 +63,59 @@ def test_sensitivity_predicts_what_dropping_a_channel_costs(llama):
     assert ratio.std() < 0.35
     assert abs(ratio.mean()) < 0.35
     assert predicted.log().std() > 2 * ratio.std()
+
+
+@pytest.mark.parametrize("protocol", [None, "half"])
+def test_marginal_losses_are_gradients_at_the_sparse_model(llama, protocol):
+    search_protocol = None if protocol is None else make_protocol(protocol)
+    ids = make_calibration(llama, sequences=2, length=8).input_ids
+    calibration = Calibration(llama, ids, search_protocol=search_protocol)
+    thresholds, _ = equal_loss_thresholds(calibration, channel_sensitivities(calibration, seed=0), 0.5)
+    found = marginal_losses(calibration, thresholds, ids)
+    # The same products by another way: the share of each channel that is kept as a number to differentiate by.
+    dense = llama(ids).logits.log_softmax(-1).detach()
+    counted = slice(4, None) if protocol else slice(None)
+    shares, inputs, handles = {}, {}, []
+    for name, linear in model_projections(llama).items():
+
+        def keep(_, arguments, name=name):
+            x = arguments[0]
+            kept = (x.abs() >= thresholds[name]).to(x.dtype)
+            if protocol:
+                kept[:, :4] = 1.0
+            shares[name], inputs[name] = kept.requires_grad_(), x.detach()
+            return (x * shares[name],)
+
+        handles.append(linear.register_forward_pre_hook(keep))
+    F.kl_div(llama(ids).logits.log_softmax(-1), dense, reduction="sum", log_target=True).backward()
+    for handle in handles:
+        handle.remove()
+    for name, (out, _) in calibration.shapes.items():
+        magnitudes = inputs[name].abs()[:, counted]
+        near = (magnitudes >= thresholds[name] / 2**0.5) & (magnitudes < thresholds[name] * 2**0.5)
+        expected = -shares[name].grad[:, counted][near].double().mean() / out
+        assert near.any()
+        assert found[name] == pytest.approx(float(expected), rel=1e-3, abs=1e-9), name
+
+
+def test_corrections_move_sparsity_to_where_the_sparse_model_minds_less(llama):
+    calibration = make_calibration(llama)
+    plain = make_method("equal_loss", "method.correction_rounds=0").plan(calibration, 0.5).provenance
+    once = (
+        make_method("equal_loss", "method.correction_rounds=1", "method.correction_bound=1e6")
+        .plan(calibration, 0.5)
+        .provenance
+    )
+    assert set(plain["corrections"].values()) == {1.0}
+    corrections = once["corrections"]
+    assert len(set(corrections.values())) > 1
+    dearest, cheapest = max(corrections, key=corrections.get), min(corrections, key=corrections.get)
+    assert once["sparsities"][dearest] < plain["sparsities"][dearest]
+    assert once["sparsities"][cheapest] > plain["sparsities"][cheapest]
+    sizes = {name: out * inner for name, (out, inner) in calibration.shapes.items()}
+    mean = sum(sizes[name] * share for name, share in once["sparsities"].items()) / sum(sizes.values())
+    assert mean == pytest.approx(0.5, abs=1e-4)
+    assert once["evaluations_by_stage"]["correction"] > 0
 
 
 def test_a_rescale_that_changes_no_output_changes_no_choice():

@@ -65,7 +65,7 @@ def test_a_job_that_left_nothing_is_reported_as_killed(tmp_path, monkeypatch, ca
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == 1
     assert ["its job ended without a result" in line for line in errors] == [False, True, False]
-    assert "sparsity=1.2" in errors[1]
+    assert errors[1].startswith("error: sparsity=1.2: ")
     assert not list(tmp_path.rglob(".outcomes"))
 
 
