@@ -44,7 +44,7 @@ def join() -> None:
     if "LOCAL_RANK" not in os.environ:
         return
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # on one machine, whatever name the machine has or lacks
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine may have a name it cannot look up
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     PartialState(cpu=on_cpu, backend="gloo", timeout=LONGEST_WAIT)
 
