@@ -1,4 +1,4 @@
-"""Perplexity and accuracy against bytes a token, every method: the table and the plot of the frontier.
+"""Perplexity and accuracy against bytes a token, every method: the frontier as a table.
 
 python -m wisparse.repro.tables frontier --records FOLDER --output results/frontier
 """
@@ -7,67 +7,25 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
-from ..method.errors import UserError
-from .records import RECORD, RecordError, load_items, load_record
-from .table_data import MeasuredCell, method_rank
+from .frontier import REFERENCE, Comparison, FrontierData, search_seconds
+from .paired_bootstrap import RESAMPLES
+from .table_data import MeasuredCell, search_settings
+from .table_text import (
+    EMBEDDED_NOTE,
+    NOT_MEASURED,
+    commit_text,
+    device_text,
+    distinct,
+    interval_text,
+    table_row,
+)
 
 CSV_COLUMNS = (
     "model", "method", "sparsity", "seed", "realised_sparsity", "bytes_per_token", "perplexity",
-    "dense_perplexity", "average", "search_seconds", "search_evaluations", "search_budget",
+    "dense_perplexity", "average", "search_seconds", "search_evaluations", "search_budget", "device",
 )  # fmt: skip
-REFERENCE = "wisparse"
-
-
-@dataclass(frozen=True)
-class FrontierData:
-    """Records with a perplexity, by model, sparsity, method and seed."""
-
-    cells: dict[tuple[Any, ...], MeasuredCell]
-
-    def perplexity(self, model: str, method: str, sparsity: float) -> float | None:
-        """Of the first seed that was measured."""
-        for cell in self.cells.values():
-            record = cell.record
-            if (record["model"]["name"], record["method"]["name"], record["sparsity"]) == (
-                model,
-                method,
-                sparsity,
-            ):
-                return record["perplexity"]
-        return None
-
-
-def read_frontier(folder: Path) -> FrontierData:
-    """Read every record with a perplexity below a folder; all must be on the same text under the same protocol.
-
-    Raises UserError when there is none, when one is damaged, or when they are not.
-    """
-    cells: dict[tuple[Any, ...], MeasuredCell] = {}
-    try:
-        for path in sorted(folder.rglob(RECORD)):
-            record = load_record(path.parent)
-            if record["perplexity"] is not None:
-                cells[_order(record)] = MeasuredCell(record, load_items(path.parent), path.parent)
-    except RecordError as error:
-        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
-    if not cells:
-        raise UserError(f"{folder} holds no record with a perplexity")
-    texts: dict[str, tuple[Any, ...]] = {}
-    for cell in cells.values():
-        record = cell.record
-        text = (record["n_documents"], record["n_tokens"], record["protocol"]["name"])
-        if texts.setdefault(record["model"]["name"], text) != text:
-            raise UserError(f"{cell.folder.name} is on another text or under another protocol than the others")
-    return FrontierData(dict(sorted(cells.items())))
-
-
-def _order(record: dict[str, Any]) -> tuple[Any, ...]:
-    rank = method_rank(record["method"]["name"])
-    return (record["model"]["name"], record["sparsity"], *rank, record["seed"])
 
 
 def frontier_csv(data: FrontierData) -> str:
@@ -75,53 +33,109 @@ def frontier_csv(data: FrontierData) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for cell in data.cells.values():
-        record, provenance = cell.record, cell.record["plan"]["provenance"]
-        dense = data.perplexity(record["model"]["name"], "dense", 0.0)
+    for (model, method, sparsity, seed), cell in data.cells.items():
+        record, dense = cell.record, data.dense(model)
         writer.writerow(
             {
-                "model": record["model"]["name"],
-                "method": record["method"]["name"],
-                "sparsity": record["sparsity"],
-                "seed": record["seed"],
+                "model": model,
+                "method": method,
+                "sparsity": sparsity,
+                "seed": seed,
                 "realised_sparsity": f"{record['realised']['realised_sparsity']:.5f}",
                 "bytes_per_token": f"{record['realised']['bytes_per_token']:.0f}",
                 "perplexity": f"{record['perplexity']:.4f}",
-                "dense_perplexity": "" if dense is None else f"{dense:.4f}",
+                "dense_perplexity": "" if dense is None else f"{dense.record['perplexity']:.4f}",
                 "average": "" if record["average"] is None else f"{record['average']:.3f}",
-                "search_seconds": f"{sum(record['plan']['seconds_by_stage'].values()):.2f}",
-                "search_evaluations": provenance["evaluations"],
+                "search_seconds": f"{search_seconds(record):.2f}",
+                "search_evaluations": record["plan"]["provenance"]["evaluations"],
                 "search_budget": record["config"]["search"]["name"],
+                "device": record["model"]["device_name"],
             }
         )
     return text.getvalue()
 
 
-HEADER = """\
-# The frontier: what a token reads, and what it costs
-
-**Embedded models of 8 to 11 million parameters, not 7-8B results.** Rise: perplexity minus that of the dense
-model, and its share of WiSparse's at the same nominal sparsity (search budget in the csv; not the paper's).
-MB/token: weights read for a sparse token. One seed. Average: over the six tasks, where it was measured."""
-
-
 def frontier_markdown(data: FrontierData) -> str:
-    """One row a cell with its rise in perplexity beside WiSparse's."""
+    """Each method against WiSparse at the same bytes, then every cell."""
+    sections = [_header(data), "## At the bytes that WiSparse reads", _comparisons(data), "## Every cell"]
+    return "\n\n".join([*sections, _cells(data)]) + "\n"
+
+
+def comparisons(data: FrontierData) -> Iterable[Comparison]:
+    """Of every method but WiSparse with it, in the order of the table."""
+    for model, sparsity, method in data.groups:
+        found = None if method in ("dense", REFERENCE) else data.comparison(model, method, sparsity)
+        if found is not None:
+            yield found
+
+
+def _header(data: FrontierData) -> str:
+    records = [cell.record for cell in data.cells.values()]
+    budgets = (
+        distinct([r for r in records if r["method"]["name"] == REFERENCE], search_settings) or NOT_MEASURED
+    )
+    protocols = distinct(records, lambda record: record["protocol"]["name"])
     lines = [
-        "| Model | Sparsity | Method | Realised % | MB/token | Perplexity | Rise | of WiSparse's | Average |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"WiSparse's search budget: `{budgets}`. Protocol: {protocols}. "
+        f"Device: {distinct(records, device_text)}. Commit: {distinct(records, commit_text)}.",
+        "Rise: perplexity minus that of the dense model. MB/token: weights read for a sparsely computed token.",
+        "At the same bytes: between a method's two cells nearest to WiSparse's bytes, of the same seed, the "
+        "logarithm of the rise and the outcome of every item are taken as linear in the bytes. Nothing is "
+        "extrapolated.",
+        f"Brackets: 95 % intervals from {RESAMPLES:,} resamples, paired by document (rise) and by item "
+        "(average), of the mean over the seeds: other orders of the calibration files, other searches.",
+        "Time: seconds of calibration and search as a share of WiSparse's, on the same device.",
     ]
-    for cell in data.cells.values():
-        record = cell.record
-        model, sparsity, method = record["model"]["name"], record["sparsity"], record["method"]["name"]
-        dense, reference = data.perplexity(model, "dense", 0.0), data.perplexity(model, REFERENCE, sparsity)
-        rise = None if dense is None else record["perplexity"] - dense
-        share = None if rise is None or reference is None else rise / (reference - dense)
-        average = "not measured" if record["average"] is None else f"{record['average']:.2f}"
-        shown = [
-            model, f"{100 * sparsity:g} %", method, f"{100 * record['realised']['realised_sparsity']:.1f}",
-            f"{record['realised']['bytes_per_token'] / 1e6:.2f}", f"{record['perplexity']:.3f}",
-            "" if rise is None else f"{rise:.3f}", "" if share is None else f"{share:.2f}", average,
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(shown) + " |")
-    return f"{HEADER}\n\n" + "\n".join(lines) + "\n"
+    title = "# The frontier: what a token reads, and what it costs"
+    return "\n".join([title, "", EMBEDDED_NOTE, "", *(f"- {line}" for line in lines)])
+
+
+def _comparisons(data: FrontierData) -> str:
+    lines = [
+        table_row(
+            [
+                "Model", "Sparsity", "Method", "Seeds", "MB/token", "Rise ÷ WiSparse's", "By seed",
+                "Average − WiSparse's", "Time ÷ WiSparse's",
+            ]
+        ),
+        table_row(["---", "---:", "---", *["---:"] * 6]),
+    ]  # fmt: skip
+    for found in comparisons(data):
+        spread = f"{min(found.rise_share_by_seed):.2f} to {max(found.rise_share_by_seed):.2f}"
+        lines.append(
+            table_row(
+                [
+                    found.model,
+                    f"{100 * found.sparsity:g} %",
+                    found.method,
+                    str(len(found.seeds)),
+                    f"{found.bytes_per_token / 1e6:.2f}",
+                    interval_text(found.rise_share, "{:.2f}"),
+                    spread if len(found.seeds) > 1 else "",
+                    interval_text(found.average_difference, "{:+.2f}") or NOT_MEASURED,
+                    "" if found.time_share is None else f"{found.time_share:.3f}",
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def _cells(data: FrontierData) -> str:
+    titles = ["Model", "Sparsity", "Method", "Seed", "Realised %", "MB/token", "Perplexity", "Rise", "Average"]
+    lines = [table_row([*titles, "Seconds"]), table_row(["---", "---:", "---", *["---:"] * 7])]
+    for (model, method, sparsity, seed), cell in data.cells.items():
+        start = [model, f"{100 * sparsity:g} %", method, str(seed)]
+        lines.append(table_row([*start, *_figures(cell, data.dense(model))]))
+    return "\n".join(lines)
+
+
+def _figures(cell: MeasuredCell, dense: MeasuredCell | None) -> list[str]:
+    record, realised = cell.record, cell.record["realised"]
+    return [
+        f"{100 * realised['realised_sparsity']:.1f}",
+        f"{realised['bytes_per_token'] / 1e6:.2f}",
+        f"{record['perplexity']:.3f}",
+        "" if dense is None else f"{record['perplexity'] - dense.record['perplexity']:.3f}",
+        NOT_MEASURED if record["average"] is None else f"{record['average']:.2f}",
+        f"{search_seconds(record):.1f}",
+    ]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..method.errors import UserError
-from .frontier_table import frontier_csv, frontier_markdown, read_frontier
+from .frontier import read_frontier
+from .frontier_table import frontier_csv, frontier_markdown
 from .question_data import read_question
 from .question_table import question_csv, question_figure, question_markdown
 from .records import ITEMS, RECORD, UNREACHABLE, write_text
