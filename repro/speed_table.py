@@ -135,7 +135,7 @@ def _shared_columns(record: dict[str, Any]) -> dict[str, Any]:
 COLUMNS = (
     "Model", "Batch", "Prompt", "Sparsity", "Method", "Realised %", "tok/s dense", "tok/s sparse", "± %",
     "Speed-up", "over torch.compile", "over eager", "Byte limit", "TFLOPs/128", "MB/token", "GB/s", "of peak %",
-    "Prefill ms",
+    "Prefill ms", "Commit",
 )  # fmt: skip
 
 
@@ -179,9 +179,12 @@ def _notes(records: list[dict[str, Any]]) -> list[str]:
         f"- {distinct(_model_note)}; {distinct(lambda record: record['model']['dtype'])}.",
         f"- {distinct(lambda record: record['latency']['new_tokens'])} new tokens, medians of "
         f"{distinct(_repeats)} repeats; peak measured before each cell: {_range(peaks)} GB/s.",
-        f"- Commit {distinct(lambda record: (record['git'] or {}).get('commit', 'unknown')[:10])}; "
-        f"{version('torch')}, {version('triton')}, {version('transformers')}.",
+        f"- {version('torch')}, {version('triton')}, {version('transformers')}.",
     ]
+
+
+def _commit(record: dict[str, Any]) -> str:
+    return (record["git"] or {}).get("commit", "unknown")
 
 
 def _range(values: list[float]) -> str:
@@ -224,4 +227,5 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{latency['bandwidth_reached'] / 1e9:,.1f}",
         f"{100 * latency['share_of_bandwidth']:.0f}",
         f"{1000 * measured['prefill_seconds']:.1f}",
+        _commit(record)[:7],
     ]
