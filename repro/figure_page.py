@@ -8,7 +8,7 @@ from statistics import fmean
 
 from ..method.projections import PROJECTIONS
 from .figure_plots import mismatch
-from .figure_rows import FigureRecords
+from .figure_rows import RANDOM, FigureRecords
 from .report_tables import Row, read_rows
 from .table_data import MeasuredCell, search_settings
 from .table_text import (
@@ -102,12 +102,16 @@ def _ratio(row: Row) -> float:
 
 
 def _cost(rows: list[Row]) -> Iterator[str]:
+    models = {row["model"] for row in rows}
     for (model,), mine in _grouped(rows, "model"):
+        if f"{model}{RANDOM}" in models:  # of the same size, and timed
+            continue
         at_half = {row["sparsity"]: row["tflops_128_tokens"] for row in mine}
         operations = f"{float(at_half['0.0']):.3g} → {float(at_half['0.5']):.3g} TFLOPs for 128 tokens at 50 %"
         timed = [row for row in mine if row["status"] == "measured" and float(row["sparsity"]) > 0]
         speeds = ", ".join(
-            f"{float(row['sparsity']):.0%} {float(row['tok_s']):.1f} tok/s (×{float(row['speedup']):.2f})"
+            f"{row['method']} {float(row['sparsity']):.0%} {float(row['tok_s']):.1f} tok/s "
+            f"(×{float(row['speedup']):.2f})"
             for row in timed
         )
         devices = ", ".join(dict.fromkeys(row["device"] for row in timed))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..method.projections import PROJECTIONS
-from .figure_rows import PAPER_MODELS, RANDOM
+from .figure_rows import PAPER_MODELS, RANDOM, TIMED_METHODS
 from .plot_style import COLOURS, INK, MARKERS
 from .report_tables import Row
 
@@ -107,8 +107,13 @@ def cost_figure(rows: list[Row]) -> Figure:
     computed.set(title="computed from the architecture", ylabel="TFLOPs of 128 tokens")
     for axis, (model, device) in zip(timed, settings, strict=False):
         mine = [row for row in measured if (row["model"], row["device"]) == (model, device)]
-        _line(axis, mine, "tok_s", 0, "WiSparse", "sparsity")
-        _line(axis, mine, "dense_tok_s", 1, "dense, timed beside it", "sparsity")
+        beside = {
+            method: [row for row in mine if row["method"] in ("dense", method)] for method in TIMED_METHODS
+        }
+        for place, (method, line) in enumerate(beside.items()):
+            if any(row["method"] == method for row in line):
+                _line(axis, line, "tok_s", place, method, "sparsity")
+                _line(axis, line, "dense_tok_s", place + 2, f"dense, beside {method}", "sparsity")
         axis.set(title=f"{model}\n{device}, measured", ylabel="tokens a second")
     for axis in axes.flat[: 1 + len(settings)]:
         axis.set(xlabel="sparsity, %", ylim=(0, None))

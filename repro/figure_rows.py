@@ -24,6 +24,7 @@ RANDOM = "-random"
 """What the name of a model with random weights ends with; its sizes are the model's."""
 
 PAPER_MODELS = ("llama3.1-8b", "mistral-7b", "qwen2.5-7b")
+TIMED_METHODS = ("wisparse", "teal_uniform")
 SHOWN_SPARSITIES = tuple(step / 10 for step in range(8))
 COUNTED_TOKENS = 128
 PARTS = {"attention": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
@@ -117,14 +118,15 @@ def one_block_rows(records: FigureRecords) -> Iterator[Row]:
 
 
 def cost_rows(speed: Path) -> Iterator[Row]:
-    """Figure 4: TFLOPs of 128 tokens from the architecture, and WiSparse's tokens a second where measured.
+    """Figure 4: TFLOPs of 128 tokens from the architecture, and tokens a second where measured.
 
-    `speed`: results/speed.csv; from it the rows of batch 1 against the same engine without a plan.
+    `speed`: results/speed.csv; from it WiSparse's rows of batch 1 against the same engine without a plan, and
+    those of TEAL without allocation, which runs the same kernels.
     """
     measured = [
         row
         for row in read_rows(speed)
-        if row["method"] in ("dense", "wisparse")
+        if row["method"] in ("dense", *TIMED_METHODS)
         and row["baseline"] == ENGINE_DENSE
         and (row["batch"], row["prompt"]) == ("1", "5")
     ]
@@ -142,7 +144,7 @@ def cost_rows(speed: Path) -> Iterator[Row]:
 
 
 def _throughput(row: dict[str, str]) -> Row:
-    taken = ("device", "realised_sparsity", "new_tokens", "tok_s", "speedup")
+    taken = ("method", "device", "realised_sparsity", "new_tokens", "tok_s", "speedup")
     return {name: row[name] for name in taken} | {"dense_tok_s": row["baseline_tok_s"], "status": "measured"}
 
 
