@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from .plot_style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -29,7 +30,7 @@ def speed_figure(rows: list[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(4.6 * len(models), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(models) + 1.6, 3.8), layout="constrained")
     axes = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for axis, model in zip(axes, models, strict=True):
@@ -48,7 +49,7 @@ def speed_figure(rows: list[Row]) -> Figure:
         axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.set(title=model, xlabel="realised sparsity while decoding, %")
     axes[0].set_ylabel("speed-up over the engine's dense path")
-    axes[0].legend(fontsize=8)
+    figure.legend(*_named_once(axes), loc="outside right upper", fontsize=8)
     figure.suptitle(rows[0]["device"])
     return figure
 
@@ -58,12 +59,12 @@ def kernel_figure(rows: list[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    figure = Figure(figsize=(4.6 * len(dtypes), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(dtypes) + 2.6, 3.8), layout="constrained")
     axes = figure.subplots(1, len(dtypes), squeeze=False)[0]
     for axis, dtype in zip(axes, dtypes, strict=True):
         _roofline(axis, [row for row in rows if row["dtype"] == dtype])
         axis.set(title=dtype, xlabel="MB read", ylabel="µs a launch", xscale="log", yscale="log")
-        axis.legend(fontsize=8)
+    figure.legend(*_named_once(axes), loc="outside right upper", fontsize=8)
     figure.suptitle(f"{rows[0]['device']}: each projection from 0 % (right) to its highest sparsity (left)")
     return figure
 
@@ -88,6 +89,14 @@ def _roofline(axis: Axes, rows: list[Row]) -> None:
     read = [megabytes for points in launches.values() for megabytes, _ in points]
     ends = [min(read), max(read)]
     axis.plot(ends, [1e3 * end / peak for end in ends], "k:", label=f"{peak:.0f} GB/s, measured")
+
+
+def _named_once(axes: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
+    """What a legend beside all panels names, each line once."""
+    by_name = {
+        name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    return list(by_name.values()), list(by_name)
 
 
 def _colour(place: int) -> str:
