@@ -102,12 +102,13 @@ def equal_loss_thresholds(
     }
 
     def shares(octaves: float) -> dict[str, float]:
-        found = {}
+        found = []
         for name, log2_thresholds in unit.items():
             block, projection = split_key(name)
             histogram = calibration.statistics[block].magnitudes[SITE_OF_PROJECTION[projection]]
-            found[name] = float(histogram.sparsity_below((log2_thresholds + octaves)[None]))
-        return found
+            found.append(histogram.sparsity_below((log2_thresholds + octaves)[None]))
+        # One wait for the device, not one a projection: bisection asks forty times.
+        return dict(zip(unit, torch.cat(found).tolist(), strict=True))
 
     low, high = -LARGEST_OCTAVES, LARGEST_OCTAVES
     for _ in range(BISECTIONS):
