@@ -82,6 +82,8 @@ class Comparison:
     method: str
     sparsity: float
     seeds: tuple[int, ...]
+    budget: str
+    """WiSparse's search budget."""
     bytes_per_token: float
     """WiSparse's, mean over the seeds."""
     rise_share: Interval
@@ -128,6 +130,7 @@ class FrontierData:
         shares = [self._rise_share(model, between, theirs, dense) for between, theirs in compared]
         return Comparison(
             model, method, sparsity, tuple(pairs),
+            budget=", ".join(sorted({search_budget(theirs.record) for _, theirs, _ in pairs.values()})),
             bytes_per_token=float(np.mean([_bytes(theirs) for _, theirs, _ in pairs.values()])),
             rise_share=interval(
                 float(np.mean([share for share, _ in shares])), np.mean([drawn for _, drawn in shares], axis=0)
@@ -158,6 +161,7 @@ class FrontierData:
     def _resampled(self, model: str) -> PairedResamples:
         """The same for every cell of a model, whether it has tasks or not."""
         if model not in self._resamples:
+            self._resamples.clear()  # half a gigabyte each, and the table goes through one model after another
             cells = [cell for (of_model, *_), cell in self.cells.items() if of_model == model]
             items = max((cell.items["items"] for cell in cells), key=len)
             counts = {task: len(found) for task, found in items.items()}
@@ -195,6 +199,11 @@ def _bytes(cell: MeasuredCell) -> float:
     return float(cell.record["realised"]["bytes_per_token"])
 
 
+def search_budget(record: dict[str, Any]) -> str:
+    """Name of the search budget that a plan was made under."""
+    return str(record["config"]["search"]["name"])
+
+
 def search_seconds(record: dict[str, Any]) -> float:
     """Of everything that making the plan took: calibration, search, thresholds."""
     return float(sum(record["plan"]["seconds_by_stage"].values()))
@@ -208,15 +217,15 @@ def _time_share(pairs: list[tuple[MeasuredCell, MeasuredCell]]) -> float | None:
     return mine / theirs
 
 
-def read_frontier(folder: Path) -> FrontierData:
-    """Read every record with a perplexity below a folder; of several of one cell the newest counts.
+def read_frontier(*folders: Path) -> FrontierData:
+    """Read every record with a perplexity below the folders; of several of one cell the newest counts.
 
     Raises UserError when there is none, when one is damaged, or when they are not all on the same
     text under the same protocol.
     """
     cells: dict[Key, MeasuredCell] = {}
     try:
-        for path in sorted(folder.rglob(RECORD)):
+        for path in sorted(path for folder in folders for path in folder.rglob(RECORD)):
             record = load_record(path.parent)
             key = (record["model"]["name"], record["method"]["name"], float(record["sparsity"]), record["seed"])
             older = cells.get(key)
@@ -225,7 +234,7 @@ def read_frontier(folder: Path) -> FrontierData:
     except RecordError as error:
         raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
     if not cells:
-        raise UserError(f"{folder} holds no record with a perplexity")
+        raise UserError(f"{', '.join(map(str, folders))} holds no record with a perplexity")
     texts: dict[str, tuple[Any, ...]] = {}
     for cell in cells.values():
         record = cell.record

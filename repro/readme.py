@@ -9,11 +9,15 @@ import csv
 import re
 
 from .configuration import CONFIGURATION, REPOSITORY
+from .frontier import read_frontier
 from .records import write_text
 from .reproduction_cost import reproduction
+from .table_text import NOT_MEASURED, interval_text, table_row
 
 README = REPOSITORY / "README.md"
 TABLE = REPOSITORY / "results" / "table1.csv"
+OWN_METHOD = "equal_loss"
+FRONTIER_RECORDS = tuple(REPOSITORY / "results" / "records" / name for name in ("table1", "frontier"))
 SHOWN_SPARSITIES = (0.5, 0.6)
 
 
@@ -57,9 +61,35 @@ def _shown(row: dict[str, str] | None) -> str:
     return f"{float(row['average']):.1f} (×{float(row['perplexity_ratio']):.2f})"
 
 
+def frontier() -> str:
+    """The project's own method against WiSparse at the same bytes, at the shown sparsities."""
+    data = read_frontier(*FRONTIER_RECORDS)
+    lines = [
+        "| | WiSparse's budget | seeds | rise ÷ WiSparse's | average − WiSparse's | time ÷ WiSparse's |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for model in dict.fromkeys(key[0] for key in data.cells):
+        for sparsity in SHOWN_SPARSITIES:
+            found = data.comparison(model, OWN_METHOD, sparsity)
+            if found is None:
+                lines.append(f"| {model} {sparsity:.0%} | {NOT_MEASURED} | | | | |")
+                continue
+            average = interval_text(found.average_difference, "{:+.1f}") or NOT_MEASURED
+            time = NOT_MEASURED if found.time_share is None else f"{found.time_share:.3f}"
+            share = interval_text(found.rise_share, "{:.2f}")
+            shown = [f"{model} {sparsity:.0%}", found.budget, str(len(found.seeds)), share, average, time]
+            lines.append(table_row(shown))
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """The README with its generated blocks made anew; raises ValueError when a marker is missing."""
-    blocks = {"findings": findings(), "catalogue": catalogue(), "reproduction": reproduction()}
+    blocks = {
+        "findings": findings(),
+        "frontier": frontier(),
+        "catalogue": catalogue(),
+        "reproduction": reproduction(),
+    }
     for name, made in blocks.items():
         begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:

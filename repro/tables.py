@@ -39,7 +39,7 @@ class Cells(Protocol):
 class Table:
     """How one table is read and written."""
 
-    read: Callable[[Path], Cells]
+    read: Callable[..., Cells]
     markdown: Callable[[Any], str]
     comma_separated: Callable[[Any], str]
     figure: Callable[[Any], Figure] | None = None
@@ -85,19 +85,28 @@ def main() -> None:
     """Make a table from the records below a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--records", type=Path, required=True, help="folder with record.json files")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folder with record.json files; frontier: several",
+    )
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     parser.add_argument("--keep-records", type=Path, help="copy the records that were used into this folder")
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
+    if len(arguments.records) > 1 and arguments.table != "frontier":
+        parser.error(f"{arguments.table} is made from one folder of records")
     try:
-        data = table.read(arguments.records)
+        data = table.read(*arguments.records)
         write_tables(table, data, arguments.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    if arguments.keep_records and arguments.keep_records.resolve() != arguments.records.resolve():
-        keep_records(data, [arguments.records], arguments.keep_records)
+    kept = arguments.keep_records
+    if kept and kept.resolve() not in [folder.resolve() for folder in arguments.records]:
+        keep_records(data, arguments.records, kept)
     print(arguments.output.with_name(f"{arguments.output.name}.md").read_text(encoding="utf-8"))
     print(f"written: {arguments.output}.md and {arguments.output}.csv")
 
