@@ -13,6 +13,12 @@ from .triton_launch import blocks_of
 MAX_BATCH = 8
 
 
+def check_written(bounds: Tensor | None, lists: ChannelLists | None, x_out: Tensor | None) -> None:
+    """Raises KernelError unless a kernel is to write either lists, by bounds, or the whole activation."""
+    if (lists is None) == (x_out is None) or (lists is None) != (bounds is None):
+        raise KernelError("give bounds and lists, or x_out")
+
+
 @dataclass(frozen=True)
 class ChannelLists:
     """Kept channels of each projection that reads one activation, in blocks of `block` channels.

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .channel_lists import ChannelLists
+from .channel_lists import ChannelLists, check_written
 from .decoder_weights import DecoderShape
 from .errors import KernelError
 from .static_cache import StaticCache
@@ -197,6 +197,15 @@ class AttentionTile:
         return shape.attention_width // shape.kv_heads
 
 
+def query_heads(sums: Tensor, cache: StaticCache) -> int:
+    """Query heads in sums of q, k, v (splits, batch, q + 2·kv). Raises KernelError where the cache differs."""
+    _, batch, kv_heads, _, head_dim = cache.keys.shape
+    heads = sums.shape[2] // head_dim - 2 * kv_heads
+    if sums.shape[1] != batch or heads < kv_heads or heads % kv_heads or sums.shape[2] % head_dim:
+        raise KernelError(f"sums of q, k, v are {tuple(sums.shape)}; the cache is {tuple(cache.keys.shape)}")
+    return heads
+
+
 def attention_parts(cache: StaticCache, heads: int, tile: AttentionTile) -> int:
     """float32 elements of scratch that `attention` needs."""
     return cache.batch * heads * tile.splits * (cache.keys.shape[4] + 2)
@@ -224,16 +233,13 @@ def attention(
     written. `window`: the last so many tokens, this one included. Raises KernelError for what does not fit.
     """
     _, batch, kv_heads, capacity, head_dim = cache.keys.shape
-    heads = sums.shape[2] // head_dim - 2 * kv_heads
+    heads = query_heads(sums, cache)
     group = heads // kv_heads
-    if sums.shape[1] != batch or heads < kv_heads or heads % kv_heads or sums.shape[2] % head_dim:
-        raise KernelError(f"sums of q, k, v are {tuple(sums.shape)}; the cache is {tuple(cache.keys.shape)}")
     if lists is not None and (lists.block, lists.blocks) != (group * head_dim, kv_heads):
         raise KernelError(
             f"o's list needs {kv_heads} blocks of {group * head_dim}, not {lists.blocks} of {lists.block}"
         )
-    if (lists is None) == (x_out is None) or (lists is None) != (bounds is None):
-        raise KernelError("give bounds and lists, or x_out")
+    check_written(bounds, lists, x_out)
     if parts.numel() < attention_parts(cache, heads, tile) or counters.numel() < kv_heads:
         raise KernelError("the scratch of attention is too small; see attention_parts")
     splits, rows = min(tile.splits, blocks_of(capacity, tile.step)), power_of_two(batch)

@@ -63,7 +63,8 @@ def gemv_kernel(
         start = tl.multiple_of(start, 16)
     column = start + tl.arange(0, TILE)
     if PDL:
-        # What follows is attention or RMSNorm: few programs, which may wait beside this one's.
+        # What follows is attention or RMSNorm, few programs that may wait beside this one's; only a low-rank
+        # path has a product here.
         tl.extra.cuda.gdc_launch_dependents()
     product = share_of_product(weight, x, index, values, counts, projection, split, column, inside,
                                IN, COLUMNS, BLOCK, BLOCKS, BATCH, ACC_ROWS, TILE, CHANNELS, GROUP, PARTS,

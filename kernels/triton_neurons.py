@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .channel_lists import ChannelLists
+from .channel_lists import ChannelLists, check_written
 from .errors import KernelError
 from .gemv_tiles import Tile, Workspace
 from .triton_compact import rounded, store_list
@@ -113,8 +113,7 @@ def neurons(
         raise KernelError(
             f"the list has blocks of {lists.block}, the tile {tile.columns} columns; make them equal"
         )
-    if (lists is None) == (x_out is None) or (lists is None) != (bounds is None):
-        raise KernelError("give bounds and lists, or x_out")
+    check_written(bounds, lists, x_out)
     meta = tile.meta(activation.lists, activation.channels, batch)
     splits = meta["SPLITS"]
     launch(

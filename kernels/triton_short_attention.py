@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .channel_lists import ChannelLists
+from .channel_lists import ChannelLists, check_written
 from .decoder_weights import DecoderShape
 from .errors import KernelError
 from .static_cache import StaticCache
-from .triton_attention import projected, rotated, slots_of
+from .triton_attention import projected, query_heads, rotated, slots_of
 from .triton_compact import rounded, store_list
 from .triton_launch import launch, power_of_two
 
@@ -121,15 +121,12 @@ def short_attention(
     Raises KernelError for what does not fit.
     """
     _, batch, kv_heads, capacity, head_dim = cache.keys.shape
-    heads = sums.shape[2] // head_dim - 2 * kv_heads
-    if batch != 1 or sums.shape[1] != 1:
+    if batch != 1:
         raise KernelError(f"short attention takes one row, not {batch}; use attention for a batch")
-    if heads < kv_heads or heads % kv_heads or sums.shape[2] % head_dim:
-        raise KernelError(f"sums of q, k, v are {tuple(sums.shape)}; the cache is {tuple(cache.keys.shape)}")
+    heads = query_heads(sums, cache)
     if lists is not None and (lists.block, lists.blocks) != (head_dim, heads):
         raise KernelError(f"o's list needs {heads} blocks of {head_dim}, not {lists.blocks} of {lists.block}")
-    if (lists is None) == (x_out is None) or (lists is None) != (bounds is None):
-        raise KernelError("give bounds and lists, or x_out")
+    check_written(bounds, lists, x_out)
     launch(
         short_attention_kernel,
         (heads,),

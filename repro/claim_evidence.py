@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 from ..method.errors import UserError
 from .claims import Claim
 from .configuration import CONFIGURATION, REPOSITORY
+from .csv_rows import Row, read_rows
 from .records import RECORD, RecordError, load_items, load_record
 from .table_data import MeasuredCell, TableData, check_comparable
 
 EMBEDDED = frozenset(path.name for path in (REPOSITORY / "repro" / "embedded" / "models").iterdir())
 """Names of the embedded models: what is measured on them decides no claim."""
-
-Row = dict[str, str]
 
 
 class Evidence:
@@ -89,11 +87,7 @@ class Evidence:
 
     def table(self, name: str) -> list[Row]:
         """Rows of NAME.csv; none where there is no such file."""
-        path = self.results / f"{name}.csv"
-        if not path.is_file():
-            return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.results / f"{name}.csv")
 
 
 def _objection(claim: Claim, cell: MeasuredCell) -> str:

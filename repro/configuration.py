@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,19 @@ def user_mistake(error: BaseException | None) -> str | None:
                 return line
         error = error.__cause__
     return None
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """A user's mistake in here ends the program with exit code 2 and one line on stderr; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _user_error(error: UserError | KernelError) -> str:

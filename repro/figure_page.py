@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 
 from ..method.projections import PROJECTIONS
+from .csv_rows import Row, read_rows
 from .figure_plots import mismatch
 from .figure_rows import RANDOM, FigureRecords
-from .report_tables import Row, read_rows
 from .table_data import MeasuredCell, search_settings
 from .table_text import (
     EMBEDDED_NOTE,

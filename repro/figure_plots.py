@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..method.projections import PROJECTIONS
+from .csv_rows import Row
 from .figure_rows import PAPER_MODELS, RANDOM, TIMED_METHODS
 from .plot_style import COLOURS, INK, MARKERS
-from .report_tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

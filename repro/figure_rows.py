@@ -13,9 +13,9 @@ from ..method.errors import UserError
 from ..method.projections import PROJECTIONS, key
 from .architecture import decode_tflops, projection_sizes
 from .claim_evidence import EMBEDDED
+from .csv_rows import read_rows
 from .paired_bootstrap import PairedResamples, interval
 from .records import RECORD, RecordError, load_items, load_record
-from .report_tables import read_rows
 from .speed_table import ENGINE_DENSE
 from .table_data import MeasuredCell, check_comparable
 

@@ -8,16 +8,13 @@ Writes OUTPUT/figureN.csv, from each of them OUTPUT/figureN.png and OUTPUT/figur
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..method.errors import UserError
-from .configuration import REPOSITORY
+from .configuration import REPOSITORY, mistakes_in_one_line
+from .csv_rows import Row, csv_text, read_rows
 from .figure_page import page
 from .figure_plots import allocation_figure, alpha_figure, cost_figure, mismatch_figure, one_block_figure
 from .figure_rows import (
@@ -31,7 +28,6 @@ from .figure_rows import (
 )
 from .plot_style import ink, write_figure
 from .records import write_text
-from .report_tables import Row, read_rows
 from .tables import keep_records
 
 if TYPE_CHECKING:
@@ -63,12 +59,8 @@ def write_csv(rows: Iterable[dict[str, object]], path: Path) -> bool:
     if not rows:
         path.unlink(missing_ok=True)
         return False
-    text = io.StringIO()
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(columns, rows))
     return True
 
 
@@ -99,12 +91,9 @@ def main() -> None:
     )
     parser.add_argument("--keep-records", type=Path, help="copy the records that were used into this folder")
     arguments = parser.parse_args()
-    try:
+    with mistakes_in_one_line():
         records = read_figures(arguments.records)
         written = write_figures(records, arguments.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     if arguments.keep_records:
         keep_records(records, arguments.records, arguments.keep_records)
     for name in written:

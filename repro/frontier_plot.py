@@ -6,8 +6,6 @@ Writes frontier.png and frontier.svg: perplexity and average accuracy against th
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +13,8 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from ..method.errors import UserError
+from .configuration import mistakes_in_one_line
+from .csv_rows import Row, read_rows
 from .plot_style import COLOURS, MARKERS, ink, write_figure
 from .table_data import method_rank
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 LARGEST_RATIO = 3.0
 """Of a perplexity to the dense one, at the top of the plot: beyond it a model is of no use."""
 
-Row = dict[str, str]
 Points = dict[str, list[tuple[float, float]]]
 
 
@@ -85,8 +84,7 @@ def write_plot(folder: Path) -> list[Path]:
         raise UserError(
             f"{path} is missing; make it with: python -m wisparse.repro.tables frontier --records …"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["dense_perplexity"]]
+    rows = [row for row in read_rows(path) if row["dense_perplexity"]]
     if not rows:
         raise UserError(f"{path} has no model with a dense cell")
     with ink("frontier"):
@@ -97,11 +95,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     """Draw the frontier of the table in a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path, help="folder with frontier.csv")
-    try:
+    with mistakes_in_one_line():
         written = write_plot(parser.parse_args(arguments).folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     for path in written:
         print(f"written: {path}")
 

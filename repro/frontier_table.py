@@ -5,10 +5,9 @@ python -m wisparse.repro.tables frontier --records FOLDER --output results/front
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 
+from .csv_rows import csv_text
 from .frontier import REFERENCE, Comparison, FrontierData, search_budget, search_seconds
 from .paired_bootstrap import RESAMPLES
 from .table_data import MeasuredCell
@@ -30,29 +29,28 @@ CSV_COLUMNS = (
 
 def frontier_csv(data: FrontierData) -> str:
     """One row a cell; sparsities as shares, averages in percent, seconds of the whole plan."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for (model, method, sparsity, seed), cell in data.cells.items():
-        record, dense = cell.record, data.dense(model)
-        writer.writerow(
-            {
-                "model": model,
-                "method": method,
-                "sparsity": sparsity,
-                "seed": seed,
-                "realised_sparsity": f"{record['realised']['realised_sparsity']:.5f}",
-                "bytes_per_token": f"{record['realised']['bytes_per_token']:.0f}",
-                "perplexity": f"{record['perplexity']:.4f}",
-                "dense_perplexity": "" if dense is None else f"{dense.record['perplexity']:.4f}",
-                "average": "" if record["average"] is None else f"{record['average']:.3f}",
-                "search_seconds": f"{search_seconds(record):.2f}",
-                "search_evaluations": record["plan"]["provenance"]["evaluations"],
-                "search_budget": search_budget(record),
-                "device": record["model"]["device_name"],
-            }
-        )
-    return text.getvalue()
+    return csv_text(CSV_COLUMNS, (_csv_row(data, *place, cell) for place, cell in data.cells.items()))
+
+
+def _csv_row(
+    data: FrontierData, model: str, method: str, sparsity: float, seed: int, cell: MeasuredCell
+) -> dict[str, object]:
+    record, dense = cell.record, data.dense(model)
+    return {
+        "model": model,
+        "method": method,
+        "sparsity": sparsity,
+        "seed": seed,
+        "realised_sparsity": f"{record['realised']['realised_sparsity']:.5f}",
+        "bytes_per_token": f"{record['realised']['bytes_per_token']:.0f}",
+        "perplexity": f"{record['perplexity']:.4f}",
+        "dense_perplexity": "" if dense is None else f"{dense.record['perplexity']:.4f}",
+        "average": "" if record["average"] is None else f"{record['average']:.3f}",
+        "search_seconds": f"{search_seconds(record):.2f}",
+        "search_evaluations": record["plan"]["provenance"]["evaluations"],
+        "search_budget": search_budget(record),
+        "device": record["model"]["device_name"],
+    }
 
 
 def frontier_markdown(data: FrontierData) -> str:

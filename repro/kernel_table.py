@@ -6,8 +6,6 @@ Every projection of a 7-8B model by itself, sparse beside dense, caches cold.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,6 +17,7 @@ import torch
 
 from ..kernels.bandwidth import read_bandwidth
 from ..kernels.cpu_speed import measure
+from .csv_rows import csv_text, read_rows
 from .records import write_text
 
 CPU_SHAPES = {"gate": (4096, 14336), "down": (14336, 4096)}
@@ -64,22 +63,19 @@ def _gpu_rows(device: torch.device, tune: bool) -> Iterator[dict[str, Any]]:
 
 def kernels_csv(rows: Iterable[dict[str, Any]]) -> str:
     """The rows in the columns' order; microseconds, shares, 1e9 bytes a second."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="", extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
-        shape = row["shape"] if isinstance(row["shape"], str) else "x".join(str(size) for size in row["shape"])
-        rounded = {name: f"{value:.6g}" for name, value in row.items() if isinstance(value, float)}
-        writer.writerow(row | {"shape": shape} | rounded)
-    return text.getvalue()
+    return csv_text(COLUMNS, map(_csv_row, rows))
+
+
+def _csv_row(row: dict[str, Any]) -> dict[str, Any]:
+    shape = row["shape"] if isinstance(row["shape"], str) else "x".join(str(size) for size in row["shape"])
+    rounded = {name: f"{value:.6g}" for name, value in row.items() if isinstance(value, float)}
+    shown = row | {"shape": shape} | rounded
+    return {name: shown[name] for name in COLUMNS if name in shown}  # a measurement knows more than is shown
 
 
 def rows_of_other_devices(path: Path, device: str) -> list[dict[str, Any]]:
     """What the table holds of other devices: a run renews the rows of its own."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["device"] != device]
+    return [row for row in read_rows(path) if row["device"] != device]
 
 
 def write_kernels(path: Path, repeats: int, tune: bool = True) -> None:

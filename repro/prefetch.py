@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ..method.errors import UserError
-from .configuration import CONFIGURATION, register_resolvers
+from .configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
 from .harness_tasks import harness_tasks
 from .hub import fetch_model
 from .paper_data import DataSource, load_split
@@ -90,12 +90,8 @@ def main() -> None:
     parser.add_argument("profile")
     arguments = parser.parse_args()
     register_resolvers()
-    try:
-        with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-            failed = prefetch(arguments.profile)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with mistakes_in_one_line(), initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        failed = prefetch(arguments.profile)
     if failed:
         print(f"error: {failed} could not be fetched; the same command goes on from here", file=sys.stderr)
         sys.exit(2)

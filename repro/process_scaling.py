@@ -9,8 +9,6 @@ Writes results/process-scaling.csv; rows of other cells and devices that it hold
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import subprocess
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .configuration import REPOSITORY
+from .csv_rows import csv_text, read_rows
 from .records import write_text
 from .table_text import table_row
 
@@ -79,15 +78,8 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows beside those of other cells that the table holds."""
-    kept = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            kept = [row for row in csv.DictReader(file) if any(row[name] != rows[0][name] for name in CELL)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*kept, *rows])
-    write_text(path, text.getvalue())
+    kept = [row for row in read_rows(path) if any(row[name] != rows[0][name] for name in CELL)]
+    write_text(path, csv_text(COLUMNS, [*kept, *rows]))
 
 
 def main() -> None:

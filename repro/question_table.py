@@ -5,12 +5,11 @@ python -m wisparse.repro.tables question --records outputs/question_alpha --outp
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .csv_rows import csv_text
 from .paired_bootstrap import Interval
 from .plot_style import COLOURS, MARKERS
 from .question_data import METHOD, Place, QuestionData
@@ -51,23 +50,20 @@ def question_csv(data: QuestionData) -> str:
         f"{name}{end}" for name in ("perplexity_ratio", "average_difference") for end in ("", "_low", "_high")
     ]
     columns = [*Place._fields, "seeds", *NUMBERS, "perplexity_lowest", "perplexity_highest", *bounds]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    for place in data.places:
-        perplexities = data.values(place, PERPLEXITY)
-        writer.writerow(
-            {
-                **place._asdict(),
-                "seeds": len(data.seeds(place)),
-                **{name: _mean_text(data.values(place, find), 5) for name, find in NUMBERS.items()},
-                "perplexity_lowest": number_text(min(perplexities, default=None), 5),
-                "perplexity_highest": number_text(max(perplexities, default=None), 5),
-                **_bounds("perplexity_ratio", data.perplexity_ratio(place)),
-                **_bounds("average_difference", data.average_difference(place)),
-            }
-        )
-    return text.getvalue()
+    return csv_text(columns, (_csv_row(data, place) for place in data.places))
+
+
+def _csv_row(data: QuestionData, place: Place) -> dict[str, object]:
+    perplexities = data.values(place, PERPLEXITY)
+    return {
+        **place._asdict(),
+        "seeds": len(data.seeds(place)),
+        **{name: _mean_text(data.values(place, find), 5) for name, find in NUMBERS.items()},
+        "perplexity_lowest": number_text(min(perplexities, default=None), 5),
+        "perplexity_highest": number_text(max(perplexities, default=None), 5),
+        **_bounds("perplexity_ratio", data.perplexity_ratio(place)),
+        **_bounds("average_difference", data.average_difference(place)),
+    }
 
 
 def _mean_text(values: list[float], digits: int) -> str:

@@ -5,10 +5,10 @@ python -m wisparse.repro.readme          # `make readme`
 
 from __future__ import annotations
 
-import csv
 import re
 
 from .configuration import CONFIGURATION, REPOSITORY
+from .csv_rows import read_rows
 from .frontier import read_frontier
 from .records import write_text
 from .reproduction_cost import reproduction
@@ -38,8 +38,7 @@ def catalogue() -> str:
 
 def findings() -> str:
     """Average task accuracy and perplexity ratio of every method at the shown sparsities."""
-    with TABLE.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(TABLE)
     models = list(dict.fromkeys(row["model"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"))
     cells = {(row["model"], row["method"], float(row["sparsity"])): row for row in rows}

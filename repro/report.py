@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from ..method.errors import UserError
-from .configuration import REPOSITORY
+from .configuration import REPOSITORY, mistakes_in_one_line
+from .csv_rows import read_rows
 from .records import write_text
 from .report_plots import accuracy_plots, colours, data_address, figure_files, paper_figures
 from .report_provenance import read_provenance
-from .report_tables import DisplayTable, display_table, read_rows
+from .report_tables import DisplayTable, display_table
 from .verify_claims import VERDICTS
 
 TEMPLATE = "report.html.jinja"
@@ -121,11 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="folder with the results")
     results = parser.parse_args().results
-    try:
+    with mistakes_in_one_line():
         write_text(results / "report.html", render(results))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"written: {results / 'report.html'}")
 
 

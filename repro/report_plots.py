@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .csv_rows import Row
 from .figure_page import TITLES
 from .plot_style import COLOURS, INK, MARKERS, NO_METADATA, ink, inline_svg
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
-Row = dict[str, str]
 
 
 def colours(rows: list[Row]) -> dict[str, str]:

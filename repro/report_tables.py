@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-Row = dict[str, str]
+from .csv_rows import Row
+
 Form = Callable[[str], str]
 
 
@@ -144,14 +143,6 @@ OWN_COLUMNS = frozenset(
     ]
 )
 """Columns of table1.csv and table2.csv that are no tasks."""
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def display_table(kind: str, name: str, rows: list[Row]) -> DisplayTable:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..method.errors import UserError
-from .configuration import REPOSITORY
+from .configuration import REPOSITORY, mistakes_in_one_line
 from .figure_rows import read_figures
 from .figures import write_figures
 from .kernel_table import write_kernels
@@ -58,11 +57,8 @@ def main() -> None:
         )
     staging = REPOSITORY / "outputs" / "speed_records"
     gather(run_experiments(device, sys.argv[1:]), staging)
-    try:
+    with mistakes_in_one_line():
         data = read_speed(staging)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     write_tables(TABLES["speed"], data, RESULTS / "speed")
     keep_records(data, [staging], KEPT)
     write_kernels(RESULTS / "kernels.csv", KERNEL_REPEATS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from omegaconf import DictConfig
 
 from .architecture import architecture, decode_tflops
 from .configuration import CONFIGURATION, REPOSITORY, register_resolvers
-from .search_cost_table import NOT_MEASURED, TABLE, Row, read_costs
+from .csv_rows import Row, read_rows
+from .search_cost_table import NOT_MEASURED, TABLE, read_costs
 
 EXPERIMENTS = {"Table 1": "table1_paper", "Table 2, the ablation": "table2_paper"}
 GPUS = (1, 8, 64)
@@ -143,10 +143,7 @@ def weight_bytes(model: str) -> float:
 
 def measured_rates() -> list[tuple[str, Rates]]:
     """By device, what every GPU of results/search-cost.csv was measured to take."""
-    tokens: list[Row] = []
-    if SUITE_TOKENS.is_file():
-        with SUITE_TOKENS.open(encoding="utf-8", newline="") as file:
-            tokens = list(csv.DictReader(file))
+    tokens = read_rows(SUITE_TOKENS)
     rows = [row for row in read_costs(TABLE.with_name(f"{TABLE.name}.csv")) if row["peak_gpu_bytes"]]
     devices = dict.fromkeys(row["device"] for row in rows)
     return [(name, Rates([row for row in rows if row["device"] == name], tokens)) for name in devices]

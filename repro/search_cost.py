@@ -24,12 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import UserError
-from .configuration import CONFIGURATION, register_resolvers, user_mistake
+from .configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
 from .cost_bench import Bench, Measurement, Watch
 from .cost_stages import STAGES
+from .csv_rows import Row
 from .models import find_checkpoint, load_model
 from .records import git_state, versions
-from .search_cost_table import NOT_MEASURED, Row, merged, read_costs, write_costs
+from .search_cost_table import NOT_MEASURED, merged, read_costs, write_costs
 
 
 def compose_cost(*overrides: str) -> DictConfig:
@@ -126,14 +127,8 @@ def _columns(method: str, bench: Bench, one: Measurement) -> Row:
 
 def main() -> None:
     """Command line: overrides of the configuration. Exits with 2 for a mistake, 1 where a stage is lacking."""
-    try:
+    with mistakes_in_one_line():
         lacking = measure(sys.argv[1:])
-    except Exception as error:
-        mistake = user_mistake(error)
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
     if lacking:
         print(f"{lacking} stages were not measured", file=sys.stderr)
         sys.exit(1)

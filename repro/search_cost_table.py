@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..method.errors import UserError
-from .configuration import REPOSITORY
+from .configuration import REPOSITORY, mistakes_in_one_line
+from .csv_rows import Row, csv_text
 from .records import write_text
-
-Row = dict[str, str]
 
 COLUMNS = (
     "device", "model", "parameters", "dtype", "method", "stage", "sparsity", "unit", "tokens", "measured",
@@ -51,11 +48,7 @@ def merged(rows: Iterable[Row], new: Iterable[Row]) -> list[Row]:
 
 def write_costs(output: Path, rows: list[Row]) -> None:
     """Write OUTPUT.csv and OUTPUT.md."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(output.with_name(f"{output.name}.csv"), text.getvalue())
+    write_text(output.with_name(f"{output.name}.csv"), csv_text(COLUMNS, rows))
     write_text(output.with_name(f"{output.name}.md"), costs_markdown(rows))
 
 
@@ -128,16 +121,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("files", type=Path, nargs="*", help="CSV files of the same columns")
     arguments = parser.parse_args()
-    try:
+    with mistakes_in_one_line():
         if missing := [str(path) for path in arguments.files if not path.is_file()]:
             raise UserError(f"there is no file {missing[0]}")
         rows = read_costs(TABLE.with_name(f"{TABLE.name}.csv"))
         for path in arguments.files:
             rows = merged(rows, read_costs(path))
         write_costs(TABLE, rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"written: {TABLE}.md and {TABLE}.csv")
 
 

@@ -7,7 +7,6 @@ every projection against the bytes it reads, the measured bandwidth drawn in; fr
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
 from collections import defaultdict
@@ -15,14 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .csv_rows import Row, read_rows
 from .plot_style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Row = dict[str, str]
 
 
 def speed_figure(rows: list[Row]) -> Figure:
@@ -107,7 +105,7 @@ def write_plots(folder: Path) -> list[Path]:
     """Write PNG and SVG of every table that is in the folder, one plot a device; returns what was written."""
     written = []
     for table, draw in (("speed", speed_figure), ("kernels", kernel_figure)):
-        rows = _read(folder / f"{table}.csv")
+        rows = read_rows(folder / f"{table}.csv")
         if table == "speed":
             rows = [row for row in rows if _is_main_setting(row)]
         for device in dict.fromkeys(row["device"] for row in rows):
@@ -123,13 +121,6 @@ def write_plots(folder: Path) -> list[Path]:
 
 def _is_main_setting(row: Row) -> bool:
     return row["baseline"] == "engine-dense" and row["method"] != "dense" and row["batch"] == "1"
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _slug(device: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..method.errors import UserError
+from .csv_rows import csv_text
 from .records import RECORD, RecordError, load_items, load_record
 from .table_data import MeasuredCell, method_rank
 
@@ -91,22 +90,19 @@ def baselines(latency: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
 
 def speed_csv(data: SpeedData) -> str:
     """One row a cell and baseline; sparsities as shares, rates in tokens a second."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    return csv_text(CSV_COLUMNS, _csv_rows(data))
+
+
+def _csv_rows(data: SpeedData) -> Iterator[dict[str, Any]]:
     for cell in data.sorted_cells():
         latency = cell.record["latency"]
         for name, mode, timing in baselines(latency):
-            writer.writerow(
-                _shared_columns(cell.record)
-                | {
-                    "baseline": name,
-                    "baseline_mode": mode,
-                    "baseline_tok_s": f"{timing['tok_s']:.3f}",
-                    "speedup": f"{latency['tok_s'] / timing['tok_s']:.4f}",
-                }
-            )
-    return text.getvalue()
+            yield _shared_columns(cell.record) | {
+                "baseline": name,
+                "baseline_mode": mode,
+                "baseline_tok_s": f"{timing['tok_s']:.3f}",
+                "speedup": f"{latency['tok_s'] / timing['tok_s']:.4f}",
+            }
 
 
 def _shared_columns(record: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,6 @@ python -m wisparse.repro.suite_tokens suite.data_root=MIRROR
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from .configuration import CONFIGURATION, register_resolvers, user_mistake
+from .configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
+from .csv_rows import csv_text
 from .language_model import SparseLM
 from .models import find_checkpoint, load_model
 from .paper_suites import HarnessSuite
@@ -85,19 +84,9 @@ def count(overrides: list[str]) -> list[TaskTokens]:
 
 def main() -> None:
     """Command line: overrides of the configuration."""
-    try:
+    with mistakes_in_one_line():
         found = count(sys.argv[1:])
-    except Exception as error:
-        mistake = user_mistake(error)
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(found[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(task) for task in found)
-    write_text(SUITE_TOKENS, text.getvalue())
+    write_text(SUITE_TOKENS, csv_text(list(asdict(found[0])), map(asdict, found)))
     print(f"written: {SUITE_TOKENS}")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .csv_rows import csv_text
 from .paired_bootstrap import RESAMPLES, Interval
 from .table_data import OURS, Key, MeasuredCell, TableData
 from .table_text import (
@@ -32,15 +31,8 @@ CSV_BOUNDS = (
 
 def table1_csv(data: TableData) -> str:
     """One row a cell; accuracies and `kept` in percent, sparsities as shares, bounds of 95 % intervals."""
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, (*CSV_COLUMNS, *data.tasks, *CSV_BOUNDS), lineterminator="\n", restval="", extrasaction="raise"
-    )
-    writer.writeheader()
-    for model in data.models:
-        for key in _keys_of(data, model):
-            writer.writerow(_csv_row(data, key))
-    return text.getvalue()
+    rows = (_csv_row(data, key) for model in data.models for key in _keys_of(data, model))
+    return csv_text((*CSV_COLUMNS, *data.tasks, *CSV_BOUNDS), rows)
 
 
 def _keys_of(data: TableData, model: str) -> Iterable[Key]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..method.errors import UserError
+from .csv_rows import csv_text
 from .paired_bootstrap import RESAMPLES
 from .table_data import MeasuredCell, TableData, read_table
 from .table_text import (
@@ -62,10 +61,10 @@ def _rows(data: TableData) -> Iterator[tuple[str, float, str, MeasuredCell | Non
 
 def table2_csv(data: TableData) -> str:
     """One row a configuration; accuracies in percent, `step` is the average minus that of the stage before."""
-    text = io.StringIO()
-    columns = (*CSV_COLUMNS, *data.tasks, *CSV_BOUNDS)
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="", extrasaction="raise")
-    writer.writeheader()
+    return csv_text((*CSV_COLUMNS, *data.tasks, *CSV_BOUNDS), _csv_rows(data))
+
+
+def _csv_rows(data: TableData) -> Iterator[dict[str, Any]]:
     for model, sparsity, method, cell, before in _rows(data):
         row = {
             "model": model,
@@ -73,9 +72,7 @@ def table2_csv(data: TableData) -> str:
             "configuration": STAGES[method],
             "sparsity": 0.0 if method == "dense" else sparsity,
         }
-        found = _csv_numbers(data, cell, before) if cell else {"status": NOT_MEASURED}
-        writer.writerow(row | found)
-    return text.getvalue()
+        yield row | (_csv_numbers(data, cell, before) if cell else {"status": NOT_MEASURED})
 
 
 def _csv_numbers(data: TableData, cell: MeasuredCell, before: MeasuredCell | None) -> dict[str, Any]:

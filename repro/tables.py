@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..method.errors import UserError
+from .configuration import mistakes_in_one_line
 from .frontier import read_frontier
 from .frontier_table import frontier_csv, frontier_markdown
 from .question_data import read_question
@@ -98,12 +97,9 @@ def main() -> None:
     table = TABLES[arguments.table]
     if len(arguments.records) > 1 and arguments.table != "frontier":
         parser.error(f"{arguments.table} is made from one folder of records")
-    try:
+    with mistakes_in_one_line():
         data = table.read(*arguments.records)
         write_tables(table, data, arguments.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     kept = arguments.keep_records
     if kept and kept.resolve() not in [folder.resolve() for folder in arguments.records]:
         keep_records(data, arguments.records, kept)

@@ -6,9 +6,6 @@ Writes results/claims.md and results/claims.csv from conf/claims and what lies i
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,8 @@ from ..method.errors import UserError
 from .claim_checks import CHECKS, Finding
 from .claim_evidence import Evidence
 from .claims import Claim, Claims, load_claims
-from .configuration import REPOSITORY
+from .configuration import REPOSITORY, mistakes_in_one_line
+from .csv_rows import csv_text
 from .figure_claims import FIGURE_CHECKS
 from .printed_rows import printed_kept
 from .records import write_text
@@ -94,11 +92,7 @@ def _printed(claim: Claim, claims: Claims) -> str:
 
 def claims_csv(verified: list[Verified]) -> str:
     """One row a claim."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(entry.row() for entry in verified)
-    return text.getvalue()
+    return csv_text(CSV_COLUMNS, (entry.row() for entry in verified))
 
 
 HEADER = """\
@@ -180,11 +174,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="folder with the results")
     results = parser.parse_args().results
-    try:
+    with mistakes_in_one_line():
         verified = verify(load_claims(), Evidence(results))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     write_text(results / "claims.md", claims_markdown(verified))
     write_text(results / "claims.csv", claims_csv(verified))
     for verdict, count in Counter(entry.verdict for entry in verified).most_common():

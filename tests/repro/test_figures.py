@@ -18,12 +18,12 @@ from wisparse.method.errors import UserError
 from wisparse.method.projections import PROJECTIONS, key
 from wisparse.repro.architecture import projection_sizes
 from wisparse.repro.channel_suite import ChannelSuite
+from wisparse.repro.csv_rows import read_rows
 from wisparse.repro.figure_plots import mismatch
 from wisparse.repro.figure_rows import cost_rows, read_figures
 from wisparse.repro.figures import FIGURES, main, write_figures
 from wisparse.repro.one_block import OneBlockSuite
 from wisparse.repro.plot_style import INK
-from wisparse.repro.report_tables import read_rows
 from wisparse.repro.suites import EmbeddedSuite, PerplexitySuite
 
 from ..conftest import ROOT, make_method, make_protocol
