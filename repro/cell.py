@@ -31,10 +31,10 @@ from .records import RECORD, SCHEMA, RecordError, load_record, save_record, surr
 log = logging.getLogger(__name__)
 
 HARNESS_SOURCES = (
-    "calibration_mix.py", "calibration_text.py", "cell.py", "channel_suite.py", "code_execution.py", "embedded",
-    "harness_tasks.py", "language_model.py", "models.py", "norm_spread.py", "offload.py", "one_block.py",
-    "paper_data.py", "paper_suites.py", "paper_tasks", "planning.py", "processes.py", "random_models.py",
-    "scoring.py", "suites.py",
+    "batches.py", "calibration_mix.py", "calibration_text.py", "cell.py", "channel_suite.py",
+    "code_execution.py", "embedded", "harness_tasks.py", "language_model.py", "models.py", "norm_spread.py",
+    "offload.py", "one_block.py", "paper_data.py", "paper_suites.py", "paper_tasks", "planning.py",
+    "processes.py", "random_models.py", "scoring.py", "suites.py",
 )  # fmt: skip
 RESULT_SOURCES = ("method", "baselines", "kernels/reference.py", *(f"repro/{name}" for name in HARNESS_SOURCES))
 LATENCY_SOURCES = ("kernels", "repro/latency.py", "repro/transformers_decode.py")

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import processes
+from .batches import by_length, computed, padded
 from .scoring import NO_TARGET, ScoredRow, row_scores, sharing_a_pass
-
-Result = TypeVar("Result")
 
 ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """What lm-eval hands over: (strings or None, context tokens, continuation tokens)."""
@@ -116,17 +113,7 @@ class SparseLM(HFLM):
         """Padded tokens and attention mask of several strings, both (batch, longest)."""
         limit = left_truncate_len or (self.max_length if truncation else None)
         rows = [self.tok_encode(string, left_truncate_len=limit) for string in strings]
-        return self._padded(rows, padding_side)
-
-    def _padded(self, rows: Sequence[list[int]], padding_side: str) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(len(row) for row in rows)
-        tokens = torch.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for index, row in enumerate(rows):
-            place = slice(0, len(row)) if padding_side == "right" else slice(longest - len(row), longest)
-            tokens[index, place] = torch.tensor(row, dtype=torch.long)
-            mask[index, place] = 1
-        return tokens, mask
+        return padded(rows, self.tokenizer.pad_token_id, padding_side)
 
     def _loglikelihood_tokens(
         self,
@@ -149,7 +136,8 @@ class SparseLM(HFLM):
         def score(batch: list[int]) -> list[tuple[float, bool]]:
             return self._score([[rows[index] for index in groups[number]] for number in batch])
 
-        for batch, found in self._computed(self._batches(lengths, override_bs), score, "Scoring", disable_tqdm):
+        batches = by_length(lengths, self.batch_tokens, override_bs)
+        for batch, found in computed(batches, score, "Scoring", disable_tqdm):
             indices = [index for number in batch for index in groups[number]]
             for index, result in zip(indices, found, strict=True):
                 scores[index] = result
@@ -163,24 +151,12 @@ class SparseLM(HFLM):
         surplus, kept = len(context) - room, len(self.start_tokens)
         return context if surplus <= 0 else context[:kept] + context[kept + surplus :]
 
-    def _batches(self, lengths: list[int], rows_at_most: int | None) -> Iterator[list[int]]:
-        """Indices in batches of similar length, the longest first so that memory problems show at once."""
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-            rows = rows_at_most or max(1, self.batch_tokens // lengths[batch[0] if batch else index])
-            if len(batch) == rows:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
     @torch.inference_mode()
     def _score(self, groups: list[list[ScoredRow]]) -> list[tuple[float, bool]]:
         """Scores of all rows, group by group; the rows of a group are read as one."""
         # The last token is only predicted, never read.
         read = [(group[0][0] + group[0][1])[:-1] for group in groups]
-        tokens, mask = self._padded(read, "right")
+        tokens, mask = padded(read, self.tokenizer.pad_token_id)
         prompt_lengths = torch.tensor([len(group[0][0]) for group in groups])
         first = int(prompt_lengths.min()) - 1
         logits = self._forward(tokens, mask, prompt_lengths, first)
@@ -221,16 +197,16 @@ class SparseLM(HFLM):
         def measure(batch: list[int]) -> list[float]:
             return self._window_nats(start, [windows[index][1] for index in batch])
 
-        batches = self._batches([len(window) for _, window in windows], None)
-        for batch, found in self._computed(batches, measure, "Perplexity", disable_tqdm):
+        batches = by_length([len(window) for _, window in windows], self.batch_tokens)
+        for batch, found in computed(batches, measure, "Perplexity", disable_tqdm):
             for index, value in zip(batch, found, strict=True):
                 nats[windows[index][0]] += value
         return nats
 
     @torch.inference_mode()
     def _window_nats(self, start: list[int], windows: list[list[int]]) -> list[float]:
-        tokens, mask = self._padded([(start + window)[:-1] for window in windows], "right")
-        targets, _ = self._padded(windows, "right")
+        tokens, mask = padded([(start + window)[:-1] for window in windows], self.tokenizer.pad_token_id)
+        targets, _ = padded(windows, self.tokenizer.pad_token_id)
         targets[mask == 0] = NO_TARGET  # the mask is right for the targets too: as many tokens are read
         logits = self._forward(tokens, mask, mask.sum(dim=1), 0)
         return row_scores(logits, targets, torch.arange(len(windows)))[0]
@@ -252,28 +228,12 @@ class SparseLM(HFLM):
 
         for alike in by_settings.values():
             lengths = [len(self.tok_encode(requests[index].args[0])) for index in alike]
-            batches = [[alike[n] for n in batch] for batch in self._batches(lengths, self.batch_size)]
-            for batch, found in self._computed(batches, generate, "Generating", disable_tqdm):
+            batches = by_length(lengths, self.batch_tokens, self.batch_size)
+            batches = [[alike[number] for number in batch] for batch in batches]
+            for batch, found in computed(batches, generate, "Generating", disable_tqdm):
                 for index, answer in zip(batch, found, strict=True):
                     answers[index] = answer
         return answers
-
-    @staticmethod
-    def _computed(
-        batches: Iterable[list[int]], compute: Callable[[list[int]], list[Result]], title: str, quiet: bool
-    ) -> Iterator[tuple[list[int], list[Result]]]:
-        """Every batch with its results, in order; each is computed by one of the processes."""
-        batches = list(batches)
-        quiet = quiet or not processes.is_main()
-        with tqdm(total=len(batches), desc=title, disable=quiet, leave=False) as progress:
-
-            def step(batch: list[int]) -> list[Result]:
-                found = compute(batch)
-                progress.update(processes.count())
-                return found
-
-            results = processes.spread(batches, step)
-        yield from zip(batches, results, strict=True)
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any

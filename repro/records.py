@@ -118,14 +118,16 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any] | None:
     """Commit and whether tracked files differ from it; None outside a git checkout.
 
-    Where the sources came without their history, GIT_COMMIT names the commit that they are a copy of.
+    GIT_COMMIT, where it is set, names the commit instead: of sources copied to a machine without their history,
+    or onto another history.
     """
+    if commit := os.environ.get("GIT_COMMIT"):
+        return {"commit": commit, "dirty": False}
     try:
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
-        commit = os.environ.get("GIT_COMMIT")
-        return {"commit": commit, "dirty": False} if commit else None
+        return None
 
 
 def _git(*arguments: str) -> str:

@@ -96,8 +96,15 @@ def test_surroundings_say_when_where_and_with_what():
 
 
 def test_git_state_is_none_outside_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
     monkeypatch.setattr("wisparse.repro.records.REPOSITORY", tmp_path)
     assert git_state() is None
+
+
+def test_a_commit_that_is_named_counts_rather_than_the_checkout(monkeypatch):
+    monkeypatch.setenv("GIT_COMMIT", "5" * 40)
+    assert git_state() == {"commit": "5" * 40, "dirty": False}
+    assert surroundings()["git"] == git_state()
 
 
 def test_the_digest_of_sources_sees_every_change(tmp_path, monkeypatch):
