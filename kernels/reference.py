@@ -22,30 +22,19 @@ def dropped_by_threshold(x: Tensor, thresholds: Tensor) -> Tensor:
 def dropped_by_top_k(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:
     """Channels dropped by per-token top-k of |x|·w; channels that tie with the k-th are all kept.
 
-    x: (..., channels); weights: (channels,); k: an int, or an integer tensor that broadcasts to (..., 1).
+    x: (..., channels); weights: (channels,); k: an int, or integers that broadcast to (..., 1), best on
+    the CPU: they are looked at.
     """
     scores = x.abs() * weights
     if isinstance(k, int):
         return scores < _smallest_kept(scores, k)
-    k = k.expand(*x.shape[:-1], 1)
-    if scores.is_cuda:  # to look at the values of k would be to wait for the GPU
-        return scores < smallest_kept_by_sorting(scores, k)
+    values = k.unique().tolist()  # candidates of a search differ in few values of k
+    k = k.expand(*x.shape[:-1], 1)[..., 0]
     smallest = torch.empty_like(scores[..., :1])
-    for value in k.unique().tolist():  # candidates of a search differ in few values of k
-        rows = k[..., 0] == value
+    for value in values:
+        rows = k == value
         smallest[rows] = _smallest_kept(scores[rows], value)
     return scores < smallest
-
-
-def smallest_kept_by_sorting(scores: Tensor, k: Tensor) -> Tensor:
-    """The k-th highest score where k differs by row: 0 where all are kept, infinity where none is.
-
-    scores: (..., channels); k: (..., 1) integers. Returns (..., 1).
-    """
-    channels = scores.shape[-1]
-    ascending = scores.sort(dim=-1).values
-    found = ascending.gather(-1, (channels - k).clamp(0, channels - 1))
-    return found.masked_fill(k <= 0, torch.inf).masked_fill(k >= channels, 0.0)
 
 
 def _smallest_kept(scores: Tensor, k: int) -> Tensor:

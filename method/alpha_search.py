@@ -9,7 +9,7 @@ import torch
 from .block_probe import BlockProbe, squared_error
 from .plan import ProjectionRule
 from .projections import PROJECTIONS, key
-from .rules import RuleBuilder
+from .rules import RuleBuilder, select
 from .stages import SearchCost
 
 
@@ -30,18 +30,19 @@ def search_alphas(
     alphas = {name: builder.alphas[key(probe.index, name)] for name in PROJECTIONS}
     candidates = torch.tensor(grid, device=probe.hidden.device)[:, None]
 
-    def rule_at(name: str, alpha: float | torch.Tensor, count: int) -> ProjectionRule:
+    def rules_of(name: str, alpha: float | torch.Tensor, count: int) -> ProjectionRule:
         wanted = torch.full((count,), sparsities[name])
         return builder.candidates(key(probe.index, name), wanted, alpha)
 
-    current = {name: rule_at(name, alphas[name], 1) for name in PROJECTIONS} if others_sparse else {}
+    current = {name: rules_of(name, alphas[name], 1) for name in PROJECTIONS} if others_sparse else {}
     for name in PROJECTIONS:
         if not 0.0 < sparsities[name] < 1.0:
             continue  # every α drops the same channels
-        rules = current | {name: rule_at(name, candidates, len(grid))}
-        errors = probe.errors(rules, len(grid), squared_error)
+        found = rules_of(name, candidates, len(grid))
+        errors = probe.errors(current | {name: found}, len(grid), squared_error)
         cost.count("alpha", len(grid))
-        alphas[name] = grid[int(torch.argmin(errors))]
+        best = errors.argmin()
+        alphas[name] = grid[int(best)]
         if others_sparse:
-            current[name] = rule_at(name, alphas[name], 1)
+            current[name] = select(found, best[None])
     return alphas

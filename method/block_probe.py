@@ -62,7 +62,7 @@ class BlockProbe:
         turn = max(1, self.batch_tokens // (rows * length))
         linears = block_projections(self.block)
         found = []
-        for index in torch.arange(candidates, device=self.hidden.device).split(turn):
+        for index in torch.arange(candidates).split(turn):
             chosen = {
                 name: for_rows(rule if _candidates(rule) == 1 else select(rule, index), rows)
                 for name, rule in rules.items()

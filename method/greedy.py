@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from .block_probe import BlockError, BlockProbe, walk_blocks
 from .calibration import Calibration
+from .plan import ProjectionRule
 from .projections import PROJECTIONS, key
-from .rules import RuleBuilder, stack
+from .rules import RuleBuilder, select
 from .stages import SearchCost
 
 SMALLEST_STEP = 1e-9
@@ -46,27 +47,46 @@ def greedy_allocation(
     (TEAL, arXiv 2408.14690, algorithm 1). Returns sparsities in [0, 1] by projection.
     """
     shares = probe.shares
-    sparsities = dict.fromkeys(PROJECTIONS, 0.0)
-    remaining = target
+    taken, remaining = step * shares["q"], target
+    levels = {name: _levels(taken / share) for name, share in shares.items()}
+    tables = _tables(builder, probe, levels)
+    at = dict.fromkeys(PROJECTIONS, 0)
     while remaining > SMALLEST_STEP:
-        taken = min(step * shares["q"], remaining)
-        proposals = {
-            name: min(1.0, sparsities[name] + taken / shares[name])
+        if remaining < taken:
+            taken = remaining
+            now = {name: levels[name][at[name]] for name in PROJECTIONS}
+            levels = {name: [s, min(1.0, s + taken / shares[name])] for name, s in now.items()}
+            tables = _tables(builder, probe, levels)
+            at = dict.fromkeys(PROJECTIONS, 0)
+        open_ones = [name for name in PROJECTIONS if levels[name][at[name]] < 1.0]
+        rules = {
+            name: select(tables[name], torch.tensor([at[name] + (name == raised) for raised in open_ones]))
             for name in PROJECTIONS
-            if sparsities[name] < 1.0
         }
-        rules = {}
-        for name in PROJECTIONS:
-            name_key = key(probe.index, name)
-            now = builder.one(name_key, sparsities[name])
-            further = builder.one(name_key, proposals.get(name, sparsities[name]))
-            rules[name] = stack([further if candidate == name else now for candidate in proposals])
-        errors = probe.errors(rules, len(proposals), error)
-        cost.count("greedy", len(proposals))
-        chosen = list(proposals)[int(torch.argmin(errors))]
-        remaining -= (proposals[chosen] - sparsities[chosen]) * shares[chosen]
-        sparsities[chosen] = proposals[chosen]
-    return sparsities
+        errors = probe.errors(rules, len(open_ones), error)
+        cost.count("greedy", len(open_ones))
+        chosen = open_ones[int(torch.argmin(errors))]
+        before, after = levels[chosen][at[chosen] : at[chosen] + 2]
+        remaining -= (after - before) * shares[chosen]
+        at[chosen] += 1
+    return {name: levels[name][at[name]] for name in PROJECTIONS}
+
+
+def _levels(rise: float) -> list[float]:
+    """Every sparsity that steps of one size can reach: 0, rise, 2·rise, … and 1."""
+    found = [0.0]
+    while found[-1] < 1.0:
+        found.append(min(1.0, found[-1] + rise))
+    return found
+
+
+def _tables(
+    builder: RuleBuilder, probe: BlockProbe, levels: Mapping[str, Sequence[float]]
+) -> dict[str, ProjectionRule]:
+    """The rules of every level of each projection, made at once: one by one they cost more than the errors."""
+    return {
+        name: builder.candidates(key(probe.index, name), torch.tensor(found)) for name, found in levels.items()
+    }
 
 
 def allocate_greedily(

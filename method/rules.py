@@ -22,7 +22,7 @@ class MaskRule(Protocol):
     def candidates(self, histogram: ChannelHistogram, weights: Tensor, sparsities: Tensor) -> ProjectionRule:
         """A rule with a leading candidate dimension.
 
-        weights: (in,) or (candidates, in) weights of the score; sparsities: (candidates,).
+        weights: (in,) or (candidates, in) weights of the score; sparsities: (candidates,) on the CPU.
         """
 
 
@@ -41,7 +41,8 @@ class TopK:
         """See `MaskRule`."""
         if weights.ndim == 2:
             weights = weights[:, None]
-        # The addition keeps 0.3 · 10 at 3 whatever the rounding of the product is.
+        # The addition keeps 0.3 · 10 at 3 whatever the rounding of the product is. k stays on the CPU, where
+        # looking at it is no wait for the GPU.
         k = (histogram.channels * (1.0 - sparsities.double()) + 1e-9).floor().long()
         return ProjectionRule(top_k=k[:, None, None], weights=weights)
 
@@ -62,17 +63,9 @@ def select(rule: ProjectionRule, index: Tensor) -> ProjectionRule:
     """The candidates at `index` (candidates,) of a rule that holds several."""
 
     def pick(value: Tensor | int | None) -> Tensor | int | None:
-        return value[index] if isinstance(value, Tensor) and value.ndim == 3 else value
+        return value[index.to(value.device)] if isinstance(value, Tensor) and value.ndim == 3 else value
 
     return replace(rule, thresholds=pick(rule.thresholds), top_k=pick(rule.top_k), weights=pick(rule.weights))
-
-
-def stack(rules: list[ProjectionRule]) -> ProjectionRule:
-    """One rule whose candidates are those of `rules` in turn; all must share their score weights."""
-    first = rules[0]
-    if first.thresholds is not None:
-        return replace(first, thresholds=torch.cat([rule.thresholds for rule in rules]))
-    return replace(first, top_k=torch.cat([rule.top_k for rule in rules]))
 
 
 def final(rule: ProjectionRule) -> ProjectionRule:
@@ -104,7 +97,7 @@ class RuleBuilder:
         """Rules of one projection for candidate sparsities (candidates,), at its own α or at another."""
         alpha = self.alphas[name] if alpha is None else alpha
         weights = channel_weights(self.calibration.norms_of(self.norm_order)[name], alpha)
-        return self.mask.candidates(self.histogram(name), weights, sparsities.to(weights.device))
+        return self.mask.candidates(self.histogram(name), weights, sparsities)
 
     def one(self, name: str, sparsity: float) -> ProjectionRule:
         """The rule of one projection at one sparsity, with one candidate; remembered."""
