@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -81,7 +82,7 @@ class SparseLM(HFLM):
 
         Most chat templates write the bos token themselves; it is not put there twice.
         """
-        tokens = self.tokenizer.encode(string, add_special_tokens=False)
+        tokens = list(_token_ids(self.tokenizer, string))
         start = [] if add_special_tokens is False else self.start_tokens
         if start and tokens[:1] == start:
             tokens = tokens[1:]
@@ -241,6 +242,11 @@ class SparseLM(HFLM):
         prompt_lengths = generation_kwargs["attention_mask"].sum(dim=1)
         with _announced(self.session, prompt_lengths), torch.inference_mode():
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
+
+
+@lru_cache(maxsize=1 << 15)  # the cells of a sweep ask the same: to tokenise took longer than the model on a GPU
+def _token_ids(tokenizer: PreTrainedTokenizerBase, string: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(string, add_special_tokens=False))
 
 
 @contextmanager
