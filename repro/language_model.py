@@ -244,7 +244,7 @@ class SparseLM(HFLM):
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
 
 
-@lru_cache(maxsize=1 << 15)  # the cells of a sweep ask the same: to tokenise took longer than the model on a GPU
+@lru_cache(maxsize=1 << 15)  # a sweep asks the same again: to tokenise takes longer than the model on a GPU
 def _token_ids(tokenizer: PreTrainedTokenizerBase, string: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(string, add_special_tokens=False))
 
