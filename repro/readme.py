@@ -1,4 +1,4 @@
-"""The generated parts of the README: what was found, the catalogue of methods, and what a reproduction costs.
+"""The generated parts of the README: what was found, the catalogue of methods, what a reproduction costs.
 
 python -m wisparse.repro.readme          # `make readme`
 """
@@ -10,6 +10,7 @@ import re
 from .configuration import CONFIGURATION, REPOSITORY
 from .csv_rows import read_rows
 from .frontier import read_frontier
+from .question_summary import question_summary
 from .records import write_text
 from .reproduction_cost import reproduction
 from .table_text import NOT_MEASURED, interval_text, table_row
@@ -86,6 +87,7 @@ def filled(text: str) -> str:
     blocks = {
         "findings": findings(),
         "frontier": frontier(),
+        "questions": question_summary(),
         "catalogue": catalogue(),
         "reproduction": reproduction(),
     }

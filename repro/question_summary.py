@@ -1,0 +1,71 @@
+"""Every question that was asked and what was found, a line each: for the README, from the questions' tables."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .configuration import CONFIGURATION, REPOSITORY
+from .csv_rows import read_rows
+from .question_data import METHOD
+from .table_text import NOT_MEASURED, table_row
+
+ANSWERS = REPOSITORY / "results" / "questions"
+
+
+def question_summary(answers: Path = ANSWERS) -> str:
+    """Perplexity of what was tried over that of the question's reference: mean and range over models and sparsities.
+
+    Seeds differ by the median, over all that was measured, of their highest perplexity over their lowest.
+    """
+    lines = ["| | seeds | they differ by | compared with | perplexity ÷ its: mean (least to most) |"]
+    lines.append("|---|---:|---:|---|---|")
+    for path in sorted((CONFIGURATION / "experiment").glob("question_*.yaml")):
+        name = path.stem.removeprefix("question_")
+        question = yaml.safe_load(path.read_text(encoding="utf-8"))["question"]
+        table = answers / f"{name}.csv"
+        if table.exists():
+            shown = [
+                f"[{question['title']}](results/questions/{name}.md)",
+                *_answer(question, read_rows(table)),
+            ]
+        else:
+            shown = [question["title"], "", "", f"`{question['reference']}`", NOT_MEASURED]
+        lines.append(table_row(shown))
+    return "\n".join(lines)
+
+
+def _answer(question: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
+    """Seeds, their spread, the reference, and what was found."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["perplexity_ratio"]:
+            ratios.setdefault((row["method"], row["level"]), []).append(float(row["perplexity_ratio"]))
+    extremes = _extremes([level for _, level in ratios])
+    texts = [
+        f"{_called(question, method, level)} {statistics.geometric_mean(found):.3f} "
+        f"({min(found):.3f} to {max(found):.3f})"
+        for (method, level), found in ratios.items()
+        if level in extremes
+    ]
+    sparse = [row for row in rows if row["method"] != "dense"]
+    seeds = sorted({int(row["seeds"]) for row in sparse})
+    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    spreads = [float(row["perplexity_highest"]) / float(row["perplexity_lowest"]) - 1 for row in sparse]
+    spread = f"{statistics.median(spreads):.1%}" if seeds[-1] > 1 else ""
+    return [counted, spread, f"`{question['reference']}`", "; ".join(texts) or NOT_MEASURED]
+
+
+def _extremes(levels: list[str]) -> set[str]:
+    """The least and the largest of numbers; all of names."""
+    try:
+        return {min(levels, key=float), max(levels, key=float)} if levels else set()
+    except ValueError:
+        return set(levels)
+
+
+def _called(question: dict[str, Any], method: str, level: str) -> str:
+    return f"`{method}`" if question["factor"] == METHOD else f"`{method}` {level}"
