@@ -17,7 +17,7 @@ ANSWERS = REPOSITORY / "results" / "questions"
 
 
 def question_summary(answers: Path = ANSWERS) -> str:
-    """Perplexity of what was tried over that of the question's reference: mean and range over models and sparsities.
+    """Perplexity of what was tried over the reference's: mean and range over models and sparsities.
 
     Seeds differ by the median, over all that was measured, of their highest perplexity over their lowest.
     """
