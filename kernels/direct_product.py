@@ -1,0 +1,246 @@
+"""Products of one token that list their kept channels themselves: CUDA C++ for compute capability 9.0 and newer.
+
+A thread block reads the activation, keeps a list of the channels above their thresholds in its shared memory, and
+goes through the rows of these alone. Thread blocks of a cluster share the channels of one tile of columns and add
+their sums through each other's shared memory. Against lists that a launch before has made (`triton_compact`) this
+saves that launch, and against partial sums in global memory two journeys to the second cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cuda_compiled import launch
+from .errors import KernelError
+from .triton_launch import blocks_of, check_tensor
+
+LARGEST_CLUSTER = 8
+SHARED_BYTES = 48 << 10
+"""Shared memory that a thread block has without asking."""
+LANES = 32
+VECTOR = 8
+"""Columns of sixteen bytes."""
+MOST_CHANNELS = 1 << 16
+"""A channel and its activation share 32 bits."""
+
+
+@dataclass(frozen=True)
+class DirectTile:
+    """The share of one thread block."""
+
+    columns: int = 64
+    """Columns; 32 · 2^n, so that whole warps finish them, at most 256."""
+    warps: int = 8
+    cluster: int = 1
+    """Thread blocks that share the channels of a tile."""
+    unroll: int = 8
+    """Rows that one lane has on their way."""
+    resident: int = 2
+    """Thread blocks that a multiprocessor must have registers for."""
+    late: bool = False
+    """The next kernel may start only once this one has read its rows."""
+
+    def __post_init__(self) -> None:
+        if self.columns not in (64, 128, 256):
+            raise KernelError(f"tile: columns must be 64, 128 or 256, not {self.columns}")
+        if not self.columns <= self.warps * LANES <= 1024:
+            raise KernelError(f"tile: {self.warps} warps do not suit {self.columns} columns")
+        if not 1 <= self.cluster <= LARGEST_CLUSTER:
+            raise KernelError(f"tile: a cluster has 1 to {LARGEST_CLUSTER} thread blocks, not {self.cluster}")
+
+    def shared_bytes(self, channels: int, lists: int) -> int:
+        """Shared memory of one thread block of a product with so many channels and lists."""
+        steps = blocks_of(self._share(channels), self.warps * LANES)
+        words = steps * self.warps * LANES + self.warps + (self.warps + self.cluster) * self.columns
+        return 4 * lists * words
+
+    def fits(self, channels: int, lists: int) -> bool:
+        """Whether a thread block has shared memory for its lists."""
+        return self.shared_bytes(channels, lists) <= SHARED_BYTES
+
+    def _share(self, channels: int) -> int:
+        return blocks_of(blocks_of(channels, self.cluster), LANES) * LANES
+
+    def constants(self, channels: int, row: int) -> dict[str, object]:
+        """What the kernel is compiled for, of the tile and the weight's sizes."""
+        return {
+            "IN": channels,
+            "COLUMNS": row,
+            "TILE": self.columns,
+            "WARPS": self.warps,
+            "CLUSTER": self.cluster,
+            "UNROLL": self.unroll,
+            "SHARE": self._share(channels),
+            "RESIDENT": self.resident,
+            "LATE": int(self.late),
+        }
+
+
+@dataclass(frozen=True)
+class Normed:
+    """RMSNorm of the residual stream, computed by every thread block for itself."""
+
+    residual: Tensor
+    """(1, channels) float32"""
+    squares: Tensor
+    """(1, parts) float32: sums of squares of parts of the residual stream."""
+    gain: Tensor
+    """(channels,) in the weight's dtype, to which x is rounded as the model rounds it."""
+    epsilon: float
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """What the kernel is compiled for."""
+        return {"NORM": 1, "EPSILON": f"{self.epsilon:.9e}f", "SQUARES": self.squares.numel()}
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """As the kernel takes them."""
+        return self.residual, self.squares, self.gain
+
+
+@dataclass(frozen=True)
+class Given:
+    """The activation itself."""
+
+    x: Tensor
+    """(1, channels) in the weight's dtype."""
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """What the kernel is compiled for."""
+        return {"NORM": 0, "EPSILON": "0.0f", "SQUARES": 1}
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """As the kernel takes them."""
+        return self.x, None, None
+
+
+Source = Normed | Given
+"""Where a product's activation comes from."""
+
+
+def runs_direct_products(device: torch.device) -> bool:
+    """Whether the device has clusters, and torch's CUDA build has brought NVRTC's bindings."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device)[0] >= 9
+        and importlib.util.find_spec("cuda.bindings") is not None
+    )
+
+
+def suits_direct_products(dtype: torch.dtype, widths: tuple[int, ...], channels: int) -> bool:
+    """Whether rows are made of whole vectors of sixteen bytes in half precision, and channels fit into 16 bits."""
+    return (
+        dtype in (torch.bfloat16, torch.float16)
+        and all(width % VECTOR == 0 for width in widths)
+        and channels <= MOST_CHANNELS
+    )
+
+
+def direct_product(
+    source: Source,
+    bounds: Tensor,
+    weight: Tensor,
+    widths: tuple[int, ...],
+    out: Tensor,
+    tile: DirectTile,
+    bias: Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """Out (1, sum of widths) float32 = x · weight (in, sum of widths) + bias, for up to three projections.
+
+    bounds (projections, in) float32: a projection reads the rows of channels with |x| ≥ bound; NaN is kept.
+    Raises KernelError for tensors that do not fit.
+    """
+    check_tensor("out", out, (1, sum(widths)), torch.float32)
+    constants = {"STORE": 1, "HIDDEN": 0, "RESIDUAL": 0, "WIDTH": 0}
+    _start(source, bounds, weight, widths, tile, constants, (bias, out, None), pdl)
+
+
+def direct_neurons(
+    source: Source, bounds: Tensor, weight: Tensor, hidden: Tensor, tile: DirectTile, pdl: bool = False
+) -> None:
+    """Hidden (1, ffn) = silu(x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
+
+    bounds (2, in) float32 of gate and up. Raises KernelError for tensors that do not fit.
+    """
+    ffn = weight.shape[1] // 2
+    check_tensor("hidden", hidden, (1, ffn), weight.dtype)
+    constants = {"STORE": 0, "HIDDEN": 1, "RESIDUAL": 0, "WIDTH": ffn}
+    _start(source, bounds, weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
+
+
+def direct_onto(
+    source: Source,
+    bounds: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    squares: Tensor,
+    tile: DirectTile,
+    pdl: bool = False,
+) -> None:
+    """Add x · weight (in, out) to residual (1, out) float32; squares (1, ⌈out / 32⌉) are those of its parts.
+
+    Raises KernelError for tensors that do not fit.
+    """
+    check_tensor("residual", residual, (1, weight.shape[1]), torch.float32)
+    check_tensor("squares", squares, (1, squares_of(weight.shape[1])), torch.float32)
+    constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": 1, "WIDTH": 0}
+    _start(source, bounds, weight, (weight.shape[1],), tile, constants, (None, residual, squares), pdl)
+
+
+def squares_of(columns: int) -> int:
+    """Parts in which `direct_onto` leaves the residual stream's sum of squares."""
+    return blocks_of(columns, LANES)
+
+
+def _start(
+    source: Source,
+    bounds: Tensor,
+    weight: Tensor,
+    widths: tuple[int, ...],
+    tile: DirectTile,
+    constants: dict[str, object],
+    targets: tuple[Tensor | None, ...],
+    pdl: bool,
+) -> None:
+    channels, row = weight.shape
+    _check(source, bounds, weight, widths, tile)
+    if constants["HIDDEN"]:
+        tiles = blocks_of(widths[0], tile.columns)
+    else:
+        tiles = sum(blocks_of(width, tile.columns) for width in widths)
+    constants = {
+        **constants,
+        **tile.constants(channels, row),
+        **source.constants,
+        "WIDTHS": "{" + ",".join(map(str, widths)) + "}",
+        "FLOAT16": int(weight.dtype is torch.float16),
+    }
+    arguments = (weight, *source.tensors, bounds, *targets)
+    launch("direct_product", constants, tiles * tile.cluster, tile.warps * LANES, arguments, pdl)
+
+
+def _check(source: Source, bounds: Tensor, weight: Tensor, widths: tuple[int, ...], tile: DirectTile) -> None:
+    channels, row = weight.shape
+    if not suits_direct_products(weight.dtype, widths, channels) or not 1 <= len(widths) <= 3:
+        raise KernelError(
+            f"direct products take one to three projections in bfloat16 or float16, of multiples of {VECTOR} "
+            f"columns and at most {MOST_CHANNELS} channels, not {weight.dtype} {channels} → {widths}"
+        )
+    if sum(widths) != row or not weight.is_contiguous() or weight.data_ptr() % 16:
+        raise KernelError(f"the weight must be a contiguous, aligned (in, {sum(widths)}) matrix")
+    check_tensor("bounds", bounds, (len(widths), channels), torch.float32)
+    x, squares, gain = source.tensors
+    check_tensor("x", x, (1, channels), weight.dtype if gain is None else torch.float32)
+    if gain is not None:
+        check_tensor("gain", gain, (channels,), weight.dtype)
+        check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
+    if not tile.fits(channels, 2 if len(widths) == 2 else 1):
+        raise KernelError(f"the lists of {channels} channels do not fit into {SHARED_BYTES} bytes; more cluster")

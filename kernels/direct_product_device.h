@@ -1,0 +1,80 @@
+// What direct_product.cu needs of a GPU of compute capability 9.0 or newer.
+#pragma once
+
+#define device __device__ __forceinline__
+#define kernel(threads, resident) extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(threads, resident)
+#define shared(type, name) __shared__ type name
+
+// Sixteen bytes of a row, eight columns.
+struct alignas(16) Row {
+    unsigned words[4];
+};
+
+device int thread_index() { return threadIdx.x; }
+device int block_index() { return blockIdx.x; }
+device void block_barrier() { __syncthreads(); }
+device unsigned warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+device float warp_exchange(float value, int apart) { return __shfl_xor_sync(0xffffffffu, value, apart); }
+device int bits_of(unsigned mask) { return __popc(mask); }
+
+// The sum of a value over the lanes, the same in all of them.
+device float warp_sum(float value) {
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) value += warp_exchange(value, apart);
+    return value;
+}
+
+// Programmatic dependent launch: wait for the kernel before, and let the one behind start.
+device void wait_for_producer() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+device void start_consumer() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+device void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+device void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Store at the same place in the shared memory of the cluster's first thread block.
+device void store_in_first_block(float* at, float value) {
+    unsigned here = static_cast<unsigned>(__cvta_generic_to_shared(at)), there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(here));
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+}
+
+// Weights are read once a token: they need not stay in the first cache.
+device Row streamed_row(const unsigned short* at) {
+    Row row;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(row.words[0]), "=r"(row.words[1]), "=r"(row.words[2]), "=r"(row.words[3])
+        : "l"(at));
+    return row;
+}
+
+// What another kernel wrote, from the second cache, which all multiprocessors share.
+device float from_producer(const float* at) {
+    float value;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(at) : "memory");
+    return value;
+}
+device unsigned short from_producer(const unsigned short* at) {
+    unsigned short bits;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(bits) : "l"(at) : "memory");
+    return bits;
+}
+
+#if FLOAT16
+device float widened(unsigned bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(bits)));
+    return value;
+}
+device unsigned short rounded(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#else
+device float widened(unsigned bits) { return __uint_as_float(bits << 16); }
+device unsigned short rounded(float value) {
+    unsigned short bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#endif

@@ -1,0 +1,112 @@
+// What direct_product.cu needs of a GPU, on a CPU: one thread for each thread, one barrier for each group of them.
+// Slow, and exact about who waits for whom and who may read what.
+#pragma once
+#include <barrier>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+struct Warp {
+    std::barrier<> together{32};
+    unsigned votes[32];
+    float values[32];
+};
+struct Block {
+    explicit Block(int warps, size_t bytes) : together(warps * 32), warps(warps), memory(bytes, std::byte{0xff}) {}
+    std::barrier<> together;
+    std::vector<Warp> warps;
+    std::vector<std::byte> memory;  // of NaN at first
+};
+struct Cluster {
+    Cluster(int blocks, int warps, size_t bytes) : together(blocks * warps * 32) {
+        for (int each = 0; each < blocks; ++each) this->blocks.push_back(std::make_unique<Block>(warps, bytes));
+    }
+    std::barrier<> together;
+    std::vector<std::unique_ptr<Block>> blocks;
+};
+struct Place {
+    int thread, block;
+    Block* own;
+    Cluster* cluster;
+    std::optional<std::barrier<>::arrival_token> arrival;
+    Warp& warp() const { return own->warps[thread / 32]; }
+};
+inline thread_local Place place;
+
+struct alignas(16) Row {
+    unsigned words[4];
+};
+
+inline int thread_index() { return place.thread; }
+inline int block_index() { return place.block; }
+inline void block_barrier() { place.own->together.arrive_and_wait(); }
+inline int bits_of(unsigned mask) { return std::popcount(mask); }
+inline void wait_for_producer() {}
+inline void start_consumer() {}
+inline void cluster_arrive() { place.arrival.emplace(place.cluster->together.arrive()); }
+inline void cluster_wait() { place.cluster->together.wait(std::move(*place.arrival)); }
+
+inline unsigned warp_ballot(bool vote) {
+    Warp& warp = place.warp();
+    warp.votes[place.thread % 32] = vote;
+    warp.together.arrive_and_wait();
+    unsigned mask = 0;
+    for (int lane = 0; lane < 32; ++lane) mask |= warp.votes[lane] << lane;
+    warp.together.arrive_and_wait();
+    return mask;
+}
+inline float warp_exchange(float value, int apart) {
+    Warp& warp = place.warp();
+    warp.values[place.thread % 32] = value;
+    warp.together.arrive_and_wait();
+    const float other = warp.values[(place.thread % 32) ^ apart];
+    warp.together.arrive_and_wait();
+    return other;
+}
+inline float warp_sum(float value) {
+    for (int apart = 16; apart > 0; apart /= 2) value += warp_exchange(value, apart);
+    return value;
+}
+inline void store_in_first_block(float* at, float value) {
+    const size_t offset = reinterpret_cast<std::byte*>(at) - place.own->memory.data();
+    std::memcpy(place.cluster->blocks[0]->memory.data() + offset, &value, sizeof value);
+}
+inline Row streamed_row(const unsigned short* at) {
+    Row row;
+    std::memcpy(&row, at, sizeof row);
+    return row;
+}
+inline float from_producer(const float* at) { return *at; }
+inline unsigned short from_producer(const unsigned short* at) { return *at; }
+
+#if FLOAT16
+inline float widened(unsigned bits) {
+    const unsigned short half = bits;
+    _Float16 value;
+    std::memcpy(&value, &half, sizeof value);
+    return static_cast<float>(value);
+}
+inline unsigned short rounded(float value) {
+    const _Float16 half = static_cast<_Float16>(value);
+    unsigned short bits;
+    std::memcpy(&bits, &half, sizeof bits);
+    return bits;
+}
+#else
+inline float widened(unsigned bits) { return std::bit_cast<float>(bits << 16); }
+inline unsigned short rounded(float value) {
+    if (std::isnan(value)) return 0x7fff;
+    const unsigned bits = std::bit_cast<unsigned>(value);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+#endif
+
+#define EMULATED
+#define device inline
+#define kernel(threads, resident) void
+#define shared(type, name) type& name = *reinterpret_cast<type*>(place.own->memory.data())

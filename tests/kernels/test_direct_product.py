@@ -1,0 +1,202 @@
+"""Products that list their channels themselves: the CUDA source as it is, emulated on a CPU, and on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wisparse.kernels import direct_product as module
+from wisparse.kernels.direct_product import (
+    DirectTile,
+    Given,
+    Normed,
+    direct_neurons,
+    direct_onto,
+    direct_product,
+    runs_direct_products,
+    squares_of,
+)
+from wisparse.kernels.errors import KernelError
+
+HERE = Path(__file__).parent
+KERNELS = Path(module.__file__).parent
+GPU = torch.cuda.is_available() and runs_direct_products(torch.device("cuda"))
+DEVICE = torch.device("cuda" if GPU else "cpu")
+SMALL = DirectTile(warps=2, unroll=2)
+TILES = (SMALL, DirectTile(warps=2, cluster=2, unroll=3), DirectTile(columns=128, warps=4, cluster=3, unroll=1))
+TOLERANCE = {torch.bfloat16: 2e-6, torch.float16: 2e-6}
+"""Of float32 sums, relative to the highest exact value; rounded outputs are compared within one step."""
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """`cuda_compiled.launch` on a CPU: the same source through g++, a thread for each thread."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to emulate the kernel with")
+    folder = tmp_path_factory.mktemp("emulated")
+
+    def launch(name: str, constants: dict, blocks: int, threads: int, arguments: tuple, pdl: bool) -> None:
+        flags = [f"-D{key}={value}" for key, value in constants.items()]
+        library = folder / f"{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}.so"
+        if not library.exists():
+            command = ["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", "-w", *flags]
+            command += [f"-I{HERE}", f"-I{KERNELS}", str(HERE / f"{name}_emulated.cpp"), "-o", str(library)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        pointers = [None if one is None else one.data_ptr() for one in arguments]
+        ctypes.CDLL(str(library)).run(blocks, *map(ctypes.c_void_p, pointers))
+
+    return launch
+
+
+@pytest.fixture(autouse=True)
+def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled where there is a GPU that can, else emulated."""
+    if not GPU:
+        monkeypatch.setattr(module, "launch", request.getfixturevalue("emulated"))
+
+
+def drawn(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*size, generator=generator).to(DEVICE, dtype)
+
+
+def case(channels: int, widths: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x (1, channels), bounds (projections, channels) that drop about half, weight (channels, out)."""
+    x = drawn(1, channels, dtype=dtype)
+    bounds = drawn(len(widths), channels, seed=1).abs()
+    return x, bounds, drawn(channels, sum(widths), seed=2, dtype=dtype) * channels**-0.5
+
+
+def masked_product(x: Tensor, bounds: Tensor, weight: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Float64, every projection with its own kept channels."""
+    parts = weight.double().split(widths, dim=1)
+    kept = [torch.where(x.float().abs() < bound, 0.0, x.double()) for bound in bounds]
+    return torch.cat([k @ part for k, part in zip(kept, parts, strict=True)], dim=1)
+
+
+def normed(channels: int, dtype: torch.dtype) -> tuple[Normed, Tensor]:
+    """A residual stream with its parts' squares, and x in float32, rounded as the model rounds it."""
+    residual, gain = drawn(1, channels, seed=3) * 3.0, drawn(channels, seed=4, dtype=dtype)
+    squares = torch.stack([part.square().sum() for part in residual[0].split(32)])[None]
+    inverse = 1.0 / torch.sqrt(squares.sum() / channels + 1e-5)
+    x = ((residual * inverse).to(dtype).float() * gain.float()).to(dtype)
+    return Normed(residual, squares, gain, 1e-5), x
+
+
+def assert_close(found: Tensor, exact: Tensor, tolerance: float) -> None:
+    assert (found.double() - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("tile", TILES)
+def test_a_product_of_three_projections(tile: DirectTile, dtype: torch.dtype) -> None:
+    """Widths that fill no tile, channels that fill no step, each projection with its own list, and a bias."""
+    widths = (72, 64, 8)
+    x, bounds, weight = case(200, widths, dtype)
+    out, bias = torch.full((1, sum(widths)), 7.0, device=DEVICE), drawn(sum(widths), seed=5, dtype=dtype)
+    direct_product(Given(x), bounds, weight, widths, out, tile, bias)
+    assert_close(out, masked_product(x, bounds, weight, widths) + bias.double(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_behind_rmsnorm(tile: DirectTile) -> None:
+    """The activation is normalised and rounded like the model does, by every thread block for itself."""
+    source, x = normed(264, torch.bfloat16)
+    _, bounds, weight = case(264, (64, 16), torch.bfloat16)
+    out = torch.zeros(1, 80, device=DEVICE)
+    bounds[:, 7] = float("inf")
+    with pytest.raises(KernelError, match="bounds"):
+        direct_product(source, bounds[:1], weight, (64, 16), out, tile)
+    direct_product(source, torch.cat([bounds, bounds[:1]]), torch.cat([weight, weight[:, :8]], 1).contiguous(),
+                   (64, 16, 8), out := torch.zeros(1, 88, device=DEVICE), tile)  # fmt: skip
+    exact = masked_product(x, torch.cat([bounds, bounds[:1]]), torch.cat([weight, weight[:, :8]], 1), (64, 16, 8))
+    # 1/√ differs by an ulp between machines: single roundings of x may differ, not more.
+    assert_close(out, exact, 2e-3)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_neurons(tile: DirectTile) -> None:
+    """silu(gate)·up of 72 neurons, rounded in between like the model rounds."""
+    source, x = normed(136, torch.bfloat16)
+    _, bounds, weight = case(136, (72, 72), torch.bfloat16)
+    hidden = torch.zeros(1, 72, device=DEVICE, dtype=torch.bfloat16)
+    direct_neurons(source, bounds, weight, hidden, tile)
+    gate, up = masked_product(x, bounds, weight, (72, 72)).split(72, dim=1)
+    exact = F.silu(gate.bfloat16().float()).bfloat16() * up.bfloat16()
+    assert_close(hidden, exact.double(), 1e-2)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_onto_the_residual_stream(tile: DirectTile) -> None:
+    """The sum is added, and the squares of every 32 columns are left for RMSNorm."""
+    x, bounds, weight = case(96, (104,), torch.float16)
+    residual = drawn(1, 104, seed=6)
+    expected = residual.double() + masked_product(x, bounds, weight, (104,))
+    squares = torch.zeros(1, squares_of(104), device=DEVICE)
+    direct_onto(Given(x), bounds, weight, residual, squares, tile)
+    assert_close(residual, expected, 2e-6)
+    parts = torch.stack([part.square().sum() for part in residual[0].double().split(32)])
+    assert_close(squares[0], parts, 1e-6)
+
+
+@pytest.mark.parametrize("bound", [0.0, float("inf")])
+def test_all_kept_and_none_kept(bound: float) -> None:
+    """With no channel left the product is 0, with all it is the dense one."""
+    x, bounds, weight = case(100, (64,), torch.bfloat16)
+    out = torch.full((1, 64), 7.0, device=DEVICE)
+    direct_product(Given(x), torch.full_like(bounds, bound), weight, (64,), out, TILES[1])
+    exact = torch.zeros_like(out).double() if bound else x.double() @ weight.double()
+    assert (out.double() - exact).abs().max() <= 2e-6 * max(exact.abs().max().item(), 1.0)
+
+
+def test_ties_are_kept_and_nan_shows() -> None:
+    """|x| at its bound is kept; a NaN activation is kept whatever its bound; an infinite one too."""
+    x, bounds, weight = case(64, (64,), torch.bfloat16)
+    bounds = x.float().abs()
+    out = torch.zeros(1, 64, device=DEVICE)
+    direct_product(Given(x), bounds, weight, (64,), out, SMALL)
+    assert_close(out, x.double() @ weight.double(), 2e-6)
+    x[0, 3] = float("nan")
+    bounds.fill_(1e30)
+    direct_product(Given(x), bounds, weight, (64,), out, SMALL)
+    assert out.isnan().all()
+    x[0, 3] = float("inf")
+    direct_product(Given(x), bounds, weight, (64,), out, SMALL)
+    assert out.isinf().all()
+
+
+def test_the_same_bits_every_time() -> None:
+    """Sums are added in a fixed order."""
+    x, bounds, weight = case(192, (64, 64, 64), torch.bfloat16)
+    outs = [torch.zeros(1, 192, device=DEVICE) for _ in range(3)]
+    for out in outs:
+        direct_product(Given(x), bounds, weight, (64, 64, 64), out, TILES[1])
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Before anything is compiled."""
+    x, bounds, weight = case(64, (64,), torch.bfloat16)
+    out = torch.zeros(1, 64, device=DEVICE)
+    with pytest.raises(KernelError, match="multiples of 8"):
+        direct_product(Given(x), bounds, weight[:, :60].contiguous(), (60,), out[:, :60].contiguous(), SMALL)
+    with pytest.raises(KernelError, match="bfloat16 or float16"):
+        direct_product(Given(x.float()), bounds, weight.float(), (64,), out, SMALL)
+    with pytest.raises(KernelError, match="x has shape"):
+        direct_product(Given(x[:, :32].contiguous()), bounds, weight, (64,), out, SMALL)
+    with pytest.raises(KernelError, match="contiguous"):
+        direct_product(Given(x), bounds, weight.T.contiguous().T, (64,), out, SMALL)
+    with pytest.raises(KernelError, match="shared memory|do not fit"):
+        direct_product(Given(drawn(1, 16384, dtype=torch.bfloat16)), drawn(1, 16384), drawn(16384, 64).bfloat16(), (64,), out, SMALL)  # fmt: skip
+    for wrong in ({"columns": 96}, {"columns": 256, "warps": 4}, {"cluster": 9}):
+        with pytest.raises(KernelError, match="tile"):
+            DirectTile(**wrong)
