@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
@@ -11,11 +11,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..baselines.rsparse import BudgetedRules, RSparse
 from ..method.allocation import uniform_inside_blocks, uniform_over_blocks
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.plan import SparsityPlan
-from ..method.projections import decoder_blocks
+from ..method.projections import decoder_blocks, model_projections
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Bench:
     calibration: Calibration
     sparsity: float
     cost: DictConfig
+    _plans: dict[str, SparsityPlan] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def blocks(self) -> int:
@@ -82,8 +84,29 @@ class Bench:
         return ids.to(self.calibration.device)
 
     def plan(self, method: Method) -> SparsityPlan:
-        """A plan of the method's masks with every projection at the same sparsity: it costs what any does."""
+        """`made_plan`, of which the last is kept: several stages use it."""
+        if method.name not in self._plans:
+            self._plans = {method.name: self.made_plan(method)}
+        return self._plans[method.name]
+
+    def made_plan(self, method: Method) -> SparsityPlan:
+        """A plan of the method's masks with every projection at the same sparsity: it costs what any does.
+
+        R-Sparse's has random factors, and the share of its budget that it has without a search.
+        """
         if method.name == "dense":
             return method.plan(self.calibration, 0.0)
+        if isinstance(method, RSparse):
+            shapes = self.calibration.shapes
+            return SparsityPlan(shapes, self.random_factors(method).rules((method.share,) * len(shapes)))
         sparsities = uniform_inside_blocks(uniform_over_blocks(self.calibration, self.sparsity))
         return method.rule_builder(self.calibration).plan(sparsities, {})
+
+    def random_factors(self, method: RSparse) -> BudgetedRules:
+        """R-Sparse's rules with random factors of the largest rank: what they hold changes no cost."""
+        budgeted = BudgetedRules(self.calibration, self.sparsity, method.score)
+        for name, linear in model_projections(self.model).items():
+            rank, weight = budgeted.rank(name, 0.0), linear.weight
+            sides = (linear.out_features, rank), (rank, linear.in_features)
+            budgeted.factors[name] = tuple(weight.new_empty(side).normal_(std=0.01) for side in sides)
+        return budgeted

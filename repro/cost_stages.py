@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..baselines.rsparse import BudgetedRules, calibration_loss, low_rank_factors
+from ..baselines.rsparse import calibration_loss, low_rank_factors
 from ..method.allocation import BlockSearch
 from ..method.alpha_search import search_alphas
 from ..method.apply import applied
@@ -21,7 +21,6 @@ from ..method.projections import (
     PROJECTIONS,
     block_projections,
     decoder_blocks,
-    model_projections,
     parameter_shares,
 )
 from ..method.protocol import Protocol
@@ -31,6 +30,8 @@ from .cost_bench import Bench, Measurement, Watch
 ROWS, LENGTH = 8, 512
 """Of an evaluation's batch: 4096 tokens to score, 8 prompts to continue, as conf/suite/paper.yaml has it."""
 SHARE_EVALUATIONS = 16
+MORE_EVALUATIONS = 8
+"""Of the evolutionary search on more tokens than configured, whose memory is what is asked for."""
 EVERY_TOKEN = Protocol(name="all", source="cost of masks at its highest")
 
 Stage = Callable[[Bench, Any], list[Measurement]]
@@ -46,20 +47,25 @@ def calibration(bench: Bench, _: Method) -> list[Measurement]:
 
 def coarse(bench: Bench, method: Any) -> list[Measurement]:
     """The evolutionary search over blocks, on the configured tokens and, for its memory, on more."""
-    tokens = method.block_search_settings.tokens
-    _coarse(bench, method, tokens, 1)  # kernels are chosen and memory is taken
-    wanted = {tokens: bench.cost.evaluations} | dict.fromkeys(bench.cost.more_tokens, 1)
+    wanted = {method.block_search_settings.tokens: bench.cost.evaluations}
+    wanted |= dict.fromkeys(bench.cost.more_tokens, MORE_EVALUATIONS)
     return [_coarse(bench, method, tokens, evaluations) for tokens, evaluations in wanted.items()]
 
 
 def _coarse(bench: Bench, method: Any, tokens: int, evaluations: int) -> Measurement:
     settings, cost = replace(method.block_search_settings, tokens=tokens), SearchCost()
     evolution = settings.allocator
-    shortened = replace(evolution, generations=-(-evaluations // evolution.offspring))
+    offspring = min(evolution.offspring, evaluations)
+    shortened = replace(evolution, generations=-(-evaluations // offspring), offspring=offspring)
     with Watch() as setup:
         builder = method.rule_builder(bench.calibration)
         settings = replace(settings, allocator=shortened)
         search = BlockSearch(bench.calibration, builder, bench.sparsity, settings, cost)
+    generator, parent = random.Random(method.seed + 1), [0] * bench.blocks
+    one_pass = -(-settings.batch_tokens // tokens)  # kernels are chosen and memory is taken
+    steps = [evolution.mutate(parent, bench.sparsity, generator) for _ in range(one_pass)]
+    search.fitness(bench.sparsity + evolution.step * torch.tensor(steps, dtype=torch.float64))
+    cost.evaluations.clear()
     with Watch() as watch:
         search.run(method.seed)
     return Measurement(
@@ -122,7 +128,7 @@ def alpha(bench: Bench, method: Any) -> list[Measurement]:
 def thresholds(bench: Bench, method: Any) -> list[Measurement]:
     """The finished plan from the histograms."""
     with Watch() as watch:
-        plan = bench.plan(method)
+        plan = bench.made_plan(method)
     return [_whole("thresholds", "projection", 0, len(plan.rules), watch)]
 
 
@@ -205,11 +211,7 @@ def factors(bench: Bench, _: Method) -> list[Measurement]:
 
 def shares(bench: Bench, method: Any) -> list[Measurement]:
     """R-Sparse's search, with factors that are random: what they hold changes no evaluation's cost."""
-    budgeted = BudgetedRules(bench.calibration, bench.sparsity, method.score)
-    for name, linear in model_projections(bench.model).items():
-        rank, weight = budgeted.rank(name, 0.0), linear.weight
-        sides = (linear.out_features, rank), (rank, linear.in_features)
-        budgeted.factors[name] = tuple(weight.new_empty(side).normal_(std=0.01) for side in sides)
+    budgeted = bench.random_factors(method)
     input_ids = bench.calibration.search_tokens(method.search_tokens)
     projections, generator = len(bench.calibration.shapes), random.Random(method.seed)
     with Watch() as setup:  # the rules of every choice are made once
