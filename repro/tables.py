@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .configuration import mistakes_in_one_line
 from .frontier import read_frontier
 from .frontier_table import frontier_csv, frontier_markdown
+from .full_size_table import full_size_csv, full_size_markdown, read_full_size
 from .question_data import read_question
 from .question_table import question_csv, question_figure, question_markdown
 from .records import ITEMS, RECORD, UNREACHABLE, write_text
@@ -49,6 +50,7 @@ TABLES = {
     "table2": Table(read_ablation, table2_markdown, table2_csv),
     "frontier": Table(read_frontier, frontier_markdown, frontier_csv),
     "question": Table(read_question, question_markdown, question_csv, question_figure),
+    "full_size": Table(read_full_size, full_size_markdown, full_size_csv),
     "speed": Table(read_speed, speed_markdown, speed_csv),
 }
 
