@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import c_void_p
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def launch(
     _check(driver.cuLaunchKernelEx(config, function, (pointers, (c_void_p,) * len(pointers)), 0), name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _function(name: str, constants: tuple[tuple[str, object], ...], device: torch.device) -> Any:
     from cuda.bindings import driver
 

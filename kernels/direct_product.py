@@ -1,9 +1,10 @@
-"""Products of one token that list their kept channels themselves: CUDA C++ for compute capability 9.0 and newer.
+"""Products of one token that list their kept channels themselves: CUDA C++ for compute capability 9.0 on.
 
-A thread block reads the activation, keeps a list of the channels above their thresholds in its shared memory, and
-goes through the rows of these alone. Thread blocks of a cluster share the channels of one tile of columns and add
-their sums through each other's shared memory. Against lists that a launch before has made (`triton_compact`) this
-saves that launch, and against partial sums in global memory two journeys to the second cache.
+A thread block reads the activation, keeps a list of the channels above their thresholds in its shared memory,
+and goes through the rows of these alone. Thread blocks of a cluster share the channels of one tile of columns
+and add their sums through each other's shared memory. Against lists that a launch before has made
+(`triton_compact`) this saves that launch, and against partial sums in global memory two journeys to the second
+cache.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def runs_direct_products(device: torch.device) -> bool:
 
 
 def suits_direct_products(dtype: torch.dtype, widths: tuple[int, ...], channels: int) -> bool:
-    """Whether rows are made of whole vectors of sixteen bytes in half precision, and channels fit into 16 bits."""
+    """Whether rows are whole vectors of sixteen bytes in half precision, and channels fit into 16 bits."""
     return (
         dtype in (torch.bfloat16, torch.float16)
         and all(width % VECTOR == 0 for width in widths)
@@ -243,4 +244,6 @@ def _check(source: Source, bounds: Tensor, weight: Tensor, widths: tuple[int, ..
         check_tensor("gain", gain, (channels,), weight.dtype)
         check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
     if not tile.fits(channels, 2 if len(widths) == 2 else 1):
-        raise KernelError(f"the lists of {channels} channels do not fit into {SHARED_BYTES} bytes; more cluster")
+        raise KernelError(
+            f"lists of {channels} channels do not fit into {SHARED_BYTES} bytes; take a larger cluster"
+        )

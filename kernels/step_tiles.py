@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from .decoder_weights import DecoderShape
+from .direct_product import DirectTile
 from .errors import KernelError
 from .gemv_tiles import Tile
 from .static_cache import StaticCache
@@ -34,6 +35,9 @@ class StepTiles:
     """Channels of one list block after RMSNorm; a power of two."""
     consumer_adds_qkv: bool = False
     """Attention adds the partial sums of q, k and v itself, instead of the last program of each tile."""
+    direct: dict[str, DirectTile] | None = None
+    """By product (qkv, o, gate_up, down): those that list their channels themselves, where thresholds alone
+    decide; None: those that suit the device (`direct_tiles`)."""
 
     def __post_init__(self) -> None:
         for kind, tiles in (("listed", self.listed), ("dense", self.dense)):

@@ -1,4 +1,4 @@
-"""One decoded token of a whole model: about seven launches a block, none of which the host waits for.
+"""One decoded token of a whole model: five to seven launches a block, none of which the host waits for.
 
 The residual stream stays in float32; activations are rounded to the weights' dtype where the model rounds them.
 """
@@ -6,6 +6,7 @@ The residual stream stays in float32; activations are rounded to the weights' dt
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,6 +16,17 @@ from torch import Tensor
 from .block_rules import SITES, BlockRules
 from .captured_step import CapturedStep
 from .decoder_weights import BlockWeights, DecoderWeights
+from .direct_product import (
+    DirectTile,
+    Given,
+    Normed,
+    Source,
+    direct_neurons,
+    direct_onto,
+    direct_product,
+    squares_of,
+)
+from .direct_tiles import direct_tiles
 from .errors import KernelError
 from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles
@@ -52,7 +64,10 @@ class TritonDecodeStep:
         if cache.keys.device != weights.device:
             raise KernelError(f"the cache is on {cache.keys.device}, the weights on {weights.device}")
         self.weights, self.cache = weights, cache
-        self.tiles = tiles or default_tiles(shape, cache.batch, cache.capacity)
+        tiles = tiles or default_tiles(shape, cache.batch, cache.capacity)
+        if tiles.direct is None:
+            tiles = replace(tiles, direct=direct_tiles(shape, weights.dtype, weights.device, cache.batch))
+        self.tiles = tiles
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
@@ -117,25 +132,37 @@ class TritonDecodeStep:
             zip(SITES["attention_input"], (shape.attention_width, *[shape.kv_width] * 2), strict=True)
         )
         site = self._site("attention_input", widths, shape.hidden, rules, tiles.list_block)
-        self._after_norm(site, packed.input_norm, squares)
-        columns = Columns.side_by_side(*widths.values())
-        tile = (tiles.dense if site.lists is None else tiles.listed)["qkv"]
-        bias = None
-        if tiles.consumer_adds_qkv and site.low_rank is None:
-            splits = tile.splits(site.activation.lists, shape.hidden)
-            sums, bias = buffers.sums("qkv", splits, self.batch, sum(widths.values())), packed.qkv_bias
-            self._add(gemv_partials, site.activation, packed.qkv, columns, sums, tile)
-        else:
-            sums = buffers.sums("qkv", 1, self.batch, sum(widths.values()))
+        sums, bias = buffers.sums("qkv", 1, self.batch, sum(widths.values())), None
+        if direct := self._direct("qkv", site):
+            source = Normed(self._residual, squares, packed.input_norm, shape.norm_epsilon)
             self._add(
-                gemv, site.activation, packed.qkv, columns, sums[0], tile, buffers.workspace,
-                bias=packed.qkv_bias, addend=site.addend,
+                direct_product, source, site.rules.bounds, packed.qkv, tuple(widths.values()), sums[0], direct,
+                bias=packed.qkv_bias,
             )  # fmt: skip
+        else:
+            self._after_norm(site, packed.input_norm, squares)
+            sums, bias = self._qkv(site, packed, sums)
         block = tiles.attention.list_block(shape)
         output = self._site("attention_output", {"o": shape.hidden}, shape.attention_width, rules, block)
         window = shape.windows[index]
-        self._add(self._attention, sums, bias, self.cache, index, window, **self._written(output))
+        written = self._written(output, self._direct("o", output))
+        self._add(self._attention, sums, bias, self.cache, index, window, **written)
         return self._onto_residual(output, packed.o, "o")
+
+    def _qkv(self, site: Site, packed: BlockWeights, sums: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The product behind RMSNorm's launch; its sums and the bias that attention has yet to add."""
+        columns = Columns.side_by_side(self.weights.shape.attention_width, *[self.weights.shape.kv_width] * 2)
+        tile = (self.tiles.dense if site.lists is None else self.tiles.listed)["qkv"]
+        if self.tiles.consumer_adds_qkv and site.low_rank is None:
+            splits = tile.splits(site.activation.lists, self.weights.shape.hidden)
+            sums = self._buffers.sums("qkv", splits, *sums.shape[1:])
+            self._add(gemv_partials, site.activation, packed.qkv, columns, sums, tile)
+            return sums, packed.qkv_bias
+        self._add(
+            gemv, site.activation, packed.qkv, columns, sums[0], tile, self._buffers.workspace,
+            bias=packed.qkv_bias, addend=site.addend,
+        )  # fmt: skip
+        return sums, None
 
     def _plan_mlp(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:
         shape, tiles = self.weights.shape, self.tiles
@@ -146,11 +173,17 @@ class TritonDecodeStep:
             )
         names = ("gate",) if gated else SITES["mlp_input"]
         site = self._site("mlp_input", dict.fromkeys(names, shape.ffn), shape.hidden, rules, tiles.list_block)
-        self._after_norm(site, packed.mlp_norm, squares, whole=gated)
         product = "gate" if gated else "gate_up"
         tile = (tiles.dense if site.lists is None else tiles.listed)[product]
         weight = packed.gate if gated else packed.gate_up
         hidden = self._site("mlp_hidden", {"down": shape.hidden}, shape.ffn, rules, tile.columns)
+        direct_down = self._direct("down", hidden)
+        direct = None if gated or (hidden.fused and not direct_down) else self._direct("gate_up", site)
+        if direct:
+            source = Normed(self._residual, squares, packed.mlp_norm, shape.norm_epsilon)
+            self._add(direct_neurons, source, site.rules.bounds, weight, hidden.x, direct)
+            return self._onto_residual(hidden, packed.down, "down")
+        self._after_norm(site, packed.mlp_norm, squares, whole=gated)
         common = (site.activation, weight, shape.ffn, tile, self._buffers.workspace)
         if gated:
             lists = self._buffers.lists("gated", 1, shape.ffn, tile.columns)
@@ -158,7 +191,7 @@ class TritonDecodeStep:
             self._add(times_rows, lists, packed.up_rows, site.x, tiles.up_rows)
             hidden = Site(hidden.x, lists, None, None, 1, None)
             return self._product_onto_residual(hidden, packed.down, "down")
-        self._add(neurons, *common, **self._written(hidden), addend=site.addend)
+        self._add(neurons, *common, **self._written(hidden, direct_down), addend=site.addend)
         return self._onto_residual(hidden, packed.down, "down")
 
     def _site(self, name: str, widths: dict[str, int], channels: int, rules: BlockRules, block: int) -> Site:
@@ -178,15 +211,24 @@ class TritonDecodeStep:
             tiles = self.tiles.listed
             self._add(site.low_rank.run, tiles["right"], tiles["left"], self._buffers.workspace)
 
+    def _direct(self, name: str, site: Site) -> DirectTile | None:
+        """The tile of a product that lists its channels itself; None where launches before it do."""
+        return self.tiles.direct.get(name) if site.fused else None
+
     @staticmethod
-    def _written(site: Site) -> dict[str, object]:
+    def _written(site: Site, direct: DirectTile | None) -> dict[str, object]:
         """What the kernel that computes a site's activation writes: its lists where it can, else x."""
-        if site.fused:
+        if site.fused and not direct:
             return {"bounds": site.rules.bounds[0], "lists": site.lists}
         return {"x_out": site.x}
 
     def _onto_residual(self, site: Site, weight: Tensor, name: str) -> Tensor:
         """The lists that were not made with the activation, then the product."""
+        if direct := self._direct(name, site):
+            squares = self._buffers.sums(("squares", name), self.batch, squares_of(weight.shape[1]))
+            source: Source = Given(site.x)
+            self._add(direct_onto, source, site.rules.bounds, weight, self._residual, squares, direct)
+            return squares
         if site.lists is not None and not site.fused:
             if site.kept is not None:
                 self._add(site.select, site.x, None)

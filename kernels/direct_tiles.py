@@ -1,0 +1,31 @@
+"""Which products of a decode step list their channels themselves, and with which tiles."""
+
+from __future__ import annotations
+
+import torch
+
+from .decoder_weights import DecoderShape
+from .direct_product import DirectTile, runs_direct_products, suits_direct_products
+from .gpu_products import products_of
+
+TILES = {
+    "qkv": DirectTile(cluster=4),
+    "o": DirectTile(cluster=4),
+    "gate_up": DirectTile(late=True),
+    "down": DirectTile(cluster=4),
+}
+"""From sweeps inside a decode step of Llama-3.1-8B's shapes on one H100."""
+
+
+def direct_tiles(
+    shape: DecoderShape, dtype: torch.dtype, device: torch.device, batch: int
+) -> dict[str, DirectTile]:
+    """Tiles by product; none for a batch, and where the device or the model's sizes do not allow it."""
+    if batch > 1 or not runs_direct_products(device):
+        return {}
+    return {
+        one.name: TILES[one.name]
+        for one in products_of(shape)
+        if suits_direct_products(dtype, one.widths, one.inner)
+        and TILES[one.name].fits(one.inner, 2 if one.name == "gate_up" else 1)
+    }
