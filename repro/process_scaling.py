@@ -2,8 +2,9 @@
 
     python -m wisparse.repro.process_scaling --processes 1,2 model=llama3.1-8b model.weights=random \
         method=teal_uniform suite=embedded suite.limit=200
+    python -m wisparse.repro.process_scaling --records results/records/process_scaling   # the table alone
 
-Writes results/process-scaling.csv; rows of other cells and devices that it holds already are kept.
+Writes results/process-scaling.csv and .md; rows of other cells and devices that they hold already are kept.
 """
 
 from __future__ import annotations
@@ -16,17 +17,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .configuration import REPOSITORY
-from .csv_rows import csv_text, read_rows
-from .records import write_text
+from ..method.errors import UserError
+from .configuration import REPOSITORY, mistakes_in_one_line
+from .csv_rows import Row, csv_text, read_rows
+from .records import RECORD, RecordError, load_record, write_text
 from .table_text import table_row
 
 RESULTS = ("tasks", "average", "perplexity", "bits_per_byte", "n_tokens", "realised", "items_sha256")
 """Parts of a record that must be the same for any number of processes, to the last digit."""
 
-OUTPUT = REPOSITORY / "results" / "process-scaling.csv"
+OUTPUT = REPOSITORY / "results" / "process-scaling"
 CELL = ("model", "dtype", "method", "sparsity", "suite", "items", "documents", "device_name")
-COLUMNS = (*CELL, "processes", "evaluation_s", "speedup", "differing")
+COLUMNS = (*CELL, "processes", "evaluation_s", "speedup", "differing", "commit")
+HEADER = """\
+# One cell on several processes
+
+- A process has a device of its own; the items of the cell are spread over them by whole batches. Seconds are
+  the evaluation's: the plan is made once, by one process, and every process loads the model.
+- Speed-up and what differs are against the fewest processes. Compared to the last digit: scores, perplexity,
+  realised sparsity, and the hash of every item's outcome.
+- A model called random has random weights and scores at chance: it is here for its size."""
+HEADS = (
+    "Model", "Dtype", "Method", "Sparsity", "Suite", "Items", "Documents", "Device", "Processes", "Seconds",
+    "Speed-up", "Differs",
+)  # fmt: skip
 
 
 def measured(processes: int, overrides: list[str]) -> dict[str, Any]:
@@ -50,7 +64,21 @@ def measured(processes: int, overrides: list[str]) -> dict[str, Any]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def stored(folder: Path) -> list[list[dict[str, Any]]]:
+    """The records below a folder by cell, the fewest processes first. Raises UserError where there is none."""
+    cells: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for path in sorted(folder.rglob(RECORD)):
+            record = load_record(path.parent)
+            cells.setdefault(record["cell"]["key"], []).append(record)
+    except RecordError as error:
+        raise UserError(str(error)) from error
+    if not cells:
+        raise UserError(f"{folder} holds no records; give the folder that a measurement left")
+    return [sorted(records, key=lambda record: record["model"]["processes"]) for records in cells.values()]
+
+
+def rows_of(records: list[dict[str, Any]]) -> list[Row]:
     """One row a number of processes; speed-up and what differs are against the first."""
     first = records[0]
     rows = []
@@ -71,15 +99,34 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "evaluation_s": seconds,
             "speedup": round(first["seconds"]["evaluation"] / seconds, 3),
             "differing": " ".join(name for name in RESULTS if record[name] != first[name]),
+            "commit": record["git"]["commit"] if record["git"] else "",
         }
         rows.append({name: str(value) for name, value in (cell | found).items()})
     return rows
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows beside those of other cells that the table holds."""
+def write_rows(output: Path, rows: list[Row]) -> None:
+    """Write OUTPUT.csv and OUTPUT.md, the rows beside those of other cells that the table holds."""
+    path = output.with_name(f"{output.name}.csv")
     kept = [row for row in read_rows(path) if any(row[name] != rows[0][name] for name in CELL)]
     write_text(path, csv_text(COLUMNS, [*kept, *rows]))
+    write_text(output.with_name(f"{output.name}.md"), markdown([*kept, *rows]))
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table as people read it."""
+    lines = [table_row(HEADS), table_row(["---"] * 5 + ["---:"] * 2 + ["---"] + ["---:"] * 3 + ["---"])]
+    for row in rows:
+        numbers = {
+            "sparsity": f"{float(row['sparsity']):.0%}",
+            "evaluation_s": f"{float(row['evaluation_s']):.1f}",
+            "speedup": f"{float(row['speedup']):.2f}×",
+            "differing": row["differing"] or "nothing",
+        }
+        shown = row | numbers
+        lines.append(table_row(shown[name] for name in COLUMNS if name != "commit"))
+    commits = ", ".join(f"`{commit[:10]}`" for commit in dict.fromkeys(row["commit"] for row in rows))
+    return "\n".join([HEADER, f"- Commit: {commits}.", "", *lines]) + "\n"
 
 
 def main() -> None:
@@ -88,19 +135,23 @@ def main() -> None:
     parser.add_argument(
         "--processes", default="1,2", help="numbers of processes, the one to compare with first"
     )
+    parser.add_argument("--records", type=Path, help="make the table of the records below this folder instead")
     parser.add_argument("overrides", nargs="*", help="of the configuration, as for run.py")
     arguments = parser.parse_args()
-    try:
-        numbers = [int(number) for number in arguments.processes.split(",")]
-    except ValueError:
-        print(f"error: --processes {arguments.processes} is not like 1,2", file=sys.stderr)
-        sys.exit(2)
-    rows = rows_of([measured(number, arguments.overrides) for number in numbers])
-    write_rows(OUTPUT, rows)
-    print(table_row(COLUMNS), table_row("---" for _ in COLUMNS), sep="\n")
-    for row in rows:
-        print(table_row((row | {"differing": row["differing"] or "nothing"}).values()))
-    sys.exit(any(row["differing"] for row in rows))
+    with mistakes_in_one_line():
+        try:
+            numbers = [int(number) for number in arguments.processes.split(",")]
+        except ValueError as error:
+            raise UserError(f"--processes {arguments.processes} is not like 1,2") from error
+        if arguments.records:
+            cells = stored(arguments.records)
+        else:
+            cells = [[measured(number, arguments.overrides) for number in numbers]]
+        rows = [rows_of(records) for records in cells]
+        for of_cell in rows:
+            write_rows(OUTPUT, of_cell)
+    print(markdown([row for of_cell in rows for row in of_cell]))
+    sys.exit(any(row["differing"] for of_cell in rows for row in of_cell))
 
 
 if __name__ == "__main__":

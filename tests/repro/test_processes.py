@@ -18,7 +18,7 @@ from torch import multiprocessing
 from wisparse.method.errors import UserError
 from wisparse.repro import processes, run
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.process_scaling import rows_of, write_rows
+from wisparse.repro.process_scaling import rows_of, stored, write_rows
 from wisparse.repro.processes import OtherProcessError, SharedTrafficCounter
 
 CELL = [
@@ -65,13 +65,15 @@ def test_two_processes_have_the_numbers_of_one(tmp_path, monkeypatch, capsys):
     assert {name: one[name] for name in RESULTS} == {name: two[name] for name in RESULTS}
     assert one["plan"]["sha256"] == two["plan"]["sha256"]
     assert one["cell"] == two["cell"]
-    table = tmp_path / "scaling.csv"
+    table = tmp_path / "scaling"
     for second in (two | {"perplexity": 1.0}, two | {"sparsity": 0.9}, two):
         write_rows(table, rows_of([one | {"sparsity": second["sparsity"]}, second]))
-    with table.open() as file:
+    with table.with_suffix(".csv").open() as file:
         rows = [(row["sparsity"], row["processes"], row["differing"]) for row in csv.DictReader(file)]
     assert rows == [("0.9", "1", ""), ("0.9", "2", ""), ("0.5", "1", ""), ("0.5", "2", "")]
     assert rows_of([one, two | {"perplexity": 1.0}])[1]["differing"] == "perplexity"
+    assert table.with_suffix(".md").read_text().count("nothing |") == 4
+    assert stored(tmp_path) == [[one, two]]
 
 
 class _Counts(SharedTrafficCounter):
