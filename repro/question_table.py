@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .csv_rows import csv_text
 from .paired_bootstrap import Interval
-from .plot_style import COLOURS, MARKERS
+from .plot_style import COLOURS, INK, MARKERS
 from .question_data import METHOD, Place, QuestionData
 from .table_text import (
     EMBEDDED_NOTE,
@@ -177,7 +177,7 @@ def _draw(axis: Axes, data: QuestionData, places: list[Place], find: Find) -> No
         )  # fmt: skip
     for place in places:
         if place.method == "dense" and data.values(place, find):
-            axis.axhline(statistics.mean(data.values(place, find)), color="grey", linewidth=0.8)
+            axis.axhline(statistics.mean(data.values(place, find)), color=INK, linewidth=0.8)
     if not numeric:
         axis.set_xticks(range(len(data.levels)), [str(level) for level in data.levels], rotation=25, ha="right")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .csv_rows import Row, read_rows
-from .plot_style import COLOURS, MARKERS
+from .plot_style import COLOURS, INK, MARKERS, ink, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -43,8 +43,8 @@ def speed_figure(rows: list[Row]) -> Figure:
         limits = sorted(
             (100 * float(row["realised_sparsity"]), float(row["byte_limit_speedup"])) for row in mine
         )
-        axis.plot(*zip(*limits, strict=True), color="black", linestyle=":", label="byte limit")
-        axis.axhline(1.0, color="grey", linewidth=0.8)
+        axis.plot(*zip(*limits, strict=True), color=INK, linestyle=":", label="byte limit")
+        axis.axhline(1.0, color=INK, linewidth=0.8)
         axis.set(title=model, xlabel="realised sparsity while decoding, %")
     axes[0].set_ylabel("speed-up over the engine's dense path")
     figure.legend(*_named_once(axes), loc="outside right upper", fontsize=8)
@@ -86,7 +86,8 @@ def _roofline(axis: Axes, rows: list[Row]) -> None:
     peak = max(float(row["peak_gb_s"]) for row in rows)
     read = [megabytes for points in launches.values() for megabytes, _ in points]
     ends = [min(read), max(read)]
-    axis.plot(ends, [1e3 * end / peak for end in ends], "k:", label=f"{peak:.0f} GB/s, measured")
+    line = [1e3 * end / peak for end in ends]
+    axis.plot(ends, line, color=INK, linestyle=":", label=f"{peak:.0f} GB/s, measured")
 
 
 def _named_once(axes: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
@@ -109,13 +110,10 @@ def write_plots(folder: Path) -> list[Path]:
         if table == "speed":
             rows = [row for row in rows if _is_main_setting(row)]
         for device in dict.fromkeys(row["device"] for row in rows):
-            figure = draw([row for row in rows if row["device"] == device])
-            for suffix in ("png", "svg"):
-                path = folder / f"{table}-{_slug(device)}.{suffix}"
-                figure.savefig(
-                    path, dpi=150, facecolor="white", metadata={"Date": None} if suffix == "svg" else None
-                )
-                written.append(path)
+            name = f"{table}-{_slug(device)}"
+            with ink(name):
+                figure = draw([row for row in rows if row["device"] == device])
+                written += write_figure(figure, folder / name)
     return written
 
 

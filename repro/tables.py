@@ -17,6 +17,7 @@ from .configuration import mistakes_in_one_line
 from .frontier import read_frontier
 from .frontier_table import frontier_csv, frontier_markdown
 from .full_size_table import full_size_csv, full_size_markdown, read_full_size
+from .plot_style import ink, write_figure
 from .question_data import read_question
 from .question_table import question_csv, question_figure, question_markdown
 from .records import ITEMS, RECORD, UNREACHABLE, write_text
@@ -60,9 +61,8 @@ def write_tables(table: Table, data: Cells, output: Path) -> None:
     write_text(output.with_name(f"{output.name}.md"), table.markdown(data))
     write_text(output.with_name(f"{output.name}.csv"), table.comma_separated(data))
     if table.figure is not None:
-        figure = table.figure(data)
-        figure.savefig(output.with_name(f"{output.name}.png"), dpi=120, facecolor="white")
-        figure.savefig(output.with_name(f"{output.name}.svg"), facecolor="white", metadata={"Date": None})
+        with ink(output.name):
+            write_figure(table.figure(data), output)
 
 
 def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
