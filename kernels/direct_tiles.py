@@ -9,10 +9,10 @@ from .direct_product import DirectTile, runs_direct_products, suits_direct_produ
 from .gpu_products import products_of
 
 TILES = {
-    "qkv": DirectTile(cluster=4),
-    "o": DirectTile(cluster=4),
-    "gate_up": DirectTile(late=True),
-    "down": DirectTile(cluster=4),
+    "qkv": DirectTile(warps=16, cluster=2, unroll=4, resident=1),
+    "o": DirectTile(cluster=2, unroll=6, resident=4),
+    "gate_up": DirectTile(),
+    "down": DirectTile(cluster=8, unroll=3),
 }
 """From sweeps inside a decode step of Llama-3.1-8B's shapes on one H100."""
 
