@@ -31,7 +31,9 @@ SECTIONS = (
     ("table2", "Table 2: WiSparse stage by stage", "make reproduce-table2 PROFILE=full"),
     ("speed", "Decode speed", "make reproduce-speed"),
     ("kernels", "Kernel speed", "make reproduce-speed"),
-    ("search-cost", "What the searches cost at full size", ""),
+    ("search-cost", "What the searches cost at full size", "make reproduce-search-cost"),
+    ("full_size", "The whole suite at full size", "python repro/run.py experiment=full_size"),
+    ("process-scaling", "One cell on several processes", "python -m wisparse.repro.process_scaling"),
     ("figures", "WiSparse's figures on the embedded models", "make reproduce-figures PROFILE=full"),
     ("paper-figures", "WiSparse's figures on the 7-8B models", "make reproduce-figures PROFILE=paper"),
     ("claims", "What the papers print, checked", "make verify-claims"),
@@ -63,7 +65,7 @@ class Section:
 def read_sections(results: Path) -> list[Section]:
     """Every section, filled from the files of the folder."""
     sections = {name: Section(name, title, command) for name, title, command in SECTIONS}
-    for name in ("table1", "table2", "speed", "kernels", "search-cost"):
+    for name in ("table1", "table2", "speed", "kernels", "search-cost", "full_size", "process-scaling"):
         if rows := read_rows(results / f"{name}.csv"):
             sections[name].tables.append(("", display_table(name, f"{name}-rows", rows)))
             sections[name].notes = _notes(results / f"{name}.md")
