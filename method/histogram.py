@@ -9,8 +9,8 @@ LOWEST_OCTAVE, HIGHEST_OCTAVE = -22, 12
 BINS_PER_OCTAVE = 16
 BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
 PARTS, ROUNDS = 8, 9
-"""The search of a threshold divides its range by 8 nine times, which leaves a millionth of an octave. Halving it
-would take three times as many steps, and on a GPU it is their number that costs."""
+"""The search of a threshold divides its range by 8 nine times, which leaves a millionth of an octave. Halving
+it would take three times as many steps, and on a GPU it is their number that costs."""
 
 
 class ChannelHistogram:
