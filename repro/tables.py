@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..method.errors import UserError
 from .configuration import mistakes_in_one_line
 from .frontier import read_frontier
 from .frontier_table import frontier_csv, frontier_markdown
@@ -28,6 +31,9 @@ from .table_data import MeasuredCell, read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+ARCHIVE = ".tar.xz"
 
 
 class Cells(Protocol):
@@ -66,7 +72,10 @@ def write_tables(table: Table, data: Cells, output: Path) -> None:
 
 
 def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
-    """Copy what a table or figure is made of, so that it can be made again from `target` alone."""
+    """Copy what a table or figure is made of, so that it can be made again from `target` alone.
+
+    `target` is a folder, or a .tar.xz where hundreds of cells are seldom looked at one by one.
+    """
     staging = target.with_name(f".{target.name}-new")
     shutil.rmtree(staging, ignore_errors=True)
     for cell in data.cells.values():
@@ -78,8 +87,29 @@ def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
         folder = staging / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / UNREACHABLE)
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
+    if target.name.endswith(ARCHIVE):
+        shutil.make_archive(str(target).removesuffix(ARCHIVE), "xztar", staging)
+        shutil.rmtree(staging)
+    else:
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+
+
+@contextmanager
+def record_folders(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """Folders of records; those that are kept as a .tar.xz are unpacked for the time being."""
+    with TemporaryDirectory() as unpacked:
+        folders = []
+        for number, path in enumerate(paths):
+            folder = path
+            if path.name.endswith(ARCHIVE):
+                folder = Path(unpacked) / str(number)
+                try:
+                    shutil.unpack_archive(path, folder, filter="data")
+                except (OSError, EOFError, shutil.ReadError) as error:
+                    raise UserError(f"{path} cannot be unpacked ({error})") from error
+            folders.append(folder)
+        yield folders
 
 
 def main() -> None:
@@ -91,20 +121,22 @@ def main() -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="folder with record.json files; frontier: several",
+        help="folder with record.json files, or such a folder as .tar.xz; frontier: several",
     )
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
-    parser.add_argument("--keep-records", type=Path, help="copy the records that were used into this folder")
+    parser.add_argument(
+        "--keep-records", type=Path, help="copy the records that were used here: a folder, or a .tar.xz"
+    )
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
     if len(arguments.records) > 1 and arguments.table != "frontier":
         parser.error(f"{arguments.table} is made from one folder of records")
-    with mistakes_in_one_line():
-        data = table.read(*arguments.records)
+    with mistakes_in_one_line(), record_folders(arguments.records) as folders:
+        data = table.read(*folders)
         write_tables(table, data, arguments.output)
-    kept = arguments.keep_records
-    if kept and kept.resolve() not in [folder.resolve() for folder in arguments.records]:
-        keep_records(data, arguments.records, kept)
+        kept = arguments.keep_records
+        if kept and kept.resolve() not in [path.resolve() for path in arguments.records]:
+            keep_records(data, folders, kept)
     print(arguments.output.with_name(f"{arguments.output.name}.md").read_text(encoding="utf-8"))
     print(f"written: {arguments.output}.md and {arguments.output}.csv")
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 
 import pytest
 from wisparse.method.errors import UserError
@@ -11,7 +12,7 @@ from wisparse.repro.csv_rows import read_rows
 from wisparse.repro.question_data import METHOD, read_question
 from wisparse.repro.question_summary import question_summary
 from wisparse.repro.records import load_items, save_record
-from wisparse.repro.tables import TABLES, write_tables
+from wisparse.repro.tables import TABLES, main, write_tables
 
 from ..conftest import ROOT
 
@@ -61,6 +62,22 @@ def test_few_cells_make_a_table_a_plot_and_a_summary(tmp_path):
     (answered,) = [line for line in lines if "results/questions/alpha.md" in line]
     assert f"`teal` {ratio:.3f} ({ratio:.3f} to {ratio:.3f})" in answered
     assert sum("not measured" in line for line in lines) == 9
+
+
+def test_a_table_is_made_again_from_the_archive_of_its_records(tmp_path, monkeypatch, capsys):
+    for name in ("llama-mini-teal-0.5", "llama-mini-wisparse-0.5"):
+        give(tmp_path / "records", name)
+    kept, command = tmp_path / "kept.tar.xz", ["tables", "question", "--output"]
+    first = [*command, str(tmp_path / "a"), "--records", str(tmp_path / "records"), "--keep-records", str(kept)]
+    monkeypatch.setattr(sys, "argv", first)
+    main()
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "b"), "--records", str(kept)])
+    main()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(SystemExit):
+        main()
+    assert "cannot be unpacked" in capsys.readouterr().err
 
 
 def test_of_numbers_the_summary_has_both_ends(tmp_path):
