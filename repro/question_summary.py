@@ -45,8 +45,9 @@ def _answer(question: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
         if row["perplexity_ratio"]:
             ratios.setdefault((row["method"], row["level"]), []).append(float(row["perplexity_ratio"]))
     extremes = _extremes([level for _, level in ratios])
+    several = len({method for method, _ in ratios}) > 1
     texts = [
-        f"{_called(question, method, level)} {statistics.geometric_mean(found):.3f} "
+        f"{_called(question, method if several else '', level)} {statistics.geometric_mean(found):.3f} "
         f"({min(found):.3f} to {max(found):.3f})"
         for (method, level), found in ratios.items()
         if level in extremes
@@ -68,4 +69,5 @@ def _extremes(levels: list[str]) -> set[str]:
 
 
 def _called(question: dict[str, Any], method: str, level: str) -> str:
-    return f"`{method}`" if question["factor"] == METHOD else f"`{method}` {level}"
+    """A level by its name, behind the method's where there are several."""
+    return f"`{method}` {level}" if method and question["factor"] != METHOD else f"`{level}`"
