@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Method
 from .calibration import Calibration
 from .errors import UserError
-from .marginal_loss import marginal_losses
+from .marginal_loss import MarginalLoss, marginal_losses
 from .plan import ProjectionRule, SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
 from .sensitivity import channel_sensitivities
@@ -37,6 +37,8 @@ class EqualLoss(Method):
 
     correction_rounds: int
     """0: c is 1 everywhere."""
+    correction_sequences: int
+    """Calibration sequences of one round; the next takes others where there are more."""
     correction_exponent: float
     """Each round multiplies c by (projection's marginal loss / that of all weights) to this power."""
     correction_bound: float
@@ -45,9 +47,10 @@ class EqualLoss(Method):
     """Of the labels that gradients are drawn for."""
 
     def __post_init__(self) -> None:
-        if self.correction_rounds < 0 or self.correction_bound < 1:
+        if self.correction_rounds < 0 or self.correction_sequences < 1 or self.correction_bound < 1:
             raise UserError(
-                "method.correction_rounds must be at least 0 and method.correction_bound at least 1"
+                "method.correction_rounds must be at least 0, method.correction_sequences and "
+                "method.correction_bound at least 1"
             )
 
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
@@ -57,37 +60,47 @@ class EqualLoss(Method):
         with cost.stage("sensitivity"):
             sensitivities = channel_sensitivities(calibration, self.seed)
             cost.count("sensitivity", len(calibration.input_ids))
-        corrections = dict.fromkeys(sensitivities, 1.0)
+        corrections = {name: torch.ones_like(found) for name, found in sensitivities.items()}
         with cost.stage("thresholds"):
             thresholds, sparsities = equal_loss_thresholds(calibration, sensitivities, sparsity)
         for number in range(self.correction_rounds if sparsity > 0.0 else 0):
             with cost.stage("correction"):
-                ratios = self._measured_ratios(calibration, thresholds, number, cost)
-                for name, ratio in ratios.items():
-                    corrections[name] *= ratio**self.correction_exponent
+                factors = self._measured_factors(calibration, sensitivities, thresholds, number, cost)
+                for name, factor in factors.items():
+                    corrections[name] *= factor
             with cost.stage("thresholds"):
                 corrected = {name: corrections[name] * found for name, found in sensitivities.items()}
                 thresholds, sparsities = equal_loss_thresholds(calibration, corrected, sparsity)
         rules = {name: ProjectionRule(thresholds=found) for name, found in thresholds.items()}
-        provenance = {"sparsities": sparsities, "corrections": corrections, **cost.to_dict()}
+        means = {name: float(found.log().mean().exp()) for name, found in corrections.items()}
+        provenance = {"sparsities": sparsities, "corrections": means, **cost.to_dict()}
         return SparsityPlan(calibration.shapes, rules, provenance=provenance)
 
-    def _measured_ratios(
-        self, calibration: Calibration, thresholds: dict[str, Tensor], number: int, cost: SearchCost
-    ) -> dict[str, float]:
-        """Each projection's marginal loss over the mean of all weights', within the bound, by key."""
-        # Every other sequence, in turn: what one round takes from its text is checked by the next on another.
-        input_ids = (
-            calibration.input_ids[number % 2 :: 2] if len(calibration.input_ids) > 1 else calibration.input_ids
-        )
-        losses = marginal_losses(calibration, thresholds, input_ids)
+    def _measured_factors(
+        self,
+        calibration: Calibration,
+        sensitivities: dict[str, Tensor],
+        thresholds: dict[str, Tensor],
+        number: int,
+        cost: SearchCost,
+    ) -> dict[str, Tensor]:
+        """What one round multiplies the corrections by, (in,) by key."""
+        turns = max(1, len(calibration.input_ids) // self.correction_sequences)
+        input_ids = calibration.input_ids[number % turns :: turns]
+        losses = marginal_losses(calibration, thresholds, sensitivities, input_ids)
         cost.count("correction", len(input_ids))
         sizes = {name: out * inner for name, (out, inner) in calibration.shapes.items()}
-        mean = sum(losses[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        mean = sum(losses[name].mean * size for name, size in sizes.items()) / sum(sizes.values())
         if mean <= 0.0:  # at this sparsity dropping more costs nothing that could be measured
-            return dict.fromkeys(losses, 1.0)
+            return {name: torch.ones_like(found) for name, found in sensitivities.items()}
+        return {name: self._factor(loss, mean) for name, loss in losses.items()}
+
+    def _factor(self, loss: MarginalLoss, mean: float) -> Tensor:
+        """Projection against all weights, then channel against projection, each within the bound; (in,)."""
         bound = self.correction_bound
-        return {name: min(max(loss / mean, 1.0 / bound), bound) for name, loss in losses.items()}
+        ratio = min(max(loss.mean / mean, 1.0 / bound), bound)
+        inside = 1.0 + (loss.by_channel - loss.mean) / max(loss.mean, mean / bound)
+        return (ratio * inside.clamp(1.0 / bound, bound)) ** self.correction_exponent
 
 
 def equal_loss_thresholds(
