@@ -30,7 +30,7 @@ class EqualLoss(Method):
     h_i is the channel's sensitivity: ½·x_i²·h_i is the divergence that dropping it alone costs to second order,
     and `out` the weights that are not read. Where every dropped weight costs less than every kept one, no other
     allocation over blocks, projections and channels drops as many at less expected loss: nothing is searched.
-    What dropping others at the same time does to that cost is one correction c a projection, measured at the
+    What dropping others at the same time does to that cost is one correction c a channel, measured at the
     sparse model itself in `correction_rounds`.
     It is a plan of static thresholds, t_i = √(τ·out / (c·h_i)), and runs on every kernel as it is.
     """
@@ -40,9 +40,9 @@ class EqualLoss(Method):
     correction_sequences: int
     """Calibration sequences of one round; the next takes others where there are more."""
     correction_exponent: float
-    """Each round multiplies c by (projection's marginal loss / that of all weights) to this power."""
+    """Each round multiplies c by (channel's marginal loss / that of all weights) to this power."""
     correction_bound: float
-    """The ratio is taken as at most this, and as at least its inverse: it is measured on few tokens."""
+    """Largest ratio of a projection to all weights, and of a channel to its projection; least: its inverse."""
     seed: int
     """Of the labels that gradients are drawn for."""
 
