@@ -172,10 +172,16 @@ def _table(device: str, rates: Rates) -> str:
     ]
     for name, experiment in EXPERIMENTS.items():
         cells = jobs(experiment)
-        try:
-            minutes = [rates.minutes(job) for job in cells]
-            hours = [f"{makespan(minutes, gpus) / 60:.1f} h" for gpus in GPUS]
-        except NotMeasuredError as lacking:
-            hours = [f"{NOT_MEASURED} ({lacking})"] + [NOT_MEASURED] * (len(GPUS) - 1)
-        lines.append(f"| {name} | {len(cells)} | {' | '.join(hours)} |")
+        lines.append(_line(name, cells, rates))
+        for model in dict.fromkeys(job.model for job in cells):
+            lines.append(_line(f"{name}: {model} alone", [job for job in cells if job.model == model], rates))
     return "\n".join(lines)
+
+
+def _line(name: str, cells: list[Job], rates: Rates) -> str:
+    try:
+        minutes = [rates.minutes(job) for job in cells]
+        hours = [f"{makespan(minutes, gpus) / 60:.1f} h" for gpus in GPUS]
+    except NotMeasuredError as lacking:
+        hours = [f"{NOT_MEASURED} ({lacking})"] + [NOT_MEASURED] * (len(GPUS) - 1)
+    return f"| {name} | {len(cells)} | {' | '.join(hours)} |"

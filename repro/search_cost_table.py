@@ -65,7 +65,7 @@ HEADER = """\
 
 HEADS = (
     "Model", "Method", "Stage", "Evaluation", "Tokens each", "Measured", "ms each", "Set-up s", "Whole budget",
-    "Minutes", "Peak GB",
+    "Minutes", "Peak GB", "Commit",
 )  # fmt: skip
 
 
@@ -89,8 +89,7 @@ def _section(device: str, rows: list[Row]) -> str:
         [
             f"## {device}",
             "",
-            f"{distinct('dtype')}; torch {distinct('torch')}, transformers {distinct('transformers')}; commit "
-            f"{distinct('commit')}.",
+            f"{distinct('dtype')}; torch {distinct('torch')}, transformers {distinct('transformers')}.",
             "",
             f"| {' | '.join(HEADS)} |",
             "| --- | --- | --- | --- |" + " ---: |" * (len(HEADS) - 4),
@@ -113,6 +112,7 @@ def _cells(row: Row) -> list[str]:
         f"{int(row['total']):,}" if row["total"] else "",
         f"{minutes}, extrapolated" if row["extrapolated"] == "yes" else minutes,
         f"{int(row['peak_gpu_bytes']) / 1e9:.1f}" if row["peak_gpu_bytes"] else NOT_MEASURED,
+        row["commit"][:7],
     ]
 
 

@@ -106,6 +106,7 @@ def test_without_a_gpu_nothing_is_made_up(monkeypatch):
     assert "| Table 1 | 48 | not measured (llama3.1-8b, teal, greedy) | not measured | not measured |" in text
     # Of each model: dense 2, uniform 6.5, with α 7.5, coarse 37.5 and whole 41.5 minutes.
     assert "| Table 2, the ablation | 15 | 4.8 h | 0.7 h | 0.7 h |" in text
+    assert "| Table 2, the ablation: mistral-7b alone | 5 | 1.6 h | 0.7 h | 0.7 h |" in text
     assert "45.8 GB of weights" in text
 
 
