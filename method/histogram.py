@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,6 @@ class ChannelHistogram:
 
     def __init__(self, channels: int, device: torch.device | str) -> None:
         self.counts = torch.zeros(channels, BINS, dtype=torch.int32, device=device)
-        self._cumulative: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -31,7 +32,7 @@ class ChannelHistogram:
 
     def update(self, x: Tensor) -> None:
         """Add activations (..., channels)."""
-        self._cumulative = None
+        self.__dict__.pop("_running", None)
         magnitudes = x.detach().reshape(-1, self.channels).float().abs()
         bins = (magnitudes.log2() - LOWEST_OCTAVE) * BINS_PER_OCTAVE
         bins = bins.nan_to_num(nan=BINS - 1, neginf=0).clamp(0, BINS - 1).long()
@@ -44,18 +45,25 @@ class ChannelHistogram:
 
         log2_thresholds: (candidates, channels). Returns (candidates,) float64.
         """
-        if self._cumulative is None:
-            # Whole numbers as they are: in float64 they would take twice the memory.
-            running = self.counts.cumsum(dim=1, dtype=torch.int32)
-            self._cumulative = torch.cat([torch.zeros_like(running[:, :1]), running], dim=1)
         position = ((log2_thresholds.double() - LOWEST_OCTAVE) * BINS_PER_OCTAVE).clamp(0, BINS)
-        left = position.long().clamp_max(BINS - 1)
-        channel = torch.arange(self.channels, device=left.device)
-        below = self._cumulative[channel, left].double()
-        above = self._cumulative[channel, left + 1].double()
+        pairs, first, activations = self._running
+        around = pairs[position.long() + first].double()
         # Within a bin the mass is taken as even in log magnitude.
-        counted = below + (above - below) * (position - left)
-        return counted.sum(dim=1) / self._cumulative[:, -1].sum()
+        counted = torch.lerp(around[..., 0], around[..., 1], position.frac())
+        return counted.sum(dim=1) / activations
+
+    @cached_property
+    def _running(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Running counts as pairs of neighbours, (pairs, 2); where each channel begins, (channels,); the total.
+
+        Made once: searches ask thousands of times, and on a GPU every step counts.
+        """
+        # Whole numbers as they are: in float64 they would take twice the memory.
+        running = self.counts.cumsum(dim=1, dtype=torch.int32)
+        # A 0 before the first bin, and behind the last one more, for what lies at its very end.
+        running = torch.cat([torch.zeros_like(running[:, :1]), running, running[:, -1:]], dim=1)
+        first = torch.arange(self.channels, device=running.device) * running.shape[1]
+        return running.flatten().unfold(0, 2, 1), first, running[:, -1].sum()
 
     def thresholds(self, weights: Tensor, sparsities: Tensor) -> Tensor:
         """Per-channel thresholds τ/w_i on |x_i|, τ being the `sparsity` quantile of the scores |x_i|·w_i.
