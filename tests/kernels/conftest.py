@@ -1,6 +1,14 @@
-"""Which implementation of the CPU kernels a test runs; what needs a compiler is skipped where there is none."""
+"""How kernels run in a test: compiled, in plain torch or emulated; without a compiler tests are skipped."""
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
+import torch
+from wisparse.kernels import direct_product
 from wisparse.kernels.cpu_build import NoCompilerError
 from wisparse.kernels.cpu_gemv import choose_backend
 
@@ -24,3 +32,31 @@ def compiled():
     choose_or_skip("c++")
     yield
     choose_backend("automatic")
+
+
+@pytest.fixture(scope="session")
+def emulated_launch(tmp_path_factory):
+    """`cuda_compiled.launch` on a CPU: the same source through g++, a thread for each thread."""
+    folder, here = tmp_path_factory.mktemp("emulated"), Path(__file__).parent
+
+    def launch(name, constants, blocks, threads, arguments, pdl):
+        flags = [f"-D{key}={value}" for key, value in constants.items()]
+        library = folder / f"{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}.so"
+        if not library.exists():
+            command = ["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", "-w", *flags, f"-I{here}"]
+            command += [f"-I{Path(direct_product.__file__).parent}", str(here / f"{name}_emulated.cpp")]
+            subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
+        pointers = [None if one is None else one.data_ptr() for one in arguments]
+        ctypes.CDLL(str(library)).run(blocks, *map(ctypes.c_void_p, pointers))
+
+    return launch
+
+
+@pytest.fixture
+def direct_products_run(request, monkeypatch):
+    """Direct products compiled on a GPU that can run them, else emulated."""
+    if torch.cuda.is_available() and direct_product.runs_direct_products(torch.device("cuda")):
+        return
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to emulate CUDA kernels with")
+    monkeypatch.setattr(direct_product, "launch", request.getfixturevalue("emulated_launch"))

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from wisparse.kernels import cuda_compiled
 from wisparse.kernels import direct_product as module
 from wisparse.kernels.direct_product import (
     DirectTile,
@@ -21,46 +15,20 @@ from wisparse.kernels.direct_product import (
     direct_neurons,
     direct_onto,
     direct_product,
-    runs_direct_products,
     squares_of,
 )
+from wisparse.kernels.direct_tiles import TILES as DEFAULT_TILES
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu_products import products_of
+from wisparse.kernels.model_shapes import MODEL_SHAPES
 
-HERE = Path(__file__).parent
-KERNELS = Path(module.__file__).parent
-GPU = torch.cuda.is_available() and runs_direct_products(torch.device("cuda"))
-DEVICE = torch.device("cuda" if GPU else "cpu")
+from .triton_cases import DEVICE
+
+pytestmark = pytest.mark.usefixtures("direct_products_run")
 SMALL = DirectTile(warps=2, unroll=2)
 TILES = (SMALL, DirectTile(warps=2, cluster=2, unroll=3), DirectTile(columns=128, warps=4, cluster=3, unroll=1))
 TOLERANCE = {torch.bfloat16: 2e-6, torch.float16: 2e-6}
 """Of float32 sums, relative to the highest exact value; rounded outputs are compared within one step."""
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """`cuda_compiled.launch` on a CPU: the same source through g++, a thread for each thread."""
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++ to emulate the kernel with")
-    folder = tmp_path_factory.mktemp("emulated")
-
-    def launch(name: str, constants: dict, blocks: int, threads: int, arguments: tuple, pdl: bool) -> None:
-        flags = [f"-D{key}={value}" for key, value in constants.items()]
-        library = folder / f"{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            command = ["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", "-w", *flags]
-            command += [f"-I{HERE}", f"-I{KERNELS}", str(HERE / f"{name}_emulated.cpp"), "-o", str(library)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        pointers = [None if one is None else one.data_ptr() for one in arguments]
-        ctypes.CDLL(str(library)).run(blocks, *map(ctypes.c_void_p, pointers))
-
-    return launch
-
-
-@pytest.fixture(autouse=True)
-def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled where there is a GPU that can, else emulated."""
-    if not GPU:
-        monkeypatch.setattr(module, "launch", request.getfixturevalue("emulated"))
 
 
 def drawn(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -199,3 +167,28 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong in ({"columns": 96}, {"columns": 256, "warps": 4}, {"cluster": 9}):
         with pytest.raises(KernelError, match="tile"):
             DirectTile(**wrong)
+
+
+@pytest.mark.parametrize("name", MODEL_SHAPES)
+def test_every_launch_of_the_large_models_compiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For compute capability 9.0, with the tiles that are used there; no GPU is needed."""
+    pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
+    sizes = []
+
+    def compile_only(kernel: str, constants: dict, *_: object) -> None:
+        sizes.append(len(cuda_compiled.compiled(kernel, constants, (9, 0))))
+
+    monkeypatch.setattr(module, "launch", compile_only)
+    for one in products_of(MODEL_SHAPES[name]):
+        weight = torch.empty(one.inner, one.out, dtype=torch.bfloat16)
+        x, bounds = torch.empty(1, one.inner, dtype=torch.bfloat16), torch.empty(len(one.widths), one.inner)
+        tile, out = DEFAULT_TILES[one.name], torch.empty(1, one.out)
+        if one.name == "qkv":
+            direct_product(Given(x), bounds, weight, one.widths, out, tile)
+        elif one.name == "gate_up":
+            source = Normed(out[:, : one.inner].contiguous(), torch.empty(1, 128), x[0], 1e-5)
+            direct_neurons(source, bounds, weight, torch.empty(1, one.widths[0], dtype=torch.bfloat16), tile)
+        else:
+            direct_onto(Given(x), bounds, weight, out, torch.empty(1, squares_of(one.out)), tile)
+    assert len(sizes) == 4
+    assert min(sizes) > 0
