@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +15,11 @@ from ..method.alpha_search import search_alphas
 from ..method.apply import applied
 from ..method.base import Method
 from ..method.block_probe import walk_blocks
-from ..method.greedy import allocate_greedily
+from ..method.greedy import greedy_allocation
 from ..method.projections import (
     PROJECTIONS,
     block_projections,
     decoder_blocks,
-    parameter_shares,
 )
 from ..method.protocol import Protocol
 from ..method.stages import SearchCost
@@ -81,22 +79,17 @@ def _coarse(bench: Bench, method: Any, tokens: int, evaluations: int) -> Measure
 
 
 def greedy(bench: Bench, method: Any) -> list[Measurement]:
-    """Greedy allocation: so many steps in the first block; how far a block is sparse changes no step's cost."""
+    """Greedy allocation of the first block, whole; each block counts as as many evaluations."""
     settings, cost = method.greedy_settings, SearchCost()
-    step = settings.step * parameter_shares(decoder_blocks(bench.model)[0])["q"]
     builder = method.rule_builder(bench.calibration)
-
-    def allocate(steps: int) -> None:
-        targets = [min(bench.sparsity, steps * step)] + [0.0] * (bench.blocks - 1)
-        allocate_greedily(bench.calibration, builder, targets, settings, cost)
-
-    allocate(1)
-    cost.evaluations.clear()
-    with Watch() as watch:
-        allocate(-(-bench.cost.evaluations // len(PROJECTIONS)))
-    steps = math.ceil(bench.sparsity / step - 1e-9)
-    total = bench.blocks * steps * len(PROJECTIONS)
+    probe = next(walk_blocks(bench.calibration, settings.tokens, settings.batch_tokens))
+    with torch.inference_mode():
+        one_step = settings.step * probe.shares["q"]
+        greedy_allocation(probe, builder, one_step, settings.step, settings.error, SearchCost())
+        with Watch() as watch:
+            greedy_allocation(probe, builder, bench.sparsity, settings.step, settings.error, cost)
     measured = cost.evaluations["greedy"]
+    total = bench.blocks * measured
     return [
         Measurement(
             "greedy", "block", settings.tokens, measured, watch.seconds, total, peak_bytes=watch.peak_bytes

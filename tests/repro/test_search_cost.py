@@ -66,13 +66,14 @@ def test_the_evolutionary_search_is_extrapolated_to_the_papers_budget(rows):
         assert float(row["minutes"]) * 60 == pytest.approx(float(row["setup_seconds"]) + 25600 * each, rel=0.02)
 
 
-def test_greedy_counts_the_evaluations_of_all_blocks(rows):
-    # q is 9.1 % of a block here; 0.05 of it is taken by a step, and seven candidates are compared.
+def test_greedy_measures_a_whole_block_and_counts_it_for_all(rows):
+    # q is 13 % of a block here; 0.05 of it is taken by a step, and the projections still open are compared.
     share = 64 * 64 / (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
     row = of(rows, "teal", "greedy")[0]
-    assert int(row["total"]) == BLOCKS * -(-0.5 // (0.05 * share)) * len(PROJECTIONS)
-    assert int(of(rows, "wina", "greedy")[0]["total"]) == pytest.approx(2 * int(row["total"]), abs=2 * 21)
-    assert int(row["measured"]) == 21
+    measured, steps = int(row["measured"]), -(-0.5 // (0.05 * share))
+    assert 5 * steps <= measured <= len(PROJECTIONS) * steps
+    assert int(row["total"]) == BLOCKS * measured
+    assert int(of(rows, "wina", "greedy")[0]["measured"]) == pytest.approx(2 * measured, rel=0.05)
 
 
 def test_what_is_measured_whole_is_not_extrapolated(rows):
