@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
+from .direct_product import DirectTile, Given, direct_neurons, direct_onto, direct_product, squares_of
 from .gemv_tiles import Tile, Workspace
 from .gpu_timing import cold_copies
 from .triton_gemv import Activation, Columns, gemv, gemv_onto, gemv_partials, tiles_of
@@ -66,17 +67,22 @@ class Workload:
         self.x = self.x[:1].expand(batch, -1).gather(1, torch.rand(batch, product.inner, **options).argsort(1))
         self._bound = self.x[0].float().abs().quantile(sparsity).item() if sparsity else 0.0
         self.activation = Activation(x=self.x)
+        self._bounds = torch.full((len(product.widths), product.inner), self._bound, device=device)
         if sparsity is not None:
-            bounds = torch.full((len(product.widths), product.inner), self._bound, device=device)
-            self.activation = Activation(ChannelLists.by_threshold(self.x, bounds, list_block))
+            self.activation = Activation(ChannelLists.by_threshold(self.x, self._bounds, list_block))
         self._columns = Columns.side_by_side(*product.widths)
         self._workspace = Workspace(device)
         self._out = torch.zeros(batch, product.out, device=device)
         self._hidden_bounds = torch.full((product.widths[0],), self._bound * 0.4, device=device)
+        self._hidden = torch.zeros(1, product.widths[0], dtype=dtype, device=device)
+        self._squares = torch.zeros(1, squares_of(product.out), device=device)
         self._buffers: dict[int, object] = {}
 
-    def start(self, tile: Tile, copy: int = 0) -> None:
-        """Launch the product with the epilogue that it has in a decode step."""
+    def start(self, tile: Tile | DirectTile, copy: int = 0) -> None:
+        """Launch the product with its epilogue of a decode step; a direct one makes its lists, too."""
+        if isinstance(tile, DirectTile):
+            self._start_direct(tile, self.weights[copy])
+            return
         weight, name = self.weights[copy], self.product.name
         common = {"workspace": self._workspace}
         if name == "qkv":
@@ -88,6 +94,15 @@ class Workload:
             squares = torch.empty(self.batch, tiles_of(self._columns, tile), device=weight.device)
             squares = self._buffers.setdefault(tile.columns, squares)
             gemv_onto(self.activation, weight, self._out, squares, tile, **common)
+
+    def _start_direct(self, tile: DirectTile, weight: Tensor) -> None:
+        source, name = Given(self.x), self.product.name
+        if name == "qkv":
+            direct_product(source, self._bounds, weight, self.product.widths, self._out, tile)
+        elif name == "gate_up":
+            direct_neurons(source, self._bounds, weight, self._hidden, tile)
+        else:
+            direct_onto(source, self._bounds, weight, self._out, self._squares, tile)
 
     def start_partial(self, tile: Tile, copy: int = 0) -> None:
         """Launch the product alone, its partial sums left as they are."""
@@ -109,7 +124,7 @@ class Workload:
         kept = lists.counts.sum(1).tolist()
         return float(sum(k * w for k, w in zip(kept, self.product.widths, strict=True)) * self.x.element_size())
 
-    def error(self, tile: Tile) -> float:
+    def error(self, tile: Tile | DirectTile) -> float:
         """Highest error relative to the highest exact value, against float64."""
         self._out.zero_()
         self.start(tile)
@@ -119,7 +134,9 @@ class Workload:
         if self.product.name != "gate_up":
             return ((self._out - exact).abs().max() / exact.abs().max()).item()
         gate, up = exact.split(self.product.widths, dim=1)
-        exact, found = F.silu(gate) * up, self._hidden_lists(tile).dense()[0].double()
+        exact = F.silu(gate) * up
+        hidden = self._hidden if isinstance(tile, DirectTile) else self._hidden_lists(tile).dense()[0]
+        found = hidden.double()
         return ((found - exact).abs() * (found != 0)).max().item() / exact.abs().max().item()
 
     def _hidden_lists(self, tile: Tile) -> ChannelLists:

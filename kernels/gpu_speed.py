@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from .bandwidth import read_bandwidth
 from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
+from .direct_product import DirectTile
+from .direct_tiles import direct_tiles
 from .gpu_products import Workload, products_of
 from .gpu_timing import Clock, cold_copies, device_name, graph_clock
 from .model_shapes import MODEL_SHAPES
@@ -42,6 +44,8 @@ class SpeedRow:
     """Bytes of the rows read, over time."""
     err: float
     """Against float64, relative to the highest exact value."""
+    backend: str
+    """What the kernel is written in."""
 
 
 def product_rows(
@@ -53,11 +57,15 @@ def product_rows(
     batch: int = 1,
     clock: Clock = graph_clock,
 ) -> Iterator[SpeedRow]:
-    """Every product at every sparsity with the tiles given for it; sparsity 0 is the dense kernel."""
+    """Every product at every sparsity as a decode step with these tiles runs it; at 0 the dense kernel.
+
+    A product that lists its channels itself is timed with that, one over lists is given them.
+    """
     for product in products_of(shape):
         dense_us = None
         for sparsity, tiles in sparsities.items():
-            tile = (tiles.listed if sparsity else tiles.dense)[product.name]
+            direct = direct_tiles(shape, dtype, device, batch) if tiles.direct is None else tiles.direct
+            tile = (tiles.listed | direct if sparsity else tiles.dense)[product.name]
             block = tiles.list_blocks(shape)[product.name]
             workload = Workload(product, dtype, device, batch, sparsity or None, block)
             if dense_us is None:
@@ -75,6 +83,7 @@ def product_rows(
                 speedup=dense_us / us,
                 gb_s=workload.bytes_read / us / 1e3,
                 err=error,
+                backend="cuda c++" if isinstance(tile, DirectTile) else "triton",
             )
 
 

@@ -46,10 +46,8 @@ def _gpu_rows(device: torch.device, tune: bool) -> Iterator[dict[str, Any]]:
     from ..kernels.step_tiles import default_tiles
     from ..kernels.tuning import tuned_tiles
 
-    about = {
-        "peak_gb_s": read_bandwidth(device) / 1e9,
-        "backend": f"triton, {'tuned' if tune else 'default'} tiles",
-    }
+    peak = read_bandwidth(device) / 1e9
+    kind = "tuned" if tune else "default"
     for (name, shape), dtype in itertools.product(MODEL_SHAPES.items(), (torch.bfloat16, torch.float16)):
         tiles = {
             s: tuned_tiles(shape, dtype, device, sparsity=s, capacity=CAPACITY)
@@ -58,7 +56,7 @@ def _gpu_rows(device: torch.device, tune: bool) -> Iterator[dict[str, Any]]:
             for s in SPARSITIES
         }
         for row in product_rows(name, shape, dtype, device, tiles):
-            yield asdict(row) | about
+            yield asdict(row) | {"peak_gb_s": peak, "backend": f"{row.backend}, {kind} tiles"}
 
 
 def kernels_csv(rows: Iterable[dict[str, Any]]) -> str:

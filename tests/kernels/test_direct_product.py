@@ -19,7 +19,7 @@ from wisparse.kernels.direct_product import (
 )
 from wisparse.kernels.direct_tiles import TILES as DEFAULT_TILES
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gpu_products import products_of
+from wisparse.kernels.gpu_products import Product, Workload, products_of
 from wisparse.kernels.model_shapes import MODEL_SHAPES
 
 from .triton_cases import DEVICE
@@ -167,6 +167,15 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong in ({"columns": 96}, {"columns": 256, "warps": 4}, {"cluster": 9}):
         with pytest.raises(KernelError, match="tile"):
             DirectTile(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"), [("qkv", (64, 32, 32)), ("o", (64,)), ("gate_up", (72, 72)), ("down", (64,))]
+)
+def test_what_is_timed_is_right(name: str, widths: tuple[int, ...]) -> None:
+    """The workload of the kernel table, against float64."""
+    workload = Workload(Product(name, 128, widths), torch.float16, DEVICE, sparsity=0.5, list_block=32)
+    assert workload.error(SMALL) < (4e-3 if name == "gate_up" else 1e-6)
 
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
