@@ -69,8 +69,8 @@ class Calibration:
     """Sequences a forward pass."""
     search_protocol: Protocol | None = None
     """Which tokens are sparse while a method searches; None: all of them."""
-    sensitivities: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    """By seed of the drawn labels, what `channel_sensitivities` found: all plans on a calibration share it."""
+    sensitivities: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    """By seed of the drawn labels and sequences, what `channel_sensitivities` found: all plans share it."""
     _norms: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +120,14 @@ class Calibration:
             )
         length = min(length, tokens)
         return self.input_ids[: tokens // length, :length].to(self.device)
+
+    def spread_sequences(self, sequences: int, turn: int = 0) -> Tensor:
+        """About so many sequences from all over the text, (rows, length); others in each turn, while they last.
+
+        At least as many as asked for, where there are as many.
+        """
+        apart = max(1, len(self.input_ids) // sequences)
+        return self.input_ids[turn % apart :: apart]
 
     def search_positions(self, input_ids: Tensor) -> Tensor | None:
         """Sparse positions (1, length) of search sequences (rows, length); None: every token is sparse."""

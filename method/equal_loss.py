@@ -35,6 +35,8 @@ class EqualLoss(Method):
     It is a plan of static thresholds, t_i = √(τ·out / (c·h_i)), and runs on every kernel as it is.
     """
 
+    sensitivity_sequences: int
+    """Calibration sequences that h is measured on, where there are as many."""
     correction_rounds: int
     """0: c is 1 everywhere."""
     correction_sequences: int
@@ -47,10 +49,11 @@ class EqualLoss(Method):
     """Of the labels that gradients are drawn for."""
 
     def __post_init__(self) -> None:
-        if self.correction_rounds < 0 or self.correction_sequences < 1 or self.correction_bound < 1:
+        at_least_1 = self.sensitivity_sequences, self.correction_sequences, self.correction_bound
+        if self.correction_rounds < 0 or min(at_least_1) < 1:
             raise UserError(
-                "method.correction_rounds must be at least 0, method.correction_sequences and "
-                "method.correction_bound at least 1"
+                "method.correction_rounds must be at least 0, method.sensitivity_sequences, "
+                "method.correction_sequences and method.correction_bound at least 1"
             )
 
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
@@ -58,8 +61,8 @@ class EqualLoss(Method):
         with cost.stage("calibration"):
             _ = calibration.statistics
         with cost.stage("sensitivity"):
-            sensitivities = channel_sensitivities(calibration, self.seed)
-            cost.count("sensitivity", len(calibration.input_ids))
+            sensitivities = channel_sensitivities(calibration, self.seed, self.sensitivity_sequences)
+            cost.count("sensitivity", len(calibration.spread_sequences(self.sensitivity_sequences)))
         corrections = {name: torch.ones_like(found) for name, found in sensitivities.items()}
         with cost.stage("thresholds"):
             thresholds, sparsities = equal_loss_thresholds(calibration, sensitivities, sparsity)
@@ -85,8 +88,7 @@ class EqualLoss(Method):
         cost: SearchCost,
     ) -> dict[str, Tensor]:
         """What one round multiplies the corrections by, (in,) by key."""
-        turns = max(1, len(calibration.input_ids) // self.correction_sequences)
-        input_ids = calibration.input_ids[number % turns :: turns]
+        input_ids = calibration.spread_sequences(self.correction_sequences, number)
         losses = marginal_losses(calibration, thresholds, sensitivities, input_ids)
         cost.count("correction", len(input_ids))
         sizes = {name: out * inner for name, (out, inner) in calibration.shapes.items()}

@@ -19,30 +19,32 @@ from .calibration import Calibration
 from .projections import model_projections
 
 
-def channel_sensitivities(calibration: Calibration, seed: int) -> dict[str, Tensor]:
+def channel_sensitivities(calibration: Calibration, seed: int, sequences: int) -> dict[str, Tensor]:
     """E[(Wᵀg)_i²] of every projection's input channels, by key, (in,) float64; computed once.
 
-    The mean is over the calibration tokens that are sparse while methods search; one label is drawn for each.
+    The mean is over the tokens of so many `spread_sequences` that are sparse while methods search; one label is
+    drawn for each.
     """
-    if seed not in calibration.sensitivities:
-        calibration.sensitivities[seed] = _measured(calibration, seed)
-    return calibration.sensitivities[seed]
+    if (seed, sequences) not in calibration.sensitivities:
+        input_ids = calibration.spread_sequences(sequences)
+        calibration.sensitivities[seed, sequences] = _measured(calibration, input_ids, seed)
+    return calibration.sensitivities[seed, sequences]
 
 
-def _measured(calibration: Calibration, seed: int) -> dict[str, Tensor]:
+def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[str, Tensor]:
     model, device = calibration.model, calibration.device
-    positions = calibration.search_positions(calibration.input_ids.to(device))
+    positions = calibration.search_positions(input_ids.to(device))
     generator = torch.Generator(device).manual_seed(seed)
     linears = model_projections(model)
     sums = {name: torch.zeros(linear.in_features, device=device).double() for name, linear in linears.items()}
     with torch.no_grad():
-        keywords = block_keywords(model, calibration.input_ids[:1].to(device))
+        keywords = block_keywords(model, input_ids[:1].to(device))
     handles = [
         linear.register_full_backward_hook(_recorder(sums[name], positions)) for name, linear in linears.items()
     ]
     tokens = 0
     try:
-        batches = calibration.input_ids.split(calibration.batch_size)
+        batches = input_ids.split(calibration.batch_size)
         for batch in tqdm(batches, desc="sensitivity", unit="batch", leave=False):
             counted = torch.ones_like(batch, dtype=torch.bool, device=device)
             if positions is not None:

@@ -22,7 +22,7 @@ def test_sensitivities_are_gradients_at_the_input_of_each_projection(llama, prot
     calibration = make_calibration(llama, sequences=2, length=8)
     if protocol is not None:
         calibration = Calibration(llama, calibration.input_ids, search_protocol=make_protocol(protocol))
-    found = channel_sensitivities(calibration, seed=5)
+    found = channel_sensitivities(calibration, seed=5, sequences=2)
     # The same labels, and a zero added to each projection's own input, whose gradient is what is looked for.
     shifts, handles = {}, []
     for name, linear in model_projections(llama).items():
@@ -46,7 +46,7 @@ def test_sensitivities_are_gradients_at_the_input_of_each_projection(llama, prot
 
 def test_sensitivity_predicts_what_dropping_a_channel_costs(llama):
     calibration = make_calibration(llama)
-    drawn = [channel_sensitivities(calibration, seed)["0.down"] for seed in range(8)]
+    drawn = [channel_sensitivities(calibration, seed, 64)["0.down"] for seed in range(8)]
     inputs = []
     handle = model_projections(llama)["0.down"].register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
     dense = llama(calibration.input_ids).logits.log_softmax(-1)
@@ -70,7 +70,8 @@ def test_marginal_losses_are_gradients_at_the_sparse_model(llama, protocol):
     search_protocol = None if protocol is None else make_protocol(protocol)
     ids = make_calibration(llama, sequences=2, length=8).input_ids
     calibration = Calibration(llama, ids, search_protocol=search_protocol)
-    thresholds, _ = equal_loss_thresholds(calibration, channel_sensitivities(calibration, seed=0), 0.5)
+    sensitivities = channel_sensitivities(calibration, seed=0, sequences=2)
+    thresholds, _ = equal_loss_thresholds(calibration, sensitivities, 0.5)
     curvature = {name: torch.rand(inner) for name, (_, inner) in calibration.shapes.items()}
     found = marginal_losses(calibration, thresholds, curvature, ids)
     # The same products by another way: the share of each channel that is kept as a number to differentiate by.
@@ -181,3 +182,13 @@ def test_no_model_keeps_hooks_or_gradients(llama):
     assert all(parameter.grad is None for parameter in llama.parameters())
     with applied(llama, SparsityPlan(make_calibration(llama).shapes), make_protocol("all")):
         assert llama(torch.arange(4)[None]).logits.isfinite().all()
+
+
+def test_turns_take_other_sequences_until_all_were_taken(llama):
+    text = torch.arange(40).view(20, 2)
+    calibration = Calibration(llama, text)
+    turns = [calibration.spread_sequences(5, turn) for turn in range(5)]
+    assert all(len(rows) == 5 for rows in turns)
+    assert torch.equal(torch.cat(turns[:4]).unique(dim=0), text)
+    assert torch.equal(turns[4], turns[0])
+    assert torch.equal(calibration.spread_sequences(15, 1), text)
