@@ -9,8 +9,9 @@ cache.
 
 from __future__ import annotations
 
-import importlib.util
+import logging
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch import Tensor
 from .cuda_compiled import launch
 from .errors import KernelError
 from .triton_launch import blocks_of, check_tensor
+
+log = logging.getLogger(__name__)
 
 LARGEST_CLUSTER = 8
 SHARED_BYTES = 48 << 10
@@ -127,12 +130,21 @@ Source = Normed | Given
 
 
 def runs_direct_products(device: torch.device) -> bool:
-    """Whether the device has clusters, and torch's CUDA build has brought NVRTC's bindings."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device)[0] >= 9
-        and importlib.util.find_spec("cuda.bindings") is not None
-    )
+    """Whether the device has clusters, and CUDA C++ can be compiled for it here."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9 and _has_bindings()
+
+
+@cache
+def _has_bindings() -> bool:
+    try:
+        import cuda.bindings  # noqa: F401  looked for, not used here
+    except ImportError:
+        log.warning(
+            "cuda-bindings, a part of torch's CUDA build, is missing: products run over lists that launches of "
+            "their own make, which is slower; pip install cuda-bindings"
+        )
+        return False
+    return True
 
 
 def suits_direct_products(dtype: torch.dtype, widths: tuple[int, ...], channels: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -147,6 +149,16 @@ def test_the_same_bits_every_time() -> None:
         direct_product(Given(x), bounds, weight, (64, 64, 64), out, TILES[1])
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
+
+
+def test_missing_bindings_are_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The step falls back to lists, and says what is slower and why."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    module._has_bindings.cache_clear()
+    assert not module.runs_direct_products(torch.device("cuda"))
+    assert "pip install cuda-bindings" in caplog.text
+    module._has_bindings.cache_clear()
 
 
 def test_what_does_not_fit_is_refused() -> None:
