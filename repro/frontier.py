@@ -92,7 +92,7 @@ class Comparison:
     average_difference: Interval | None
     """Average accuracy minus WiSparse's in points, mean over the seeds, paired by item."""
     time_share: float | None
-    """Seconds of calibration and search as a share of WiSparse's; None across unlike devices."""
+    """Seconds of calibration and search as a share of WiSparse's, on the same device; None without."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,11 @@ def search_seconds(record: dict[str, Any]) -> float:
 
 
 def _time_share(pairs: list[tuple[MeasuredCell, MeasuredCell]]) -> float | None:
-    devices = {cell.record["model"]["device_name"] for pair in pairs for cell in pair}
-    if len(devices) > 1:
+    """Over the seeds whose two cells are of one device."""
+    alike = [pair for pair in pairs if len({cell.record["model"]["device_name"] for cell in pair}) == 1]
+    if not alike:
         return None
-    mine, theirs = (sum(search_seconds(pair[side].record) for pair in pairs) for side in (0, 1))
+    mine, theirs = (sum(search_seconds(pair[side].record) for pair in alike) for side in (0, 1))
     return mine / theirs
 
 

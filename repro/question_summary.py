@@ -40,17 +40,18 @@ def question_summary(answers: Path = ANSWERS) -> str:
 
 def _answer(question: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     """Seeds, their spread, the reference, and what was found."""
-    ratios: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        if row["perplexity_ratio"]:
-            ratios.setdefault((row["method"], row["level"]), []).append(float(row["perplexity_ratio"]))
-    extremes = _extremes([level for _, level in ratios])
-    several = len({method for method, _ in ratios}) > 1
+    compared = [row for row in rows if row["perplexity_ratio"]]
+    levels = list(dict.fromkeys(row["level"] for row in compared))
+    # What many levels do is said of all methods together.
+    by_method = question["factor"] != METHOD and len(levels) <= 2
+    ratios: dict[str, list[float]] = {}
+    for row in compared:
+        if row["level"] in _extremes(levels):
+            name = f"`{row['method']}` {row['level']}" if by_method else f"`{row['level']}`"
+            ratios.setdefault(name, []).append(float(row["perplexity_ratio"]))
     texts = [
-        f"{_called(question, method if several else '', level)} {statistics.geometric_mean(found):.3f} "
-        f"({min(found):.3f} to {max(found):.3f})"
-        for (method, level), found in ratios.items()
-        if level in extremes
+        f"{name} {statistics.geometric_mean(found):.3f} ({min(found):.3f} to {max(found):.3f})"
+        for name, found in ratios.items()
     ]
     sparse = [row for row in rows if row["method"] != "dense"]
     seeds = sorted({int(row["seeds"]) for row in sparse})
@@ -66,8 +67,3 @@ def _extremes(levels: list[str]) -> set[str]:
         return {min(levels, key=float), max(levels, key=float)} if levels else set()
     except ValueError:
         return set(levels)
-
-
-def _called(question: dict[str, Any], method: str, level: str) -> str:
-    """A level by its name, behind the method's where there are several."""
-    return f"`{method}` {level}" if method and question["factor"] != METHOD else f"`{level}`"

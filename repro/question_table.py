@@ -150,8 +150,11 @@ def question_figure(data: QuestionData) -> Figure:
                 axis.set_yscale("log")
                 axis.yaxis.set_major_formatter("{x:g}")
                 axis.yaxis.set_minor_formatter("{x:g}")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    # Where cells are lacking, no model has every line.
+    lines = {
+        name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(f"{data.question['title']} (embedded models)")
     return figure
 
@@ -162,7 +165,9 @@ def _draw(axis: Axes, data: QuestionData, places: list[Place], find: Find) -> No
     for place in places:
         if place.method != "dense":
             lines.setdefault(_line_name(data, place), []).append(place)
-    for index, (name, line) in enumerate(lines.items()):
+    names = list(dict.fromkeys(_line_name(data, place) for place in data.places if place.method != "dense"))
+    for name, line in lines.items():
+        index = names.index(name)  # the same of every model
         values = [data.values(place, find) for place in line]
         means = [statistics.mean(found) for found in values]
         errors = [

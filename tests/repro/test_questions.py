@@ -11,6 +11,7 @@ from wisparse.repro.configuration import digest
 from wisparse.repro.csv_rows import read_rows
 from wisparse.repro.question_data import METHOD, read_question
 from wisparse.repro.question_summary import question_summary
+from wisparse.repro.question_table import question_figure
 from wisparse.repro.records import load_items, save_record
 from wisparse.repro.tables import TABLES, main, write_tables
 
@@ -62,6 +63,30 @@ def test_few_cells_make_a_table_a_plot_and_a_summary(tmp_path):
     (answered,) = [line for line in lines if "results/questions/alpha.md" in line]
     assert f"`teal` {ratio:.3f} ({ratio:.3f} to {ratio:.3f})" in answered
     assert sum("not measured" in line for line in lines) == 9
+
+
+def test_a_line_looks_alike_for_every_model(tmp_path):
+    for name in ("llama-mini-teal-0.5", "llama-mini-wisparse-0.5", "qwen-mini-wisparse-0.5"):
+        give(tmp_path, name)
+    figure = question_figure(read_question(tmp_path))
+    lines = [bars for axis in figure.axes[:2] for bars in axis.containers if bars.get_label() == "50 %"]
+    (first, second) = [bars.lines[0] for bars in lines]
+    assert (first.get_color(), first.get_marker()) == (second.get_color(), second.get_marker())
+
+    for name in (
+        "llama-mini-rsparse-0.6",
+        "llama-mini-teal-0.6",
+        "qwen-mini-rsparse-0.6",
+        "qwen-mini-rsparse-0.7",
+    ):
+        give(tmp_path, name)
+    figure = question_figure(read_question(tmp_path))  # three sparsities: a line a method
+    of_model = [{bars.get_label(): bars.lines[0] for bars in axis.containers} for axis in figure.axes[:2]]
+    assert of_model[0].keys() > of_model[1].keys() == {"rsparse", "wisparse"}
+    for name, line in of_model[1].items():
+        assert line.get_color() == of_model[0][name].get_color()
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == of_model[0].keys()
 
 
 def test_a_table_is_made_again_from_the_archive_of_its_records(tmp_path, monkeypatch, capsys):
