@@ -16,6 +16,8 @@ from .records import RECORD, RecordError, load_items, load_record
 from .table_data import MeasuredCell, method_rank
 
 REFERENCE = "wisparse"
+STEP = 0.1
+"""Between the nominal sparsities of a frontier's cells."""
 Key = tuple[str, str, float, int]
 """Model, method, nominal sparsity, seed."""
 
@@ -82,6 +84,8 @@ class Comparison:
     method: str
     sparsity: float
     seeds: tuple[int, ...]
+    bridged: tuple[int, ...]
+    """Those without a cell of the method at this sparsity, compared between its cells a `STEP` away."""
     budget: str
     """WiSparse's search budget."""
     bytes_per_token: float
@@ -93,6 +97,11 @@ class Comparison:
     """Average accuracy minus WiSparse's in points, mean over the seeds, paired by item."""
     time_share: float | None
     """Seconds of calibration and search as a share of WiSparse's, on the same device; None without."""
+
+    @property
+    def seeds_text(self) -> str:
+        """How many, and how many of them bridged."""
+        return f"{len(self.seeds)} ({len(self.bridged)} bridged)" if self.bridged else str(len(self.seeds))
 
 
 @dataclass(frozen=True)
@@ -117,12 +126,13 @@ class FrontierData:
     def comparison(self, model: str, method: str, sparsity: float) -> Comparison | None:
         """None without a dense cell, or without a seed with both methods' cells around WiSparse's bytes."""
         dense = self.dense(model)
-        pairs: dict[int, tuple[MeasuredCell, MeasuredCell, Between]] = {}
+        pairs: dict[int, tuple[MeasuredCell | None, MeasuredCell, Between]] = {}
         for reference in self.groups.get((model, sparsity, REFERENCE), []):
             seed = reference.record["seed"]
             own = self.cells.get((model, method, sparsity, seed))
+            around = [(model, method, round(sparsity + step, 6), seed) in self.cells for step in (-STEP, STEP)]
             between = self._at_bytes(model, method, seed, _bytes(reference))
-            if own is not None and between is not None:
+            if between is not None and (own is not None or all(around)):
                 pairs[seed] = own, reference, between
         if dense is None or not pairs:
             return None
@@ -130,6 +140,7 @@ class FrontierData:
         shares = [self._rise_share(model, between, theirs, dense) for between, theirs in compared]
         return Comparison(
             model, method, sparsity, tuple(pairs),
+            bridged=tuple(seed for seed, (own, *_) in pairs.items() if own is None),
             budget=", ".join(sorted({search_budget(theirs.record) for _, theirs, _ in pairs.values()})),
             bytes_per_token=float(np.mean([_bytes(theirs) for _, theirs, _ in pairs.values()])),
             rise_share=interval(
@@ -137,7 +148,7 @@ class FrontierData:
             ),
             rise_share_by_seed=tuple(share for share, _ in shares),
             average_difference=self._average_difference(model, compared),
-            time_share=_time_share([(own, theirs) for own, theirs, _ in pairs.values()]),
+            time_share=_time_share([(own, theirs) for own, theirs, _ in pairs.values() if own is not None]),
         )  # fmt: skip
 
     def _at_bytes(self, model: str, method: str, seed: int, wanted: float) -> Between | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from .csv_rows import csv_text
 from .frontier import REFERENCE, Comparison, FrontierData, search_budget, search_seconds
 from .paired_bootstrap import RESAMPLES
-from .table_data import MeasuredCell
+from .table_data import MeasuredCell, method_rank
 from .table_text import (
     EMBEDDED_NOTE,
     NOT_MEASURED,
@@ -62,9 +62,11 @@ def frontier_markdown(data: FrontierData) -> str:
 def comparisons(data: FrontierData) -> Iterable[Comparison]:
     """Of every method but WiSparse with it, in the order of the table."""
     for model, sparsity, method in data.groups:
-        found = None if method in ("dense", REFERENCE) else data.comparison(model, method, sparsity)
-        if found is not None:
-            yield found
+        if method == REFERENCE:
+            others = {other for of_model, _, other in data.groups if of_model == model} - {"dense", REFERENCE}
+            for other in sorted(others, key=method_rank):
+                if found := data.comparison(model, other, sparsity):
+                    yield found
 
 
 def _header(data: FrontierData) -> str:
@@ -79,6 +81,7 @@ def _header(data: FrontierData) -> str:
         "extrapolated.",
         f"Brackets: 95 % intervals from {RESAMPLES:,} resamples, paired by document (rise) and by item "
         "(average), of the mean over the seeds: other orders of the calibration files, other searches.",
+        "Bridged: seeds without a cell of the method at that sparsity, taken between its cells 10 points away.",
         "Time: seconds of calibration and search as a share of WiSparse's, on the same device.",
     ]
     title = "# The frontier: what a token reads, and what it costs"
@@ -100,7 +103,7 @@ def _comparisons(data: FrontierData) -> str:
                     f"{100 * found.sparsity:g} %",
                     found.method,
                     found.budget,
-                    str(len(found.seeds)),
+                    found.seeds_text,
                     f"{found.bytes_per_token / 1e6:.2f}",
                     interval_text(found.rise_share, "{:.2f}"),
                     spread if len(found.seeds) > 1 else "",

@@ -77,7 +77,7 @@ def frontier() -> str:
             average = interval_text(found.average_difference, "{:+.1f}") or NOT_MEASURED
             time = NOT_MEASURED if found.time_share is None else f"{found.time_share:.3f}"
             share = interval_text(found.rise_share, "{:.2f}")
-            shown = [f"{model} {sparsity:.0%}", found.budget, str(len(found.seeds)), share, average, time]
+            shown = [f"{model} {sparsity:.0%}", found.budget, found.seeds_text, share, average, time]
             lines.append(table_row(shown))
     return "\n".join(lines)
 

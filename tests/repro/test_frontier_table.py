@@ -65,6 +65,18 @@ def test_a_method_is_compared_at_the_bytes_that_wisparse_reads(data):
     assert found.average_difference.value == pytest.approx(average)
 
 
+def test_a_missing_cell_is_bridged_by_its_neighbours():
+    data = read_frontier(RECORDS)
+    full = data.comparison("llama-mini", "teal", 0.5)
+    assert full.bridged == ()
+    del data.cells["llama-mini", "teal", 0.5, 0]
+    bridged = data.comparison("llama-mini", "teal", 0.5)
+    assert (bridged.bridged, bridged.seeds_text, bridged.time_share) == ((0,), "1 (1 bridged)", None)
+    assert 0 < abs(bridged.rise_share.value / full.rise_share.value - 1) < 0.25
+    del data.cells["llama-mini", "teal", 0.6, 0]
+    assert data.comparison("llama-mini", "teal", 0.5) is None
+
+
 def test_nothing_is_extrapolated(data):
     # At 70 % TEAL reads more than WiSparse, and it was measured at no higher sparsity.
     assert data.comparison("llama-mini", "teal", 0.7) is None
