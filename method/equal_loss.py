@@ -10,6 +10,7 @@ from torch import Tensor
 from .base import Method
 from .calibration import Calibration
 from .errors import UserError
+from .histogram import PARTS
 from .marginal_loss import MarginalLoss, marginal_losses
 from .plan import ProjectionRule, SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
@@ -18,7 +19,8 @@ from .stages import SearchCost
 
 SMALLEST_SENSITIVITY = 1e-30
 """So that a channel that nothing depends on has a finite, if huge, threshold."""
-BISECTIONS = 40
+LOSS_ROUNDS = 13
+"""Divisions of the range by `PARTS`: as fine as forty bisections, in a third of the steps."""
 LARGEST_OCTAVES = 100.0
 """Octaves around 0 that the threshold on the loss is searched in."""
 
@@ -116,21 +118,25 @@ def equal_loss_thresholds(
         for (name, found), (out, _) in zip(sensitivities.items(), calibration.shapes.values(), strict=True)
     }
 
-    def shares(octaves: float) -> dict[str, float]:
+    def shares(octaves: Tensor) -> Tensor:
+        """(candidates, projections) float64, at candidate octaves that all thresholds are moved by."""
         found = []
         for name, log2_thresholds in unit.items():
             block, projection = split_key(name)
             histogram = calibration.statistics[block].magnitudes[SITE_OF_PROJECTION[projection]]
-            found.append(histogram.sparsity_below((log2_thresholds + octaves)[None]))
-        # One wait for the device, not one a projection: bisection asks forty times.
-        return dict(zip(unit, torch.cat(found).tolist(), strict=True))
+            found.append(histogram.sparsity_below(log2_thresholds + octaves[:, None]))
+        return torch.stack(found, dim=1)
 
-    low, high = -LARGEST_OCTAVES, LARGEST_OCTAVES
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        found = shares(middle)
-        dropped = sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values())
-        low, high = (middle, high) if dropped < sparsity else (low, middle)
+    device = calibration.device
+    weights = torch.tensor(list(sizes.values()), device=device).double()
+    inside = torch.arange(1, PARTS, device=device) / PARTS
+    low, width = torch.tensor([-LARGEST_OCTAVES], device=device).double(), 2 * LARGEST_OCTAVES
+    for _ in range(LOSS_ROUNDS):
+        dropped = shares(low + width * inside) @ (weights / weights.sum())
+        width /= PARTS
+        low = low + width * (dropped < sparsity).sum()
     if sparsity == 0.0:
         return {name: torch.zeros_like(of).float() for name, of in unit.items()}, dict.fromkeys(unit, 0.0)
-    return {name: (of + high).exp2().float() for name, of in unit.items()}, shares(high)
+    high = low + width
+    found = dict(zip(unit, shares(high)[0].tolist(), strict=True))
+    return {name: (of + high).exp2().float() for name, of in unit.items()}, found
