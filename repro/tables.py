@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,11 +106,18 @@ def record_folders(paths: Iterable[Path]) -> Iterator[list[Path]]:
             if path.name.endswith(ARCHIVE):
                 folder = Path(unpacked) / str(number)
                 try:
-                    shutil.unpack_archive(path, folder, filter="data")
-                except (OSError, EOFError, shutil.ReadError) as error:
+                    _unpack(path, folder)
+                except (OSError, EOFError, tarfile.TarError) as error:
                     raise UserError(f"{path} cannot be unpacked ({error})") from error
             folders.append(folder)
         yield folders
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as opened:
+        # Early releases of Python 3.10 and 3.11 know no filters, and take no argument of that name.
+        opened.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        opened.extractall(folder)
 
 
 def main() -> None:
