@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Method
 from .calibration import Calibration
 from .errors import UserError
-from .histogram import PARTS
+from .histogram import narrowed
 from .marginal_loss import MarginalLoss, marginal_losses
 from .plan import ProjectionRule, SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
@@ -20,7 +20,7 @@ from .stages import SearchCost
 SMALLEST_SENSITIVITY = 1e-30
 """So that a channel that nothing depends on has a finite, if huge, threshold."""
 LOSS_ROUNDS = 13
-"""Divisions of the range by `PARTS`: as fine as forty bisections, in a third of the steps."""
+"""Of `narrowed`: as fine as forty bisections, in a third of the steps."""
 LARGEST_OCTAVES = 100.0
 """Octaves around 0 that the threshold on the loss is searched in."""
 
@@ -127,16 +127,11 @@ def equal_loss_thresholds(
             found.append(histogram.sparsity_below(log2_thresholds + octaves[:, None]))
         return torch.stack(found, dim=1)
 
-    device = calibration.device
-    weights = torch.tensor(list(sizes.values()), device=device).double()
-    inside = torch.arange(1, PARTS, device=device) / PARTS
-    low, width = torch.tensor([-LARGEST_OCTAVES], device=device).double(), 2 * LARGEST_OCTAVES
-    for _ in range(LOSS_ROUNDS):
-        dropped = shares(low + width * inside) @ (weights / weights.sum())
-        width /= PARTS
-        low = low + width * (dropped < sparsity).sum()
     if sparsity == 0.0:
         return {name: torch.zeros_like(of).float() for name, of in unit.items()}, dict.fromkeys(unit, 0.0)
-    high = low + width
+    weights = torch.tensor(list(sizes.values()), device=calibration.device).double()
+    weights /= weights.sum()
+    low, high = torch.tensor([[-LARGEST_OCTAVES], [LARGEST_OCTAVES]], device=calibration.device).double()
+    high = narrowed(low, high, lambda tried: (shares(tried[0]) @ weights < sparsity)[None], LOSS_ROUNDS)
     found = dict(zip(unit, shares(high)[0].tolist(), strict=True))
     return {name: (of + high).exp2().float() for name, of in unit.items()}, found

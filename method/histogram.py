@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -13,6 +14,21 @@ BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
 PARTS, ROUNDS = 8, 9
 """The search of a threshold divides its range by 8 nine times, which leaves a millionth of an octave. Halving
 it would take three times as many steps, and on a GPU it is their number that costs."""
+
+
+def narrowed(low: Tensor, high: Tensor, too_low: Callable[[Tensor], Tensor], rounds: int) -> Tensor:
+    """The least values that are not too low, within (high - low) / PARTS^rounds above them.
+
+    low, high: (candidates,) float64 bounds, of which the first is too low and the second not. too_low: values
+    (candidates, PARTS - 1) → the same, bool; once true of a value it is true of all below.
+    """
+    inside = torch.arange(1, PARTS, device=low.device).double() / PARTS
+    for _ in range(rounds):
+        tried = torch.lerp(low[:, None], high[:, None], inside)
+        width = (high - low) / PARTS
+        low = low + too_low(tried).sum(dim=1) * width
+        high = low + width
+    return high
 
 
 class ChannelHistogram:
@@ -76,15 +92,13 @@ class ChannelHistogram:
         sparsities = sparsities.to(self.counts.device).double()
         low = torch.full_like(sparsities, LOWEST_OCTAVE) + log2_weights.amin(dim=-1)
         high = torch.full_like(sparsities, HIGHEST_OCTAVE) + log2_weights.amax(dim=-1)
-        inside = torch.arange(1, PARTS, device=low.device) / PARTS
-        for _ in range(ROUNDS):
-            tried = torch.lerp(low[:, None], high[:, None], inside.double())
+
+        def too_low(tried: Tensor) -> Tensor:
             log2_thresholds = (tried[:, :, None] - log2_weights[..., None, :]).flatten(0, 1)
-            too_low = self.sparsity_below(log2_thresholds).view_as(tried) < sparsities[:, None]
-            width = (high - low) / PARTS
-            low = low + too_low.sum(dim=1) * width
-            high = low + width
-        thresholds = (high[:, None] - log2_weights).exp2().float()
+            return self.sparsity_below(log2_thresholds).view_as(tried) < sparsities[:, None]
+
+        found = narrowed(low, high, too_low, ROUNDS)
+        thresholds = (found[:, None] - log2_weights).exp2().float()
         thresholds[sparsities <= 0] = 0.0
         thresholds[sparsities >= 1] = torch.inf
         return thresholds
