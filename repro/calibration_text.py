@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PACKAGE = "datasets"
 """Its sources are the calibration text: pinned by the lock, and no part of the held-out text."""
 
+PIECE = 8_000
+"""Characters of one file in `calibration=unseen`, three to four sequences of 512 tokens."""
+
 MANIFEST = Path(__file__).resolve().parent / "embedded" / "calibration_manifest.json"
 
 
@@ -63,6 +66,29 @@ def docstrings(source: str) -> str:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
     return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
+
+
+@dataclass(frozen=True)
+class UnseenText(InstalledPackageText):
+    """Code that the embedded models were not trained on, of files that no evaluation item is made from."""
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids; raises UserError when the packages are not the expected ones."""
+        from .embedded.sources import long_texts
+        from .overlap import apart_from
+        from .suites import EmbeddedSuite
+
+        items = list(EmbeddedSuite().texts())  # checks the versions of the packages
+        generator = random.Random(self.seed)
+        texts = apart_from([piece(text, generator) for text in long_texts()], items)
+        generator.shuffle(texts)
+        return pack(texts, tokenizer, self.sequences, self.length, "the long files of sympy and networkx")
+
+
+def piece(text: str, generator: random.Random) -> str:
+    """At most PIECE characters from the beginning of a line, so that no single file rules the calibration."""
+    start = generator.randrange(max(1, len(text) - PIECE))
+    return text[text.find("\n", start) + 1 :][:PIECE]
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,21 @@ def measure_overlap(calibration: Sequence[str], items: Iterable[tuple[str, str]]
     return Overlap(number, overlapping, example)
 
 
+def apart_from(texts: Iterable[str], items: Iterable[tuple[str, str]]) -> list[str]:
+    """Those of the texts with which no item, (task, text), overlaps."""
+    known: dict[int, set[bytes]] = {}
+    for _, text in items:
+        words = _words(text)
+        length = min(RUN, len(words))
+        if length >= SHORTEST:
+            known.setdefault(length, set()).update(_runs(words, length))
+    return [
+        text
+        for text in texts
+        if all(runs.isdisjoint(_runs(_words(text), length)) for length, runs in known.items())
+    ]
+
+
 def require_disjoint(overlap: Overlap, largest_share: float) -> None:
     """Raises UserError when more than `largest_share` of a task's items overlap."""
     worst = {

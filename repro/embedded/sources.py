@@ -80,16 +80,26 @@ def package_folder(package: str) -> Path:
 @lru_cache(maxsize=1)
 def held_out_modules() -> tuple[Module, ...]:
     """Every usable file of the held-out packages, sorted by path; read once a process."""
-    modules = []
+    modules = [
+        Module(name, text, tuple(_functions(text)))
+        for name, text in _held_out_files()
+        if len(text) <= LONGEST_MODULE and "\t" not in text
+    ]
+    return tuple(sorted(modules, key=lambda module: module.path))
+
+
+def long_texts() -> list[str]:
+    """Files of the held-out packages that are too long for evaluation: no item is made of them; by path."""
+    return [text for _, text in sorted(_held_out_files()) if len(text) > LONGEST_MODULE]
+
+
+def _held_out_files() -> Iterator[tuple[str, str]]:
     for package in sorted(HELD_OUT_PACKAGES):
         folder = package_folder(package)
         for path, text in package_sources(folder):
             inside = path.relative_to(folder)
-            left_out = not LEFT_OUT_FOLDERS.isdisjoint(inside.parts)
-            if not left_out and len(text) <= LONGEST_MODULE and "\t" not in text:
-                name = (Path(package) / inside).as_posix()
-                modules.append(Module(name, text, tuple(_functions(text))))
-    return tuple(sorted(modules, key=lambda module: module.path))
+            if LEFT_OUT_FOLDERS.isdisjoint(inside.parts):
+                yield (Path(package) / inside).as_posix(), text
 
 
 def _functions(text: str) -> Iterator[Function]:

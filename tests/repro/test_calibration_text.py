@@ -9,9 +9,11 @@ import torch
 from transformers import AutoTokenizer
 from wisparse.method.errors import UserError
 from wisparse.repro import calibration_text
-from wisparse.repro.calibration_text import FileText, InstalledPackageText, installed_package, pack
+from wisparse.repro.calibration_text import FileText, InstalledPackageText, UnseenText, installed_package, pack
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.embedded.corpus import HELD_OUT_PACKAGES
+from wisparse.repro.overlap import measure_overlap
+from wisparse.repro.suites import EmbeddedSuite
 
 LLAMA_MINI = REPOSITORY / "repro/embedded/models/llama-mini"
 
@@ -39,6 +41,17 @@ def test_the_seed_decides_the_text_and_nothing_else_does(tokenizer):
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert (first[:, 0] == tokenizer.bos_token_id).all()
+
+
+def test_unseen_text_is_apart_from_every_evaluation_item_and_from_many_files(tokenizer):
+    unseen = [UnseenText("unseen", 64, 512, 4, seed).input_ids(tokenizer) for seed in (0, 0, 1)]
+    assert torch.equal(unseen[0], unseen[1])
+    assert not torch.equal(unseen[0], unseen[2])
+    assert (unseen[0] == tokenizer.bos_token_id).sum() >= 64 + 12  # a row or another file's piece begins
+    texts = tokenizer.batch_decode(torch.cat(unseen[1:]), skip_special_tokens=True)
+    overlap = measure_overlap(texts, EmbeddedSuite().texts())
+    assert sum(overlap.items.values()) > 6000
+    assert overlap.overlapping == {}
 
 
 def test_another_version_names_what_was_expected_and_found(tmp_path, monkeypatch, tokenizer):

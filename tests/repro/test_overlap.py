@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from wisparse.method.errors import UserError
 from wisparse.repro.calibration_text import expected_package_texts
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.overlap import RUN, SHORTEST, checked_overlap, measure_overlap, require_disjoint
+from wisparse.repro.overlap import RUN, SHORTEST, apart_from, checked_overlap, measure_overlap, require_disjoint
 
 WORDS = [f"word{number}" for number in range(40)]
 
@@ -22,6 +22,15 @@ def test_a_run_of_words_in_common_is_an_overlap_and_one_less_is_not():
     other = [f"other{number}" for number in range(20)]
     assert overlapping(text, " ".join([*other, *WORDS[5 : 5 + RUN], *other]))
     assert not overlapping(text, " ".join([*other, *WORDS[5 : 5 + RUN - 1], *other]))
+
+
+def test_texts_apart_from_items_are_those_without_an_overlap():
+    text, other = " ".join(WORDS), " ".join(f"other{number}" for number in range(20))
+    items = [("task", " ".join(WORDS[5 : 5 + RUN])), ("task", " ".join(WORDS[30 : 30 + SHORTEST - 1]))]
+    short = [("task", " ".join(WORDS[3 : 3 + SHORTEST]))]
+    assert apart_from([text, other, " ".join(WORDS[6:])], items) == [other, " ".join(WORDS[6:])]
+    assert apart_from([text, other], short) == [other]
+    assert apart_from([text], [("task", "too short")]) == [text]
 
 
 def test_case_spacing_and_punctuation_do_not_hide_an_overlap():
