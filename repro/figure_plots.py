@@ -9,7 +9,7 @@ import numpy as np
 from ..method.projections import PROJECTIONS
 from .csv_rows import Row
 from .figure_rows import PAPER_MODELS, RANDOM, TIMED_METHODS
-from .plot_style import COLOURS, INK, MARKERS
+from .plot_style import COLOURS, INK, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,8 +194,7 @@ def _line(
     """Values of a column, times `scale`, against blocks or against sparsity in percent."""
     values = [scale * float(row[column]) for row in rows]
     x = _blocks(rows) if against == "block" else [100 * float(row[against]) for row in rows]
-    style = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.5}
-    axis.plot(x, values, label=label, **style)
+    axis.plot(x, values, label=label, **line_style(place), markersize=4, linewidth=1.5)
 
 
 def _blocks(rows: list[Row]) -> list[int]:

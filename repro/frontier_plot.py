@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..method.errors import UserError
 from .configuration import mistakes_in_one_line
 from .csv_rows import Row, read_rows
-from .plot_style import COLOURS, MARKERS, ink, write_figure
+from .plot_style import ink, line_style, write_figure
 from .table_data import method_rank
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def frontier_figure(rows: list[Row]) -> Figure:
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     methods = sorted({row["method"] for row in rows} - {"dense"}, key=method_rank)
-    styles = {
-        method: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, method in enumerate(methods)
-    }
+    styles = {method: line_style(place) for place, method in enumerate(methods)}
     figure = Figure(figsize=(3.6 * len(models), 6.0), layout="constrained")
     axes = figure.subplots(2, len(models), squeeze=False, sharex="col", sharey="row")
     for column, model in enumerate(models):
@@ -68,12 +66,10 @@ def _points(rows: list[Row], figure: str) -> Points:
     return {method: sorted(points + dense) for method, points in means.items()}
 
 
-def _draw(axis: Axes, points: Points, styles: dict[str, tuple[str, str]]) -> None:
-    for method, (colour, marker) in styles.items():
+def _draw(axis: Axes, points: Points, styles: dict[str, dict[str, str]]) -> None:
+    for method, style in styles.items():
         if method in points:
-            axis.plot(
-                *zip(*points[method], strict=True), color=colour, marker=marker, markersize=4, label=method
-            )
+            axis.plot(*zip(*points[method], strict=True), **style, markersize=4, label=method)
     axis.patch.set_alpha(0.0)
 
 

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#595959")
-"""Okabe and Ito's, distinguishable without colour vision; the first four stand out on black and on white."""
-MARKERS = "osD^vP*X"
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
+    "#7e57c2", "#8c564b", "#9e9d24", "#595959",
+)  # fmt: skip
+"""Okabe and Ito's first, told apart without colour vision; the first four stand out on black and on white."""
+MARKERS = "osD^vP*X<>p"
 INK = "#7a7a7a"
 """Of text and axes: a contrast of 4.3 to white and to a dark page; the report puts its own in its place."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
+
+
+def line_style(place: int) -> dict[str, str]:
+    """Colour and marker of the line in this place of a legend: no two of a hundred lines share both."""
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .csv_rows import csv_text
 from .paired_bootstrap import Interval
-from .plot_style import COLOURS, INK, MARKERS
+from .plot_style import INK, line_style
 from .question_data import METHOD, Place, QuestionData
 from .table_text import (
     EMBEDDED_NOTE,
@@ -33,6 +33,8 @@ Find = Callable[[dict[str, Any]], float | None]
 
 PERPLEXITY: Find = lambda record: record["perplexity"]  # noqa: E731 - a name for what two functions find
 AVERAGE: Find = lambda record: record["average"]  # noqa: E731
+LARGEST_PERPLEXITY = 200.0
+"""At the top of a plot: beyond it a model is of no use."""
 NUMBERS: dict[str, Find] = {
     "realised_sparsity": lambda record: record["realised"]["realised_sparsity"],
     "bytes_per_token": lambda record: record["realised"]["bytes_per_token"],
@@ -147,9 +149,7 @@ def question_figure(data: QuestionData) -> Figure:
             axis.set(title=model, xlabel="sparsity, %" if _against_sparsity(data) else data.question["name"])
             axis.set_ylabel(label)
             if find is PERPLEXITY:
-                axis.set_yscale("log")
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter("{x:g}")
+                _logarithmic(axis)
     # Where cells are lacking, no model has every line.
     lines = {
         name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)
@@ -157,6 +157,22 @@ def question_figure(data: QuestionData) -> Figure:
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(f"{data.question['title']} (embedded models)")
     return figure
+
+
+def _logarithmic(axis: Axes) -> None:
+    """Perplexity as powers, up to what a model of any use has; the table has the rest."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    high = min(high, LARGEST_PERPLEXITY)
+    axis.set_ylim(low, high)
+    wide = high > 4 * low
+    axis.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if wide else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 5, 7))
+    )
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _draw(axis: Axes, data: QuestionData, places: list[Place], find: Find) -> None:
@@ -177,8 +193,7 @@ def _draw(axis: Axes, data: QuestionData, places: list[Place], find: Find) -> No
         where = [_position(data, place, numeric) for place in line]
         axis.errorbar(
             where, means, errors, label=name, capsize=2, markersize=4, linewidth=1.2,
-            color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-            linestyle="-" if numeric else ":",
+            linestyle="-" if numeric else ":", **line_style(index),
         )  # fmt: skip
     for place in places:
         if place.method == "dense" and data.values(place, find):

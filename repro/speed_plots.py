@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .csv_rows import Row, read_rows
-from .plot_style import COLOURS, INK, MARKERS, ink, write_figure
+from .plot_style import INK, ink, line_style, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -39,7 +39,7 @@ def speed_figure(rows: list[Row]) -> Figure:
                 for row in mine
                 if row["method"] == method
             )
-            axis.plot(*zip(*points, strict=True), color=_colour(place), marker=MARKERS[place % 8], label=method)
+            axis.plot(*zip(*points, strict=True), **line_style(place), label=method)
         limits = sorted(
             (100 * float(row["realised_sparsity"]), float(row["byte_limit_speedup"])) for row in mine
         )
@@ -78,8 +78,7 @@ def _roofline(axis: Axes, rows: list[Row]) -> None:
         points.sort()
         axis.plot(
             *zip(*points, strict=True),
-            color=_colour(place),
-            marker=MARKERS[place % 8],
+            **line_style(place),
             markersize=4,
             label=name,
         )
@@ -96,10 +95,6 @@ def _named_once(axes: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
         name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     return list(by_name.values()), list(by_name)
-
-
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
 
 
 def write_plots(folder: Path) -> list[Path]:
