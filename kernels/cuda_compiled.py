@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import KernelError
 
 FOLDER = Path(__file__).parent
+HEADER = "direct_device.h"
 
 
 def launch(
@@ -62,17 +63,16 @@ def _function(name: str, constants: tuple[tuple[str, object], ...], device: torc
 
 
 def compiled(name: str, constants: Mapping[str, object], capability: tuple[int, int]) -> bytes:
-    """NAME.cu as machine code of a compute capability, beside NAME_device.h; needs no GPU.
+    """NAME.cu as machine code of a compute capability, beside HEADER; needs no GPU.
 
     Raises KernelError with the compiler's first error.
     """
     from cuda.bindings import nvrtc
 
-    header = f"{name}_device.h"
     source = (FOLDER / f"{name}.cu").read_bytes()
     program = _check(
         nvrtc.nvrtcCreateProgram(
-            source, f"{name}.cu".encode(), 1, [(FOLDER / header).read_bytes()], [header.encode()]
+            source, f"{name}.cu".encode(), 1, [(FOLDER / HEADER).read_bytes()], [HEADER.encode()]
         ),
         name,
     )

@@ -17,7 +17,7 @@
 // The sums are added in a fixed order: over a lane's rows, over lanes, over warps, over thread blocks of a cluster.
 
 #ifndef EMULATED
-#include "direct_product_device.h"
+#include "direct_device.h"
 #endif
 
 constexpr int LISTS = HIDDEN ? 2 : 1;
@@ -183,7 +183,7 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
     if (CLUSTER > 1) {
         cluster_wait();  // for the arrival at the start: every thread block runs
         if (thread < TILE)
-            for (int list = 0; list < LISTS; ++list) store_in_first_block(&s.parts[rank][list][thread], sum[list]);
+            for (int list = 0; list < LISTS; ++list) store_in_block(&s.parts[rank][list][thread], 0, sum[list]);
         cluster_arrive();
         if (rank != 0) return;
         cluster_wait();

@@ -1,4 +1,4 @@
-// What direct_product.cu needs of a GPU, on a CPU: one thread for each thread, one barrier for each group of them.
+// What direct_product.cu and direct_attention.cu need of a GPU, on a CPU: one thread for each thread, one barrier for each group of them.
 // Slow, and exact about who waits for whom and who may read what.
 #pragma once
 #include <barrier>
@@ -41,10 +41,14 @@ inline thread_local Place place;
 struct alignas(16) Row {
     unsigned words[4];
 };
+struct alignas(16) Four {
+    float values[4];
+};
 
 inline int thread_index() { return place.thread; }
 inline int block_index() { return place.block; }
 inline void block_barrier() { place.own->together.arrive_and_wait(); }
+inline void warp_barrier() { place.warp().together.arrive_and_wait(); }
 inline int bits_of(unsigned mask) { return std::popcount(mask); }
 inline void wait_for_producer() {}
 inline void start_consumer() {}
@@ -72,15 +76,17 @@ inline float warp_sum(float value) {
     for (int apart = 16; apart > 0; apart /= 2) value += warp_exchange(value, apart);
     return value;
 }
-inline void store_in_first_block(float* at, float value) {
+template <typename T>
+inline void store_in_block(T* at, int rank, T value) {
     const size_t offset = reinterpret_cast<std::byte*>(at) - place.own->memory.data();
-    std::memcpy(place.cluster->blocks[0]->memory.data() + offset, &value, sizeof value);
+    std::memcpy(place.cluster->blocks[rank]->memory.data() + offset, &value, sizeof value);
 }
 inline Row streamed_row(const unsigned short* at) {
     Row row;
     std::memcpy(&row, at, sizeof row);
     return row;
 }
+inline Row cached_row(const unsigned short* at) { return streamed_row(at); }
 inline float from_producer(const float* at) { return *at; }
 inline unsigned short from_producer(const unsigned short* at) { return *at; }
 
@@ -110,3 +116,18 @@ inline unsigned short rounded(float value) {
 #define device inline
 #define kernel(threads, resident) void
 #define shared(type, name) type& name = *reinterpret_cast<type*>(place.own->memory.data())
+
+// Run a kernel, one cluster after the other.
+template <typename Kernel>
+inline void run_clusters(int blocks, int cluster_blocks, int warps, size_t bytes, Kernel kernel_call) {
+    for (int first = 0; first < blocks; first += cluster_blocks) {
+        Cluster cluster(cluster_blocks, warps, bytes);
+        std::vector<std::jthread> threads;
+        for (int rank = 0; rank < cluster_blocks; ++rank)
+            for (int thread = 0; thread < warps * 32; ++thread)
+                threads.emplace_back([&, rank, thread] {
+                    place = {thread, first + rank, cluster.blocks[rank].get(), &cluster, {}};
+                    kernel_call();
+                });
+    }
+}

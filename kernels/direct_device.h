@@ -1,4 +1,4 @@
-// What direct_product.cu needs of a GPU of compute capability 9.0 or newer.
+// What direct_product.cu and direct_attention.cu need of a GPU of compute capability 9.0 or newer.
 #pragma once
 
 #define device __device__ __forceinline__
@@ -9,10 +9,14 @@
 struct alignas(16) Row {
     unsigned words[4];
 };
+struct alignas(16) Four {
+    float values[4];
+};
 
 device int thread_index() { return threadIdx.x; }
 device int block_index() { return blockIdx.x; }
 device void block_barrier() { __syncthreads(); }
+device void warp_barrier() { __syncwarp(); }
 device unsigned warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 device float warp_exchange(float value, int apart) { return __shfl_xor_sync(0xffffffffu, value, apart); }
 device int bits_of(unsigned mask) { return __popc(mask); }
@@ -31,11 +35,19 @@ device void start_consumer() { asm volatile("griddepcontrol.launch_dependents;" 
 device void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 device void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// Store at the same place in the shared memory of the cluster's first thread block.
-device void store_in_first_block(float* at, float value) {
+// Where the same place lies in the shared memory of another thread block of the cluster.
+device unsigned place_in_block(const void* at, int rank) {
     unsigned here = static_cast<unsigned>(__cvta_generic_to_shared(at)), there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(here));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+    return there;
+}
+device void store_in_block(float* at, int rank, float value) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_block(at, rank)), "f"(value) : "memory");
+}
+device void store_in_block(Four* at, int rank, Four value) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(place_in_block(at, rank)),
+                 "f"(value.values[0]), "f"(value.values[1]), "f"(value.values[2]), "f"(value.values[3])
+                 : "memory");
 }
 
 // Weights are read once a token: they need not stay in the first cache.
@@ -44,6 +56,15 @@ device Row streamed_row(const unsigned short* at) {
     asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
         : "=r"(row.words[0]), "=r"(row.words[1]), "=r"(row.words[2]), "=r"(row.words[3])
         : "l"(at));
+    return row;
+}
+
+// What earlier launches wrote and this one may append to, from the second cache; asked for where it stands.
+device Row cached_row(const unsigned short* at) {
+    Row row;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(row.words[0]), "=r"(row.words[1]), "=r"(row.words[2]), "=r"(row.words[3])
+                 : "l"(at));
     return row;
 }
 

@@ -1,0 +1,12 @@
+// direct_attention.cu as a function of a shared library.
+#include "direct_emulator.h"
+// after the macros of the emulator
+#include "direct_attention.cu"
+
+extern "C" void run(int blocks, const float* sums, const unsigned short* bias, unsigned short* keys,
+                    unsigned short* values, const float* cosines, const float* sines, const int* lengths,
+                    const int* firsts, unsigned short* x_out) {
+    run_clusters(blocks, CLUSTER, WARPS, sizeof(Shared), [&] {
+        direct_attention(sums, bias, keys, values, cosines, sines, lengths, firsts, x_out);
+    });
+}
