@@ -60,12 +60,12 @@ struct Heads {
     }
 };
 
-// Keys or values of a lane's next slots, zeros from `end` on.
-device void load(Row (&rows)[UNROLL], const unsigned short* at, int slot, int end) {
+// Keys or values of a lane's next slots, zeros outside of `lowest` to `end` - 1.
+device void load(Row (&rows)[UNROLL], const unsigned short* at, int slot, int lowest, int end) {
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn, slot += STRIDE) {
         rows[turn] = Row{};
-        if (slot < end) rows[turn] = cached_row(at + static_cast<size_t>(slot) * HEAD);
+        if (slot >= lowest && slot < end) rows[turn] = cached_row(at + static_cast<size_t>(slot) * HEAD);
     }
 }
 
@@ -319,8 +319,8 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
     int begin = start + (warp * CLUSTER + rank) * ROWS + lane / LANES;
     // Without a window the first loads wait for nothing, the length least of all.
     Row key[UNROLL], value[UNROLL];
-    load(key, keys + own, begin, WINDOW ? length : CAPACITY);
-    load(value, values + own, begin, WINDOW ? length : CAPACITY);
+    load(key, keys + own, begin, 0, WINDOW ? length : CAPACITY);
+    load(value, values + own, begin, 0, WINDOW ? length : CAPACITY);
     Projections projections;
     projections.prepare(heads, bias, cosines, sines, length - first, thread);
 #pragma unroll
@@ -345,9 +345,9 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
                 }
             }
         softmax.weigh(key, s, begin, lowest, length, warp, lane);
-        load(key, keys + own, begin + UNROLL * STRIDE, length);
+        load(key, keys + own, begin + UNROLL * STRIDE, lowest, length);
         softmax.add(value, s, step > start, warp, lane);
-        load(value, values + own, begin + UNROLL * STRIDE, length);
+        load(value, values + own, begin + UNROLL * STRIDE, lowest, length);
         warp_barrier();  // the next step's weights take this one's place
     }
     softmax.leave(s, warp, lane);

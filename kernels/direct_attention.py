@@ -109,7 +109,9 @@ def direct_attention(
     heads = query_heads(sums, cache)
     group = heads // kv_heads
     if not tile.fits(group, head_dim):
-        raise KernelError(f"tile: what {tile.warps} warps find does not fit into {SHARED_BYTES} bytes; take fewer")
+        raise KernelError(
+            f"tile: what {tile.warps} warps find does not fit into {SHARED_BYTES} bytes; take fewer"
+        )
     check_tensor("sums", sums, tuple(sums.shape), torch.float32)
     check_tensor("x_out", x_out, (1, heads * head_dim), cache.keys.dtype)
     if bias is not None:

@@ -1,10 +1,11 @@
-"""Which products of a decode step list their channels themselves, and with which tiles."""
+"""Which launches of a decode step are CUDA C++: products that list their channels themselves, attention."""
 
 from __future__ import annotations
 
 import torch
 
 from .decoder_weights import DecoderShape
+from .direct_attention import DirectAttentionTile, suits_direct_attention
 from .direct_product import DirectTile, runs_direct_products, suits_direct_products
 from .gpu_products import products_of
 
@@ -15,6 +16,11 @@ TILES = {
     "down": DirectTile(cluster=8, unroll=3),
 }
 """From sweeps inside a decode step of Llama-3.1-8B's shapes on one H100."""
+ATTENTION = DirectAttentionTile()
+"""Not swept yet: 256 slots in one step, 64 thread blocks for eight key-value heads."""
+LONGEST_DIRECT = 2048
+"""Slots up to which one cluster a key-value head is taken; Triton spreads longer ones over more thread blocks.
+Not measured yet."""
 
 
 def direct_tiles(
@@ -29,3 +35,14 @@ def direct_tiles(
         if suits_direct_products(dtype, one.widths, one.inner)
         and TILES[one.name].fits(one.inner, 2 if one.name == "gate_up" else 1)
     }
+
+
+def direct_attention_tile(
+    shape: DecoderShape, dtype: torch.dtype, device: torch.device, batch: int, capacity: int
+) -> DirectAttentionTile | None:
+    """The tile of attention over a cache of so many slots; None where a Triton kernel does it."""
+    group = shape.heads // shape.kv_heads
+    suits = suits_direct_attention(dtype, shape.head_dim) and ATTENTION.fits(group, shape.head_dim)
+    if batch > 1 or capacity > LONGEST_DIRECT or not suits or not runs_direct_products(device):
+        return None
+    return ATTENTION

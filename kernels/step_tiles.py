@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from .decoder_weights import DecoderShape
+from .direct_attention import DirectAttentionTile, direct_attention
 from .direct_product import DirectTile
 from .errors import KernelError
 from .gemv_tiles import Tile
@@ -37,7 +38,9 @@ class StepTiles:
     """Attention adds the partial sums of q, k and v itself, instead of the last program of each tile."""
     direct: dict[str, DirectTile] | None = None
     """By product (qkv, o, gate_up, down): those that list their channels themselves, where thresholds alone
-    decide; None: those that suit the device (`direct_tiles`)."""
+    decide; None: those that suit the device, and the attention that does (`direct_tiles`)."""
+    direct_attention: DirectAttentionTile | None = None
+    """Of the attention that takes over wherever the whole activation is written; None: `attention` always."""
 
     def __post_init__(self) -> None:
         for kind, tiles in (("listed", self.listed), ("dense", self.dense)):
@@ -52,6 +55,12 @@ class StepTiles:
             "gate_up": self.list_block,
             "down": self.listed["gate_up"].columns,
         }
+
+    def attention_onto(self, cache: StaticCache, heads: int) -> Callable[..., None]:
+        """As `attention_over`, for what writes the whole activation, x_out."""
+        if self.direct_attention is None:
+            return self.attention_over(cache, heads)
+        return partial(direct_attention, tile=self.direct_attention)
 
     def attention_over(self, cache: StaticCache, heads: int) -> Callable[..., None]:
         """The attention that these tiles are for, with its scratch: takes sums, bias, cache, block, window."""

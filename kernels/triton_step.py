@@ -26,7 +26,7 @@ from .direct_product import (
     direct_product,
     squares_of,
 )
-from .direct_tiles import direct_tiles
+from .direct_tiles import direct_attention_tile, direct_tiles
 from .errors import KernelError
 from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles
@@ -66,13 +66,16 @@ class TritonDecodeStep:
         self.weights, self.cache = weights, cache
         tiles = tiles or default_tiles(shape, cache.batch, cache.capacity)
         if tiles.direct is None:
-            tiles = replace(tiles, direct=direct_tiles(shape, weights.dtype, weights.device, cache.batch))
+            common = (shape, weights.dtype, weights.device, cache.batch)
+            attention = tiles.direct_attention or direct_attention_tile(*common, cache.capacity)
+            tiles = replace(tiles, direct=direct_tiles(*common), direct_attention=attention)
         self.tiles = tiles
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
         self._attention = self.tiles.attention_over(cache, shape.heads)
+        self._whole_attention = self.tiles.attention_onto(cache, shape.heads)
         self._tokens = torch.zeros(cache.batch, dtype=torch.int64, device=weights.device)
         self._plan(rules)
 
@@ -146,7 +149,8 @@ class TritonDecodeStep:
         output = self._site("attention_output", {"o": shape.hidden}, shape.attention_width, rules, block)
         window = shape.windows[index]
         written = self._written(output, self._direct("o", output))
-        self._add(self._attention, sums, bias, self.cache, index, window, **written)
+        attention = self._whole_attention if "x_out" in written else self._attention
+        self._add(attention, sums, bias, self.cache, index, window, **written)
         return self._onto_residual(output, packed.o, "o")
 
     def _qkv(self, site: Site, packed: BlockWeights, sums: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -37,14 +37,14 @@ TINY_SEARCH = [
 ]
 
 
-def make_tiny_model(family: str, blocks: int = 2, seed: int = 0):
-    """A random model of a family whose activations are spread enough to be sparsified."""
+def make_tiny_model(family: str, blocks: int = 2, seed: int = 0, heads: tuple[int, int] = (4, 2)):
+    """A random model of a family whose activations can be sparsified; heads: of q, of k and v."""
     configuration = FAMILIES[family](
         hidden_size=48,
         intermediate_size=80,
         num_hidden_layers=blocks,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
         vocab_size=128,
         max_position_embeddings=128,
         tie_word_embeddings=False,

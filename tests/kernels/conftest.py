@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from wisparse.kernels import direct_product
+from wisparse.kernels import direct_attention, direct_product
 from wisparse.kernels.cpu_build import NoCompilerError
 from wisparse.kernels.cpu_gemv import choose_backend
 
@@ -54,9 +54,10 @@ def emulated_launch(tmp_path_factory):
 
 @pytest.fixture
 def direct_products_run(request, monkeypatch):
-    """Direct products compiled on a GPU that can run them, else emulated."""
+    """Direct products and attention compiled on a GPU that can run them, else emulated."""
     if torch.cuda.is_available() and direct_product.runs_direct_products(torch.device("cuda")):
         return
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to emulate CUDA kernels with")
-    monkeypatch.setattr(direct_product, "launch", request.getfixturevalue("emulated_launch"))
+    for module in (direct_product, direct_attention):
+        monkeypatch.setattr(module, "launch", request.getfixturevalue("emulated_launch"))

@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.decoder_weights import pack
+from wisparse.kernels.direct_attention import DirectAttentionTile, direct_attention
 from wisparse.kernels.direct_product import DirectTile
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.static_cache import StaticCache
@@ -87,6 +88,26 @@ def test_products_that_list_their_channels_themselves():
     launches = {name: len(step_of(model, plan, 1, of)._launches) for name, of in tiles.items()}
     saved = {name: launches["lists"] - count for name, count in launches.items()}
     assert saved == {"lists": 0, "qkv": 1, "o": 0, "gate_up": 0, "qkv o gate_up down": 2}
+
+
+@pytest.mark.usefixtures("direct_products_run")
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_attention_that_writes_the_whole_activation(family):
+    """Before a direct product of o, a dense o, and not before o's lists: with a bias and with a window."""
+    model = make_tiny_model(family, blocks=1, heads=(3, 1)).half()
+    plan = make_plan(model, "teal")
+    attention = DirectAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
+    o = {"o": DirectTile(warps=2, cluster=2, unroll=2)}
+    plain = replace(SMALL_TILES, direct=o, attention=ShortAttentionTile(step=16))
+    tiles = replace(plain, direct_attention=attention)
+    for of in (plan, None):
+        found, expected = (both_decode(model, of, tiles=each)[1] for each in (tiles, plain))
+        assert torch.allclose(found, expected, atol=1e-3)
+    launched = {}
+    for name, of, direct in (("direct", plan, o), ("dense", None, {}), ("listed", plan, {})):
+        launches = step_of(model, of, 1, replace(tiles, direct=direct))._launches
+        launched[name] = any(one.func is direct_attention for one in launches)
+    assert launched == {"direct": True, "dense": True, "listed": False}
 
 
 def test_short_contexts_have_an_attention_of_their_own():
