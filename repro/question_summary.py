@@ -13,15 +13,17 @@ from .csv_rows import read_rows
 from .question_data import METHOD
 from .table_text import NOT_MEASURED, table_row
 
+MOST_ENTRIES = 12
+"""Of one line."""
 ANSWERS = REPOSITORY / "results" / "questions"
 
 
 def question_summary(answers: Path = ANSWERS) -> str:
-    """Perplexity of what was tried over the reference's: mean and range over models and sparsities.
+    """Perplexity of what was tried over the reference's: median and range over models and sparsities.
 
     Seeds differ by the median, over all that was measured, of their highest perplexity over their lowest.
     """
-    lines = ["| | seeds | they differ by | compared with | perplexity ÷ its: mean (least to most) |"]
+    lines = ["| | seeds | they differ by | compared with | perplexity ÷ its: median (least to most) |"]
     lines.append("|---|---:|---:|---|---|")
     for path in sorted((CONFIGURATION / "experiment").glob("question_*.yaml")):
         name = path.stem.removeprefix("question_")
@@ -41,16 +43,19 @@ def question_summary(answers: Path = ANSWERS) -> str:
 def _answer(question: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     """Seeds, their spread, the reference, and what was found."""
     compared = [row for row in rows if row["perplexity_ratio"]]
-    levels = list(dict.fromkeys(row["level"] for row in compared))
-    # What many levels do is said of all methods together.
+    levels = _extremes(list(dict.fromkeys(row["level"] for row in compared)))
+    methods = {row["method"] for row in compared}
+    # What many levels do is said of all methods together; of many methods, what the last level does.
     by_method = question["factor"] != METHOD and len(levels) <= 2
+    if by_method and len(methods) * len(levels) > MOST_ENTRIES:
+        levels = levels[-1:]
     ratios: dict[str, list[float]] = {}
     for row in compared:
-        if row["level"] in _extremes(levels):
+        if row["level"] in levels:
             name = f"`{row['method']}` {row['level']}" if by_method else f"`{row['level']}`"
             ratios.setdefault(name, []).append(float(row["perplexity_ratio"]))
     texts = [
-        f"{name} {statistics.geometric_mean(found):.3f} ({min(found):.3f} to {max(found):.3f})"
+        f"{name} {_times(statistics.median(found))} ({_times(min(found))} to {_times(max(found))})"
         for name, found in ratios.items()
     ]
     sparse = [row for row in rows if row["method"] != "dense"]
@@ -61,9 +66,13 @@ def _answer(question: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     return [counted, spread, f"`{question['reference']}`", "; ".join(texts) or NOT_MEASURED]
 
 
-def _extremes(levels: list[str]) -> set[str]:
+def _times(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio < 10.0 else f"{ratio:,.0f}"
+
+
+def _extremes(levels: list[str]) -> list[str]:
     """The least and the largest of numbers; all of names."""
     try:
-        return {min(levels, key=float), max(levels, key=float)} if levels else set()
+        return sorted({min(levels, key=float), max(levels, key=float)}, key=float) if levels else []
     except ValueError:
-        return set(levels)
+        return levels

@@ -115,9 +115,9 @@ def test_of_numbers_the_summary_has_both_ends(tmp_path):
     output = tmp_path / "answers" / "evolution_step"
     write_tables(TABLES["question"], read_question(tmp_path / "records"), output)
     (line,) = [line for line in question_summary(output.parent).splitlines() if "evolution_step.md" in line]
-    assert "`0.005`" in line
-    assert "`0.04`" in line
-    assert "`0.02`" not in line
+    assert "`wisparse` 0.005 " in line
+    assert "`wisparse` 0.04 " in line
+    assert "0.02" not in line
 
 
 def test_cells_of_two_questions_are_refused(tmp_path):
