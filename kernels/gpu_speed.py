@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +15,22 @@ from .bandwidth import read_bandwidth
 from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
 from .direct_product import DirectTile
-from .direct_tiles import direct_tiles
+from .direct_tiles import direct_attention_tile, direct_tiles
+from .gpu_attention import AttentionWorkload
 from .gpu_products import Workload, products_of
-from .gpu_timing import Clock, cold_copies, device_name, graph_clock
+from .gpu_timing import Clock, device_name, graph_clock
 from .model_shapes import MODEL_SHAPES
-from .static_cache import StaticCache
 from .step_tiles import StepTiles, default_tiles
 from .triton_compact import ListRules, norm_compact
 from .triton_launch import blocks_of
 from .tuning import tuned_tiles
 
-CONTEXTS = (128, 512, 2048, 8192)
+CONTEXTS = (128, 205, 512, 2048, 8192)
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One product at one sparsity."""
+    """One product at one sparsity, or attention over one context."""
 
     device: str
     shape: str
@@ -38,10 +39,11 @@ class SpeedRow:
     sparsity: float
     us: float
     dense_us: float
-    """cuBLAS through `F.linear` in a CUDA graph, weights (out, in), timed in the same run."""
+    """cuBLAS through `F.linear` in a CUDA graph, weights (out, in), timed in the same run; of attention torch's
+    `scaled_dot_product_attention`."""
     speedup: float
     gb_s: float
-    """Bytes of the rows read, over time."""
+    """Bytes of the rows read, or of keys and values, over time."""
     err: float
     """Against float64, relative to the highest exact value."""
     backend: str
@@ -90,6 +92,38 @@ def product_rows(
 def _dense_microseconds(workload: Workload, clock: Clock) -> float:
     weights, x = workload.dense_call()
     return clock(lambda copy: F.linear(x, weights[copy]), workload.copies)
+
+
+def attention_rows(
+    name: str,
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    contexts: tuple[int, ...] = CONTEXTS,
+    clock: Clock = graph_clock,
+) -> Iterator[SpeedRow]:
+    """Attention of one token that writes the whole activation, over full caches, as a step runs it."""
+    for context in contexts:
+        workload = AttentionWorkload(shape, dtype, device, 1, context)
+        tile = direct_attention_tile(shape, dtype, device, 1, context)
+        tiles = replace(default_tiles(shape, 1, context), direct_attention=tile)
+        attend = tiles.attention_onto(workload.cache, shape.heads)
+        error = workload.error(attend)
+        us = clock(lambda copy, w=workload, a=attend: w.start(a, copy), workload.copies)
+        plain_us = clock(workload.plain, workload.copies)
+        yield SpeedRow(
+            device=device_name(device),
+            shape=f"{name} context {context}",
+            projection="attention",
+            dtype=str(dtype).removeprefix("torch."),
+            sparsity=0.0,
+            us=us,
+            dense_us=plain_us,
+            speedup=plain_us / us,
+            gb_s=workload.bytes_read / us / 1e3,
+            err=error,
+            backend="triton" if tile is None else "cuda c++",
+        )
 
 
 def launch_microseconds(
@@ -148,23 +182,13 @@ def _attention_microseconds(
     context: int,
     clock: Clock,
 ) -> float:
-    one = (batch, shape.kv_heads, context, shape.head_dim)
-    # Keys and values of the blocks in between have left L2 when a block's turn comes again.
-    copies = min(64, cold_copies(2 * batch * shape.kv_width * context * dtype.itemsize, device))
-    cache = StaticCache(
-        keys=torch.randn(copies, *one, device=device).to(dtype),
-        values=torch.randn(copies, *one, device=device).to(dtype),
-        length=torch.full((1,), context - 1, dtype=torch.int32, device=device),
-        first=torch.zeros(batch, dtype=torch.int32, device=device),
-        cosines=torch.ones(context, shape.head_dim, device=device),
-        sines=torch.zeros(context, shape.head_dim, device=device),
-    )
-    sums = torch.randn(1, batch, shape.attention_width + 2 * shape.kv_width, device=device)
+    workload = AttentionWorkload(shape, dtype, device, batch, context)
     tiles = replace(tiles, attention=default_tiles(shape, batch, context).attention)
-    attend, width = tiles.attention_over(cache, shape.heads), shape.attention_width
+    attend, width = tiles.attention_over(workload.cache, shape.heads), shape.attention_width
     lists = ChannelLists.empty(1, batch, width, tiles.attention.list_block(shape), device)
     bounds = torch.full((width,), 0.05, device=device)
-    return clock(lambda copy: attend(sums, None, cache, copy, None, bounds=bounds, lists=lists), copies)
+    start = partial(attend, workload.sums, None, workload.cache, bounds=bounds, lists=lists)
+    return clock(lambda copy: start(copy, None), workload.copies)
 
 
 def main() -> None:
@@ -186,6 +210,8 @@ def main() -> None:
         for sparsity in options.sparsities
     }
     for row in product_rows(options.shape, shape, dtype, device, tiles, batch):
+        print(json.dumps(asdict(row)), flush=True)
+    for row in attention_rows(options.shape, shape, dtype, device):
         print(json.dumps(asdict(row)), flush=True)
     last = options.sparsities[-1]
     print(json.dumps(launch_microseconds(shape, dtype, device, tiles[last], batch, last)))

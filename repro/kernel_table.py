@@ -1,6 +1,6 @@
 """Kernel speed as a table: `python -m wisparse.repro.kernel_table --output results/kernels.csv`.
 
-Every projection of a 7-8B model by itself, sparse beside dense, caches cold.
+Every projection of a 7-8B model by itself, sparse beside dense, and attention beside torch's, caches cold.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def measured_rows(repeats: int, tune: bool) -> list[dict[str, Any]]:
 
 
 def _gpu_rows(device: torch.device, tune: bool) -> Iterator[dict[str, Any]]:
-    """Every product of the 7-8B models, with tuned tiles or with those that suit a large GPU."""
-    from ..kernels.gpu_speed import product_rows
+    """Every product of the 7-8B models, with tuned tiles or with those that suit a large GPU, and attention."""
+    from ..kernels.gpu_speed import attention_rows, product_rows
     from ..kernels.model_shapes import MODEL_SHAPES
     from ..kernels.step_tiles import default_tiles
     from ..kernels.tuning import tuned_tiles
@@ -57,6 +57,8 @@ def _gpu_rows(device: torch.device, tune: bool) -> Iterator[dict[str, Any]]:
         }
         for row in product_rows(name, shape, dtype, device, tiles):
             yield asdict(row) | {"peak_gb_s": peak, "backend": f"{row.backend}, {kind} tiles"}
+        for row in attention_rows(name, shape, dtype, device):
+            yield asdict(row) | {"peak_gb_s": peak, "backend": f"{row.backend}, default tiles"}
 
 
 def kernels_csv(rows: Iterable[dict[str, Any]]) -> str:

@@ -56,6 +56,7 @@ def kernel_figure(rows: list[Row]) -> Figure:
     """Microseconds of a launch against the megabytes it reads, by projection; the line is the bandwidth."""
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if row["projection"] != "attention"]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure = Figure(figsize=(4.6 * len(dtypes) + 2.6, 3.8), layout="constrained")
     axes = figure.subplots(1, len(dtypes), squeeze=False)[0]

@@ -8,7 +8,7 @@ from wisparse.kernels.decoder_weights import DecoderShape
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gemv_tiles import Tile
 from wisparse.kernels.gpu_products import Workload, products_of
-from wisparse.kernels.gpu_speed import launch_microseconds, product_rows
+from wisparse.kernels.gpu_speed import attention_rows, launch_microseconds, product_rows
 from wisparse.kernels.gpu_timing import graph_clock
 from wisparse.kernels.step_tiles import default_tiles
 from wisparse.kernels.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
@@ -48,6 +48,17 @@ def test_rows_say_what_was_read_and_how_exact_it_is():
         "gate+up with silu·mul+compact",
         "gate+up, partial sums only",
     }
+
+
+def test_rows_of_attention():
+    """Over a context alone in a cache, beside torch's."""
+    rows = list(attention_rows("tiny", SHAPE, torch.float32, DEVICE, contexts=(24, 40), clock=CountingClock()))
+    assert [row.shape for row in rows] == ["tiny context 24", "tiny context 40"]
+    for row in rows:
+        assert row.projection == "attention"
+        assert row.err < 1e-5
+        assert row.speedup == pytest.approx(row.dense_us / row.us)
+    assert rows[0].gb_s == pytest.approx(2 * 24 * 24 * 4 / rows[0].us / 1e3)
 
 
 def test_the_search_walks_to_the_fastest_tile(monkeypatch):
