@@ -42,6 +42,10 @@ struct Shared {
     float part_highest[CLUSTER][QUERIES], part_totals[CLUSTER][QUERIES];
 };
 
+struct alignas(8) Pairs {
+    unsigned words[2];
+};
+
 // Which heads a cluster has, and which columns of q, k and v.
 struct Heads {
     int kv_head, first, count;
@@ -262,24 +266,21 @@ device void add_share(Four& sum, float share, const Four& part) {
 
 // Add what the warps of a thread block found, for the thread blocks that finish it.
 device void hand_out(Shared& s, int rank, int thread) {
-    float shares[WARPS];
     for (int four = thread; four < FOURS; four += THREADS) {
         const int head = four * 4 / HEAD;
-        shares_of(s.highest, head, shares);
+        float shares[WARPS], total = 0.0f;
+        const float higher = shares_of(s.highest, head, shares);
         Four sum = {};
 #pragma unroll
-        for (int warp = 0; warp < WARPS; ++warp)
+        for (int warp = 0; warp < WARPS; ++warp) {
+            total += shares[warp] * s.totals[warp][head];
             add_share(sum, shares[warp], reinterpret_cast<const Four*>(s.sums[warp])[four]);
+        }
         store_in_block(&s.parts[rank][four % SHARE], four / SHARE, sum);
-    }
-    for (int each = thread; each < CLUSTER * QUERIES; each += THREADS) {
-        const int head = each % QUERIES;
-        const float higher = shares_of(s.highest, head, shares);
-        float total = 0.0f;
-#pragma unroll
-        for (int warp = 0; warp < WARPS; ++warp) total += shares[warp] * s.totals[warp][head];
-        store_in_block(&s.part_highest[rank][head], each / QUERIES, higher);
-        store_in_block(&s.part_totals[rank][head], each / QUERIES, total);
+        for (int other = four % (HEAD / 4); other < CLUSTER; other += HEAD / 4) {
+            store_in_block(&s.part_highest[rank][head], other, higher);
+            store_in_block(&s.part_totals[rank][head], other, total);
+        }
     }
 }
 
@@ -287,7 +288,7 @@ device void hand_out(Shared& s, int rank, int thread) {
 device void finish(const Shared& s, const Heads& heads, int rank, int thread, unsigned short* x_out) {
     for (int own = thread; own < SHARE; own += THREADS) {
         const int four = rank * SHARE + own, head = four * 4 / HEAD;
-        if (four >= FOURS || head >= heads.count) return;
+        if (four >= FOURS || head >= heads.count) break;
         float shares[CLUSTER], total = 0.0f;
         shares_of(s.part_highest, head, shares);
         Four sum = {};
@@ -296,9 +297,13 @@ device void finish(const Shared& s, const Heads& heads, int rank, int thread, un
             total += shares[part] * s.part_totals[part][head];
             add_share(sum, shares[part], s.parts[part][own]);
         }
-        unsigned short* to = x_out + heads.first * HEAD + four * 4;
+        const float inverse = 1.0f / total;
+        Pairs x;
 #pragma unroll
-        for (int each = 0; each < 4; ++each) to[each] = rounded(sum.values[each] / total);
+        for (int pair = 0; pair < 2; ++pair)
+            x.words[pair] = rounded(sum.values[2 * pair] * inverse) |
+                            static_cast<unsigned>(rounded(sum.values[2 * pair + 1] * inverse)) << 16;
+        *reinterpret_cast<Pairs*>(x_out + heads.first * HEAD + four * 4) = x;
     }
 }
 
@@ -309,7 +314,7 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
     const int rank = block_index() % CLUSTER;
     const Heads heads(block_index() / CLUSTER);
-    if (CLUSTER > 1) cluster_arrive();  // a neighbour's shared memory may be written once it has started
+    if (CLUSTER > 1) cluster_announce();  // a neighbour's shared memory may be written once it has started
 
     // Length and cache were written by kernels before the one that this waits for, which had waited for them.
     const int length = *lengths, first = *firsts;
@@ -326,6 +331,7 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn)  // what is no token's may be NaN, which no weight of 0 hides
         if (begin + turn * STRIDE < lowest || begin + turn * STRIDE >= length) value[turn] = Row{};
+    if (CLUSTER > 1) cluster_wait();  // for what was announced: every thread block runs
     wait_for_producer();
     start_consumer();
     projections.finish(heads, sums, s, thread);
@@ -336,13 +342,8 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
 #pragma unroll
         for (int turn = 0; turn < UNROLL; ++turn)
             if (begin + turn * STRIDE == length) {
-                const size_t to = own + static_cast<size_t>(length) * HEAD;
                 key[turn] = reinterpret_cast<const Row*>(s.fresh[0])[lane % LANES];
                 value[turn] = reinterpret_cast<const Row*>(s.fresh[1])[lane % LANES];
-                if (heads.appends) {
-                    *reinterpret_cast<Row*>(keys + to) = key[turn];
-                    *reinterpret_cast<Row*>(values + to) = value[turn];
-                }
             }
         softmax.weigh(key, s, begin, lowest, length, warp, lane);
         load(key, keys + own, begin + UNROLL * STRIDE, lowest, length);
@@ -352,7 +353,6 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
     }
     softmax.leave(s, warp, lane);
     block_barrier();
-    if (CLUSTER > 1) cluster_wait();  // for the arrival at the start: every thread block runs
     hand_out(s, rank, thread);
     if (CLUSTER > 1) {
         cluster_arrive();
@@ -361,4 +361,10 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
         block_barrier();
     }
     finish(s, heads, rank, thread, x_out);
+    // Behind the barriers, which wait for stores. Lanes of a slot's columns stand first in a warp.
+    if (heads.appends && rank == 0 && thread < LANES) {
+        const size_t to = own + static_cast<size_t>(length) * HEAD;
+        *reinterpret_cast<Row*>(keys + to) = reinterpret_cast<const Row*>(s.fresh[0])[thread];
+        *reinterpret_cast<Row*>(values + to) = reinterpret_cast<const Row*>(s.fresh[1])[thread];
+    }
 }

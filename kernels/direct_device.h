@@ -32,6 +32,8 @@ device float warp_sum(float value) {
 device void wait_for_producer() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 device void start_consumer() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
+// Say that this thread block runs. Nothing is ordered by that, which an arrival below waits for all its stores to be.
+device void cluster_announce() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 device void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 device void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 

@@ -90,7 +90,7 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
             ++projection;
         }
     }
-    if (CLUSTER > 1) cluster_arrive();  // a neighbour's shared memory may be written once it has started
+    if (CLUSTER > 1) cluster_announce();  // a neighbour's shared memory may be written once it has started
 
     // Parameters are read before the wait for the kernel that writes the activation.
     const int begin = rank * SHARE, end = begin + SHARE < IN ? begin + SHARE : IN;
@@ -181,7 +181,7 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
             for (int other = 0; other < WARPS; ++other) sum[list] += s.sums[list][other][thread];
     }
     if (CLUSTER > 1) {
-        cluster_wait();  // for the arrival at the start: every thread block runs
+        cluster_wait();  // for what was announced at the start: every thread block runs
         if (thread < TILE)
             for (int list = 0; list < LISTS; ++list) store_in_block(&s.parts[rank][list][thread], 0, sum[list]);
         cluster_arrive();

@@ -53,6 +53,7 @@ inline int bits_of(unsigned mask) { return std::popcount(mask); }
 inline void wait_for_producer() {}
 inline void start_consumer() {}
 inline void cluster_arrive() { place.arrival.emplace(place.cluster->together.arrive()); }
+inline void cluster_announce() { cluster_arrive(); }
 inline void cluster_wait() { place.cluster->together.wait(std::move(*place.arrival)); }
 
 inline unsigned warp_ballot(bool vote) {
