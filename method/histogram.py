@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -56,21 +56,39 @@ class ChannelHistogram:
         counted = torch.bincount(bins.flatten(), minlength=self.counts.numel())
         self.counts += counted.view_as(self.counts).int()
 
+    @classmethod
+    def stacked(cls, histograms: Sequence[ChannelHistogram]) -> ChannelHistogram:
+        """The channels of all, behind one another: what is asked of them is then asked once."""
+        together = cls(0, histograms[0].counts.device)
+        together.counts = torch.cat([histogram.counts for histogram in histograms])
+        return together
+
     def sparsity_below(self, log2_thresholds: Tensor) -> Tensor:
         """Share of all activations with |x_i| below its channel's threshold.
 
         log2_thresholds: (candidates, channels). Returns (candidates,) float64.
         """
+        activations = self._running[2].sum()
+        return self._counted_below(log2_thresholds).sum(dim=1) / activations
+
+    def channel_sparsities_below(self, log2_thresholds: Tensor, channels: Tensor) -> Tensor:
+        """Share of each channel's activations below a threshold, for these channels, any as often as wanted.
+
+        log2_thresholds: (candidates, channels). Returns the same, float64.
+        """
+        activations = self._running[2][channels]
+        return self._counted_below(log2_thresholds, channels) / activations
+
+    def _counted_below(self, log2_thresholds: Tensor, channels: Tensor | None = None) -> Tensor:
         position = ((log2_thresholds.double() - LOWEST_OCTAVE) * BINS_PER_OCTAVE).clamp(0, BINS)
-        pairs, first, activations = self._running
-        around = pairs[position.long() + first].double()
+        pairs, first, _ = self._running
+        around = pairs[position.long() + (first if channels is None else first[channels])].double()
         # Within a bin the mass is taken as even in log magnitude.
-        counted = torch.lerp(around[..., 0], around[..., 1], position.frac())
-        return counted.sum(dim=1) / activations
+        return torch.lerp(around[..., 0], around[..., 1], position.frac())
 
     @cached_property
     def _running(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Running counts as pairs of neighbours, (pairs, 2); where each channel begins, (channels,); the total.
+        """Running counts as pairs of neighbours, (pairs, 2); where each channel begins, and its total, (channels,).
 
         Made once: searches ask thousands of times, and on a GPU every step counts.
         """
@@ -79,7 +97,7 @@ class ChannelHistogram:
         # A 0 before the first bin, and behind the last one more, for what lies at its very end.
         running = torch.cat([torch.zeros_like(running[:, :1]), running, running[:, -1:]], dim=1)
         first = torch.arange(self.channels, device=running.device) * running.shape[1]
-        return running.flatten().unfold(0, 2, 1), first, running[:, -1].sum()
+        return running.flatten().unfold(0, 2, 1), first, running[:, -1]
 
     def thresholds(self, weights: Tensor, sparsities: Tensor) -> Tensor:
         """Per-channel thresholds τ/w_i on |x_i|, τ being the `sparsity` quantile of the scores |x_i|·w_i.

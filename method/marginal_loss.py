@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -29,37 +31,42 @@ FEWEST_NEAR = 50
 
 
 @dataclass(frozen=True)
-class MarginalLoss:
-    """What dropping more of one projection's input costs, as measured on some sequences."""
+class MarginalLosses:
+    """What dropping more of each projection's input costs, as measured on some sequences.
+
+    Projections lie side by side, those of fewer channels filled up with channels that are never near their
+    thresholds.
+    """
 
     cost: Tensor
-    """(sequences, in) nats for each weight dropped, summed over the activations near their thresholds."""
+    """(projections, sequences, channels) nats for each weight dropped, summed over the activations near their
+    thresholds; float64."""
     near: Tensor
-    """(sequences, in) number of those activations."""
+    """(projections, sequences, channels) number of those activations."""
 
-    @property
-    def mean(self) -> float:
-        """Nats for each weight dropped; 0 where no activation is near its threshold."""
-        return float(self.cost.sum() / self.near.sum().clamp_min(1))
+    @cached_property
+    def mean(self) -> Tensor:
+        """Nats for each weight dropped, (projections,); 0 where no activation is near its threshold."""
+        return self.cost.sum(dim=(1, 2)) / self.near.sum(dim=(1, 2)).clamp_min(1)
 
     @property
     def by_channel(self) -> Tensor:
-        """Nats for each weight dropped of every channel, (in,), drawn towards the projection's by their noise.
+        """Nats for each weight dropped, (projections, channels), drawn towards the projection's by their noise.
 
         Empirical Bayes: a channel's own mean counts by the spread between channels over spread and noise, and
         noise is what the sequences disagree by. One sequence tells none: all channels are then alike.
         """
-        sequences, near, mean = len(self.near), self.near.sum(dim=0), self.mean
+        sequences, near, mean = self.near.shape[1], self.near.sum(dim=1), self.mean[:, None]
         if sequences == 1:
-            return torch.full_like(near, mean)
-        own = self.cost.sum(dim=0) / near.clamp_min(1)
-        noise = (self.cost - own * self.near).square().sum(dim=0) / near.clamp_min(1).square()
+            return mean.expand_as(near)
+        own = self.cost.sum(dim=1) / near.clamp_min(1)
+        noise = (self.cost - own[:, None] * self.near).square().sum(dim=1) / near.clamp_min(1).square()
         noise *= sequences / (sequences - 1)
         known = near >= FEWEST_NEAR
-        if not known.any():
-            return torch.full_like(near, mean)
-        precision = known / (noise + noise[known].median()).clamp_min(torch.finfo(noise.dtype).tiny)
-        spread = (precision * ((own - mean).square() - noise)).sum() / precision.sum()
+        typical = noise.where(known, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num(0.0)
+        precision = known / (noise + typical).clamp_min(torch.finfo(noise.dtype).tiny)
+        weighted = precision * ((own - mean).square() - noise)
+        spread = weighted.sum(dim=1, keepdim=True) / precision.sum(dim=1, keepdim=True)
         share = torch.where(known, spread.clamp_min(0) / (spread.clamp_min(0) + noise), 0.0).nan_to_num(0.0)
         return mean + share * (own - mean)
 
@@ -69,8 +76,8 @@ def marginal_losses(
     thresholds: Mapping[str, Tensor],
     sensitivities: Mapping[str, Tensor],
     input_ids: Tensor,
-) -> dict[str, MarginalLoss]:
-    """What dropping more costs at the thresholds (in,) of each projection, by key; float64.
+) -> MarginalLosses:
+    """What dropping more costs at the thresholds (in,) of each projection, by key.
 
     Measured on input_ids (sequences, length), over the activations that lie close to their threshold, dropped
     or not. Where it is below another projection's, weights are better dropped here. Negative where dropping
@@ -97,11 +104,10 @@ def marginal_losses(
     finally:
         for handle in handles:
             handle.remove()
-    losses = {}
-    for name, (out, _) in calibration.shapes.items():
-        cost, near = torch.cat(found[name], dim=1)
-        losses[name] = MarginalLoss(cost / out, near)
-    return losses
+    by_projection = [torch.cat(found[name], dim=1).movedim(2, 0) for name in calibration.shapes]
+    cost, near = pad_sequence(by_projection, batch_first=True).double().permute(2, 0, 3, 1)
+    outs = torch.tensor([out for out, _ in calibration.shapes.values()], device=device)
+    return MarginalLosses(cost / outs[:, None, None], near)
 
 
 def _divergence_loss(model: PreTrainedModel, input_ids: Tensor) -> LogitLoss:
@@ -127,6 +133,7 @@ def _recorders(
     """
     inputs: list[Tensor] = []  # from the pre-hook, which sees what the sparse input is made from
     half_curvature = 0.5 * curvature.float()
+    lowest, highest = thresholds / NEAR, thresholds * NEAR
 
     def before(_: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
         if torch.is_grad_enabled():
@@ -135,11 +142,12 @@ def _recorders(
     def after(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
         x = inputs.pop()
         magnitudes = x.abs()
-        near = (magnitudes >= thresholds / NEAR) & (magnitudes < thresholds * NEAR)
+        near = (magnitudes >= lowest) & (magnitudes < highest)
         if positions is not None:
             near &= positions[..., None]
-        second = torch.where(magnitudes >= thresholds, half_curvature, -half_curvature) * x.float().square()
-        cost = (second - x.float() * at_input[0].float()) * near
-        found.append(torch.stack([cost.sum(dim=1).double(), near.sum(dim=1).double()]))
+        x = x.float()
+        slope = torch.where(magnitudes >= thresholds, half_curvature, -half_curvature) * x - at_input[0]
+        cost = (slope * x * near).sum(dim=1)
+        found.append(torch.stack([cost, near.sum(dim=1, dtype=cost.dtype)]))
 
     return before, after

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
-from wisparse.method.equal_loss import equal_loss_thresholds
-from wisparse.method.marginal_loss import MarginalLoss, marginal_losses
+from wisparse.method.loss_threshold import LossThreshold
+from wisparse.method.marginal_loss import MarginalLosses, marginal_losses
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.projections import model_projections
 from wisparse.method.sensitivity import channel_sensitivities
@@ -71,7 +71,8 @@ def test_marginal_losses_are_gradients_at_the_sparse_model(llama, protocol):
     ids = make_calibration(llama, sequences=2, length=8).input_ids
     calibration = Calibration(llama, ids, search_protocol=search_protocol)
     sensitivities = channel_sensitivities(calibration, seed=0, sequences=2)
-    thresholds, _ = equal_loss_thresholds(calibration, sensitivities, 0.5)
+    threshold = LossThreshold(calibration)
+    thresholds = threshold.by_key(threshold.thresholds(threshold.together(sensitivities), 0.5))
     curvature = {name: torch.rand(inner) for name, (_, inner) in calibration.shapes.items()}
     found = marginal_losses(calibration, thresholds, curvature, ids)
     # The same products by another way: the share of each channel that is kept as a number to differentiate by.
@@ -92,17 +93,18 @@ def test_marginal_losses_are_gradients_at_the_sparse_model(llama, protocol):
     F.kl_div(llama(ids).logits.log_softmax(-1), dense, reduction="sum", log_target=True).backward()
     for handle in handles:
         handle.remove()
-    for name, (out, _) in calibration.shapes.items():
+    for number, (name, (out, inner)) in enumerate(calibration.shapes.items()):
         magnitudes = inputs[name].abs()[:, counted]
         near = (magnitudes >= thresholds[name] / 2**0.5) & (magnitudes < thresholds[name] * 2**0.5)
         kept = magnitudes >= thresholds[name]
         second = 0.5 * curvature[name] * magnitudes.square() * torch.where(kept, 1.0, -1.0)
         expected = (second - shares[name].grad[:, counted]).double() * near
         assert near.any()
-        assert torch.equal(found[name].near, near.sum(1).double())
-        assert torch.allclose(found[name].cost, expected.sum(1) / out, rtol=1e-3, atol=1e-7), name
+        assert torch.equal(found.near[number, :, :inner], near.sum(1).double())
+        assert not found.near[number, :, inner:].any()
+        assert torch.allclose(found.cost[number, :, :inner], expected.sum(1) / out, rtol=1e-3, atol=1e-7), name
         mean = expected.sum() / near.sum() / out
-        assert found[name].mean == pytest.approx(float(mean), rel=1e-3, abs=1e-9), name
+        assert float(found.mean[number]) == pytest.approx(float(mean), rel=1e-3, abs=1e-9), name
 
 
 def test_channels_count_by_their_own_cost_as_far_as_sequences_agree():
@@ -112,11 +114,10 @@ def test_channels_count_by_their_own_cost_as_far_as_sequences_agree():
     noise = torch.randn(16, 400, generator=generator).double()
 
     def error(deviation: float) -> tuple[float, float, float]:
-        loss = MarginalLoss((true + deviation * noise) * near, near)
-        own = loss.cost.mean(0) / 100.0
-        return tuple(
-            float((found - true).square().mean()) for found in (loss.by_channel, own, own.mean().expand(400))
-        )
+        cost = (true + deviation * noise) * near
+        own = cost.mean(0) / 100.0
+        drawn = MarginalLosses(cost[None], near[None]).by_channel[0]
+        return tuple(float((found - true).square().mean()) for found in (drawn, own, own.mean().expand(400)))
 
     drawn, own, alike = error(0.1)
     assert drawn < 1.05 * own < 0.1 * alike
@@ -129,12 +130,12 @@ def test_channels_count_by_their_own_cost_as_far_as_sequences_agree():
 def test_a_channel_or_text_that_tells_no_noise_is_like_its_projection():
     cost = torch.tensor([[1.0, 5.0, 0.0], [3.0, 9.0, 90.0]]).double()
     near = torch.tensor([[2e3, 1e3, 0.0], [2e3, 1e3, 3.0]]).double()
-    loss = MarginalLoss(cost, near)
-    assert loss.by_channel[2] == loss.mean == pytest.approx(108 / 6003)
-    one = MarginalLoss(cost[:1], near[:1])
-    assert one.by_channel.tolist() == [one.mean] * 3
-    none = MarginalLoss(torch.zeros(2, 3).double(), torch.zeros(2, 3).double())
-    assert none.by_channel.tolist() == [0.0] * 3
+    loss = MarginalLosses(cost[None], near[None])
+    assert loss.by_channel[0, 2] == loss.mean == pytest.approx(108 / 6003)
+    one = MarginalLosses(cost[None, :1], near[None, :1])
+    assert one.by_channel.tolist() == [[float(one.mean)] * 3]
+    none = MarginalLosses(torch.zeros(1, 2, 3).double(), torch.zeros(1, 2, 3).double())
+    assert none.by_channel.tolist() == [[0.0] * 3]
 
 
 def test_corrections_move_sparsity_to_where_the_sparse_model_minds_less(llama):
