@@ -85,7 +85,8 @@ class EqualLoss(Method):
         Projection against all weights, then channel against projection, each within the bound.
         """
         shapes, bound = calibration.shapes, self.correction_bound
-        sizes = torch.tensor([out * inner for out, inner in shapes.values()], device=calibration.device).double()
+        weights = [float(out * inner) for out, inner in shapes.values()]
+        sizes = torch.tensor(weights, device=calibration.device, dtype=torch.float64)
         mean = (losses.mean * sizes).sum() / sizes.sum()
         ratios = (losses.mean / mean).clamp(1.0 / bound, bound)[:, None]
         own = losses.mean[:, None]

@@ -88,7 +88,7 @@ class ChannelHistogram:
 
     @cached_property
     def _running(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Running counts as pairs of neighbours, (pairs, 2); where each channel begins, and its total, (channels,).
+        """Running counts as pairs of neighbours, (pairs, 2); each channel's first, and its total, (channels,).
 
         Made once: searches ask thousands of times, and on a GPU every step counts.
         """
