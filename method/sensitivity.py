@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .block_backward import LogitLoss, backward_through_blocks
 from .block_probe import block_keywords
 from .calibration import Calibration
+from .errors import UserError
 from .projections import model_projections
 
 
@@ -55,6 +56,12 @@ def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[st
     finally:
         for handle in handles:
             handle.remove()
+    broken = [name for name, total in sums.items() if not total.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"the gradients at {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''} are not finite; "
+            "equal loss cannot weigh these channels, try model.dtype=float32"
+        )
     return {name: total / tokens for name, total in sums.items()}
 
 
