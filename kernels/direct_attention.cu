@@ -40,6 +40,7 @@ struct Shared {
     float highest[WARPS][QUERIES], totals[WARPS][QUERIES];
     Four parts[CLUSTER][SHARE];                        // what each thread block found, for this one to finish
     float part_highest[CLUSTER][QUERIES], part_totals[CLUSTER][QUERIES];
+    Arrivals arrivals;                                 // of the parts
 };
 
 struct alignas(8) Pairs {
@@ -276,10 +277,10 @@ device void hand_out(Shared& s, int rank, int thread) {
             total += shares[warp] * s.totals[warp][head];
             add_share(sum, shares[warp], reinterpret_cast<const Four*>(s.sums[warp])[four]);
         }
-        store_in_block(&s.parts[rank][four % SHARE], four / SHARE, sum);
+        send_to_block(&s.parts[rank][four % SHARE], four / SHARE, sum, s.arrivals);
         for (int other = four % (HEAD / 4); other < CLUSTER; other += HEAD / 4) {
-            store_in_block(&s.part_highest[rank][head], other, higher);
-            store_in_block(&s.part_totals[rank][head], other, total);
+            send_to_block(&s.part_highest[rank][head], other, higher, s.arrivals);
+            send_to_block(&s.part_totals[rank][head], other, total, s.arrivals);
         }
     }
 }
@@ -314,7 +315,11 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
     const int rank = block_index() % CLUSTER;
     const Heads heads(block_index() / CLUSTER);
-    if (CLUSTER > 1) cluster_announce();  // a neighbour's shared memory may be written once it has started
+    if (thread == 0) {
+        const int left = FOURS - rank * SHARE, fours = left < 0 ? 0 : left < SHARE ? left : SHARE;
+        expect(s.arrivals, CLUSTER * (fours * sizeof(Four) + QUERIES * 2 * sizeof(float)));
+    }
+    cluster_announce();  // a neighbour's shared memory may be written once it has started
 
     // Length and cache were written by kernels before the one that this waits for, which had waited for them.
     const int length = *lengths, first = *firsts;
@@ -331,7 +336,7 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn)  // what is no token's may be NaN, which no weight of 0 hides
         if (begin + turn * STRIDE < lowest || begin + turn * STRIDE >= length) value[turn] = Row{};
-    if (CLUSTER > 1) cluster_wait();  // for what was announced: every thread block runs
+    cluster_wait();  // for what was announced: every thread block runs
     wait_for_producer();
     start_consumer();
     projections.finish(heads, sums, s, thread);
@@ -354,12 +359,7 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
     softmax.leave(s, warp, lane);
     block_barrier();
     hand_out(s, rank, thread);
-    if (CLUSTER > 1) {
-        cluster_arrive();
-        cluster_wait();
-    } else {
-        block_barrier();
-    }
+    wait_for_arrivals(s.arrivals);
     finish(s, heads, rank, thread, x_out);
     // Behind the barriers, which wait for stores. Lanes of a slot's columns stand first in a warp.
     if (heads.appends && rank == 0 && thread < LANES) {

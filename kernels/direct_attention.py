@@ -57,7 +57,7 @@ class DirectAttentionTile:
         share = blocks_of(queries * head_dim // 4, self.cluster) * 4
         words = queries * head_dim + head_dim + self.warps * slots * power_of_two(queries)
         words += self.warps * queries * (head_dim + 2) + self.cluster * (share + 2 * queries)
-        return 4 * words + 64  # of alignment
+        return 4 * words + 80  # of alignment, and of what counts arrivals
 
     def fits(self, group: int, head_dim: int) -> bool:
         """Whether a thread block has shared memory for it."""

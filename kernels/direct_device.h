@@ -46,9 +46,37 @@ device unsigned place_in_block(const void* at, int rank) {
 device void store_in_block(float* at, int rank, float value) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_block(at, rank)), "f"(value) : "memory");
 }
-device void store_in_block(Four* at, int rank, Four value) {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(place_in_block(at, rank)),
-                 "f"(value.values[0]), "f"(value.values[1]), "f"(value.values[2]), "f"(value.values[3])
+
+// A count of bytes that other thread blocks of the cluster will have stored here; no barrier of all stores is needed.
+struct alignas(8) Arrivals {
+    unsigned long long state;
+};
+device void expect(Arrivals& arrivals, unsigned bytes) {
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(&arrivals));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+device void wait_for_arrivals(Arrivals& arrivals) {
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(&arrivals));
+    unsigned done = 0;
+    while (!done)
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(at)
+                     : "memory");
+}
+device void send_to_block(float* at, int rank, float value, Arrivals& arrivals) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+                     place_in_block(at, rank)),
+                 "f"(value), "r"(place_in_block(&arrivals, rank))
+                 : "memory");
+}
+device void send_to_block(Four* at, int rank, Four value, Arrivals& arrivals) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                     place_in_block(at, rank)),
+                 "f"(value.values[0]), "f"(value.values[1]), "f"(value.values[2]), "f"(value.values[3]),
+                 "r"(place_in_block(&arrivals, rank))
                  : "memory");
 }
 

@@ -1,6 +1,7 @@
 // What direct_product.cu and direct_attention.cu need of a GPU, on a CPU: one thread for each thread, one barrier for each group of them.
 // Slow, and exact about who waits for whom and who may read what.
 #pragma once
+#include <atomic>
 #include <barrier>
 #include <bit>
 #include <cmath>
@@ -81,6 +82,21 @@ template <typename T>
 inline void store_in_block(T* at, int rank, T value) {
     const size_t offset = reinterpret_cast<std::byte*>(at) - place.own->memory.data();
     std::memcpy(place.cluster->blocks[rank]->memory.data() + offset, &value, sizeof value);
+}
+
+struct alignas(8) Arrivals {
+    unsigned long long state;
+};
+inline void expect(Arrivals& arrivals, unsigned bytes) { arrivals.state = bytes; }
+inline void wait_for_arrivals(Arrivals& arrivals) {
+    while (std::atomic_ref(arrivals.state).load() != 0) std::this_thread::yield();
+}
+template <typename T>
+inline void send_to_block(T* at, int rank, T value, Arrivals& arrivals) {
+    store_in_block(at, rank, value);
+    const size_t offset = reinterpret_cast<std::byte*>(&arrivals) - place.own->memory.data();
+    auto* there = reinterpret_cast<Arrivals*>(place.cluster->blocks[rank]->memory.data() + offset);
+    std::atomic_ref(there->state).fetch_sub(sizeof value);
 }
 inline Row streamed_row(const unsigned short* at) {
     Row row;
