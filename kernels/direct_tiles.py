@@ -20,8 +20,8 @@ TILES = {
 ATTENTION = DirectAttentionTile(warps=8)
 """The fastest of ten at 512, 2,048 and 8,192 slots of Llama-3.1-8B's shapes on one H100, alone in a graph."""
 LONGEST_DIRECT = 16384
-"""Slots up to which one cluster a key-value head is taken; measured up to half of it. Below LONGEST_SHORT Triton
-stays: alone it takes twice as long, but a whole step is as fast with it."""
+"""Slots up to which one cluster a key-value head is taken; measured up to half of it. Up to LONGEST_SHORT
+Triton stays: alone it takes twice as long, but a whole step is as fast with it."""
 
 
 def direct_tiles(
