@@ -62,9 +62,9 @@ class DirectTile:
         words = steps * self.warps * LANES + self.warps + (self.warps + self.cluster) * self.columns
         return 4 * lists * words
 
-    def fits(self, channels: int, lists: int) -> bool:
-        """Whether a thread block has shared memory for its lists."""
-        return self.shared_bytes(channels, lists) <= SHARED_BYTES
+    def fits(self, channels: int, widths: tuple[int, ...]) -> bool:
+        """Whether a thread block has shared memory for its lists: gate and up, two widths, have one each."""
+        return self.shared_bytes(channels, 2 if len(widths) == 2 else 1) <= SHARED_BYTES
 
     def _share(self, channels: int) -> int:
         return blocks_of(blocks_of(channels, self.cluster), LANES) * LANES
@@ -255,7 +255,7 @@ def _check(source: Source, bounds: Tensor, weight: Tensor, widths: tuple[int, ..
     if gain is not None:
         check_tensor("gain", gain, (channels,), weight.dtype)
         check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
-    if not tile.fits(channels, 2 if len(widths) == 2 else 1):
+    if not tile.fits(channels, widths):
         raise KernelError(
             f"lists of {channels} channels do not fit into {SHARED_BYTES} bytes; take a larger cluster"
         )

@@ -33,8 +33,7 @@ def direct_tiles(
     return {
         one.name: TILES[one.name]
         for one in products_of(shape)
-        if suits_direct_products(dtype, one.widths, one.inner)
-        and TILES[one.name].fits(one.inner, 2 if one.name == "gate_up" else 1)
+        if suits_direct_products(dtype, one.widths, one.inner) and TILES[one.name].fits(one.inner, one.widths)
     }
 
 

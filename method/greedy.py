@@ -46,6 +46,8 @@ def greedy_allocation(
     sparsification gives the least block-output error; the last step is shortened to meet the target
     (TEAL, arXiv 2408.14690, algorithm 1). Returns sparsities in [0, 1] by projection.
     """
+    if target <= SMALLEST_STEP:
+        return dict.fromkeys(PROJECTIONS, 0.0)
     shares = probe.shares
     taken, remaining = step * shares["q"], target
     levels = {name: _levels(taken / share) for name, share in shares.items()}
