@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from ..method.errors import UserError
 from .configuration import REPOSITORY, mistakes_in_one_line
 from .csv_rows import read_rows
+from .plot_style import inline_svg
 from .records import write_text
 from .report_plots import accuracy_plots, colours, data_address, figure_files, paper_figures
 from .report_provenance import read_provenance
@@ -29,6 +30,8 @@ SECTIONS = (
     ("table1", "Table 1: accuracy on the embedded models", "make reproduce-table1 PROFILE=full"),
     ("paper", "Tables of the 7-8B models", "make reproduce-table1 PROFILE=paper"),
     ("table2", "Table 2: WiSparse stage by stage", "make reproduce-table2 PROFILE=full"),
+    ("frontier", "Every method against the bytes it reads", "python repro/run.py experiment=frontier"),
+    ("questions", "What the reviewers asked", "python repro/run.py experiment=question_alpha"),
     ("speed", "Decode speed", "make reproduce-speed"),
     ("kernels", "Kernel speed", "make reproduce-speed"),
     ("search-cost", "What the searches cost at full size", "make reproduce-search-cost"),
@@ -39,6 +42,10 @@ SECTIONS = (
     ("claims", "What the papers print, checked", "make verify-claims"),
 )
 """Id, title, and what would measure it."""
+TABLES = ("table1", "table2", "frontier", "speed", "kernels", "search-cost", "full_size", "process-scaling")
+"""Sections of one table, a CSV of that name."""
+PLOTTED = ("speed", "kernels", "frontier")
+"""Sections whose plots lie beside their tables."""
 
 
 @dataclass
@@ -65,13 +72,21 @@ class Section:
 def read_sections(results: Path) -> list[Section]:
     """Every section, filled from the files of the folder."""
     sections = {name: Section(name, title, command) for name, title, command in SECTIONS}
-    for name in ("table1", "table2", "speed", "kernels", "search-cost", "full_size", "process-scaling"):
+    for name in TABLES:
         if rows := read_rows(results / f"{name}.csv"):
             sections[name].tables.append(("", display_table(name, f"{name}-rows", rows)))
             sections[name].notes = _notes(results / f"{name}.md")
     if rows := read_rows(results / "table1.csv"):
         sections["table1"].plots = accuracy_plots(rows)
         sections["table1"].legend = colours(rows)
+    sections["questions"].wide = True
+    for path in sorted((results / "questions").glob("*.csv")):
+        page, plot = path.with_suffix(".md"), path.with_suffix(".svg")
+        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        table = display_table("question", f"question-{path.stem}", read_rows(path))
+        sections["questions"].tables.append((title, table))
+        if plot.is_file():
+            sections["questions"].plots[title] = inline_svg(plot.read_text(encoding="utf-8"))
     for path in sorted((results / "paper").glob("*.csv")):
         rows = read_rows(path)
         kind = "table2" if path.stem == "table2" else "table1"
@@ -87,7 +102,7 @@ def read_sections(results: Path) -> list[Section]:
         sections[name].wide = True
         sections[name].notes = _notes(folder / "figures.md")
     for path in figure_files(results):
-        place = next((name for name in ("speed", "kernels") if path.stem.startswith(f"{name}-")), "figures")
+        place = next((name for name in PLOTTED if path.stem.startswith(name)), "figures")
         sections[place].figures.append((path.stem.replace("-", " "), data_address(path)))
     return list(sections.values())
 

@@ -105,6 +105,31 @@ SPEED = (
     Column("bandwidth_gb_s", "GB/s", number(1)),
     Column("share_of_bandwidth", "Of peak", PERCENT),
 )
+FRONTIER = (
+    *MODEL,
+    Column("seed", "Seed"),
+    Column("realised_sparsity", "Realised", number(1, 100, end=" %")),
+    Column("bytes_per_token", "MB/token", number(2, 1e-6)),
+    Column("perplexity", "Perplexity", number(3)),
+    Column("average", "Average", number(2)),
+    Column("search_seconds", "Search s", number(1)),
+    Column("search_evaluations", "Evaluations"),
+    Column("search_budget", "Budget"),
+    Column("device", "Device"),
+)
+QUESTION = (
+    *MODEL,
+    Column("level", "What is varied"),
+    Column("seeds", "Seeds"),
+    Column("realised_sparsity", "Realised", number(1, 100, end=" %")),
+    Column("bytes_per_token", "MB/token", number(2, 1e-6)),
+    Column("perplexity", "Perplexity", number(3)),
+    Column("perplexity_ratio", "÷ reference", RATIO, bounds=True),
+    Column("average", "Average", number(2)),
+    Column("average_difference", "− reference", number(2, sign="+"), bounds=True),
+    Column("search_evaluations", "Evaluations", number(0)),
+    Column("search_seconds", "Seconds", number(1)),
+)
 CLAIMS = (
     Column("claim", "Claim"),
     Column("verdict", "Verdict"),
@@ -115,7 +140,14 @@ CLAIMS = (
     Column("on_embedded_models", "On embedded models", absent="not measured"),
     Column("command", "What would measure it"),
 )
-KNOWN = {"table1": TABLE1, "table2": TABLE2, "speed": SPEED, "claims": CLAIMS}
+KNOWN = {
+    "table1": TABLE1,
+    "table2": TABLE2,
+    "frontier": FRONTIER,
+    "question": QUESTION,
+    "speed": SPEED,
+    "claims": CLAIMS,
+}
 OWN_COLUMNS = frozenset(
     [
         "model",

@@ -152,6 +152,14 @@ def test_what_is_there_has_a_section_and_what_is_not_says_so(fuller):
     assert table_rows(page, "search-cost-rows")[0]["model"] == ("x<b>", "x<b>")
 
 
+def test_the_questions_and_the_frontier_hold_their_tables_rows():
+    page = Page(page_text())
+    tables = {f"question-{path.stem}": path for path in (RESULTS / "questions").glob("*.csv")}
+    for name, path in (tables | {"frontier-rows": RESULTS / "frontier.csv"}).items():
+        shown = [row["perplexity"][1] for row in table_rows(page, name)]
+        assert shown == [row["perplexity"] for row in read_rows(path)], name
+
+
 def test_ids_are_unique_and_links_lead_somewhere():
     page = Page(page_text())
     assert len(page.ids) == len(set(page.ids))
