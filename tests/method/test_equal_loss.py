@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from wisparse.method import sensitivity
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
+from wisparse.method.errors import UserError
 from wisparse.method.loss_threshold import LossThreshold
 from wisparse.method.marginal_loss import MarginalLosses, marginal_losses
 from wisparse.method.plan import ProjectionRule, SparsityPlan
@@ -15,6 +17,20 @@ from wisparse.method.sensitivity import channel_sensitivities
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
 from .test_oracles import logits_under, rescaled
+
+
+def test_gradients_that_are_not_finite_end_in_one_line_that_names_the_projection(llama, monkeypatch):
+    broken = model_projections(llama)["1.down"].in_features
+
+    def recorder(total, positions):
+        def record(*_):
+            total.fill_(torch.nan if len(total) == broken else 1.0)
+
+        return record
+
+    monkeypatch.setattr(sensitivity, "_recorder", recorder)
+    with pytest.raises(UserError, match=r"gradients at 0\.down, 1\.down are not finite.*model\.dtype=float32"):
+        channel_sensitivities(make_calibration(llama), seed=0, sequences=2)
 
 
 @pytest.mark.parametrize("protocol", [None, "half"])
