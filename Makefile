@@ -15,8 +15,10 @@ RESULTS_paper := results/paper
 KEEP_full = --keep-records results/records/$(1)
 KEEP_paper = --keep-records results/records/$(1)_paper
 FIGURES := figure2 figure3 figure5
-# Figures and speed ask no tasks, so that what concerns these reaches the tables alone.
+# Figures and speed ask no tasks: what concerns these reaches the tables alone, and that is said.
+OF_TASKS = $(filter suite.% suite=%,$(OVERRIDES))
 WITHOUT_TASKS = $(filter-out suite.% suite=%,$(OVERRIDES))
+SAY_LEFT_OUT = $(if $(OF_TASKS),echo "$@ asks no tasks; left out: $(OF_TASKS)")
 PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed verify-claims report
 
 .DEFAULT_GOAL := help
@@ -72,6 +74,7 @@ reproduce-table1 reproduce-table2: reproduce-%:
 		--output $(RESULTS_$(PROFILE))/$* $(call KEEP_$(PROFILE),$*)
 
 reproduce-figures: profile $(INSTALLED) ## Figures 2 to 6 as CSV, PNG and SVG (PROFILE as for Table 1)
+	@$(SAY_LEFT_OUT)
 	@set -e; for figure in $(FIGURES); do \
 		$(RUN) repro/run.py experiment=$${figure}$(EXPERIMENT_$(PROFILE)) $(WITHOUT_TASKS); \
 	done
@@ -85,6 +88,7 @@ report: verify-claims ## one page of everything in results/, into results/report
 	@$(RUN) -m wisparse.repro.report
 
 reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a GPU; without one the CPU path on llama-mini
+	@$(SAY_LEFT_OUT)
 	@$(RUN) -m wisparse.repro.reproduce_speed $(WITHOUT_TASKS)
 
 reproduce-search-cost: $(INSTALLED) ## what making plans costs for the 7-8B models, random weights; one GPU

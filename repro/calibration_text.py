@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +75,22 @@ class UnseenText(InstalledPackageText):
 
     def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(sequences, length) token ids; raises UserError when the packages are not the expected ones."""
-        from .embedded.sources import long_texts
-        from .overlap import apart_from
-        from .suites import EmbeddedSuite
-
-        items = list(EmbeddedSuite().texts())  # checks the versions of the packages
-        generator = random.Random(self.seed)
-        texts = apart_from([piece(text, generator) for text in long_texts()], items)
-        generator.shuffle(texts)
+        texts = unseen_texts(self.seed)
         return pack(texts, tokenizer, self.sequences, self.length, "the long files of sympy and networkx")
+
+
+@lru_cache(maxsize=8)
+def unseen_texts(seed: int) -> tuple[str, ...]:
+    """A piece of every such file in an order shuffled by `seed`, found once a process."""
+    from .embedded.sources import long_texts
+    from .overlap import apart_from
+    from .suites import EmbeddedSuite
+
+    items = list(EmbeddedSuite().texts())  # checks the versions of the packages
+    generator = random.Random(seed)
+    texts = apart_from([piece(text, generator) for text in long_texts()], items)
+    generator.shuffle(texts)
+    return tuple(texts)
 
 
 def piece(text: str, generator: random.Random) -> str:

@@ -65,13 +65,12 @@ def measure_overlap(calibration: Sequence[str], items: Iterable[tuple[str, str]]
     example = ""
     for task, text in items:
         number[task] = number.get(task, 0) + 1
-        words = _words(text)
-        length = min(RUN, len(words))
-        if length < SHORTEST:
+        length, runs = _item_runs(text)
+        if not length:
             continue
         if length not in known:
             known[length] = {run for each in calibration for run in _runs(_words(each), length)}
-        if not known[length].isdisjoint(_runs(words, length)):
+        if not known[length].isdisjoint(runs):
             overlapping[task] = overlapping.get(task, 0) + 1
             example = example or " ".join(text.split())[:80]
     return Overlap(number, overlapping, example)
@@ -81,10 +80,9 @@ def apart_from(texts: Iterable[str], items: Iterable[tuple[str, str]]) -> list[s
     """Those of the texts with which no item, (task, text), overlaps."""
     known: dict[int, set[bytes]] = {}
     for _, text in items:
-        words = _words(text)
-        length = min(RUN, len(words))
-        if length >= SHORTEST:
-            known.setdefault(length, set()).update(_runs(words, length))
+        length, runs = _item_runs(text)
+        if length:
+            known.setdefault(length, set()).update(runs)
     return [
         text
         for text in texts
@@ -110,6 +108,13 @@ def require_disjoint(overlap: Overlap, largest_share: float) -> None:
 
 def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())
+
+
+def _item_runs(text: str) -> tuple[int, Iterator[bytes]]:
+    """Words in a row that are looked for of an item, and all such runs; 0 and none of a very short one."""
+    words = _words(text)
+    length = min(RUN, len(words))
+    return (length, _runs(words, length)) if length >= SHORTEST else (0, iter(()))
 
 
 def _runs(words: list[str], length: int) -> Iterator[bytes]:

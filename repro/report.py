@@ -79,14 +79,7 @@ def read_sections(results: Path) -> list[Section]:
     if rows := read_rows(results / "table1.csv"):
         sections["table1"].plots = accuracy_plots(rows)
         sections["table1"].legend = colours(rows)
-    sections["questions"].wide = True
-    for path in sorted((results / "questions").glob("*.csv")):
-        page, plot = path.with_suffix(".md"), path.with_suffix(".svg")
-        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        table = display_table("question", f"question-{path.stem}", read_rows(path))
-        sections["questions"].tables.append((title, table))
-        if plot.is_file():
-            sections["questions"].plots[title] = inline_svg(plot.read_text(encoding="utf-8"))
+    _fill_questions(sections["questions"], results / "questions")
     for path in sorted((results / "paper").glob("*.csv")):
         rows = read_rows(path)
         kind = "table2" if path.stem == "table2" else "table1"
@@ -102,9 +95,23 @@ def read_sections(results: Path) -> list[Section]:
         sections[name].wide = True
         sections[name].notes = _notes(folder / "figures.md")
     for path in figure_files(results):
-        place = next((name for name in PLOTTED if path.stem.startswith(name)), "figures")
-        sections[place].figures.append((path.stem.replace("-", " "), data_address(path)))
+        place = path.stem.split("-")[0]
+        sections[place if place in PLOTTED else "figures"].figures.append(
+            (path.stem.replace("-", " "), data_address(path))
+        )
     return list(sections.values())
+
+
+def _fill_questions(section: Section, folder: Path) -> None:
+    """A table and a plot of every question in the folder."""
+    section.wide = True
+    for path in sorted(folder.glob("*.csv")):
+        page, plot = path.with_suffix(".md"), path.with_suffix(".svg")
+        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        table = display_table("question", f"question-{path.stem}", read_rows(path))
+        section.tables.append((title, table))
+        if plot.is_file():
+            section.plots[title] = inline_svg(plot.read_text(encoding="utf-8"))
 
 
 def _notes(path: Path) -> str:

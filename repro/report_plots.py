@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .csv_rows import Row
 from .figure_page import TITLES
-from .plot_style import COLOURS, INK, MARKERS, NO_METADATA, ink, inline_svg
+from .plot_style import COLOURS, INK, NO_METADATA, ink, inline_svg, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +60,8 @@ def _lines(axis: Axes, rows: list[Row], palette: dict[str, str], column: str) ->
             if row["method"] == method and row[column]
         )
         if points:
-            style = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "markersize": 4}
-            axis.plot(*zip(*points, strict=True), label=method, **style)
+            style = line_style(place) | {"color": colour}
+            axis.plot(*zip(*points, strict=True), label=method, markersize=4, **style)
     axis.grid(alpha=0.25, color=INK, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -27,10 +27,10 @@ def speed_figure(rows: list[Row]) -> Figure:
     """Speed-up over the engine's dense path against realised sparsity, one panel a model."""
     from matplotlib.figure import Figure
 
-    models = list(dict.fromkeys(row["model"] for row in rows))
     # Other batches and longer prompts are other questions, for the table.
     setting = min((int(row["batch"]), int(row["prompt"])) for row in rows)
     rows = [row for row in rows if (int(row["batch"]), int(row["prompt"])) == setting]
+    models = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(4.6 * len(models) + 1.6, 3.8), layout="constrained")
     axes = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     methods = list(dict.fromkeys(row["method"] for row in rows))
