@@ -17,12 +17,13 @@ TILES = {
     "down": DirectTile(cluster=8, unroll=3),
 }
 """From sweeps inside a decode step of Llama-3.1-8B's shapes on one H100."""
+SHORT_ATTENTION = DirectAttentionTile()
+"""Up to LONGEST_SHORT slots: 2.3 µs at 205 of Llama-3.1-8B's shapes on one H100, behind a dependent launch; the
+larger tile takes 3.1."""
 ATTENTION = DirectAttentionTile(warps=8)
-"""Of ten within 6 % of the fastest at 2,048 and 8,192 slots of Llama-3.1-8B's shapes, 24 % at 512: one H100,
-alone in a graph behind a dependent launch."""
+"""Of ten within 6 % of the fastest at 2,048 and 8,192 slots there."""
 LONGEST_DIRECT = 16384
-"""Slots up to which one cluster a key-value head is taken; measured up to half of it. Up to LONGEST_SHORT
-Triton stays: alone it takes twice as long, but a whole step is as fast with it."""
+"""Slots up to which one cluster a key-value head is taken; measured up to half of it."""
 
 
 def direct_tiles(
@@ -42,7 +43,9 @@ def direct_attention_tile(
     shape: DecoderShape, dtype: torch.dtype, device: torch.device, batch: int, capacity: int
 ) -> DirectAttentionTile | None:
     """The tile of attention over a cache of so many slots; None where a Triton kernel does it."""
-    group = shape.heads // shape.kv_heads
-    suits = suits_direct_attention(dtype, shape.head_dim) and ATTENTION.fits(group, shape.head_dim)
-    pays = batch == 1 and LONGEST_SHORT < capacity <= LONGEST_DIRECT
-    return ATTENTION if suits and pays and runs_direct_products(device) else None
+    tile = SHORT_ATTENTION if capacity <= LONGEST_SHORT else ATTENTION
+    suits = suits_direct_attention(dtype, shape.head_dim) and tile.fits(
+        shape.heads // shape.kv_heads, shape.head_dim
+    )
+    pays = batch == 1 and capacity <= LONGEST_DIRECT
+    return tile if suits and pays and runs_direct_products(device) else None

@@ -34,9 +34,9 @@ class AttentionWorkload:
         self.sums = torch.randn(1, batch, shape.attention_width + 2 * shape.kv_width, device=device)
         self._x = torch.zeros(batch, shape.attention_width, dtype=dtype, device=device)
 
-    def start(self, attend: Callable[..., None], copy: int = 0) -> None:
+    def start(self, attend: Callable[..., None], copy: int = 0, pdl: bool = False) -> None:
         """Launch it for the whole activation: turn q and k, append k and v, attend."""
-        attend(self.sums, None, self.cache, copy, None, x_out=self._x)
+        attend(self.sums, None, self.cache, copy, None, x_out=self._x, pdl=pdl)
 
     def plain(self, copy: int = 0) -> Tensor:
         """Torch's own attention with the new token's key and value in the cache already: nothing is turned."""

@@ -78,13 +78,13 @@ class Workload:
         self._squares = torch.zeros(1, squares_of(product.out), device=device)
         self._buffers: dict[int, object] = {}
 
-    def start(self, tile: Tile | DirectTile, copy: int = 0) -> None:
+    def start(self, tile: Tile | DirectTile, copy: int = 0, pdl: bool = False) -> None:
         """Launch the product with its epilogue of a decode step; a direct one makes its lists, too."""
         if isinstance(tile, DirectTile):
-            self._start_direct(tile, self.weights[copy])
+            self._start_direct(tile, self.weights[copy], pdl)
             return
         weight, name = self.weights[copy], self.product.name
-        common = {"workspace": self._workspace}
+        common = {"workspace": self._workspace, "pdl": pdl}
         if name == "qkv":
             gemv(self.activation, weight, self._columns, self._out, tile, **common)
         elif name == "gate_up":
@@ -95,14 +95,14 @@ class Workload:
             squares = self._buffers.setdefault(tile.columns, squares)
             gemv_onto(self.activation, weight, self._out, squares, tile, **common)
 
-    def _start_direct(self, tile: DirectTile, weight: Tensor) -> None:
+    def _start_direct(self, tile: DirectTile, weight: Tensor, pdl: bool) -> None:
         source, name = Given(self.x), self.product.name
         if name == "qkv":
-            direct_product(source, self._bounds, weight, self.product.widths, self._out, tile)
+            direct_product(source, self._bounds, weight, self.product.widths, self._out, tile, pdl=pdl)
         elif name == "gate_up":
-            direct_neurons(source, self._bounds, weight, self._hidden, tile)
+            direct_neurons(source, self._bounds, weight, self._hidden, tile, pdl)
         else:
-            direct_onto(source, self._bounds, weight, self._out, self._squares, tile)
+            direct_onto(source, self._bounds, weight, self._out, self._squares, tile, pdl)
 
     def start_partial(self, tile: Tile, copy: int = 0) -> None:
         """Launch the product alone, its partial sums left as they are."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
 from .direct_product import DirectTile
 from .direct_tiles import direct_attention_tile, direct_tiles
+from .gemv_tiles import Tile
 from .gpu_attention import AttentionWorkload
 from .gpu_products import Workload, products_of
 from .gpu_timing import Clock, device_name, graph_clock
@@ -26,6 +28,9 @@ from .triton_launch import blocks_of
 from .tuning import tuned_tiles
 
 CONTEXTS = (128, 205, 512, 2048, 8192)
+TRITON, CUDA = "triton", "cuda c++"
+CUDA_DEPENDENT = f"{CUDA}, dependent launch"
+"""Started while the launch before ends, as in a decode step, where other launches are not cuBLAS's."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,24 @@ class SpeedRow:
     dtype: str
     sparsity: float
     us: float
-    dense_us: float
-    """cuBLAS through `F.linear` in a CUDA graph, weights (out, in), timed in the same run; of attention torch's
-    `scaled_dot_product_attention`."""
-    speedup: float
-    gb_s: float
-    """Bytes of the rows read, or of keys and values, over time."""
-    err: float
-    """Against float64, relative to the highest exact value."""
     backend: str
-    """What the kernel is written in."""
+    """What the kernel is written in, and how it starts."""
+    dense_us: float | None = None
+    """cuBLAS through `F.linear` in a CUDA graph, weights (out, in), timed in the same run; of attention torch's
+    `scaled_dot_product_attention`. None where torch has nothing of the kind."""
+    gb_s: float | None = None
+    """Bytes of the rows read, or of keys and values, over time."""
+    err: float | None = None
+    """Against float64, relative to the highest exact value."""
+
+    @property
+    def speedup(self) -> float | None:
+        """Over `dense_us`."""
+        return None if self.dense_us is None else self.dense_us / self.us
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self) | {"speedup": self.speedup}
 
 
 def product_rows(
@@ -59,34 +72,50 @@ def product_rows(
     batch: int = 1,
     clock: Clock = graph_clock,
 ) -> Iterator[SpeedRow]:
-    """Every product at every sparsity as a decode step with these tiles runs it; at 0 the dense kernel.
+    """Every product at every sparsity in each way that a decode step with these tiles runs it; at 0 the dense
+    kernel.
 
     A product that lists its channels itself is timed with that, one over lists is given them.
     """
     for product in products_of(shape):
         dense_us = None
         for sparsity, tiles in sparsities.items():
-            direct = direct_tiles(shape, dtype, device, batch) if tiles.direct is None else tiles.direct
-            tile = (tiles.listed | direct if sparsity else tiles.dense)[product.name]
             block = tiles.list_blocks(shape)[product.name]
             workload = Workload(product, dtype, device, batch, sparsity or None, block)
             if dense_us is None:
                 dense_us = _dense_microseconds(workload, clock)
-            error = workload.error(tile)
-            us = clock(lambda copy, w=workload, t=tile: w.start(t, copy), workload.copies)
-            yield SpeedRow(
-                device=device_name(device),
-                shape=f"{name} {product.inner}x{product.out}",
-                projection=product.name,
-                dtype=str(dtype).removeprefix("torch."),
-                sparsity=sparsity,
-                us=us,
-                dense_us=dense_us,
-                speedup=dense_us / us,
-                gb_s=workload.bytes_read / us / 1e3,
-                err=error,
-                backend="cuda c++" if isinstance(tile, DirectTile) else "triton",
-            )
+            direct = direct_tiles(shape, dtype, device, batch) if tiles.direct is None else tiles.direct
+            for backend, tile, pdl in _ways(tiles, direct, product.name, sparsity):
+                error = workload.error(tile)
+                us = clock(partial(workload.start, tile, pdl=pdl), workload.copies)
+                yield SpeedRow(
+                    device=device_name(device),
+                    shape=f"{name} {product.inner}x{product.out}",
+                    projection=product.name,
+                    dtype=_named(dtype),
+                    sparsity=sparsity,
+                    us=us,
+                    backend=backend,
+                    dense_us=dense_us,
+                    gb_s=workload.bytes_read / us / 1e3,
+                    err=error,
+                )
+
+
+def _ways(
+    tiles: StepTiles, direct: dict[str, DirectTile], product: str, sparsity: float
+) -> list[tuple[str, Tile | DirectTile, bool]]:
+    """Backend, tile and whether the launch before lets it start early, as in a decode step."""
+    if sparsity == 0.0:
+        return [(TRITON, tiles.dense[product], False)]
+    ways: list[tuple[str, Tile | DirectTile, bool]] = [(f"{TRITON}, lists given", tiles.listed[product], False)]
+    if tile := direct.get(product):
+        ways += [(CUDA, tile, False), (CUDA_DEPENDENT, tile, True)]
+    return ways
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _dense_microseconds(workload: Workload, clock: Clock) -> float:
@@ -102,56 +131,59 @@ def attention_rows(
     contexts: tuple[int, ...] = CONTEXTS,
     clock: Clock = graph_clock,
 ) -> Iterator[SpeedRow]:
-    """Attention of one token that writes the whole activation, over full caches, as a step runs it."""
+    """Attention of one token that writes the whole activation, over full caches, in each way a step runs it."""
     for context in contexts:
         workload = AttentionWorkload(shape, dtype, device, 1, context)
-        tile = direct_attention_tile(shape, dtype, device, 1, context)
-        tiles = replace(default_tiles(shape, 1, context), direct_attention=tile)
-        attend = tiles.attention_onto(workload.cache, shape.heads)
-        error = workload.error(attend)
-        us = clock(lambda copy, w=workload, a=attend: w.start(a, copy), workload.copies)
+        tiles = default_tiles(shape, 1, context)
+        ways = [(TRITON, tiles.attention_onto(workload.cache, shape.heads), False)]
+        if tile := direct_attention_tile(shape, dtype, device, 1, context):
+            attend = replace(tiles, direct_attention=tile).attention_onto(workload.cache, shape.heads)
+            ways += [(CUDA, attend, False), (CUDA_DEPENDENT, attend, True)]
         plain_us = clock(workload.plain, workload.copies)
-        yield SpeedRow(
-            device=device_name(device),
-            shape=f"{name} context {context}",
-            projection="attention",
-            dtype=str(dtype).removeprefix("torch."),
-            sparsity=0.0,
-            us=us,
-            dense_us=plain_us,
-            speedup=plain_us / us,
-            gb_s=workload.bytes_read / us / 1e3,
-            err=error,
-            backend="triton" if tile is None else "cuda c++",
-        )
+        for backend, attend, pdl in ways:
+            error = workload.error(attend)
+            us = clock(partial(workload.start, attend, pdl=pdl), workload.copies)
+            yield SpeedRow(
+                device=device_name(device),
+                shape=f"{name} context {context}",
+                projection="attention",
+                dtype=_named(dtype),
+                sparsity=0.0,
+                us=us,
+                backend=backend,
+                dense_us=plain_us,
+                gb_s=workload.bytes_read / us / 1e3,
+                err=error,
+            )
 
 
-def launch_microseconds(
+def listing_rows(
+    name: str,
     shape: DecoderShape,
     dtype: torch.dtype,
     device: torch.device,
     tiles: StepTiles,
-    batch: int = 1,
     sparsity: float = 0.5,
     contexts: tuple[int, ...] = CONTEXTS,
     clock: Clock = graph_clock,
-) -> dict[str, float]:
-    """Microseconds of RMSNorm and of attention with compaction, and of what SiLU·mul and compaction add to
-    gate+up, each alone in a graph.
+) -> Iterator[SpeedRow]:
+    """RMSNorm and attention with the listing of channels in the same launch, and what SiLU·mul and the listing
+    add to the product of gate and up: Triton, one row a token.
     """
-    times = {"norm+compact": _norm_microseconds(shape, dtype, device, tiles, batch, sparsity, clock)}
-    for context in contexts:
-        times[f"attention+compact at {context}"] = _attention_microseconds(
-            shape, dtype, device, tiles, batch, context, clock
-        )
+    times = {
+        "rms_norm+lists": (str(shape.hidden), _norm_microseconds(shape, dtype, device, tiles, sparsity, clock))
+    }
     gate_up = next(product for product in products_of(shape) if product.name == "gate_up")
-    workload = Workload(gate_up, dtype, device, batch, sparsity, tiles.list_block)
+    workload = Workload(gate_up, dtype, device, 1, sparsity, tiles.list_block)
     tile = tiles.listed["gate_up"]
-    times["gate+up with silu·mul+compact"] = clock(lambda copy: workload.start(tile, copy), workload.copies)
-    times["gate+up, partial sums only"] = clock(
-        lambda copy: workload.start_partial(tile, copy), workload.copies
-    )
-    return times
+    alone = clock(partial(workload.start_partial, tile), workload.copies)
+    times["silu_mul+lists"] = str(shape.ffn), clock(partial(workload.start, tile), workload.copies) - alone
+    found = [(projection, size, us) for projection, (size, us) in times.items()]
+    for context in contexts:
+        us = _attention_microseconds(shape, dtype, device, tiles, context, clock)
+        found.append(("attention+lists", f"context {context}", us))
+    for projection, size, us in found:
+        yield SpeedRow(device_name(device), f"{name} {size}", projection, _named(dtype), sparsity, us, TRITON)
 
 
 def _norm_microseconds(
@@ -159,17 +191,16 @@ def _norm_microseconds(
     dtype: torch.dtype,
     device: torch.device,
     tiles: StepTiles,
-    batch: int,
     sparsity: float,
     clock: Clock,
 ) -> float:
     parts = blocks_of(shape.hidden, tiles.listed["down"].columns)
-    residual, squares = torch.randn(batch, shape.hidden, device=device), torch.ones(batch, parts, device=device)
+    residual, squares = torch.randn(1, shape.hidden, device=device), torch.ones(1, parts, device=device)
     squares.fill_(shape.hidden / parts)
     gain = torch.ones(shape.hidden, dtype=dtype, device=device)
     bound = residual.abs().flatten().quantile(sparsity).item()
     rules = ListRules(torch.full((3, shape.hidden), bound, device=device))
-    lists = ChannelLists.empty(3, batch, shape.hidden, tiles.list_block, device)
+    lists = ChannelLists.empty(3, 1, shape.hidden, tiles.list_block, device)
     return clock(lambda _: norm_compact(residual, squares, gain, shape.norm_epsilon, rules, lists), 1)
 
 
@@ -178,14 +209,13 @@ def _attention_microseconds(
     dtype: torch.dtype,
     device: torch.device,
     tiles: StepTiles,
-    batch: int,
     context: int,
     clock: Clock,
 ) -> float:
-    workload = AttentionWorkload(shape, dtype, device, batch, context)
-    tiles = replace(tiles, attention=default_tiles(shape, batch, context).attention)
+    workload = AttentionWorkload(shape, dtype, device, 1, context)
+    tiles = replace(tiles, attention=default_tiles(shape, 1, context).attention)
     attend, width = tiles.attention_over(workload.cache, shape.heads), shape.attention_width
-    lists = ChannelLists.empty(1, batch, width, tiles.attention.list_block(shape), device)
+    lists = ChannelLists.empty(1, 1, width, tiles.attention.list_block(shape), device)
     bounds = torch.full((width,), 0.05, device=device)
     start = partial(attend, workload.sums, None, workload.cache, bounds=bounds, lists=lists)
     return clock(lambda copy: start(copy, None), workload.copies)
@@ -210,11 +240,12 @@ def main() -> None:
         for sparsity in options.sparsities
     }
     for row in product_rows(options.shape, shape, dtype, device, tiles, batch):
-        print(json.dumps(asdict(row)), flush=True)
+        print(json.dumps(row.to_dict()), flush=True)
     for row in attention_rows(options.shape, shape, dtype, device):
-        print(json.dumps(asdict(row)), flush=True)
+        print(json.dumps(row.to_dict()), flush=True)
     last = options.sparsities[-1]
-    print(json.dumps(launch_microseconds(shape, dtype, device, tiles[last], batch, last)))
+    for row in listing_rows(options.shape, shape, dtype, device, tiles[last], last):
+        print(json.dumps(row.to_dict()), flush=True)
 
 
 if __name__ == "__main__":

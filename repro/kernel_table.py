@@ -9,7 +9,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from ..kernels.bandwidth import read_bandwidth
 from ..kernels.cpu_speed import measure
+from ..kernels.model_shapes import MODEL_SHAPES
 from .csv_rows import csv_text, read_rows
 from .records import write_text
 
@@ -30,35 +31,50 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def measured_rows(repeats: int, tune: bool) -> list[dict[str, Any]]:
-    """Measure on the GPU, or without one on the CPU; one row a projection, dtype and sparsity."""
+@dataclass(frozen=True)
+class GpuPart:
+    """What of a GPU's table is measured."""
+
+    tune: bool = True
+    """Tiles tuned by shape, dtype and sparsity (an hour for all), or those that suit a large GPU."""
+    models: tuple[str, ...] | None = None
+    """None: every model of 7-8B."""
+    dtypes: tuple[str, ...] = ("bfloat16", "float16")
+    sparsities: tuple[float, ...] = SPARSITIES
+
+
+def measured_rows(repeats: int, part: GpuPart) -> list[dict[str, Any]]:
+    """Measure on the GPU, or without one on the CPU; one row a projection, dtype, sparsity and backend."""
     if torch.cuda.is_available():
-        return list(_gpu_rows(torch.device("cuda"), tune))
+        return list(_gpu_rows(torch.device("cuda"), part))
     peak = read_bandwidth(torch.device("cpu")) / 1e9
     rows = measure(CPU_SHAPES, (torch.float32, torch.bfloat16), SPARSITIES, repeats)
     return [row | {"peak_gb_s": peak} for row in rows]
 
 
-def _gpu_rows(device: torch.device, tune: bool) -> Iterator[dict[str, Any]]:
-    """Every product of the 7-8B models, with tuned tiles or with those that suit a large GPU, and attention."""
-    from ..kernels.gpu_speed import attention_rows, product_rows
-    from ..kernels.model_shapes import MODEL_SHAPES
+def _gpu_rows(device: torch.device, part: GpuPart) -> Iterator[dict[str, Any]]:
+    """Every product of the 7-8B models, and what surrounds it."""
+    from ..kernels.gpu_speed import attention_rows, listing_rows, product_rows
     from ..kernels.step_tiles import default_tiles
     from ..kernels.tuning import tuned_tiles
 
     peak = read_bandwidth(device) / 1e9
-    kind = "tuned" if tune else "default"
-    for (name, shape), dtype in itertools.product(MODEL_SHAPES.items(), (torch.bfloat16, torch.float16)):
+    kind = "tuned" if part.tune else "default"
+    for name, dtype_name in itertools.product(part.models or MODEL_SHAPES, part.dtypes):
+        shape, dtype = MODEL_SHAPES[name], getattr(torch, dtype_name)
         tiles = {
             s: tuned_tiles(shape, dtype, device, sparsity=s, capacity=CAPACITY)
-            if tune
+            if part.tune
             else default_tiles(shape, capacity=CAPACITY)
-            for s in SPARSITIES
+            for s in part.sparsities
         }
-        for row in product_rows(name, shape, dtype, device, tiles):
-            yield asdict(row) | {"peak_gb_s": peak, "backend": f"{row.backend}, {kind} tiles"}
-        for row in attention_rows(name, shape, dtype, device):
-            yield asdict(row) | {"peak_gb_s": peak, "backend": f"{row.backend}, default tiles"}
+        common = (name, shape, dtype, device)
+        for row in product_rows(*common, tiles):
+            # Tiles of CUDA C++ are not tuned.
+            told = f"{row.backend}, {kind} tiles" if row.backend.startswith("triton") else row.backend
+            yield row.to_dict() | {"peak_gb_s": peak, "backend": told}
+        for row in itertools.chain(attention_rows(*common), listing_rows(*common, default_tiles(shape))):
+            yield row.to_dict() | {"peak_gb_s": peak}
 
 
 def kernels_csv(rows: Iterable[dict[str, Any]]) -> str:
@@ -73,15 +89,22 @@ def _csv_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: shown[name] for name in COLUMNS if name in shown}  # a measurement knows more than is shown
 
 
-def rows_of_other_devices(path: Path, device: str) -> list[dict[str, Any]]:
-    """What the table holds of other devices: a run renews the rows of its own."""
-    return [row for row in read_rows(path) if row["device"] != device]
+def renewed(rows: Iterable[dict[str, Any]], found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A table's rows without what was measured anew, which follows them."""
+    found = list(found)
+    new = {_measurement(row) for row in found}
+    return [row for row in rows if _measurement(row) not in new] + found
 
 
-def write_kernels(path: Path, repeats: int, tune: bool = True) -> None:
-    """Measure, and write the table; `tune`: a GPU's launches first, by shape, dtype and sparsity (an hour)."""
-    rows = measured_rows(repeats, tune)
-    write_text(path, kernels_csv([*rows_of_other_devices(path, rows[0]["device"]), *rows]))
+def _measurement(row: dict[str, Any]) -> tuple[Any, ...]:
+    row = _csv_row(row)
+    return *(row[name] for name in COLUMNS[:4]), float(row["sparsity"]), row["backend"]
+
+
+def write_kernels(path: Path, repeats: int, part: GpuPart | None = None) -> None:
+    """Measure, and renew the rows of the table that were measured."""
+    rows = measured_rows(repeats, part or GpuPart())
+    write_text(path, kernels_csv(renewed(read_rows(path), rows)))
 
 
 def main() -> None:
@@ -89,12 +112,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="path of the .csv")
     parser.add_argument("--repeats", type=int, default=21, help="timed repeats of each product on a CPU")
-    parser.add_argument("--untuned", action="store_true", help="default tiles on a GPU: minutes, not an hour")
+    gpu = parser.add_argument_group("on a GPU")
+    gpu.add_argument("--untuned", action="store_true", help="default tiles: minutes, not an hour")
+    gpu.add_argument("--models", nargs="+", choices=MODEL_SHAPES, help="default: all")
+    gpu.add_argument("--dtypes", nargs="+", choices=GpuPart.dtypes, default=GpuPart.dtypes)
+    gpu.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     arguments = parser.parse_args()
     if arguments.repeats < 1:
         print(f"error: --repeats {arguments.repeats} is not at least 1", file=sys.stderr)
         sys.exit(2)
-    write_kernels(arguments.output, arguments.repeats, not arguments.untuned)
+    chosen = (
+        arguments.models and tuple(arguments.models),
+        *map(tuple, (arguments.dtypes, arguments.sparsities)),
+    )
+    write_kernels(arguments.output, arguments.repeats, GpuPart(not arguments.untuned, *chosen))
     print(arguments.output.read_text(encoding="utf-8"), end="")
 
 

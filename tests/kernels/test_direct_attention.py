@@ -134,8 +134,11 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 @pytest.mark.parametrize("window", [None, 128])
-def test_compiles_for_the_large_models(name: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For compute capability 9.0, with the tile that is used there; no GPU is needed."""
+@pytest.mark.parametrize("tile", [direct_tiles.SHORT_ATTENTION, direct_tiles.ATTENTION])
+def test_compiles_for_the_large_models(
+    name: str, window: int | None, tile: DirectAttentionTile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For compute capability 9.0, with the tiles that are used there; no GPU is needed."""
     pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
     sizes = []
 
@@ -146,5 +149,5 @@ def test_compiles_for_the_large_models(name: str, window: int | None, monkeypatc
     shape = MODEL_SHAPES[name]
     cache = make_cache(1, shape.kv_heads, shape.head_dim, 205, 128, torch.bfloat16)
     sums = torch.empty(1, 1, shape.attention_width + 2 * shape.kv_width, device=DEVICE)
-    attended(sums, None, cache, shape.heads, direct_tiles.ATTENTION, window)
+    attended(sums, None, cache, shape.heads, tile, window)
     assert sizes[0] > 0
