@@ -11,12 +11,13 @@ from .gpu_products import products_of
 from .step_tiles import LONGEST_SHORT
 
 TILES = {
-    "qkv": DirectTile(warps=16, cluster=2, unroll=4, resident=1),
-    "o": DirectTile(cluster=2, unroll=6, resident=4),
+    "qkv": DirectTile(warps=4, cluster=8, unroll=6, resident=4),
+    "o": DirectTile(warps=4, cluster=8, unroll=6),
     "gate_up": DirectTile(),
     "down": DirectTile(cluster=8, unroll=3),
 }
-"""From sweeps inside a decode step of Llama-3.1-8B's shapes on one H100."""
+"""From sweeps of each launch alone, the best of which were tried inside a decode step: shapes of Llama-3.1-8B,
+one H100."""
 SHORT_ATTENTION = DirectAttentionTile()
 """Up to LONGEST_SHORT slots: 2.3 µs at 205 of Llama-3.1-8B's shapes on one H100, behind a dependent launch; the
 larger tile takes 3.1."""

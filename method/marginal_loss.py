@@ -147,7 +147,7 @@ def _recorders(
             near &= positions[..., None]
         x = x.float()
         slope = torch.where(magnitudes >= thresholds, half_curvature, -half_curvature) * x - at_input[0]
-        cost = (slope * x * near).sum(dim=1)
+        cost = (slope * x).where(near, 0.0).sum(dim=1)
         found.append(torch.stack([cost, near.sum(dim=1, dtype=cost.dtype)]))
 
     return before, after

@@ -80,7 +80,7 @@ def _recorder(total: Tensor, positions: Tensor | None) -> Callable[..., None]:
     def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
         squared = at_input[0].double().square()
         if positions is not None:
-            squared = squared * positions[..., None]
+            squared = squared.where(positions[..., None], 0.0)  # what is not counted may be infinite
         total.add_(squared.flatten(0, -2).sum(dim=0))
 
     return record

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 PACKAGE = "datasets"
 """Its sources are the calibration text: pinned by the lock, and no part of the held-out text."""
 
-PIECE = 8_000
-"""Characters of one file in `calibration=unseen`, three to four sequences of 512 tokens."""
-
 MANIFEST = Path(__file__).resolve().parent / "embedded" / "calibration_manifest.json"
 
 
@@ -73,14 +70,21 @@ def docstrings(source: str) -> str:
 class UnseenText(InstalledPackageText):
     """Code that the embedded models were not trained on, of files that no evaluation item is made from."""
 
+    piece: int
+    """Characters of one file, at most."""
+
+    def __post_init__(self) -> None:
+        if self.piece < 1:
+            raise UserError(f"calibration.piece={self.piece} is not at least 1 character")
+
     def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(sequences, length) token ids; raises UserError when the packages are not the expected ones."""
-        texts = unseen_texts(self.seed)
+        texts = unseen_texts(self.seed, self.piece)
         return pack(texts, tokenizer, self.sequences, self.length, "the long files of sympy and networkx")
 
 
 @lru_cache(maxsize=8)
-def unseen_texts(seed: int) -> tuple[str, ...]:
+def unseen_texts(seed: int, characters: int) -> tuple[str, ...]:
     """A piece of every such file in an order shuffled by `seed`, found once a process."""
     from .embedded.sources import long_texts
     from .overlap import apart_from
@@ -88,15 +92,15 @@ def unseen_texts(seed: int) -> tuple[str, ...]:
 
     items = list(EmbeddedSuite().texts())  # checks the versions of the packages
     generator = random.Random(seed)
-    texts = apart_from([piece(text, generator) for text in long_texts()], items)
+    texts = apart_from([piece(text, characters, generator) for text in long_texts()], items)
     generator.shuffle(texts)
     return tuple(texts)
 
 
-def piece(text: str, generator: random.Random) -> str:
-    """At most PIECE characters from the beginning of a line, so that no single file rules the calibration."""
-    start = generator.randrange(max(1, len(text) - PIECE))
-    return text[text.find("\n", start) + 1 :][:PIECE]
+def piece(text: str, characters: int, generator: random.Random) -> str:
+    """So many characters from the beginning of a line, so that no single file rules the calibration."""
+    start = generator.randrange(max(1, len(text) - characters))
+    return text[text.find("\n", start) + 1 :][:characters]
 
 
 @dataclass(frozen=True)

@@ -92,5 +92,18 @@ def build_random_model(checkpoint: RandomCheckpoint, tokenizer: PreTrainedTokeni
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(checkpoint.seed)
         model.initialize_weights()
+        _draw_padding(model)
     model.tie_weights()
     return model
+
+
+@torch.no_grad()
+def _draw_padding(model: PreTrainedModel) -> None:
+    """Draw the embedding of the padding token as all others.
+
+    Transformers leaves it at 0. Where it begins every text, too, its activations are 0 in every block, and each
+    RMSNorm multiplies its gradient by 1/√epsilon, until it is infinite.
+    """
+    embedding = model.get_input_embeddings()
+    if embedding.padding_idx is not None:
+        embedding.weight[embedding.padding_idx].normal_(std=model.config.initializer_range)

@@ -44,7 +44,7 @@ def test_the_seed_decides_the_text_and_nothing_else_does(tokenizer):
 
 
 def test_unseen_text_is_apart_from_every_evaluation_item_and_from_many_files(tokenizer):
-    unseen = [UnseenText("unseen", 64, 512, 4, seed).input_ids(tokenizer) for seed in (0, 0, 1)]
+    unseen = [UnseenText("unseen", 64, 512, 4, seed, 8000).input_ids(tokenizer) for seed in (0, 0, 1)]
     assert torch.equal(unseen[0], unseen[1])
     assert not torch.equal(unseen[0], unseen[2])
     assert (unseen[0] == tokenizer.bos_token_id).sum() >= 64 + 12  # a row or another file's piece begins

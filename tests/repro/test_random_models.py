@@ -8,7 +8,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 from wisparse.method.apply import applied
+from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
+from wisparse.method.sensitivity import channel_sensitivities
 from wisparse.repro import offload
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 from wisparse.repro.models import find_checkpoint, load_model
@@ -160,3 +162,15 @@ def test_a_streamed_model_is_calibrated_searched_and_applied_as_any_other(name):
         with applied(model, plan, make_protocol("all")):
             found.append(model(ids).logits)
     assert torch.equal(*found)
+
+
+def test_gradients_of_a_deep_model_are_finite():
+    """At the token that begins every text, too, which the tokenizer also pads with."""
+    settings = shrunk("llama3.1-8b", {"num_hidden_layers": 32, "initializer_range": 0.3})
+    loaded = load_model(find_checkpoint(settings))
+    padding = loaded.model.get_input_embeddings().padding_idx
+    assert padding == loaded.tokenizer.bos_token_id
+    ids = torch.randint(1, 100, (2, 24), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = padding
+    found = channel_sensitivities(Calibration(loaded.model, ids, 2), 0, 2)
+    assert all(sensitivities.isfinite().all() for sensitivities in found.values())
