@@ -19,7 +19,7 @@ from ..method.apply import applied
 from ..method.errors import UserError
 from ..method.plan import SparsityPlan
 from ..method.protocol import Protocol as TokenProtocol
-from ..method.traffic import BatchTrafficCounter
+from ..method.traffic import BatchTrafficCounter, TrafficCounter
 from .speed_card import print_card
 from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode
 
@@ -117,7 +117,7 @@ class DecodeLatency:
             if not _is_dense(plan):
                 engines["engine-sparse"] = self._engine(model, plan)
             found, sequences = self._interleaved(engines, prompt)
-            traffic = _traffic(model, plan, sequences[list(engines)[-1]], self.prompt)
+            traffic = _traffic(model, plan, sequences[list(engines)[-1]], self.prompt, BatchTrafficCounter)
         finally:
             unpack(model)
         timings |= found
@@ -164,7 +164,10 @@ class DecodeLatency:
     def _matched(
         self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt, prompt: Tensor
     ) -> tuple[SparsityPlan, float]:
-        """The plan whose realised sparsity on what it generates is the one asked for, and its nominal one."""
+        """The plan whose realised sparsity on what it generates is the one asked for, and its nominal one.
+
+        Of each row by itself: what the rows of a batch leave out together is less, and is what is measured.
+        """
         if _is_dense(plan):
             return plan, 0.0
         wanted = nominal = float(plan.provenance["sparsity"])
@@ -172,7 +175,7 @@ class DecodeLatency:
             return plan, nominal
         for _ in range(MATCHING_ROUNDS):
             sequences = self._engine(model, plan).generate(prompt, new_tokens=self.new_tokens)
-            realised = _traffic(model, plan, sequences, self.prompt)["realised_sparsity"]
+            realised = _traffic(model, plan, sequences, self.prompt, TrafficCounter)["realised_sparsity"]
             if abs(realised - wanted) <= self.realised_tolerance:
                 return plan, nominal
             nominal += wanted - realised
@@ -231,9 +234,11 @@ def _wait(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def _traffic(model: nn.Module, plan: SparsityPlan, sequences: Tensor, prompt: int) -> dict[str, Any]:
-    """Realised sparsity and bytes of a decode step of all rows, over these sequences (batch, length)."""
-    with applied(model, plan, GENERATED, BatchTrafficCounter) as session:
+def _traffic(
+    model: nn.Module, plan: SparsityPlan, sequences: Tensor, prompt: int, counter: type[TrafficCounter]
+) -> dict[str, Any]:
+    """Realised sparsity and bytes over these sequences (batch, length), of a token or of a step of all rows."""
+    with applied(model, plan, GENERATED, counter) as session:
         session.prompt_lengths = torch.full((sequences.shape[0],), prompt, device=sequences.device)
         # The last token was never read; no cache, so that the pass counts as a prompt with its continuation.
         model(input_ids=sequences[:, :-1], use_cache=False, logits_to_keep=1)

@@ -69,6 +69,16 @@ def test_the_realised_sparsity_can_be_asked_for(llama):
         latency(baselines=(), realised_tolerance=0.0).measure(llama, plan_at(0.5), plan_at)
 
 
+def test_rows_of_a_batch_are_brought_to_the_sparsity_each_by_itself(llama):
+    """What they leave out together cannot reach it, and is what the record says."""
+    plan_at = planner(llama)
+    found = latency(baselines=(), batch=4, new_tokens=64, realised_tolerance=0.02).measure(
+        llama, plan_at(0.5), plan_at
+    )
+    assert found["nominal_sparsity"] == pytest.approx(0.5, abs=0.15)
+    assert found["traffic"]["realised_sparsity"] < 0.4
+
+
 def test_the_model_is_left_as_transformers_wants_it(llama):
     ids = torch.arange(1, 9)[None]
     before = llama(ids).logits
