@@ -96,5 +96,5 @@ def fetch_dataset_file(name: str, file: str) -> Path:
 def _unreachable(name: str) -> UserError:
     return UserError(
         f"the data set {name} is not on this disk and the hub cannot be reached: run {PREFETCH} where there is "
-        "a network, or read a local mirror with suite.data_root=DIR or calibration.data_root=DIR"
+        "a network, or read a local mirror with data.root=DIR"
     )

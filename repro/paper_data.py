@@ -34,12 +34,12 @@ class DataSource:
     def mirror_file(self, root: str, split: str) -> Path:
         """Where a mirror keeps a split; raises UserError naming the file that it lacks."""
         if not Path(root).expanduser().is_dir():
-            raise UserError(f"data_root={root} is not a folder; give the one that holds FOLDER/SPLIT.parquet")
+            raise UserError(f"data.root={root} is not a folder; give the one that holds FOLDER/SPLIT.parquet")
         path = Path(root).expanduser() / self.folder / f"{split}.parquet"
         if not path.is_file():
             raise UserError(
                 f"the mirror lacks {path} (on the hub: {self.hub}, split {split}); put it there, or leave "
-                "data_root out to read from the hub"
+                "data.root out to read from the hub"
             )
         return path
 

@@ -1,6 +1,6 @@
 """How much a suite has to read and to generate, counted without a model: results/suite-tokens.csv.
 
-python -m wisparse.repro.suite_tokens suite.data_root=MIRROR
+python -m wisparse.repro.suite_tokens data.root=MIRROR
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def records(tmp_path_factory):
         "experiment=full_size",
         *(f"model.architecture.{name}={value}" for name, value in SHRUNK.items()),
         *("model.dtype=float32", "model.device=cpu", "search=minimal", "latency.new_tokens=4"),
-        *("suite.tasks=[siqa,wic]", f"suite.data_root={folder / 'mirror'}", "suite.limit=3"),
+        *("suite.tasks=[siqa,wic]", f"data.root={folder / 'mirror'}", "suite.limit=3"),
         *(f"output_dir={folder / 'outputs'}", f"cache_dir={folder / 'plans'}"),
     ]
     register_resolvers()

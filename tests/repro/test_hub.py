@@ -41,7 +41,7 @@ def test_data_that_cannot_be_reached_name_the_command(monkeypatch, tmp_path):
         lambda: load_hub_split("org/set", None, "test"),
         lambda: fetch_dataset_file("org/set", "a.jsonl"),
     ):
-        with pytest.raises(UserError, match=r"run `make prefetch PROFILE=paper`.*data_root=DIR") as caught:
+        with pytest.raises(UserError, match=r"run `make prefetch PROFILE=paper`.*data.root=DIR") as caught:
             ask()
         assert "\n" not in str(caught.value)
 

@@ -55,7 +55,7 @@ def likelihood(model, tokenizer, context: str, continuation: str) -> float:
 @pytest.mark.parametrize("task", PAPER)
 def test_every_task_of_the_paper_runs_on_real_items(task, model, tokenizer):
     limits = ["suite.limit=3", "suite.longest_answer=8", "suite.execute_code=true"]
-    evaluation = configured("paper", f"suite.data_root={MIRROR}", f"suite.tasks=[{task}]", *limits).run(
+    evaluation = configured("paper", f"data.root={MIRROR}", f"suite.tasks=[{task}]", *limits).run(
         model, tokenizer, None
     )
     result = evaluation.tasks[task]

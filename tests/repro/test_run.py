@@ -228,7 +228,7 @@ def test_a_paper_profile_without_weights_is_one_line_a_model(start, monkeypatch,
         (["model=qwen2.5-7b", "model.path=/no/such/folder"], "/no/such/folder is not a folder"),
         (["model=mistral-7b", "model.weights=best"], "choose pretrained or random"),
         (["suite=paper"], "make prefetch PROFILE=paper"),
-        (["suite=paper", "suite.data_root=/no/such/folder"], "/no/such/folder is not a folder"),
+        (["suite=paper", "data.root=/no/such/folder"], "/no/such/folder is not a folder"),
         (["suite=wikitext"], "make prefetch PROFILE=paper"),
         (["calibration=c4"], "make prefetch PROFILE=paper"),
         (
