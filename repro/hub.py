@@ -5,8 +5,11 @@ Everything fetched stays in the hub's own cache; with it filled, all of this wor
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from ..method.errors import UserError
 
@@ -20,6 +23,23 @@ SECOND_COPIES = ["original/*", "consolidated*"]
 """The same weights under other names, which some repositories hold besides: another 14 to 16 GB."""
 
 PREFETCH = "`make prefetch PROFILE=paper`"
+PATIENCE = 10.0
+"""Seconds in which the hub has to answer at all."""
+
+
+@cache
+def go_offline_without_hub() -> None:
+    """As HF_HUB_OFFLINE=1 where the hub does not answer: its clients would ask again for half a minute each."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    try:
+        if not hub.HF_HUB_OFFLINE:
+            urlopen(hub.ENDPOINT, timeout=PATIENCE).close()
+    except HTTPError:
+        pass  # an answer
+    except OSError:
+        hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def fetch_model(name: str, revision: str | None) -> Path:
@@ -34,6 +54,7 @@ def fetch_model(name: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
+    go_offline_without_hub()
     try:
         return Path(
             snapshot_download(
@@ -66,6 +87,7 @@ def load_hub_split(name: str, config: str | None, split: str) -> datasets.Datase
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
+    go_offline_without_hub()
     try:
         return datasets.load_dataset(name, config, split=split)
     except DatasetNotFoundError as error:
@@ -85,6 +107,7 @@ def fetch_dataset_file(name: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+    go_offline_without_hub()
     try:
         return Path(hf_hub_download(name, file, repo_type="dataset"))
     except RemoteEntryNotFoundError as error:

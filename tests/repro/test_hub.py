@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.error import HTTPError, URLError
+
+import datasets
 import httpx
+import huggingface_hub
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -11,7 +15,7 @@ from hydra import initialize_config_dir
 from wisparse.method.errors import UserError
 from wisparse.repro import prefetch
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.hub import fetch_dataset_file, fetch_model, load_hub_split
+from wisparse.repro.hub import fetch_dataset_file, fetch_model, go_offline_without_hub, load_hub_split
 from wisparse.repro.paper_data import DataSource, load_split, row_text
 
 from .benchmark_data import write_split
@@ -44,6 +48,29 @@ def test_data_that_cannot_be_reached_name_the_command(monkeypatch, tmp_path):
         with pytest.raises(UserError, match=r"run `make prefetch PROFILE=paper`.*data.root=DIR") as caught:
             ask()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("failure", "offline"),
+    [(URLError("no name"), True), (TimeoutError(), True), (HTTPError("url", 403, "no", {}, None), False)],
+)
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, failure, offline):
+    """Its clients would try every file five times; any answer, a refusal too, leaves them as they are."""
+    asked = []
+
+    def urlopen(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise failure
+
+    monkeypatch.setattr("wisparse.repro.hub.urlopen", urlopen)
+    for place in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", False)
+    go_offline_without_hub.cache_clear()
+    for _ in range(2):
+        go_offline_without_hub()
+    go_offline_without_hub.cache_clear()
+    assert len(asked) == 1
+    assert huggingface_hub.constants.HF_HUB_OFFLINE == datasets.config.HF_HUB_OFFLINE == offline
 
 
 def test_gated_or_absent_data_name_the_page(monkeypatch):
