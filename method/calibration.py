@@ -102,10 +102,19 @@ class Calibration:
             }
         return self._norms[order]
 
-    @cached_property
+    @property
     def statistics(self) -> list[BlockStatistics]:
         """Activation statistics by block, from one pass over all calibration tokens."""
-        return collect_statistics(self.model, self.input_ids, self.batch_size)
+        return self._dense_pass.statistics
+
+    @property
+    def final_states(self) -> Tensor:
+        """What the dense model's head reads, (sequences, length, hidden), from the same pass."""
+        return self._dense_pass.final_states
+
+    @cached_property
+    def _dense_pass(self) -> DensePass:
+        return dense_pass(self.model, self.input_ids, self.batch_size)
 
     def search_tokens(self, tokens: int) -> Tensor:
         """The first sequences that together hold `tokens` tokens, shortened where one sequence is longer.
@@ -121,13 +130,13 @@ class Calibration:
         length = min(length, tokens)
         return self.input_ids[: tokens // length, :length].to(self.device)
 
-    def spread_sequences(self, sequences: int, turn: int = 0) -> Tensor:
-        """About so many sequences from all over the text, (rows, length); others in each turn, while they last.
+    def spread(self, sequences: int, turn: int = 0) -> slice:
+        """About so many sequences from all over the text; others in each turn, while they last.
 
         At least as many as asked for, where there are as many.
         """
         apart = max(1, len(self.input_ids) // sequences)
-        return self.input_ids[turn % apart :: apart]
+        return slice(turn % apart, None, apart)
 
     def search_positions(self, input_ids: Tensor) -> Tensor | None:
         """Sparse positions (1, length) of search sequences (rows, length); None: every token is sparse."""
@@ -137,9 +146,17 @@ class Calibration:
         return self.search_protocol.sparse_positions(real, None)
 
 
+@dataclass(frozen=True)
+class DensePass:
+    """What is kept of a pass without sparsity over the calibration text."""
+
+    statistics: list[BlockStatistics]
+    final_states: Tensor
+
+
 @torch.inference_mode()
-def collect_statistics(model: PreTrainedModel, input_ids: Tensor, batch_size: int) -> list[BlockStatistics]:
-    """One dense pass over `input_ids` (sequences, length), keeping histograms and moments only."""
+def dense_pass(model: PreTrainedModel, input_ids: Tensor, batch_size: int) -> DensePass:
+    """One pass over `input_ids` (sequences, length), keeping histograms, moments and what the head reads."""
     blocks = decoder_blocks(model)
     device = next(model.parameters()).device
     statistics = [BlockStatistics() for _ in blocks]
@@ -158,13 +175,14 @@ def collect_statistics(model: PreTrainedModel, input_ids: Tensor, batch_size: in
         activation = block.get_submodule(GATE_ACTIVATION_PATH)
         handles.append(activation.register_forward_hook(_output_recorder(gate_histogram)))
         handles.append(up.register_forward_hook(_output_recorder(collected.up_output)))
+    states = []
     try:
         for batch in tqdm(input_ids.split(batch_size), desc="calibration", unit="batch", leave=False):
-            model.model(input_ids=batch.to(device), use_cache=False)
+            states.append(model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state)
     finally:
         for handle in handles:
             handle.remove()
-    return statistics
+    return DensePass(statistics, torch.cat(states))
 
 
 @torch.inference_mode()

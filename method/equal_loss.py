@@ -57,7 +57,9 @@ class EqualLoss(Method):
             _ = calibration.statistics
         with cost.stage("sensitivity"):
             sensitivities = channel_sensitivities(calibration, self.seed, self.sensitivity_sequences)
-            cost.count("sensitivity", len(calibration.spread_sequences(self.sensitivity_sequences)))
+            cost.count(
+                "sensitivity", len(calibration.input_ids[calibration.spread(self.sensitivity_sequences)])
+            )
         with cost.stage("thresholds"):
             threshold = LossThreshold(calibration)
             curvature = threshold.together(sensitivities)
@@ -65,11 +67,11 @@ class EqualLoss(Method):
             thresholds = threshold.thresholds(curvature, sparsity)
         for number in range(self.correction_rounds if sparsity > 0.0 else 0):
             with cost.stage("correction"):
-                input_ids = calibration.spread_sequences(self.correction_sequences, number)
+                which = calibration.spread(self.correction_sequences, number)
                 by_key = threshold.by_key(thresholds)
-                losses = marginal_losses(calibration, by_key, sensitivities, input_ids)
+                losses = marginal_losses(calibration, by_key, sensitivities, which)
                 corrections *= threshold.together(self._factors(losses, calibration))
-                cost.count("correction", len(input_ids))
+                cost.count("correction", len(calibration.input_ids[which]))
             with cost.stage("thresholds"):
                 thresholds = threshold.thresholds(corrections * curvature, sparsity)
         with cost.stage("thresholds"):

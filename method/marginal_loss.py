@@ -75,20 +75,21 @@ def marginal_losses(
     calibration: Calibration,
     thresholds: Mapping[str, Tensor],
     sensitivities: Mapping[str, Tensor],
-    input_ids: Tensor,
+    which: slice,
 ) -> MarginalLosses:
     """What dropping more costs at the thresholds (in,) of each projection, by key.
 
-    Measured on input_ids (sequences, length), over the activations that lie close to their threshold, dropped
+    Measured on these sequences of the calibration text, over the activations close to their threshold, dropped
     or not. Where it is below another projection's, weights are better dropped here. Negative where dropping
     more brings the predictions closer to the dense model's. `sensitivities` (in,): the curvature by channel.
     """
     model, device = calibration.model, calibration.device
-    positions = calibration.search_positions(input_ids.to(device))
+    input_ids, dense = calibration.input_ids[which].to(device), calibration.final_states[which]
+    positions = calibration.search_positions(input_ids)
     linears = model_projections(model)
     rules = {name: ProjectionRule(thresholds=found).to(device) for name, found in thresholds.items()}
     with torch.no_grad():
-        keywords = block_keywords(model, input_ids[:1].to(device))
+        keywords = block_keywords(model, input_ids[:1])
     found: dict[str, list[Tensor]] = {name: [] for name in linears}
     handles = []
     for name, linear in linears.items():
@@ -97,10 +98,10 @@ def marginal_losses(
         )
         handles += [linear.register_forward_pre_hook(before), linear.register_full_backward_hook(after)]
     try:
-        for batch in tqdm(input_ids.split(calibration.batch_size), desc="marginal loss", leave=False):
-            loss = _divergence_loss(model, batch.to(device))
+        batches = zip(*(of_all.split(calibration.batch_size) for of_all in (input_ids, dense)), strict=True)
+        for batch, states in tqdm(list(batches), desc="marginal loss", leave=False):
             with sparse_projections(linears, rules, positions):
-                backward_through_blocks(model, batch.to(device), keywords, loss)
+                backward_through_blocks(model, batch, keywords, _divergence_loss(model, states.flatten(0, 1)))
     finally:
         for handle in handles:
             handle.remove()
@@ -110,10 +111,8 @@ def marginal_losses(
     return MarginalLosses(cost / outs[:, None, None], near)
 
 
-def _divergence_loss(model: PreTrainedModel, input_ids: Tensor) -> LogitLoss:
-    """KL(dense ‖ sparse) summed over tokens; of the dense model the final states are kept, not the logits."""
-    with torch.no_grad():
-        dense = model.model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+def _divergence_loss(model: PreTrainedModel, dense: Tensor) -> LogitLoss:
+    """KL(dense ‖ sparse) summed over tokens, from what the dense model's head reads (tokens, hidden)."""
 
     def loss(logits: Tensor, which: slice) -> Tensor:
         with torch.no_grad():

@@ -90,7 +90,7 @@ def test_marginal_losses_are_gradients_at_the_sparse_model(llama, protocol):
     threshold = LossThreshold(calibration)
     thresholds = threshold.by_key(threshold.thresholds(threshold.together(sensitivities), 0.5))
     curvature = {name: torch.rand(inner) for name, (_, inner) in calibration.shapes.items()}
-    found = marginal_losses(calibration, thresholds, curvature, ids)
+    found = marginal_losses(calibration, thresholds, curvature, slice(None))
     # The same products by another way: the share of each channel that is kept as a number to differentiate by.
     dense = llama(ids).logits.log_softmax(-1).detach()
     counted = slice(4, None) if protocol else slice(None)
@@ -204,8 +204,8 @@ def test_no_model_keeps_hooks_or_gradients(llama):
 def test_turns_take_other_sequences_until_all_were_taken(llama):
     text = torch.arange(40).view(20, 2)
     calibration = Calibration(llama, text)
-    turns = [calibration.spread_sequences(5, turn) for turn in range(5)]
+    turns = [text[calibration.spread(5, turn)] for turn in range(5)]
     assert all(len(rows) == 5 for rows in turns)
     assert torch.equal(torch.cat(turns[:4]).unique(dim=0), text)
     assert torch.equal(turns[4], turns[0])
-    assert torch.equal(calibration.spread_sequences(15, 1), text)
+    assert torch.equal(text[calibration.spread(15, 1)], text)
