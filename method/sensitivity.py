@@ -23,8 +23,8 @@ from .projections import model_projections
 def channel_sensitivities(calibration: Calibration, seed: int, sequences: int) -> dict[str, Tensor]:
     """E[(Wᵀg)_i²] of every projection's input channels, by key, (in,) float64; computed once.
 
-    The mean is over the tokens, of so many sequences from all over the text, that are sparse while methods search;
-    one label is drawn for each.
+    The mean is over the tokens, sparse while methods search, of so many sequences from all over the text; one
+    label is drawn for each.
     """
     if (seed, sequences) not in calibration.sensitivities:
         input_ids = calibration.input_ids[calibration.spread(sequences)]
