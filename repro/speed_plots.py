@@ -111,7 +111,7 @@ def write_plots(folder: Path) -> list[Path]:
         if table == "speed":
             rows = [row for row in rows if _is_main_setting(row)]
         else:
-            rows = _as_a_step_runs_them(rows)
+            rows = _one_way_each(rows)
         for device in dict.fromkeys(row["device"] for row in rows):
             name = f"{table}-{_slug(device)}"
             with ink(name):
@@ -124,16 +124,13 @@ def _is_main_setting(row: Row) -> bool:
     return row["baseline"] == "engine-dense" and row["method"] != "dense" and row["batch"] == "1"
 
 
-def _as_a_step_runs_them(rows: list[Row]) -> list[Row]:
-    """One row a product, dtype and sparsity: CUDA C++ before Triton, behind a dependent launch before alone."""
+def _one_way_each(rows: list[Row]) -> list[Row]:
+    """One row a product, dtype and sparsity: what a decode step runs, CUDA C++ before Triton, launched alone."""
     ways: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["projection"] in PRODUCTS:
             ways[tuple(row[name] for name in SETTING)].append(row)
-    return [
-        max(found, key=lambda row: row["backend"].startswith("cuda") * len(row["backend"]))
-        for found in ways.values()
-    ]
+    return [max(found, key=lambda row: row["backend"] == "cuda c++") for found in ways.values()]
 
 
 def _slug(device: str) -> str:

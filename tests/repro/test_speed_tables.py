@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.kernel_table import kernels_csv, renewed
-from wisparse.repro.speed_plots import _as_a_step_runs_them
+from wisparse.repro.speed_plots import _one_way_each
 from wisparse.repro.speed_table import read_speed, speed_markdown
 
 
@@ -56,7 +56,7 @@ def test_a_run_renews_what_it_measures_and_keeps_the_rest():
     assert kernels_csv(found).count("\n") == 4
 
 
-def test_the_plot_shows_a_product_as_a_step_runs_it():
+def test_the_plot_shows_a_product_as_a_step_runs_it_but_alone():
     ways = [
         "triton, lists given, tuned tiles",
         "cuda c++, dependent launch",
@@ -64,6 +64,6 @@ def test_the_plot_shows_a_product_as_a_step_runs_it():
         "triton, default tiles",
     ]
     rows = [row(str(place), way) for place, way in enumerate(ways)]
-    assert [one["us"] for one in _as_a_step_runs_them(rows)] == ["1"]
-    assert [one["us"] for one in _as_a_step_runs_them([rows[0]])] == ["0"]
-    assert _as_a_step_runs_them([row("1") | {"projection": "attention"}]) == []
+    assert [one["us"] for one in _one_way_each(rows)] == ["2"]
+    assert [one["us"] for one in _one_way_each([rows[0]])] == ["0"]
+    assert _one_way_each([row("1") | {"projection": "attention"}]) == []
