@@ -108,10 +108,7 @@ def write_plots(folder: Path) -> list[Path]:
     written = []
     for table, draw in (("speed", speed_figure), ("kernels", kernel_figure)):
         rows = read_rows(folder / f"{table}.csv")
-        if table == "speed":
-            rows = [row for row in rows if _is_main_setting(row)]
-        else:
-            rows = _one_way_each(rows)
+        rows = [row for row in rows if _is_main_setting(row)] if table == "speed" else _one_way_each(rows)
         for device in dict.fromkeys(row["device"] for row in rows):
             name = f"{table}-{_slug(device)}"
             with ink(name):
@@ -125,7 +122,7 @@ def _is_main_setting(row: Row) -> bool:
 
 
 def _one_way_each(rows: list[Row]) -> list[Row]:
-    """One row a product, dtype and sparsity: what a decode step runs, CUDA C++ before Triton, launched alone."""
+    """One row a product, dtype and sparsity: what a decode step runs, so CUDA C++ before Triton, but alone."""
     ways: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["projection"] in PRODUCTS:
