@@ -160,7 +160,7 @@ def reproduction() -> str:
     total = sum(weight_bytes(model) for model in models) / 1e9
     found.append(
         f"To download and to keep: {total:.1f} GB of weights ({sizes}), each once for any number of GPUs that "
-        f"share a disk. The data sets' size is {NOT_MEASURED}."
+        "share a disk. Data sets are not in this sum."
     )
     return "\n\n".join(found)
 
