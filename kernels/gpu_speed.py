@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,6 +31,9 @@ CONTEXTS = (128, 205, 512, 2048, 8192)
 TRITON, CUDA = "triton", "cuda c++"
 CUDA_DEPENDENT = f"{CUDA}, dependent launch"
 """Started while the launch before ends, as in a decode step, where other launches are not cuBLAS's."""
+
+Way = tuple[str, Tile | DirectTile | Callable[..., None], bool]
+"""Backend, tile or attention, and whether the launch before lets it start early, as in a decode step."""
 
 
 @dataclass(frozen=True)
@@ -85,30 +88,29 @@ def product_rows(
             if dense_us is None:
                 dense_us = _dense_microseconds(workload, clock)
             direct = direct_tiles(shape, dtype, device, batch) if tiles.direct is None else tiles.direct
-            for backend, tile, pdl in _ways(tiles, direct, product.name, sparsity):
-                error = workload.error(tile)
-                us = clock(partial(workload.start, tile, pdl=pdl), workload.copies)
-                yield SpeedRow(
-                    device=device_name(device),
-                    shape=f"{name} {product.inner}x{product.out}",
-                    projection=product.name,
-                    dtype=_named(dtype),
-                    sparsity=sparsity,
-                    us=us,
-                    backend=backend,
-                    dense_us=dense_us,
-                    gb_s=workload.bytes_read / us / 1e3,
-                    err=error,
-                )
+            sizes = f"{name} {product.inner}x{product.out}"
+            row = partial(SpeedRow, device_name(device), sizes, product.name, _named(dtype), sparsity)
+            yield from _timed(row, dense_us, workload, _ways(tiles, direct, product.name, sparsity), clock)
 
 
-def _ways(
-    tiles: StepTiles, direct: dict[str, DirectTile], product: str, sparsity: float
-) -> list[tuple[str, Tile | DirectTile, bool]]:
-    """Backend, tile and whether the launch before lets it start early, as in a decode step."""
+def _timed(
+    row: Callable[..., SpeedRow],
+    dense_us: float,
+    workload: Workload | AttentionWorkload,
+    ways: list[Way],
+    clock: Clock,
+) -> Iterator[SpeedRow]:
+    """A row of a workload for each way to run it; `row`: what they have in common."""
+    for backend, how, pdl in ways:
+        error = workload.error(how)
+        us = clock(partial(workload.start, how, pdl=pdl), workload.copies)
+        yield row(us, backend, dense_us, workload.bytes_read / us / 1e3, error)
+
+
+def _ways(tiles: StepTiles, direct: dict[str, DirectTile], product: str, sparsity: float) -> list[Way]:
     if sparsity == 0.0:
         return [(TRITON, tiles.dense[product], False)]
-    ways: list[tuple[str, Tile | DirectTile, bool]] = [(f"{TRITON}, lists given", tiles.listed[product], False)]
+    ways: list[Way] = [(f"{TRITON}, lists given", tiles.listed[product], False)]
     if tile := direct.get(product):
         ways += [(CUDA, tile, False), (CUDA_DEPENDENT, tile, True)]
     return ways
@@ -135,26 +137,14 @@ def attention_rows(
     for context in contexts:
         workload = AttentionWorkload(shape, dtype, device, 1, context)
         tiles = default_tiles(shape, 1, context)
-        ways = [(TRITON, tiles.attention_onto(workload.cache, shape.heads), False)]
+        ways: list[Way] = [(TRITON, tiles.attention_onto(workload.cache, shape.heads), False)]
         if tile := direct_attention_tile(shape, dtype, device, 1, context):
             attend = replace(tiles, direct_attention=tile).attention_onto(workload.cache, shape.heads)
             ways += [(CUDA, attend, False), (CUDA_DEPENDENT, attend, True)]
-        plain_us = clock(workload.plain, workload.copies)
-        for backend, attend, pdl in ways:
-            error = workload.error(attend)
-            us = clock(partial(workload.start, attend, pdl=pdl), workload.copies)
-            yield SpeedRow(
-                device=device_name(device),
-                shape=f"{name} context {context}",
-                projection="attention",
-                dtype=_named(dtype),
-                sparsity=0.0,
-                us=us,
-                backend=backend,
-                dense_us=plain_us,
-                gb_s=workload.bytes_read / us / 1e3,
-                err=error,
-            )
+        row = partial(
+            SpeedRow, device_name(device), f"{name} context {context}", "attention", _named(dtype), 0.0
+        )
+        yield from _timed(row, clock(workload.plain, workload.copies), workload, ways, clock)
 
 
 def listing_rows(
@@ -170,15 +160,16 @@ def listing_rows(
     """RMSNorm and attention with the listing of channels in the same launch, and what SiLU·mul and the listing
     add to the product of gate and up: Triton, one row a token.
     """
-    times = {
-        "rms_norm+lists": (str(shape.hidden), _norm_microseconds(shape, dtype, device, tiles, sparsity, clock))
-    }
+    found = [
+        ("rms_norm+lists", str(shape.hidden), _norm_microseconds(shape, dtype, device, tiles, sparsity, clock))
+    ]
     gate_up = next(product for product in products_of(shape) if product.name == "gate_up")
     workload = Workload(gate_up, dtype, device, 1, sparsity, tiles.list_block)
     tile = tiles.listed["gate_up"]
     alone = clock(partial(workload.start_partial, tile), workload.copies)
-    times["silu_mul+lists"] = str(shape.ffn), clock(partial(workload.start, tile), workload.copies) - alone
-    found = [(projection, size, us) for projection, (size, us) in times.items()]
+    found.append(
+        ("silu_mul+lists", str(shape.ffn), clock(partial(workload.start, tile), workload.copies) - alone)
+    )
     for context in contexts:
         us = _attention_microseconds(shape, dtype, device, tiles, context, clock)
         found.append(("attention+lists", f"context {context}", us))

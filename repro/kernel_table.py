@@ -37,8 +37,7 @@ class GpuPart:
 
     tune: bool = True
     """Tiles tuned by shape, dtype and sparsity (an hour for all), or those that suit a large GPU."""
-    models: tuple[str, ...] | None = None
-    """None: every model of 7-8B."""
+    models: tuple[str, ...] = tuple(MODEL_SHAPES)
     dtypes: tuple[str, ...] = ("bfloat16", "float16")
     sparsities: tuple[float, ...] = SPARSITIES
 
@@ -60,7 +59,7 @@ def _gpu_rows(device: torch.device, part: GpuPart) -> Iterator[dict[str, Any]]:
 
     peak = read_bandwidth(device) / 1e9
     kind = "tuned" if part.tune else "default"
-    for name, dtype_name in itertools.product(part.models or MODEL_SHAPES, part.dtypes):
+    for name, dtype_name in itertools.product(part.models, part.dtypes):
         shape, dtype = MODEL_SHAPES[name], getattr(torch, dtype_name)
         tiles = {
             s: tuned_tiles(shape, dtype, device, sparsity=s, capacity=CAPACITY)
@@ -114,17 +113,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21, help="timed repeats of each product on a CPU")
     gpu = parser.add_argument_group("on a GPU")
     gpu.add_argument("--untuned", action="store_true", help="default tiles: minutes, not an hour")
-    gpu.add_argument("--models", nargs="+", choices=MODEL_SHAPES, help="default: all")
+    gpu.add_argument("--models", nargs="+", choices=MODEL_SHAPES, default=GpuPart.models)
     gpu.add_argument("--dtypes", nargs="+", choices=GpuPart.dtypes, default=GpuPart.dtypes)
     gpu.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     arguments = parser.parse_args()
     if arguments.repeats < 1:
         print(f"error: --repeats {arguments.repeats} is not at least 1", file=sys.stderr)
         sys.exit(2)
-    chosen = (
-        arguments.models and tuple(arguments.models),
-        *map(tuple, (arguments.dtypes, arguments.sparsities)),
-    )
+    chosen = map(tuple, (arguments.models, arguments.dtypes, arguments.sparsities))
     write_kernels(arguments.output, arguments.repeats, GpuPart(not arguments.untuned, *chosen))
     print(arguments.output.read_text(encoding="utf-8"), end="")
 

@@ -138,4 +138,6 @@ def _git(*arguments: str) -> str:
 def command_line() -> str:
     """The command that made the record, with paths relative to the repository."""
     program = portable(str(Path(sys.argv[0]).resolve()))
-    return shlex.join(["python", program, *sys.argv[1:]])
+    # An override is KEY=VALUE, whose value may be a path.
+    overrides = ["=".join(map(portable, argument.split("=", 1))) for argument in sys.argv[1:]]
+    return shlex.join(["python", program, *overrides])

@@ -154,10 +154,9 @@ COLUMNS = (
 
 def speed_markdown(data: SpeedData) -> str:
     """Speed as the paper reports it (tok/s dense, sparse, speed-up, TFLOPs for 128 tokens), and the bytes."""
-    sections = []
+    sections, compiled = [], fastest_compiled(data)
     for device in dict.fromkeys(_device(cell.record) for cell in data.sorted_cells()):
         cells = [cell for cell in data.sorted_cells() if _device(cell.record) == device]
-        compiled = fastest_compiled(data)
         rows = [_row(cell.record, compiled.get(_setting(cell.record))) for cell in cells]
         table = [
             "| " + " | ".join(COLUMNS) + " |",

@@ -85,6 +85,14 @@ def test_records_do_not_depend_on_where_the_checkout_lies():
     assert portable(inside) == {"path": "repro/embedded/models/llama-mini", "other": ["/tmp/x", 1, None]}
 
 
+def test_the_command_names_no_path_of_the_machine(monkeypatch):
+    """Where it lies inside the checkout, as a program or as the value of an override."""
+    arguments = ["method=teal", f"output_dir={REPOSITORY}/outputs/here", "~a", "b=c=d"]
+    monkeypatch.setattr("sys.argv", [f"{REPOSITORY}/repro/run.py", *arguments])
+    command = surroundings()["command"]
+    assert command == "python repro/run.py method=teal output_dir=outputs/here '~a' b=c=d"
+
+
 def test_surroundings_say_when_where_and_with_what():
     found = surroundings()
     # A wheel's metadata may leave out the build (+cu130) that torch itself names.
