@@ -13,7 +13,7 @@ from .step_tiles import LONGEST_SHORT
 TILES = {
     "qkv": DirectTile(warps=4, cluster=8, unroll=6, resident=4),
     "o": DirectTile(warps=4, cluster=8, unroll=6),
-    "gate_up": DirectTile(),
+    "gate_up": DirectTile(columns=128, cluster=3, resident=3),
     "down": DirectTile(cluster=8, unroll=3),
 }
 """From sweeps of each launch alone, the best of which were tried inside a decode step: shapes of Llama-3.1-8B,

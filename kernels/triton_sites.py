@@ -93,6 +93,7 @@ class Site:
     lists: ChannelLists | None
     """Lists to fill: kept channels of each projection, then dropped channels; None where all are dense."""
     rules: ListRules | None
+    """Of the lists; bounds of 0 where all are dense, None where a kernel of its own fills the lists."""
     kept: Tensor | None
     """(lists,) int32 k of the lists by top-k."""
     projections: int
@@ -104,9 +105,14 @@ class Site:
         return Activation(x=self.x) if self.lists is None else Activation(self.lists.of(0, self.projections))
 
     @property
+    def direct(self) -> bool:
+        """Whether a product can list its channels itself: thresholds and nothing else."""
+        return self.rules is not None and self.kept is None and self.low_rank is None
+
+    @property
     def fused(self) -> bool:
-        """Whether the kernel that computes x can list its channels at once: thresholds and nothing else."""
-        return self.lists is not None and self.kept is None and self.low_rank is None
+        """Whether the kernel that computes x can list its channels at once, where there is something to drop."""
+        return self.lists is not None and self.direct
 
     @property
     def addend(self) -> Tensor | None:
@@ -136,7 +142,8 @@ def make_site(
     x = buffers.x(name, channels)
     by_projection = {projection: rules.of(projection) for projection in widths}
     if not any(by_projection.values()):
-        return Site(x, None, None, None, len(widths), None)
+        every = ListRules(buffers.sums(("bounds", name), len(widths), channels))
+        return Site(x, None, every, None, len(widths), None)
     low_rank = [projection for projection, rule in by_projection.items() if rule and rule.left is not None]
     listed = [*by_projection.values(), *[by_projection[projection] for projection in low_rank]]
     by_threshold = all(rule is None or rule.top_k is None for rule in listed)

@@ -217,7 +217,7 @@ class TritonDecodeStep:
 
     def _direct(self, name: str, site: Site) -> DirectTile | None:
         """The tile of a product that lists its channels itself; None where launches before it do."""
-        return self.tiles.direct.get(name) if site.fused else None
+        return self.tiles.direct.get(name) if site.direct else None
 
     @staticmethod
     def _written(site: Site, direct: DirectTile | None) -> dict[str, object]:

@@ -75,16 +75,17 @@ def test_every_kind_of_plan(method):
 
 @pytest.mark.usefixtures("direct_products_run")
 def test_products_that_list_their_channels_themselves():
-    """The same decode in fewer launches; gate_up alone has nobody to list down's channels for."""
+    """The same decode in fewer launches, sparse and dense; gate_up alone has nobody to list down's channels for."""
     model = make_tiny_model("qwen2", blocks=1).half()
     plan = make_plan(model, "teal")
     tiles = {"lists": replace(SMALL_TILES, direct={})}
     for names in ("qkv", "o", "gate_up", "qkv o gate_up down"):
         tile = DirectTile(warps=2, cluster=2, unroll=2)
         tiles[names] = replace(SMALL_TILES, direct=dict.fromkeys(names.split(), tile))
-    decoded = {name: both_decode(model, plan, tiles=of)[1] for name, of in tiles.items()}
-    for name, found in decoded.items():
-        assert torch.allclose(found, decoded["lists"], atol=4e-3), name
+    for one in (plan, None):
+        decoded = {name: both_decode(model, one, tiles=of)[1] for name, of in tiles.items()}
+        for name, found in decoded.items():
+            assert torch.allclose(found, decoded["lists"], atol=4e-3), name
     launches = {name: len(step_of(model, plan, 1, of)._launches) for name, of in tiles.items()}
     saved = {name: launches["lists"] - count for name, count in launches.items()}
     assert saved == {"lists": 0, "qkv": 1, "o": 0, "gate_up": 0, "qkv o gate_up down": 2}
