@@ -66,6 +66,10 @@ class DirectTile:
         """Whether a thread block has shared memory for its lists: gate and up, two widths, have one each."""
         return self.shared_bytes(channels, 2 if len(widths) == 2 else 1) <= SHARED_BYTES
 
+    def blocks(self, widths: tuple[int, ...]) -> int:
+        """Thread blocks of a launch: gate and up share them, and count as one width."""
+        return sum(blocks_of(width, self.columns) for width in widths) * self.cluster
+
     def _share(self, channels: int) -> int:
         return blocks_of(blocks_of(channels, self.cluster), LANES) * LANES
 
@@ -225,10 +229,7 @@ def _start(
 ) -> None:
     channels, row = weight.shape
     _check(source, bounds, weight, widths, tile)
-    if constants["HIDDEN"]:
-        tiles = blocks_of(widths[0], tile.columns)
-    else:
-        tiles = sum(blocks_of(width, tile.columns) for width in widths)
+    blocks = tile.blocks(widths[:1] if constants["HIDDEN"] else widths)
     constants = {
         **constants,
         **tile.constants(channels, row),
@@ -237,7 +238,7 @@ def _start(
         "FLOAT16": int(weight.dtype is torch.float16),
     }
     arguments = (weight, *source.tensors, bounds, *targets)
-    launch("direct_product", constants, tiles * tile.cluster, tile.warps * LANES, arguments, pdl)
+    launch("direct_product", constants, blocks, tile.warps * LANES, arguments, pdl)
 
 
 def _check(source: Source, bounds: Tensor, weight: Tensor, widths: tuple[int, ...], tile: DirectTile) -> None:

@@ -7,17 +7,20 @@ import torch
 from .decoder_weights import DecoderShape
 from .direct_attention import DirectAttentionTile, suits_direct_attention
 from .direct_product import DirectTile, runs_direct_products, suits_direct_products
-from .gpu_products import products_of
+from .gpu_products import Product, products_of
 from .step_tiles import LONGEST_SHORT
 
 TILES = {
-    "qkv": DirectTile(warps=4, cluster=8, unroll=6, resident=4),
-    "o": DirectTile(warps=4, cluster=8, unroll=6),
-    "gate_up": DirectTile(columns=128, cluster=3, resident=3),
-    "down": DirectTile(cluster=8, unroll=3),
+    "qkv": (DirectTile(warps=2, cluster=8, unroll=6, resident=6),),
+    "o": (DirectTile(warps=4, cluster=8, unroll=6),),
+    "gate_up": (
+        DirectTile(columns=128, cluster=3, resident=3),
+        DirectTile(columns=128, cluster=3, unroll=6, resident=4),
+    ),
+    "down": (DirectTile(cluster=8, unroll=3),),
 }
-"""From sweeps of each launch alone, the best of which were tried inside a decode step: shapes of Llama-3.1-8B,
-one H100."""
+"""By product; the first is taken of which all thread blocks run at once. From sweeps of some hundred tiles in
+a decode step, shapes of Llama-3.1-8B and Qwen2.5-7B, one H200."""
 SHORT_ATTENTION = DirectAttentionTile()
 """Up to LONGEST_SHORT slots: 2.3 µs at 205 of Llama-3.1-8B's shapes on one H100, behind a dependent launch; the
 larger tile takes 3.1."""
@@ -33,11 +36,20 @@ def direct_tiles(
     """Tiles by product; none for a batch, and where the device or the model's sizes do not allow it."""
     if batch > 1 or not runs_direct_products(device):
         return {}
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    tiles = {one.name: tile_of(one, multiprocessors) for one in products_of(shape)}
     return {
-        one.name: TILES[one.name]
+        one.name: tiles[one.name]
         for one in products_of(shape)
-        if suits_direct_products(dtype, one.widths, one.inner) and TILES[one.name].fits(one.inner, one.widths)
+        if suits_direct_products(dtype, one.widths, one.inner) and tiles[one.name].fits(one.inner, one.widths)
     }
+
+
+def tile_of(product: Product, multiprocessors: int) -> DirectTile:
+    """The tile of a product on a device of so many multiprocessors."""
+    *wanted, last = TILES[product.name]
+    widths = product.widths[:1] if product.name == "gate_up" else product.widths
+    return next((tile for tile in wanted if tile.blocks(widths) <= tile.resident * multiprocessors), last)
 
 
 def direct_attention_tile(

@@ -111,7 +111,7 @@ class Site:
 
     @property
     def fused(self) -> bool:
-        """Whether the kernel that computes x can list its channels at once, where there is something to drop."""
+        """Whether something is dropped, and the kernel that computes x can list its channels at once."""
         return self.lists is not None and self.direct
 
     @property

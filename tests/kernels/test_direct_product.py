@@ -19,7 +19,7 @@ from wisparse.kernels.direct_product import (
     direct_product,
     squares_of,
 )
-from wisparse.kernels.direct_tiles import TILES as DEFAULT_TILES
+from wisparse.kernels.direct_tiles import tile_of
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu_products import Product, Workload, products_of
 from wisparse.kernels.model_shapes import MODEL_SHAPES
@@ -203,7 +203,7 @@ def test_every_launch_of_the_large_models_compiles(name: str, monkeypatch: pytes
     for one in products_of(MODEL_SHAPES[name]):
         weight = torch.empty(one.inner, one.out, dtype=torch.bfloat16)
         x, bounds = torch.empty(1, one.inner, dtype=torch.bfloat16), torch.empty(len(one.widths), one.inner)
-        tile, out = DEFAULT_TILES[one.name], torch.empty(1, one.out)
+        tile, out = tile_of(one, 132), torch.empty(1, one.out)
         if one.name == "qkv":
             direct_product(Given(x), bounds, weight, one.widths, out, tile)
         elif one.name == "gate_up":
@@ -213,3 +213,13 @@ def test_every_launch_of_the_large_models_compiles(name: str, monkeypatch: pytes
             direct_onto(Given(x), bounds, weight, out, torch.empty(1, squares_of(one.out)), tile)
     assert len(sizes) == 4
     assert min(sizes) > 0
+
+
+@pytest.mark.parametrize(("name", "at_once"), [("llama-3.1-8b", 3), ("qwen2.5-7b", 4)])
+def test_all_thread_blocks_of_gate_and_up_run_at_once(name: str, at_once: int) -> None:
+    """A multiprocessor has registers for its share of them; on few multiprocessors the last tile is taken."""
+    gate_up = next(one for one in products_of(MODEL_SHAPES[name]) if one.name == "gate_up")
+    tile = tile_of(gate_up, 132)
+    assert tile.resident == at_once
+    assert tile.blocks(gate_up.widths[:1]) <= at_once * 132
+    assert tile_of(gate_up, 16).resident == 4

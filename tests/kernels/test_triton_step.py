@@ -75,7 +75,7 @@ def test_every_kind_of_plan(method):
 
 @pytest.mark.usefixtures("direct_products_run")
 def test_products_that_list_their_channels_themselves():
-    """The same decode in fewer launches, sparse and dense; gate_up alone has nobody to list down's channels for."""
+    """The same decode in fewer launches, dense too; gate_up alone has nobody to list down's channels for."""
     model = make_tiny_model("qwen2", blocks=1).half()
     plan = make_plan(model, "teal")
     tiles = {"lists": replace(SMALL_TILES, direct={})}
