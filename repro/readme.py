@@ -1,4 +1,4 @@
-"""The generated parts of the README: what was found, the catalogue of methods, what a reproduction costs.
+"""The generated parts of the README: what was found, the catalogue of methods, speeds, costs.
 
 python -m wisparse.repro.readme          # `make readme`
 """
@@ -13,6 +13,7 @@ from .frontier import read_frontier
 from .question_summary import question_summary
 from .records import write_text
 from .reproduction_cost import reproduction
+from .speed_summary import speed_summary
 from .table_text import NOT_MEASURED, interval_text, table_row
 
 README = REPOSITORY / "README.md"
@@ -89,6 +90,7 @@ def filled(text: str) -> str:
         "frontier": frontier(),
         "questions": question_summary(),
         "catalogue": catalogue(),
+        "speed": speed_summary(),
         "reproduction": reproduction(),
     }
     for name, made in blocks.items():

@@ -146,9 +146,9 @@ def _shared_columns(record: dict[str, Any]) -> dict[str, Any]:
 
 
 COLUMNS = (
-    "Model", "Batch", "Prompt", "Sparsity", "Method", "Realised %", "tok/s dense", "tok/s sparse", "± %",
-    "Speed-up", "over torch.compile", "over eager", "Byte limit", "TFLOPs/128", "MB/token", "GB/s", "of peak %",
-    "Prefill ms", "Commit",
+    "Model", "dtype", "Batch", "Prompt", "Sparsity", "Method", "Realised %", "tok/s dense", "tok/s sparse",
+    "± %", "Speed-up", "over torch.compile", "over eager", "Byte limit", "TFLOPs/128", "MB/token", "GB/s",
+    "of peak %", "Prefill ms", "Commit",
 )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def speed_markdown(data: SpeedData) -> str:
         rows = [_row(cell.record, compiled.get(_setting(cell.record))) for cell in cells]
         table = [
             "| " + " | ".join(COLUMNS) + " |",
-            "| --- |" + " ---: |" * 3 + " --- |" + " ---: |" * (len(COLUMNS) - 5),
+            "| --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * (len(COLUMNS) - 6),
             *("| " + " | ".join(row) + " |" for row in rows),
         ]
         sections.append("\n".join([f"## {device}", "", *_notes([cell.record for cell in cells]), "", *table]))
@@ -190,7 +190,7 @@ def _notes(records: list[dict[str, Any]]) -> list[str]:
 
     peaks = [record["latency"]["read_bandwidth"] / 1e9 for record in records]
     return [
-        f"- {distinct(_model_note)}; {distinct(lambda record: record['model']['dtype'])}.",
+        f"- {distinct(_model_note)}.",
         f"- {distinct(lambda record: record['latency']['new_tokens'])} new tokens, medians of "
         f"{distinct(_repeats)} repeats; peak measured before each cell: {_range(peaks)} GB/s.",
         f"- {version('torch')}, {version('triton')}, {version('transformers')}.",
@@ -231,6 +231,7 @@ def _row(record: dict[str, Any], compiled: Compiled | None) -> list[str]:
     over = {name: f"{latency['tok_s'] / timing['tok_s']:.2f}×" for name, _, timing in baselines(latency)}
     return [
         record["model"]["name"],
+        record["model"]["dtype"],
         str(latency["batch"]),
         str(latency["prompt"]),
         f"{100 * record['sparsity']:g} %",

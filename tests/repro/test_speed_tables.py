@@ -6,6 +6,7 @@ import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.kernel_table import kernels_csv, renewed
 from wisparse.repro.speed_plots import _one_way_each
+from wisparse.repro.speed_summary import SpeedRows
 from wisparse.repro.speed_table import read_speed, speed_markdown
 
 
@@ -14,14 +15,19 @@ def kept():
     return read_speed(REPOSITORY / "results" / "records" / "speed")
 
 
-def test_every_row_is_held_against_the_fastest_mode_of_torch_compile(kept):
-    """Of its model and setting, whatever process timed it; that another did is marked."""
-    wanted = {"model": "llama3.1-8b-random", "batch": 1, "prompt": 5}
+@pytest.mark.parametrize("device", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_every_row_is_held_against_the_fastest_mode_of_torch_compile(kept, device):
+    """Of its device, model and setting, whatever process timed it; that another did is marked."""
+    wanted = (device, "llama3.1-8b-random", "bfloat16", 1, 5)
     records = [cell.record for cell in kept.sorted_cells()]
     records = [
         record
         for record in records
-        if wanted == {"model": record["model"]["name"]} | {n: record["latency"][n] for n in ("batch", "prompt")}
+        if wanted
+        == (
+            *(record["model"][name] for name in ("device_name", "name", "dtype")),
+            *(record["latency"][name] for name in ("batch", "prompt")),
+        )
     ]
     modes = [
         (timing["tok_s"], name)
@@ -30,14 +36,36 @@ def test_every_row_is_held_against_the_fastest_mode_of_torch_compile(kept):
         if name.startswith("torch.compile")
     ]
     fastest, name = max(modes)
-    lines = [
-        line for line in speed_markdown(kept).splitlines() if line.startswith("| llama3.1-8b-random | 1 | 5 |")
-    ]
+    section = speed_markdown(kept).split(f"## {device}\n")[1].split("\n## ")[0]
+    beginning = "| llama3.1-8b-random | bfloat16 | 1 | 5 |"
+    lines = [line for line in section.splitlines() if line.startswith(beginning)]
     assert len(lines) == len(records) > 2
     for line, record in zip(lines, records, strict=True):
         mark = "" if record["latency"]["timings"].get(name, {}).get("tok_s") == fastest else " *"
         ratio = record["latency"]["tok_s"] / fastest
         assert f"| {ratio:.2f}× {name.removeprefix('torch.compile ')}{mark} |" in line
+
+
+def test_the_summary_holds_every_setting_against_the_fastest_mode_of_it():
+    def rows(sparsity: str, tok_s: str, compiled: str = "", **others: str) -> list[dict[str, str]]:
+        cell = {
+            "model": "m-random",
+            "method": "teal_uniform",
+            "sparsity": sparsity,
+            "batch": "1",
+            "prompt": "5",
+        }
+        cell |= {"tok_s": tok_s, "byte_limit_speedup": "1.87", **others}
+        found = [cell | {"baseline": "engine-dense", "baseline_tok_s": "100"}]
+        return found + [cell | {"baseline": "torch.compile", "baseline_tok_s": compiled}] * bool(compiled)
+
+    speeds = SpeedRows([*rows("0.5", "150", "60"), *rows("0.4", "140", "75"), *rows("0.5", "120", batch="2")])
+    shown = [speeds.shown(cell) for cell in speeds.cells]
+    assert shown == [
+        ["100", "150", "1.50×", "2.00×", "1.87×"],
+        ["100", "140", "1.40×", "1.87×", "1.87×"],
+        ["100", "120", "1.20×", "not measured", "1.87×"],
+    ]
 
 
 def row(us: str, backend: str = "triton", sparsity: object = 0.5) -> dict[str, object]:
