@@ -72,6 +72,7 @@ class Calibration:
     sensitivities: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """By seed of the drawn labels and sequences, what `channel_sensitivities` found: all plans share it."""
     _norms: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _statistics: list[BlockStatistics] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         decoder_blocks(self.model)  # an unsupported family is refused before any work
@@ -105,16 +106,19 @@ class Calibration:
     @property
     def statistics(self) -> list[BlockStatistics]:
         """Activation statistics by block, from one pass over all calibration tokens."""
-        return self._dense_pass.statistics
-
-    @property
-    def final_states(self) -> Tensor:
-        """What the dense model's head reads, (sequences, length, hidden), from the same pass."""
-        return self._dense_pass.final_states
+        if self._statistics is None:
+            self._statistics = dense_pass(self.model, self.input_ids, self.batch_size)
+        return self._statistics
 
     @cached_property
-    def _dense_pass(self) -> DensePass:
-        return dense_pass(self.model, self.input_ids, self.batch_size)
+    def final_states(self) -> Tensor:
+        """What the dense model's head reads, (sequences, length, hidden).
+
+        Asked for before the statistics, both come from one pass; few methods have room or use for this one.
+        """
+        states: list[Tensor] = []
+        self._statistics = dense_pass(self.model, self.input_ids, self.batch_size, states.append)
+        return torch.cat(states)
 
     def search_tokens(self, tokens: int) -> Tensor:
         """The first sequences that together hold `tokens` tokens, shortened where one sequence is longer.
@@ -146,17 +150,17 @@ class Calibration:
         return self.search_protocol.sparse_positions(real, None)
 
 
-@dataclass(frozen=True)
-class DensePass:
-    """What is kept of a pass without sparsity over the calibration text."""
-
-    statistics: list[BlockStatistics]
-    final_states: Tensor
-
-
 @torch.inference_mode()
-def dense_pass(model: PreTrainedModel, input_ids: Tensor, batch_size: int) -> DensePass:
-    """One pass over `input_ids` (sequences, length), keeping histograms, moments and what the head reads."""
+def dense_pass(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    batch_size: int,
+    take_states: Callable[[Tensor], None] | None = None,
+) -> list[BlockStatistics]:
+    """Histograms and moments of every block from one pass over `input_ids` (sequences, length).
+
+    `take_states` is given what the head reads of each batch, (batch, length, hidden).
+    """
     blocks = decoder_blocks(model)
     device = next(model.parameters()).device
     statistics = [BlockStatistics() for _ in blocks]
@@ -175,14 +179,15 @@ def dense_pass(model: PreTrainedModel, input_ids: Tensor, batch_size: int) -> De
         activation = block.get_submodule(GATE_ACTIVATION_PATH)
         handles.append(activation.register_forward_hook(_output_recorder(gate_histogram)))
         handles.append(up.register_forward_hook(_output_recorder(collected.up_output)))
-    states = []
     try:
         for batch in tqdm(input_ids.split(batch_size), desc="calibration", unit="batch", leave=False):
-            states.append(model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state)
+            states = model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state
+            if take_states is not None:
+                take_states(states)
     finally:
         for handle in handles:
             handle.remove()
-    return DensePass(statistics, torch.cat(states))
+    return statistics
 
 
 @torch.inference_mode()

@@ -54,7 +54,7 @@ class EqualLoss(Method):
     def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         cost = SearchCost()
         with cost.stage("calibration"):
-            _ = calibration.statistics
+            _ = calibration.final_states if self.correction_rounds else calibration.statistics
         with cost.stage("sensitivity"):
             sensitivities = channel_sensitivities(calibration, self.seed, self.sensitivity_sequences)
             cost.count(

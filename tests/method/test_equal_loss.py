@@ -33,6 +33,21 @@ def test_gradients_that_are_not_finite_end_in_one_line_that_names_the_projection
         channel_sensitivities(make_calibration(llama), seed=0, sequences=2)
 
 
+def test_one_pass_gives_statistics_and_what_the_head_reads(llama):
+    calibration = make_calibration(llama, sequences=3, length=8)
+    passes = []
+    handle = llama.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        plain = Calibration(llama, calibration.input_ids).statistics
+        states, statistics = calibration.final_states, calibration.statistics
+    finally:
+        handle.remove()
+    assert len(passes) == 2
+    assert states.shape == (3, 8, llama.config.hidden_size)
+    assert torch.allclose(llama.lm_head(states), llama(calibration.input_ids).logits, atol=1e-5)
+    assert [one.up_output.tokens for one in statistics] == [one.up_output.tokens for one in plain]
+
+
 @pytest.mark.parametrize("protocol", [None, "half"])
 def test_sensitivities_are_gradients_at_the_input_of_each_projection(llama, protocol):
     calibration = make_calibration(llama, sequences=2, length=8)
