@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from .csv_rows import Row
 
@@ -49,7 +50,7 @@ class DisplayTable:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
-    @property
+    @cached_property
     def numeric(self) -> list[bool]:
         """Which columns hold numbers and stand to the right; claims are sentences."""
         values = [[row[place].value for row in self.rows] for place in range(len(self.columns))]
