@@ -67,7 +67,7 @@ class DirectTile:
         return self.shared_bytes(channels, 2 if len(widths) == 2 else 1) <= SHARED_BYTES
 
     def blocks(self, widths: tuple[int, ...]) -> int:
-        """Thread blocks of a launch: gate and up share them, and count as one width."""
+        """Thread blocks of a launch: gate and up share theirs, and are one width here."""
         return sum(blocks_of(width, self.columns) for width in widths) * self.cluster
 
     def _share(self, channels: int) -> int:

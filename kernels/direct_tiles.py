@@ -37,19 +37,19 @@ def direct_tiles(
     if batch > 1 or not runs_direct_products(device):
         return {}
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    tiles = {one.name: tile_of(one, multiprocessors) for one in products_of(shape)}
     return {
-        one.name: tiles[one.name]
+        one.name: tile
         for one in products_of(shape)
-        if suits_direct_products(dtype, one.widths, one.inner) and tiles[one.name].fits(one.inner, one.widths)
+        if suits_direct_products(dtype, one.widths, one.inner)
+        and (tile := tile_of(one, multiprocessors)).fits(one.inner, one.widths)
     }
 
 
 def tile_of(product: Product, multiprocessors: int) -> DirectTile:
     """The tile of a product on a device of so many multiprocessors."""
     *wanted, last = TILES[product.name]
-    widths = product.widths[:1] if product.name == "gate_up" else product.widths
-    return next((tile for tile in wanted if tile.blocks(widths) <= tile.resident * multiprocessors), last)
+    fitting = (tile for tile in wanted if tile.blocks(product.tiled_widths) <= tile.resident * multiprocessors)
+    return next(fitting, last)
 
 
 def direct_attention_tile(

@@ -30,6 +30,11 @@ class Product:
         """Columns of the weight."""
         return sum(self.widths)
 
+    @property
+    def tiled_widths(self) -> tuple[int, ...]:
+        """Widths that are cut into tiles: gate and up are two products of one program."""
+        return self.widths[:1] if self.name == "gate_up" else self.widths
+
 
 def products_of(shape: DecoderShape) -> tuple[Product, ...]:
     """The products of one block."""

@@ -111,9 +111,7 @@ def _with_shares(tile: Tile, launched: Product, list_block: int | None) -> list[
         shared = [replace(tile, group=group) for group in (1, 2, 4, 8)]
         shared += [replace(tile, parts=parts) for parts in (2, 4)]
         splits = [blocks_of(blocks, one.group) * one.parts for one in shared]
-    # gate and up are two products of one program.
-    width = launched.widths[0] if launched.name == "gate_up" else launched.out
-    programs = [blocks_of(width, tile.columns) * count for count in splits]
+    programs = [blocks_of(sum(launched.tiled_widths), tile.columns) * count for count in splits]
     return [one for one, n in zip(shared, programs, strict=True) if _fills(one, n)]
 
 
