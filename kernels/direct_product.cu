@@ -11,7 +11,6 @@
 // SQUARES      parts of the residual stream's sum of squares
 // STORE, HIDDEN, RESIDUAL  one of them is 1: what becomes of the sums (see the end of the kernel)
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
-// LATE         1: the next kernel may start only once the rows are read
 // FLOAT16      1: float16 instead of bfloat16
 //
 // The sums are added in a fixed order: over a lane's rows, over lanes, over warps, over thread blocks of a cluster.
@@ -105,7 +104,7 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
         scale[step] = NORM && real ? widened(gain[channel]) : 0.0f;
     }
     wait_for_producer();
-    if (!LATE) start_consumer();
+    start_consumer();
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const int channel = begin + step * THREADS + thread;
@@ -170,7 +169,6 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
             if (lane < LANES) s.sums[list][warp][lane * 8 + each] = sums[each];
         }
     }
-    if (LATE) start_consumer();
     block_barrier();
 
     float sum[LISTS] = {};

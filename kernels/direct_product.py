@@ -45,8 +45,6 @@ class DirectTile:
     """Rows that one lane has on their way."""
     resident: int = 2
     """Thread blocks that a multiprocessor must have registers for."""
-    late: bool = False
-    """The next kernel may start only once this one has read its rows."""
 
     def __post_init__(self) -> None:
         if self.columns not in (64, 128, 256):
@@ -84,7 +82,6 @@ class DirectTile:
             "UNROLL": self.unroll,
             "SHARE": self._share(channels),
             "RESIDENT": self.resident,
-            "LATE": int(self.late),
         }
 
 

@@ -36,13 +36,18 @@ def direct_tiles(
     """Tiles by product; none for a batch, and where the device or the model's sizes do not allow it."""
     if batch > 1 or not runs_direct_products(device):
         return {}
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    multiprocessors = multiprocessors_of(device)
     tiles = {one.name: tile_of(one, multiprocessors) for one in products_of(shape)}
     return {
         one.name: tiles[one.name]
         for one in products_of(shape)
         if suits_direct_products(dtype, one.widths, one.inner) and tiles[one.name].fits(one.inner, one.widths)
     }
+
+
+def multiprocessors_of(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def tile_of(product: Product, multiprocessors: int) -> DirectTile:

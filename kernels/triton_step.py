@@ -73,6 +73,8 @@ class TritonDecodeStep:
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
+        self.direct_launches: list[str] = []
+        """Products of all blocks that list their channels themselves."""
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
         self._attention = self.tiles.attention_over(cache, shape.heads)
         self._whole_attention = self.tiles.attention_onto(cache, shape.heads)
@@ -114,6 +116,10 @@ class TritonDecodeStep:
     def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
         self._launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
 
+    def _add_direct(self, name: str, *arguments: object, **keywords: object) -> None:
+        self._add(*arguments, **keywords)
+        self.direct_launches.append(name)
+
     def _plan(self, rules: tuple[BlockRules, ...]) -> None:
         shape, weights = self.weights.shape, self.weights
         block = min(self.tiles.list_block, power_of_two(shape.hidden))
@@ -138,9 +144,9 @@ class TritonDecodeStep:
         sums, bias = buffers.sums("qkv", 1, self.batch, sum(widths.values())), None
         if direct := self._direct("qkv", site):
             source = Normed(self._residual, squares, packed.input_norm, shape.norm_epsilon)
-            self._add(
-                direct_product, source, site.rules.bounds, packed.qkv, tuple(widths.values()), sums[0], direct,
-                bias=packed.qkv_bias,
+            self._add_direct(
+                "qkv", direct_product, source, site.rules.bounds, packed.qkv, tuple(widths.values()), sums[0],
+                direct, bias=packed.qkv_bias,
             )  # fmt: skip
         else:
             self._after_norm(site, packed.input_norm, squares)
@@ -185,7 +191,7 @@ class TritonDecodeStep:
         direct = None if gated or (hidden.fused and not direct_down) else self._direct("gate_up", site)
         if direct:
             source = Normed(self._residual, squares, packed.mlp_norm, shape.norm_epsilon)
-            self._add(direct_neurons, source, site.rules.bounds, weight, hidden.x, direct)
+            self._add_direct("gate_up", direct_neurons, source, site.rules.bounds, weight, hidden.x, direct)
             return self._onto_residual(hidden, packed.down, "down")
         self._after_norm(site, packed.mlp_norm, squares, whole=gated)
         common = (site.activation, weight, shape.ffn, tile, self._buffers.workspace)
@@ -231,7 +237,8 @@ class TritonDecodeStep:
         if direct := self._direct(name, site):
             squares = self._buffers.sums(("squares", name), self.batch, squares_of(weight.shape[1]))
             source: Source = Given(site.x)
-            self._add(direct_onto, source, site.rules.bounds, weight, self._residual, squares, direct)
+            bounds = site.rules.bounds
+            self._add_direct(name, direct_onto, source, bounds, weight, self._residual, squares, direct)
             return squares
         if site.lists is not None and not site.fused:
             if site.kept is not None:
