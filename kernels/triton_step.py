@@ -143,10 +143,10 @@ class TritonDecodeStep:
         site = self._site("attention_input", widths, shape.hidden, rules, tiles.list_block)
         sums, bias = buffers.sums("qkv", 1, self.batch, sum(widths.values())), None
         if direct := self._direct("qkv", site):
-            source = Normed(self._residual, squares, packed.input_norm, shape.norm_epsilon)
+            source, bounds, smallest = self._read_by(site, squares, packed.input_norm)
             self._add_direct(
-                "qkv", direct_product, source, site.rules.bounds, packed.qkv, tuple(widths.values()), sums[0],
-                direct, bias=packed.qkv_bias,
+                "qkv", direct_product, source, bounds, packed.qkv, tuple(widths.values()), sums[0], direct,
+                bias=packed.qkv_bias, smallest=smallest,
             )  # fmt: skip
         else:
             self._after_norm(site, packed.input_norm, squares)
@@ -190,8 +190,10 @@ class TritonDecodeStep:
         direct_down = self._direct("down", hidden)
         direct = None if gated or (hidden.fused and not direct_down) else self._direct("gate_up", site)
         if direct:
-            source = Normed(self._residual, squares, packed.mlp_norm, shape.norm_epsilon)
-            self._add_direct("gate_up", direct_neurons, source, site.rules.bounds, weight, hidden.x, direct)
+            source, bounds, smallest = self._read_by(site, squares, packed.mlp_norm)
+            self._add_direct(
+                "gate_up", direct_neurons, source, bounds, weight, hidden.x, direct, smallest=smallest
+            )
             return self._onto_residual(hidden, packed.down, "down")
         self._after_norm(site, packed.mlp_norm, squares, whole=gated)
         common = (site.activation, weight, shape.ffn, tile, self._buffers.workspace)
@@ -225,6 +227,21 @@ class TritonDecodeStep:
         """The tile of a product that lists its channels itself; None where launches before it do."""
         return self.tiles.direct.get(name) if site.direct else None
 
+    def _read_by(
+        self, site: Site, squares: Tensor | None = None, gain: Tensor | None = None
+    ) -> tuple[Source, Tensor, Tensor | None]:
+        """What a direct product takes: activation, bounds, and the smallest score, which is found before it."""
+        epsilon = self.weights.shape.norm_epsilon
+        if site.kept is None:
+            normed = gain is not None
+            source = Normed(self._residual, squares, gain, epsilon) if normed else Given(site.x)
+            return source, site.rules.bounds, None
+        if gain is None:
+            self._add(site.select, site.x, None)
+        else:  # of the normalised activation, which is left for the product: both must see the same scores
+            self._add(site.select, self._residual, (squares, gain, epsilon), x_out=site.x)
+        return Given(site.x), site.rules.score_weights, site.rules.smallest
+
     @staticmethod
     def _written(site: Site, direct: DirectTile | None) -> dict[str, object]:
         """What the kernel that computes a site's activation writes: its lists where it can, else x."""
@@ -236,9 +253,10 @@ class TritonDecodeStep:
         """The lists that were not made with the activation, then the product."""
         if direct := self._direct(name, site):
             squares = self._buffers.sums(("squares", name), self.batch, squares_of(weight.shape[1]))
-            source: Source = Given(site.x)
-            bounds = site.rules.bounds
-            self._add_direct(name, direct_onto, source, bounds, weight, self._residual, squares, direct)
+            source, bounds, smallest = self._read_by(site)
+            self._add_direct(
+                name, direct_onto, source, bounds, weight, self._residual, squares, direct, smallest=smallest
+            )
             return squares
         if site.lists is not None and not site.fused:
             if site.kept is not None:
