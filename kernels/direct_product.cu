@@ -9,9 +9,9 @@
 // RESIDENT     thread blocks that a multiprocessor has registers for
 // NORM         1: x is RMSNorm of the residual stream, EPSILON its epsilon; 0: x is given
 // SQUARES      parts of the residual stream's sum of squares
+// TOP_K        1: bounds are weights of a score |x|·w, and channels are kept whose score is not below `smallest`
 // STORE, HIDDEN, RESIDUAL  one of them is 1: what becomes of the sums (see the end of the kernel)
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
-// LATE         1: the next kernel may start only once the rows are read
 // FLOAT16      1: float16 instead of bfloat16
 //
 // The sums are added in a fixed order: over a lane's rows, over lanes, over warps, over thread blocks of a cluster.
@@ -75,8 +75,8 @@ device float inverse_norm(const float* squares, int lane) {
 }
 
 kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const void* source, const float* squares,
-                                         const unsigned short* gain, const float* bounds, const unsigned short* bias,
-                                         void* out, float* out_squares) {
+                                         const unsigned short* gain, const float* bounds, const float* smallest,
+                                         const unsigned short* bias, void* out, float* out_squares) {
     shared(Shared, s);
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
     const int rank = block_index() % CLUSTER;
@@ -105,7 +105,7 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
         scale[step] = NORM && real ? widened(gain[channel]) : 0.0f;
     }
     wait_for_producer();
-    if (!LATE) start_consumer();
+    start_consumer();
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const int channel = begin + step * THREADS + thread;
@@ -124,12 +124,15 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
     unsigned kept[LISTS][STEPS];
 #pragma unroll
     for (int list = 0; list < LISTS; ++list) {
+        const float cut = TOP_K ? from_producer(smallest + projection + list) : 0.0f;
         int count = 0;
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
             const bool real = begin + step * THREADS + thread < end;
             // NaN compares false, so a broken activation is kept and shows in the output.
-            kept[list][step] = warp_ballot(real && !(fabsf(x[step]) < bound[list][step]));
+            const bool dropped =
+                TOP_K ? fabsf(x[step]) * bound[list][step] < cut : fabsf(x[step]) < bound[list][step];
+            kept[list][step] = warp_ballot(real && !dropped);
             count += bits_of(kept[list][step]);
         }
         if (lane == 0) s.kept[list][warp] = count;
@@ -170,7 +173,6 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
             if (lane < LANES) s.sums[list][warp][lane * 8 + each] = sums[each];
         }
     }
-    if (LATE) start_consumer();
     block_barrier();
 
     float sum[LISTS] = {};

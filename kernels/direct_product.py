@@ -45,8 +45,6 @@ class DirectTile:
     """Rows that one lane has on their way."""
     resident: int = 2
     """Thread blocks that a multiprocessor must have registers for."""
-    late: bool = False
-    """The next kernel may start only once this one has read its rows."""
 
     def __post_init__(self) -> None:
         if self.columns not in (64, 128, 256):
@@ -84,7 +82,6 @@ class DirectTile:
             "UNROLL": self.unroll,
             "SHARE": self._share(channels),
             "RESIDENT": self.resident,
-            "LATE": int(self.late),
         }
 
 
@@ -168,29 +165,38 @@ def direct_product(
     out: Tensor,
     tile: DirectTile,
     bias: Tensor | None = None,
+    smallest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Out (1, sum of widths) float32 = x · weight (in, sum of widths) + bias, for up to three projections.
 
     bounds (projections, in) float32: a projection reads the rows of channels with |x| ≥ bound; NaN is kept.
+    With smallest (projections, 1) float32 bounds are weights w of a score, and |x|·w ≥ smallest decides.
     Raises KernelError for tensors that do not fit.
     """
     check_tensor("out", out, (1, sum(widths)), torch.float32)
     constants = {"STORE": 1, "HIDDEN": 0, "RESIDUAL": 0, "WIDTH": 0}
-    _start(source, bounds, weight, widths, tile, constants, (bias, out, None), pdl)
+    _start(source, (bounds, smallest), weight, widths, tile, constants, (bias, out, None), pdl)
 
 
 def direct_neurons(
-    source: Source, bounds: Tensor, weight: Tensor, hidden: Tensor, tile: DirectTile, pdl: bool = False
+    source: Source,
+    bounds: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    tile: DirectTile,
+    smallest: Tensor | None = None,
+    pdl: bool = False,
 ) -> None:
     """Hidden (1, ffn) = silu(x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
 
-    bounds (2, in) float32 of gate and up. Raises KernelError for tensors that do not fit.
+    bounds (2, in) float32 of gate and up, smallest as for `direct_product`. Raises KernelError for tensors that
+    do not fit.
     """
     ffn = weight.shape[1] // 2
     check_tensor("hidden", hidden, (1, ffn), weight.dtype)
     constants = {"STORE": 0, "HIDDEN": 1, "RESIDUAL": 0, "WIDTH": ffn}
-    _start(source, bounds, weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
+    _start(source, (bounds, smallest), weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
 
 
 def direct_onto(
@@ -200,16 +206,19 @@ def direct_onto(
     residual: Tensor,
     squares: Tensor,
     tile: DirectTile,
+    smallest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Add x · weight (in, out) to residual (1, out) float32; squares (1, ⌈out / 32⌉) are those of its parts.
 
-    Raises KernelError for tensors that do not fit.
+    bounds (1, in) float32, smallest as for `direct_product`. Raises KernelError for tensors that do not fit.
     """
     check_tensor("residual", residual, (1, weight.shape[1]), torch.float32)
     check_tensor("squares", squares, (1, squares_of(weight.shape[1])), torch.float32)
     constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": 1, "WIDTH": 0}
-    _start(source, bounds, weight, (weight.shape[1],), tile, constants, (None, residual, squares), pdl)
+    _start(
+        source, (bounds, smallest), weight, (weight.shape[1],), tile, constants, (None, residual, squares), pdl
+    )
 
 
 def squares_of(columns: int) -> int:
@@ -219,7 +228,7 @@ def squares_of(columns: int) -> int:
 
 def _start(
     source: Source,
-    bounds: Tensor,
+    rules: tuple[Tensor, Tensor | None],
     weight: Tensor,
     widths: tuple[int, ...],
     tile: DirectTile,
@@ -228,20 +237,28 @@ def _start(
     pdl: bool,
 ) -> None:
     channels, row = weight.shape
-    _check(source, bounds, weight, widths, tile)
+    _check(source, *rules, weight, widths, tile)
     blocks = tile.blocks(widths[:1] if constants["HIDDEN"] else widths)
     constants = {
         **constants,
         **tile.constants(channels, row),
         **source.constants,
         "WIDTHS": "{" + ",".join(map(str, widths)) + "}",
+        "TOP_K": int(rules[1] is not None),
         "FLOAT16": int(weight.dtype is torch.float16),
     }
-    arguments = (weight, *source.tensors, bounds, *targets)
+    arguments = (weight, *source.tensors, *rules, *targets)
     launch("direct_product", constants, blocks, tile.warps * LANES, arguments, pdl)
 
 
-def _check(source: Source, bounds: Tensor, weight: Tensor, widths: tuple[int, ...], tile: DirectTile) -> None:
+def _check(
+    source: Source,
+    bounds: Tensor,
+    smallest: Tensor | None,
+    weight: Tensor,
+    widths: tuple[int, ...],
+    tile: DirectTile,
+) -> None:
     channels, row = weight.shape
     if not suits_direct_products(weight.dtype, widths, channels) or not 1 <= len(widths) <= 3:
         raise KernelError(
@@ -251,6 +268,8 @@ def _check(source: Source, bounds: Tensor, weight: Tensor, widths: tuple[int, ..
     if sum(widths) != row or not weight.is_contiguous() or weight.data_ptr() % 16:
         raise KernelError(f"the weight must be a contiguous, aligned (in, {sum(widths)}) matrix")
     check_tensor("bounds", bounds, (len(widths), channels), torch.float32)
+    if smallest is not None:
+        check_tensor("smallest", smallest, (len(widths), 1), torch.float32)
     x, squares, gain = source.tensors
     check_tensor("x", x, (1, channels), weight.dtype if gain is None else torch.float32)
     if gain is not None:

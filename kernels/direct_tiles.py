@@ -11,7 +11,7 @@ from .gpu_products import Product, products_of
 from .step_tiles import LONGEST_SHORT
 
 TILES = {
-    "qkv": (DirectTile(warps=2, cluster=8, unroll=6, resident=6),),
+    "qkv": (DirectTile(cluster=6, unroll=4, resident=5),),
     "o": (DirectTile(warps=4, cluster=8, unroll=6),),
     "gate_up": (
         DirectTile(columns=128, cluster=3, resident=3),
@@ -36,13 +36,18 @@ def direct_tiles(
     """Tiles by product; none for a batch, and where the device or the model's sizes do not allow it."""
     if batch > 1 or not runs_direct_products(device):
         return {}
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    multiprocessors = multiprocessors_of(device)
     return {
         one.name: tile
         for one in products_of(shape)
         if suits_direct_products(dtype, one.widths, one.inner)
         and (tile := tile_of(one, multiprocessors)).fits(one.inner, one.widths)
     }
+
+
+def multiprocessors_of(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def tile_of(product: Product, multiprocessors: int) -> DirectTile:

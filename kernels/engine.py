@@ -72,14 +72,10 @@ class DecodeEngine:
     def _make_step(self, tuned_for: float | None) -> DecodeStep:
         weights, cache = self.weights, self.cache
         if weights.device.type == "cuda":
+            from .direct_tuning import tuned_step_tiles
             from .triton_step import TritonDecodeStep
-            from .tuning import tuned_tiles
 
-            tiles = None
-            if tuned_for is not None:
-                tiles = tuned_tiles(
-                    weights.shape, weights.dtype, weights.device, cache.batch, tuned_for, cache.capacity
-                )
+            tiles = None if tuned_for is None else tuned_step_tiles(weights, self.rules, cache, tuned_for)
             return TritonDecodeStep(weights, self.rules, cache, tiles).capture()
         if self.weights.device.type == "cpu":
             from .cpu_step import CPUDecodeStep

@@ -105,9 +105,9 @@ class Workload:
         if name == "qkv":
             direct_product(source, self._bounds, weight, self.product.widths, self._out, tile, pdl=pdl)
         elif name == "gate_up":
-            direct_neurons(source, self._bounds, weight, self._hidden, tile, pdl)
+            direct_neurons(source, self._bounds, weight, self._hidden, tile, pdl=pdl)
         else:
-            direct_onto(source, self._bounds, weight, self._out, self._squares, tile, pdl)
+            direct_onto(source, self._bounds, weight, self._out, self._squares, tile, pdl=pdl)
 
     def start_partial(self, tile: Tile, copy: int = 0) -> None:
         """Launch the product alone, its partial sums left as they are."""

@@ -106,23 +106,32 @@ class Site:
 
     @property
     def direct(self) -> bool:
-        """Whether a product can list its channels itself: thresholds and nothing else."""
-        return self.rules is not None and self.kept is None and self.low_rank is None
+        """Whether a product can list its channels itself: all by thresholds or all by top-k, that alone."""
+        if self.rules is None or self.low_rank is not None:
+            return False
+        return self.rules.top_k in (0, (1 << self.projections) - 1)
 
     @property
     def fused(self) -> bool:
         """Whether something is dropped, and the kernel that computes x can list its channels at once."""
-        return self.lists is not None and self.direct
+        return self.lists is not None and self.kept is None and self.direct
 
     @property
     def addend(self) -> Tensor | None:
         """What the low-rank path adds to the products."""
         return None if self.low_rank is None else self.low_rank.addend
 
-    def select(self, source: Tensor, norm: tuple[Tensor, Tensor, float] | None, pdl: bool) -> None:
+    def select(
+        self,
+        source: Tensor,
+        norm: tuple[Tensor, Tensor, float] | None,
+        pdl: bool,
+        x_out: Tensor | None = None,
+    ) -> None:
         """Where lists are by top-k, find the smallest score that each row keeps."""
         if self.kept is not None:
-            select_smallest(source, self.rules.score_weights, self.kept, self.rules.smallest, norm, pdl)
+            rules = self.rules
+            select_smallest(source, rules.score_weights, self.kept, rules.smallest, norm, x_out, pdl)
 
 
 def make_site(

@@ -73,6 +73,8 @@ class TritonDecodeStep:
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
+        self.direct_launches: list[str] = []
+        """Products of all blocks that list their channels themselves."""
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
         self._attention = self.tiles.attention_over(cache, shape.heads)
         self._whole_attention = self.tiles.attention_onto(cache, shape.heads)
@@ -114,6 +116,10 @@ class TritonDecodeStep:
     def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
         self._launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
 
+    def _add_direct(self, name: str, *arguments: object, **keywords: object) -> None:
+        self._add(*arguments, **keywords)
+        self.direct_launches.append(name)
+
     def _plan(self, rules: tuple[BlockRules, ...]) -> None:
         shape, weights = self.weights.shape, self.weights
         block = min(self.tiles.list_block, power_of_two(shape.hidden))
@@ -137,10 +143,10 @@ class TritonDecodeStep:
         site = self._site("attention_input", widths, shape.hidden, rules, tiles.list_block)
         sums, bias = buffers.sums("qkv", 1, self.batch, sum(widths.values())), None
         if direct := self._direct("qkv", site):
-            source = Normed(self._residual, squares, packed.input_norm, shape.norm_epsilon)
-            self._add(
-                direct_product, source, site.rules.bounds, packed.qkv, tuple(widths.values()), sums[0], direct,
-                bias=packed.qkv_bias,
+            source, bounds, smallest = self._read_by(site, squares, packed.input_norm)
+            self._add_direct(
+                "qkv", direct_product, source, bounds, packed.qkv, tuple(widths.values()), sums[0], direct,
+                bias=packed.qkv_bias, smallest=smallest,
             )  # fmt: skip
         else:
             self._after_norm(site, packed.input_norm, squares)
@@ -184,8 +190,10 @@ class TritonDecodeStep:
         direct_down = self._direct("down", hidden)
         direct = None if gated or (hidden.fused and not direct_down) else self._direct("gate_up", site)
         if direct:
-            source = Normed(self._residual, squares, packed.mlp_norm, shape.norm_epsilon)
-            self._add(direct_neurons, source, site.rules.bounds, weight, hidden.x, direct)
+            source, bounds, smallest = self._read_by(site, squares, packed.mlp_norm)
+            self._add_direct(
+                "gate_up", direct_neurons, source, bounds, weight, hidden.x, direct, smallest=smallest
+            )
             return self._onto_residual(hidden, packed.down, "down")
         self._after_norm(site, packed.mlp_norm, squares, whole=gated)
         common = (site.activation, weight, shape.ffn, tile, self._buffers.workspace)
@@ -219,6 +227,21 @@ class TritonDecodeStep:
         """The tile of a product that lists its channels itself; None where launches before it do."""
         return self.tiles.direct.get(name) if site.direct else None
 
+    def _read_by(
+        self, site: Site, squares: Tensor | None = None, gain: Tensor | None = None
+    ) -> tuple[Source, Tensor, Tensor | None]:
+        """What a direct product takes: activation, bounds, and the smallest score, which is found before it."""
+        epsilon = self.weights.shape.norm_epsilon
+        if site.kept is None:
+            normed = gain is not None
+            source = Normed(self._residual, squares, gain, epsilon) if normed else Given(site.x)
+            return source, site.rules.bounds, None
+        if gain is None:
+            self._add(site.select, site.x, None)
+        else:  # of the normalised activation, which is left for the product: both must see the same scores
+            self._add(site.select, self._residual, (squares, gain, epsilon), x_out=site.x)
+        return Given(site.x), site.rules.score_weights, site.rules.smallest
+
     @staticmethod
     def _written(site: Site, direct: DirectTile | None) -> dict[str, object]:
         """What the kernel that computes a site's activation writes: its lists where it can, else x."""
@@ -230,8 +253,10 @@ class TritonDecodeStep:
         """The lists that were not made with the activation, then the product."""
         if direct := self._direct(name, site):
             squares = self._buffers.sums(("squares", name), self.batch, squares_of(weight.shape[1]))
-            source: Source = Given(site.x)
-            self._add(direct_onto, source, site.rules.bounds, weight, self._residual, squares, direct)
+            source, bounds, smallest = self._read_by(site)
+            self._add_direct(
+                name, direct_onto, source, bounds, weight, self._residual, squares, direct, smallest=smallest
+            )
             return squares
         if site.lists is not None and not site.fused:
             if site.kept is not None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import triton
@@ -18,6 +19,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import TritonError
 
 from .decoder_weights import DecoderShape
+from .direct_product import DirectTile
 from .errors import KernelError
 from .gemv_tiles import Tile
 from .gpu_products import Product, Workload, products_of
@@ -25,6 +27,7 @@ from .gpu_timing import Clock, device_name, graph_clock
 from .step_tiles import StepTiles, default_tiles
 from .triton_launch import INTERPRETED, blocks_of
 
+T = TypeVar("T", Tile, DirectTile)
 CACHE_VARIABLE = "WISPARSE_CACHE"
 SPARSITY_BUCKETS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FEWEST_PROGRAMS = 120
@@ -41,12 +44,12 @@ class TuningCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.path = (folder or cache_folder()) / "tiles.json"
 
-    def find(self, key: str) -> Tile | None:
+    def find(self, key: str, kind: type[T]) -> T | None:
         """The tile of a key; None where it was never tuned, or the file cannot be read."""
         stored = self._read().get(key)
-        return None if stored is None else Tile(**stored["tile"])
+        return None if stored is None else kind(**stored["tile"])
 
-    def store(self, key: str, tile: Tile, microseconds: float) -> None:
+    def store(self, key: str, tile: Tile | DirectTile, microseconds: float) -> None:
         """Keep a tile; the file appears complete or not at all, and processes that tune at once lose none."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
@@ -189,7 +192,7 @@ def tuned_tiles(
         block = replace(tiles, listed=listed).list_blocks(shape)[one.name]
         for target, wanted in ((listed, bucket_of(sparsity)), (dense, None)):
             key = tuning_key(one, dtype, device, batch, wanted, block)
-            tile = cache.find(key)
+            tile = cache.find(key, Tile)
             if tile is None:
                 workload = Workload(one, dtype, device, batch, wanted, block)
                 every = candidates(one, batch, None if wanted is None else block)

@@ -4,8 +4,8 @@
 #include "direct_product.cu"
 
 extern "C" void run(int blocks, const unsigned short* weight, const void* source, const float* squares,
-                    const unsigned short* gain, const float* bounds, const unsigned short* bias, void* out,
-                    float* out_squares) {
+                    const unsigned short* gain, const float* bounds, const float* smallest,
+                    const unsigned short* bias, void* out, float* out_squares) {
     run_clusters(blocks, CLUSTER, WARPS, sizeof(Shared),
-                 [&] { direct_product(weight, source, squares, gain, bounds, bias, out, out_squares); });
+                 [&] { direct_product(weight, source, squares, gain, bounds, smallest, bias, out, out_squares); });
 }

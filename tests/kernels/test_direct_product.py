@@ -77,6 +77,25 @@ def test_a_product_of_three_projections(tile: DirectTile, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("tile", TILES)
+def test_top_k_by_a_score(tile: DirectTile) -> None:
+    """Each projection keeps the channels whose |x|·w is not below its own smallest, ties and NaN too."""
+    widths = (72, 64, 8)
+    x, weights, weight = case(200, widths, torch.bfloat16)
+    scores = x.float().abs() * weights
+    smallest = scores.sort(descending=True).values[:, [40, 199, 0]].diagonal()[:, None].contiguous()
+    out = torch.zeros(1, sum(widths), device=DEVICE)
+    direct_product(Given(x), weights, weight, widths, out, tile, smallest=smallest)
+    bounds = torch.where(scores >= smallest, 0.0, torch.inf)
+    assert (bounds == 0).sum(1).tolist()[1:] == [200, 1]
+    assert_close(out, masked_product(x, bounds, weight, widths), 2e-6)
+    x[0, 3] = float("nan")
+    direct_product(Given(x), weights, weight, widths, out, tile, smallest=smallest)
+    assert out.isnan().all()
+    with pytest.raises(KernelError, match="smallest"):
+        direct_product(Given(x), weights, weight, widths, out, tile, smallest=smallest[:2])
+
+
+@pytest.mark.parametrize("tile", TILES)
 def test_behind_rmsnorm(tile: DirectTile) -> None:
     """The activation is normalised and rounded like the model does, by every thread block for itself."""
     widths = (64, 16, 8)

@@ -82,7 +82,7 @@ def test_products_that_list_their_channels_themselves():
     for names in ("qkv", "o", "gate_up", "qkv o gate_up down"):
         tile = DirectTile(warps=2, cluster=2, unroll=2)
         tiles[names] = replace(SMALL_TILES, direct=dict.fromkeys(names.split(), tile))
-    for one in (plan, None):
+    for one in (plan, make_plan(model, "wina"), None):
         decoded = {name: both_decode(model, one, tiles=of)[1] for name, of in tiles.items()}
         for name, found in decoded.items():
             assert torch.allclose(found, decoded["lists"], atol=4e-3), name

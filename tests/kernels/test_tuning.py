@@ -90,9 +90,9 @@ def test_a_broken_cache_is_an_empty_one(tmp_path, monkeypatch):
     cache = TuningCache()
     cache.path.write_text("{")
     key = tuning_key(products_of(SHAPE)[0], torch.float16, DEVICE, 2, None, 256)
-    assert cache.find(key) is None
+    assert cache.find(key, Tile) is None
     cache.store(key, Tile(64, 8), 3.0)
-    assert cache.find(key) == Tile(64, 8)
+    assert cache.find(key, Tile) == Tile(64, 8)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
