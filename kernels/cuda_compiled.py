@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import KernelError
 
 FOLDER = Path(__file__).parent
-HEADER = "direct_device.h"
+HEADERS = ("direct_device.h", "direct_norm.h")
 
 
 def launch(
@@ -63,19 +63,15 @@ def _function(name: str, constants: tuple[tuple[str, object], ...], device: torc
 
 
 def compiled(name: str, constants: Mapping[str, object], capability: tuple[int, int]) -> bytes:
-    """NAME.cu as machine code of a compute capability, beside HEADER; needs no GPU.
+    """NAME.cu as machine code of a compute capability, beside HEADERS; needs no GPU.
 
     Raises KernelError with the compiler's first error.
     """
     from cuda.bindings import nvrtc
 
     source = (FOLDER / f"{name}.cu").read_bytes()
-    program = _check(
-        nvrtc.nvrtcCreateProgram(
-            source, f"{name}.cu".encode(), 1, [(FOLDER / HEADER).read_bytes()], [HEADER.encode()]
-        ),
-        name,
-    )
+    texts, names = [(FOLDER / one).read_bytes() for one in HEADERS], [one.encode() for one in HEADERS]
+    program = _check(nvrtc.nvrtcCreateProgram(source, f"{name}.cu".encode(), len(HEADERS), texts, names), name)
     options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17"]
     options += [f"-D{key}={value}" for key, value in constants.items()]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])

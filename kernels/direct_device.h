@@ -1,4 +1,4 @@
-// What direct_product.cu and direct_attention.cu need of a GPU of compute capability 9.0 or newer.
+// What direct_*.cu need of a GPU of compute capability 9.0 or newer.
 #pragma once
 
 #define device __device__ __forceinline__
@@ -18,11 +18,18 @@ device int block_index() { return blockIdx.x; }
 device void block_barrier() { __syncthreads(); }
 device void warp_barrier() { __syncwarp(); }
 device unsigned warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
-device float warp_exchange(float value, int apart) { return __shfl_xor_sync(0xffffffffu, value, apart); }
+template <typename T>
+device T warp_exchange(T value, int apart) {
+    return __shfl_xor_sync(0xffffffffu, value, apart);
+}
 device int bits_of(unsigned mask) { return __popc(mask); }
+device unsigned bits_of_float(float value) { return __float_as_uint(value); }
+device float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
+device void count_in_block(int* at) { atomicAdd(at, 1); }
 
 // The sum of a value over the lanes, the same in all of them.
-device float warp_sum(float value) {
+template <typename T>
+device T warp_sum(T value) {
 #pragma unroll
     for (int apart = 16; apart > 0; apart /= 2) value += warp_exchange(value, apart);
     return value;

@@ -7,8 +7,7 @@
 // CLUSTER      thread blocks that share a tile, each a part of the channels
 // UNROLL       rows that a lane has on their way     SHARE     channels of one thread block
 // RESIDENT     thread blocks that a multiprocessor has registers for
-// NORM         1: x is RMSNorm of the residual stream, EPSILON its epsilon; 0: x is given
-// SQUARES      parts of the residual stream's sum of squares
+// NORM, EPSILON, SQUARES  see direct_norm.h
 // TOP_K        1: bounds are weights of a score |x|·w, and channels are kept whose score is not below `smallest`
 // STORE, HIDDEN, RESIDUAL  one of them is 1: what becomes of the sums (see the end of the kernel)
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
@@ -19,6 +18,7 @@
 #ifndef EMULATED
 #include "direct_device.h"
 #endif
+#include "direct_norm.h"
 
 constexpr int LISTS = HIDDEN ? 2 : 1;
 constexpr int THREADS = WARPS * 32;
@@ -63,17 +63,6 @@ device void multiply(const unsigned* list, int kept, const unsigned short* colum
     }
 }
 
-// 1/sqrt(mean square + epsilon); every warp adds the parts itself.
-device float inverse_norm(const float* squares, int lane) {
-    float total = 0.0f;
-#pragma unroll
-    for (int part = 0; part < (SQUARES + 31) / 32; ++part) {
-        const int at = part * 32 + lane;
-        total += at < SQUARES ? from_producer(squares + at) : 0.0f;
-    }
-    return 1.0f / sqrtf(warp_sum(total) / IN + EPSILON);
-}
-
 kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const void* source, const float* squares,
                                          const unsigned short* gain, const float* bounds, const float* smallest,
                                          const unsigned short* bias, void* out, float* out_squares) {
@@ -110,15 +99,12 @@ kernel(THREADS, RESIDENT) direct_product(const unsigned short* weight, const voi
     for (int step = 0; step < STEPS; ++step) {
         const int channel = begin + step * THREADS + thread;
         x[step] = 0.0f;
-        if (channel < end)
-            x[step] = NORM ? from_producer(static_cast<const float*>(source) + channel)
-                           : widened(from_producer(static_cast<const unsigned short*>(source) + channel));
+        if (channel < end) x[step] = from_source(source, channel);
     }
     if (NORM) {
         const float inverse = inverse_norm(squares, lane);
 #pragma unroll
-        for (int step = 0; step < STEPS; ++step)
-            x[step] = widened(rounded(widened(rounded(x[step] * inverse)) * scale[step]));
+        for (int step = 0; step < STEPS; ++step) x[step] = normalised(x[step], inverse, scale[step]);
     }
 
     unsigned kept[LISTS][STEPS];

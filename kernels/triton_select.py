@@ -35,10 +35,9 @@ def kth_highest(bits, inside, k):
 
 @triton.jit
 def select_kernel(
-    source, squares, gain, score_weights, kept, smallest, x_out,
+    source, squares, gain, score_weights, kept, smallest,
     NORM: tl.constexpr, EPSILON: tl.constexpr, TILES: tl.constexpr, PADDED_TILES: tl.constexpr,
-    CHANNELS: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, WRITE_X: tl.constexpr,
-    PDL: tl.constexpr,
+    CHANNELS: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """All channels of one row under one list's score."""
     projection = tl.program_id(0)
@@ -57,9 +56,6 @@ def select_kernel(
         # As triton_compact computes it, to the bit: both must see the same scores.
         x = x * inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
         x = rounded(rounded(x, gain) * scale, gain)
-    if WRITE_X:
-        at = x_out + tl.program_id(1) * CHANNELS + channel
-        tl.store(at, x.to(x_out.dtype.element_ty), mask=inside & (projection == 0))
     bits = (tl.abs(x) * weight).to(tl.int32, bitcast=True) & 0x7FFFFFFF
     found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1)).to(tl.float32, bitcast=True)
     found = tl.where(k >= CHANNELS, 0.0, tl.where(k <= 0, float("inf"), found))
@@ -72,14 +68,12 @@ def select_smallest(
     kept: Tensor,
     smallest: Tensor,
     norm: tuple[Tensor, Tensor, float] | None = None,
-    x_out: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Smallest (lists, batch): the k-th highest |x|·w of each row; 0 where k takes all, ∞ where none.
 
     source (batch, channels): x, or the residual stream with norm = (squares, gain, ε); score_weights (lists,
-    channels) float32; kept (lists,) int32 numbers k; x_out (batch, channels), where given, receives x. Raises
-    KernelError for tensors that do not fit.
+    channels) float32; kept (lists,) int32 numbers k. Raises KernelError for tensors that do not fit.
     """
     batch, channels = source.shape
     lists = score_weights.shape[0]
@@ -95,8 +89,8 @@ def select_smallest(
     launch(
         select_kernel,
         (lists, batch),
-        source, squares, gain, score_weights, kept, smallest, x_out,
+        source, squares, gain, score_weights, kept, smallest,
         NORM=norm is not None, EPSILON=epsilon, TILES=tiles, PADDED_TILES=power_of_two(max(tiles, 1)),
-        CHANNELS=channels, BATCH=batch, WIDTH=power_of_two(channels), WRITE_X=x_out is not None,
+        CHANNELS=channels, BATCH=batch, WIDTH=power_of_two(channels),
         warps=8 if channels <= 4096 else 16, pdl=pdl,
     )  # fmt: skip

@@ -121,17 +121,11 @@ class Site:
         """What the low-rank path adds to the products."""
         return None if self.low_rank is None else self.low_rank.addend
 
-    def select(
-        self,
-        source: Tensor,
-        norm: tuple[Tensor, Tensor, float] | None,
-        pdl: bool,
-        x_out: Tensor | None = None,
-    ) -> None:
+    def select(self, source: Tensor, norm: tuple[Tensor, Tensor, float] | None, pdl: bool) -> None:
         """Where lists are by top-k, find the smallest score that each row keeps."""
         if self.kept is not None:
             rules = self.rules
-            select_smallest(source, rules.score_weights, self.kept, rules.smallest, norm, x_out, pdl)
+            select_smallest(source, rules.score_weights, self.kept, rules.smallest, norm, pdl)
 
 
 def make_site(

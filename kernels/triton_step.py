@@ -26,6 +26,7 @@ from .direct_product import (
     direct_product,
     squares_of,
 )
+from .direct_select import direct_select
 from .direct_tiles import direct_attention_tile, direct_tiles
 from .errors import KernelError
 from .static_cache import StaticCache
@@ -231,16 +232,16 @@ class TritonDecodeStep:
         self, site: Site, squares: Tensor | None = None, gain: Tensor | None = None
     ) -> tuple[Source, Tensor, Tensor | None]:
         """What a direct product takes: activation, bounds, and the smallest score, which is found before it."""
-        epsilon = self.weights.shape.norm_epsilon
+        normed = gain is not None
+        source = (
+            Normed(self._residual, squares, gain, self.weights.shape.norm_epsilon) if normed else Given(site.x)
+        )
         if site.kept is None:
-            normed = gain is not None
-            source = Normed(self._residual, squares, gain, epsilon) if normed else Given(site.x)
             return source, site.rules.bounds, None
-        if gain is None:
-            self._add(site.select, site.x, None)
-        else:  # of the normalised activation, which is left for the product: both must see the same scores
-            self._add(site.select, self._residual, (squares, gain, epsilon), x_out=site.x)
-        return Given(site.x), site.rules.score_weights, site.rules.smallest
+        weights, smallest = site.rules.score_weights, site.rules.smallest
+        # It leaves the normalised activation for the product: both must see the same scores.
+        self._add(direct_select, source, weights, site.kept, smallest, x_out=site.x if normed else None)
+        return Given(site.x), weights, smallest
 
     @staticmethod
     def _written(site: Site, direct: DirectTile | None) -> dict[str, object]:

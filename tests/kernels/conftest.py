@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from wisparse.kernels import direct_attention, direct_product
+from wisparse.kernels import direct_attention, direct_product, direct_select
 from wisparse.kernels.cpu_build import NoCompilerError
 from wisparse.kernels.cpu_gemv import choose_backend
 
@@ -41,7 +41,7 @@ def emulated_launch(tmp_path_factory):
 
     def launch(name, constants, blocks, threads, arguments, pdl):
         flags = [f"-D{key}={value}" for key, value in constants.items()]
-        library = folder / f"{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}.so"
+        library = folder / f"{name}-{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}.so"
         if not library.exists():
             command = ["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", "-w", *flags, f"-I{here}"]
             command += [f"-I{Path(direct_product.__file__).parent}", str(here / f"{name}_emulated.cpp")]
@@ -54,10 +54,10 @@ def emulated_launch(tmp_path_factory):
 
 @pytest.fixture
 def direct_products_run(request, monkeypatch):
-    """Direct products and attention compiled on a GPU that can run them, else emulated."""
+    """Direct products, attention and selection compiled on a GPU that can run them, else emulated."""
     if torch.cuda.is_available() and direct_product.runs_direct_products(torch.device("cuda")):
         return
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to emulate CUDA kernels with")
-    for module in (direct_product, direct_attention):
+    for module in (direct_product, direct_attention, direct_select):
         monkeypatch.setattr(module, "launch", request.getfixturevalue("emulated_launch"))

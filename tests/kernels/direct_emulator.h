@@ -1,4 +1,4 @@
-// What direct_product.cu and direct_attention.cu need of a GPU, on a CPU: one thread for each thread, one barrier for each group of them.
+// What direct_*.cu need of a GPU, on a CPU: one thread for each thread, one barrier for each group of them.
 // Slow, and exact about who waits for whom and who may read what.
 #pragma once
 #include <atomic>
@@ -15,7 +15,7 @@
 struct Warp {
     std::barrier<> together{32};
     unsigned votes[32];
-    float values[32];
+    unsigned values[32];
 };
 struct Block {
     explicit Block(int warps, size_t bytes) : together(warps * 32), warps(warps), memory(bytes, std::byte{0xff}) {}
@@ -51,6 +51,9 @@ inline int block_index() { return place.block; }
 inline void block_barrier() { place.own->together.arrive_and_wait(); }
 inline void warp_barrier() { place.warp().together.arrive_and_wait(); }
 inline int bits_of(unsigned mask) { return std::popcount(mask); }
+inline unsigned bits_of_float(float value) { return std::bit_cast<unsigned>(value); }
+inline float float_of_bits(unsigned bits) { return std::bit_cast<float>(bits); }
+inline void count_in_block(int* at) { std::atomic_ref(*at).fetch_add(1); }
 inline void wait_for_producer() {}
 inline void start_consumer() {}
 inline void cluster_arrive() { place.arrival.emplace(place.cluster->together.arrive()); }
@@ -66,15 +69,17 @@ inline unsigned warp_ballot(bool vote) {
     warp.together.arrive_and_wait();
     return mask;
 }
-inline float warp_exchange(float value, int apart) {
+template <typename T>
+inline T warp_exchange(T value, int apart) {
     Warp& warp = place.warp();
-    warp.values[place.thread % 32] = value;
+    warp.values[place.thread % 32] = std::bit_cast<unsigned>(value);
     warp.together.arrive_and_wait();
-    const float other = warp.values[(place.thread % 32) ^ apart];
+    const T other = std::bit_cast<T>(warp.values[(place.thread % 32) ^ apart]);
     warp.together.arrive_and_wait();
     return other;
 }
-inline float warp_sum(float value) {
+template <typename T>
+inline T warp_sum(T value) {
     for (int apart = 16; apart > 0; apart /= 2) value += warp_exchange(value, apart);
     return value;
 }

@@ -18,6 +18,7 @@ from wisparse.kernels.tuning import TuningCache
 
 from ..conftest import make_tiny_model
 from .test_triton_step import make_plan
+from .triton_cases import DEVICE
 
 WANTED = {
     "qkv": DirectTile(warps=2, cluster=2),
@@ -53,6 +54,7 @@ def setting(monkeypatch):
     def make(method):
         model = make_tiny_model("llama", blocks=2).half()
         plan = make_plan(model, method)
+        model = model.to(DEVICE)
         weights = pack(model, plan.gate_thresholds)
         cache = StaticCache.for_model(model, weights.shape, 1, 32)
         return weights, block_rules(plan, weights.shape, weights.device, weights.dtype), cache
@@ -101,8 +103,7 @@ def test_thread_blocks_of_candidates_run_at_once(name):
     for one in products_of(MODEL_SHAPES[name]):
         tiles = direct_candidates(one, 132)
         assert len(set(tiles)) == len(tiles) >= 15
-        widths = one.widths[:1] if one.name == "gate_up" else one.widths
-        assert all(tile.blocks(widths) <= 132 * tile.resident for tile in tiles)
+        assert all(tile.blocks(one.tiled_widths) <= 132 * tile.resident for tile in tiles)
         assert all(tile.resident * tile.warps <= 64 for tile in tiles)
 
 

@@ -99,18 +99,6 @@ def test_selection_is_exactly_the_references(k):
         assert torch.equal(x.abs() * weight < bound[:, None], dropped_by_top_k(x, weight, k))
 
 
-def test_selection_behind_rmsnorm_leaves_the_activation():
-    """What it compared is what a product that compares again has to read."""
-    residual, gain = random(2, 37), random(37, seed=3).abs()
-    squares, weights = residual.square().sum(1, keepdim=True), torch.ones(2, 37, device=DEVICE)
-    x, plain = torch.zeros(2, 37, device=DEVICE), torch.zeros(2, 37, device=DEVICE)
-    norm_compact(residual, squares, gain, 1e-5, None, None, x_out=plain)
-    smallest, kept = torch.empty(2, 2, device=DEVICE), torch.full((2,), 5, dtype=torch.int32, device=DEVICE)
-    select_smallest(residual, weights, kept, smallest, (squares, gain, 1e-5), x)
-    assert torch.equal(x, plain)
-    assert torch.equal(smallest[0], x.abs().sort(descending=True).values[:, 4])
-
-
 def test_bad_input_ends_in_one_line():
     lists = ChannelLists.empty(1, 1, 20, 16, DEVICE)
     with pytest.raises(KernelError, match="for a batch of 1 with 20 channels"):
