@@ -1,6 +1,6 @@
 """The smallest score that per-token top-k keeps (WINA, arXiv 2505.19427), one token: CUDA C++.
 
-For compute capability 9.0 on, before a direct product; `triton_select` does the same everywhere and for batches.
+For compute capability 9.0 on, before a direct product; `triton_select` does it everywhere, and for batches.
 """
 
 from __future__ import annotations

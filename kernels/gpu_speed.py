@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from .bandwidth import read_bandwidth
 from .channel_lists import ChannelLists
 from .decoder_weights import DecoderShape
-from .direct_product import DirectTile
+from .direct_product import DirectTile, Given, runs_direct_products, suits_direct_products
+from .direct_select import direct_select
 from .direct_tiles import direct_attention_tile, direct_tiles
 from .gemv_tiles import Tile
 from .gpu_attention import AttentionWorkload
@@ -25,6 +26,7 @@ from .model_shapes import MODEL_SHAPES
 from .step_tiles import StepTiles, default_tiles
 from .triton_compact import ListRules, norm_compact
 from .triton_launch import blocks_of
+from .triton_select import select_smallest
 from .tuning import tuned_tiles
 
 CONTEXTS = (128, 205, 512, 2048, 8192)
@@ -38,7 +40,7 @@ Way = tuple[str, Tile | DirectTile | Callable[..., None], bool]
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One product at one sparsity, or attention over one context."""
+    """One product at one sparsity, attention over one context, or a launch beside them."""
 
     device: str
     shape: str
@@ -212,6 +214,31 @@ def _attention_microseconds(
     return clock(lambda copy: start(copy, None), workload.copies)
 
 
+def selection_rows(
+    name: str,
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    sparsity: float = 0.5,
+    clock: Clock = graph_clock,
+) -> Iterator[SpeedRow]:
+    """What per-token top-k adds before q, k and v and before down: the smallest score that each list keeps."""
+    for channels, lists in ((shape.hidden, 3), (shape.ffn, 1)):
+        x, weights = (
+            torch.randn(1, channels, device=device).to(dtype),
+            torch.rand(lists, channels, device=device),
+        )
+        kept = torch.full((lists,), round((1.0 - sparsity) * channels), dtype=torch.int32, device=device)
+        arguments = (weights, kept, torch.empty(lists, 1, device=device))
+        ways = {TRITON: partial(select_smallest, x, *arguments)}
+        if runs_direct_products(device) and suits_direct_products(dtype, (), channels):
+            ways[CUDA] = partial(direct_select, Given(x), *arguments)
+            ways[CUDA_DEPENDENT] = partial(ways[CUDA], pdl=True)
+        row = partial(SpeedRow, device_name(device), f"{name} {channels}", "top_k", _named(dtype), sparsity)
+        for backend, start in ways.items():
+            yield row(clock(lambda _, start=start: start(), 1), backend)
+
+
 def main() -> None:
     """Tune, then print a row for each product and sparsity and the time of each other launch, as JSON lines."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -233,6 +260,8 @@ def main() -> None:
     for row in product_rows(options.shape, shape, dtype, device, tiles, batch):
         print(json.dumps(row.to_dict()), flush=True)
     for row in attention_rows(options.shape, shape, dtype, device):
+        print(json.dumps(row.to_dict()), flush=True)
+    for row in selection_rows(options.shape, shape, dtype, device):
         print(json.dumps(row.to_dict()), flush=True)
     last = options.sparsities[-1]
     for row in listing_rows(options.shape, shape, dtype, device, tiles[last], last):

@@ -53,7 +53,7 @@ def measured_rows(repeats: int, part: GpuPart) -> list[dict[str, Any]]:
 
 def _gpu_rows(device: torch.device, part: GpuPart) -> Iterator[dict[str, Any]]:
     """Every product of the 7-8B models, and what surrounds it."""
-    from ..kernels.gpu_speed import attention_rows, listing_rows, product_rows
+    from ..kernels.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
     from ..kernels.step_tiles import default_tiles
     from ..kernels.tuning import tuned_tiles
 
@@ -72,7 +72,8 @@ def _gpu_rows(device: torch.device, part: GpuPart) -> Iterator[dict[str, Any]]:
             # Tiles of CUDA C++ are not tuned.
             told = f"{row.backend}, {kind} tiles" if row.backend.startswith("triton") else row.backend
             yield row.to_dict() | {"peak_gb_s": peak, "backend": told}
-        for row in itertools.chain(attention_rows(*common), listing_rows(*common, default_tiles(shape))):
+        beside = (attention_rows(*common), listing_rows(*common, default_tiles(shape)), selection_rows(*common))
+        for row in itertools.chain(*beside):
             yield row.to_dict() | {"peak_gb_s": peak}
 
 

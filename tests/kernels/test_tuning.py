@@ -8,7 +8,7 @@ from wisparse.kernels.decoder_weights import DecoderShape
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gemv_tiles import Tile
 from wisparse.kernels.gpu_products import Workload, products_of
-from wisparse.kernels.gpu_speed import attention_rows, listing_rows, product_rows
+from wisparse.kernels.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
 from wisparse.kernels.gpu_timing import graph_clock
 from wisparse.kernels.step_tiles import default_tiles
 from wisparse.kernels.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
@@ -52,6 +52,16 @@ def test_rows_of_listing():
         "attention+lists": 96.0,
     }
     assert {row.speedup for row in rows} == {None}
+
+
+def test_rows_of_selection():
+    """Before q, k and v, which have a list each, and before down."""
+    rows = list(selection_rows("tiny", SHAPE, torch.float32, DEVICE, clock=CountingClock()))
+    assert [(row.shape, row.backend, row.us) for row in rows] == [
+        ("tiny 48", "triton", 99.0),
+        ("tiny 80", "triton", 98.0),
+    ]
+    assert {row.projection for row in rows} == {"top_k"}
 
 
 def test_rows_of_attention():
