@@ -24,6 +24,7 @@ from ..method.projections import (
 from ..method.protocol import Protocol
 from ..method.stages import SearchCost
 from .cost_bench import Bench, Measurement, Watch
+from .language_model import reproducible_attention
 
 ROWS, LENGTH = 8, 512
 """Of an evaluation's batch: 4096 tokens to score, 8 prompts to continue, as conf/suite/paper.yaml has it."""
@@ -137,7 +138,7 @@ def application(bench: Bench, method: Any) -> list[Measurement]:
 def scoring(bench: Bench, method: Any) -> list[Measurement]:
     """A token scored in evaluation, under the plan."""
     ids = bench.random_ids(ROWS, LENGTH, seed=1)
-    with applied(bench.model, bench.plan(method), EVERY_TOKEN):
+    with applied(bench.model, bench.plan(method), EVERY_TOKEN), reproducible_attention():
         bench.model(input_ids=ids, use_cache=False, logits_to_keep=1)
         with Watch() as watch:
             for _ in range(bench.cost.scoring_passes):
@@ -161,7 +162,7 @@ def generation(bench: Bench, method: Any) -> list[Measurement]:
             pad_token_id=0,
         )
 
-    with applied(bench.model, bench.plan(method), EVERY_TOKEN):
+    with applied(bench.model, bench.plan(method), EVERY_TOKEN), reproducible_attention():
         generate(2)
         with Watch() as first:
             generate(1)

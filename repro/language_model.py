@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .batches import by_length, computed, padded
@@ -26,6 +27,9 @@ ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 DEFAULT_MAX_LENGTH = 1024
 
 
+REPRODUCIBLE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
 class Session(Protocol):
     """What a sparse session has to offer: it reads `prompt_lengths`, (batch,), in every forward pass."""
 
@@ -35,6 +39,15 @@ class Session(Protocol):
 def longest_sequence(model: PreTrainedModel) -> int:
     """Tokens of the longest sequence that the model's positions allow."""
     return int(model.config.max_position_embeddings)
+
+
+def reproducible_attention() -> AbstractContextManager[None]:
+    """Attention without cuDNN, inside.
+
+    Decoding with cuDNN's, the same process answers the same prompts differently the next time (seen with
+    bfloat16, a batch of 8, one H200, torch 2.11), and no number of processes gives the numbers of another.
+    """
+    return sdpa_kernel(REPRODUCIBLE_ATTENTION)
 
 
 class SparseLM(HFLM):
@@ -173,7 +186,7 @@ class SparseLM(HFLM):
         self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: torch.Tensor, first: int
     ) -> torch.Tensor:
         """Logits (batch, positions from `first` on, vocabulary)."""
-        with _announced(self.session, prompt_lengths.to(self.device)):
+        with _announced(self.session, prompt_lengths.to(self.device)), reproducible_attention():
             return self.model(
                 input_ids=tokens.to(self.device),
                 attention_mask=mask.to(self.device),
@@ -240,7 +253,7 @@ class SparseLM(HFLM):
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> torch.Tensor:
         prompt_lengths = generation_kwargs["attention_mask"].sum(dim=1)
-        with _announced(self.session, prompt_lengths), torch.inference_mode():
+        with _announced(self.session, prompt_lengths), reproducible_attention(), torch.inference_mode():
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
 
 

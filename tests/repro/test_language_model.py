@@ -133,6 +133,20 @@ def test_generation_agrees_with_lm_evals_own_model_and_any_batch(model, tokenize
     assert _generate(SparseLM(model, tokenizer, batch_size=2)) == expected
 
 
+def test_no_pass_takes_cudnns_attention(model, tokenizer):
+    """It decodes the same prompts differently every time; who calls finds it allowed as before."""
+    allowed = []
+    handle = model.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    language_model, before = SparseLM(model, tokenizer), torch.backends.cuda.cudnn_sdp_enabled()
+    _generate(language_model)
+    scoring(language_model)
+    handle.remove()
+    assert len(allowed) > 2
+    assert not any(allowed)
+    assert before
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_document_likelihood_is_the_models_own_loss(model, tokenizer):
     documents = [tokenizer.encode(text) for text in (CONTEXTS[1], CONTEXTS[2] * 3)]
     found = SparseLM(model, tokenizer).document_nats(documents, disable_tqdm=True)
