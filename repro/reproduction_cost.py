@@ -20,6 +20,8 @@ EXPERIMENTS = {"Table 1": "table1_paper", "Table 2, the ablation": "table2_paper
 GPUS = (1, 8, 64)
 SUITE_TOKENS = REPOSITORY / "results" / "suite-tokens.csv"
 BYTES_A_WEIGHT = 2
+SPARSITY = 0.5
+"""At which plans were measured; what they cost hardly depends on it."""
 SWITCHES = {"coarse": "coarse", "greedy": "fine", "alpha": "alpha_search"}
 """By stage, the setting that leaves it out."""
 EVALUATION = ("scoring", "generation")
@@ -69,9 +71,10 @@ class Rates:
 
     def minutes(self, job: Job) -> float:
         """Of a job: calibration, plan and evaluation. Raises NotMeasuredError."""
-        return self._plan(job) + self._evaluation(job)
+        return self.plan(job) + self._evaluation(job)
 
-    def _plan(self, job: Job) -> float:
+    def plan(self, job: Job) -> float:
+        """Minutes of a job's calibration and plan. Raises NotMeasuredError."""
         if job.method == "dense":
             return 0.0
         settings, costed = self._costed(job.method)
@@ -115,6 +118,10 @@ class Rates:
         )
         return seconds / 60
 
+    def peak_bytes(self, model: str) -> int:
+        """Highest GPU memory of any stage of a model."""
+        return max(int(row["peak_gpu_bytes"]) for row in self.rows if row["model"] == f"{model}-random")
+
     def _of(self, model: str, method: str) -> list[Row]:
         return [row for row in self.rows if (row["model"], row["method"]) == (f"{model}-random", method)]
 
@@ -152,7 +159,9 @@ def measured_rates() -> list[tuple[str, Rates]]:
 def reproduction() -> str:
     """Hours by experiment and number of GPUs on each GPU that was measured; downloads and disk."""
     rates = measured_rates()
-    found = [_table(device, measured) for device, measured in rates]
+    found = [
+        table for device, measured in rates for table in (_table(device, measured), _plans(device, measured))
+    ]
     if not rates:
         found = [f"GPU hours: {NOT_MEASURED} yet; `make reproduce-search-cost` on a GPU, then `make readme`."]
     models = dict.fromkeys(job.model for experiment in EXPERIMENTS.values() for job in jobs(experiment))
@@ -176,6 +185,26 @@ def _table(device: str, rates: Rates) -> str:
         for model in dict.fromkeys(job.model for job in cells):
             lines.append(_line(f"{name}: {model} alone", [job for job in cells if job.model == model], rates))
     return "\n".join(lines)
+
+
+def _plans(device: str, rates: Rates) -> str:
+    """Minutes of one plan by model and method, and the highest memory."""
+    methods = [method for method in _composed("search_cost").cost.stages if method != "dense"]
+    lines = [
+        f"| a plan, minutes on one {device} | {' | '.join(methods)} | peak memory |",
+        "|---|" + "---:|" * (len(methods) + 1),
+    ]
+    for model in dict.fromkeys(row["model"].removesuffix("-random") for row in rates.rows):
+        shown = [_plan_text(Job(model, method, SPARSITY), rates) for method in methods]
+        lines.append(f"| {model} | {' | '.join(shown)} | {rates.peak_bytes(model) / 1e9:.0f} GB |")
+    return "\n".join(lines)
+
+
+def _plan_text(job: Job, rates: Rates) -> str:
+    try:
+        return f"{rates.plan(job):.1f}"
+    except NotMeasuredError:
+        return NOT_MEASURED
 
 
 def _line(name: str, cells: list[Job], rates: Rates) -> str:

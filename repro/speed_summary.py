@@ -1,76 +1,75 @@
-"""The README's tables of decode speed, from results/speed.csv."""
+"""The README's table of decode speed, from the records of results/speed.csv."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 from .configuration import REPOSITORY
-from .csv_rows import Row, read_rows
+from .speed_table import ENGINE_DENSE, SpeedData, device_of, fastest_compiled, read_speed, setting_of
 from .table_data import method_rank
 from .table_text import NOT_MEASURED, table_row
 
-TABLE = REPOSITORY / "results" / "speed.csv"
-DEVICE = "NVIDIA H200"
+RECORDS = REPOSITORY / "results" / "records" / "speed"
+DEVICE, DTYPE = "NVIDIA H200", "bfloat16"
 DENSE, METHOD, SPARSITY, PROMPT = "dense", "teal_uniform", 0.5, 5
 """The methods shown at every sparsity, and the one at which everything else is, behind this short prompt."""
+HEADS = (
+    "", "sparsity", "engine, dense, tok/s", "engine, sparse",
+    "over dense", "over `torch.compile`", "byte limit",
+)  # fmt: skip
 
 
-Cell = tuple[str, str, float, int, int]
-"""Model, method, sparsity, batch and prompt."""
-
-
-class SpeedRows:
-    """Speeds of one device in one dtype, one row a cell, each with its baselines."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self.cells: dict[Cell, dict[str, Row]] = {}
-        for row in rows:
-            key = (row["model"], row["method"], float(row["sparsity"]), int(row["batch"]), int(row["prompt"]))
-            self.cells.setdefault(key, {})[row["baseline"]] = row
-
-    def compiled(self, model: str, batch: int, prompt: int) -> float | None:
-        """The fastest `torch.compile` of a setting, of whichever process timed it, in tokens a second."""
-        rates = [
-            float(baselines["torch.compile"]["baseline_tok_s"])
-            for (name, _, _, rows, length), baselines in self.cells.items()
-            if (name, rows, length) == (model, batch, prompt) and "torch.compile" in baselines
-        ]
-        return max(rates, default=None)
-
-    def shown(self, cell: Cell) -> list[str]:
-        """Tokens a second dense and sparse, and over the baselines; as texts."""
-        row = self.cells[cell]["engine-dense"]
-        model, _, _, batch, prompt = cell
-        dense, sparse, compiled = (
-            float(row["baseline_tok_s"]),
-            float(row["tok_s"]),
-            self.compiled(model, batch, prompt),
-        )
-        over = NOT_MEASURED if compiled is None else f"{sparse / compiled:.2f}×"
-        limit = f"{float(row['byte_limit_speedup']):.2f}×"
-        return [f"{dense:.0f}", f"{sparse:.0f}", f"{sparse / dense:.2f}×", over, limit]
-
-
-def speed_summary() -> str:
-    """Every model by sparsity, then methods, contexts and batches at half sparsity."""
-    rows = [row for row in read_rows(TABLE) if row["device"] == DEVICE and row["dtype"] == "bfloat16"]
-    speeds = SpeedRows(rows)
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    heads = ["", "sparsity", "engine, dense, tok/s", "engine, sparse"]
-    heads += ["over dense", "over `torch.compile`", "byte limit"]
-    lines = [table_row(heads), "|---|---:|" + "---:|" * 5]
-    short = [cell for cell in speeds.cells if cell[1] in (DENSE, METHOD) and cell[3:] == (1, PROMPT)]
-    others = [cell for cell in speeds.cells if cell[2] == SPARSITY and cell not in short]
-    others.sort(key=lambda cell: (models.index(cell[0]), *cell[3:], *method_rank(cell[1])))
-    for cell in [*sorted(short, key=lambda cell: (models.index(cell[0]), cell[2])), *others]:
-        lines.append(table_row([_named(*cell), f"{100 * cell[2]:g} %", *speeds.shown(cell)]))
+def speed_summary(data: SpeedData | None = None) -> str:
+    """Every model by sparsity, then methods, contexts and batches at half sparsity, of one device and dtype."""
+    data = data or read_speed(RECORDS)
+    compiled = fastest_compiled(data)
+    records = [cell.record for cell in data.sorted_cells()]
+    records = [
+        record for record in records if device_of(record) == DEVICE and record["model"]["dtype"] == DTYPE
+    ]
+    first = [record for record in records if _is_short(record) and record["method"]["name"] in (DENSE, METHOD)]
+    others = [record for record in records if record["sparsity"] == SPARSITY and record not in first]
+    lines = [table_row(HEADS), "|---|---:|" + "---:|" * 5]
+    for record in [*sorted(first, key=_by_sparsity), *sorted(others, key=_by_setting)]:
+        known = compiled.get(setting_of(record))
+        lines.append(table_row(_shown(record, known.tok_s if known else None)))
     return "\n".join(lines)
 
 
-def _named(model: str, method: str, _: float, batch: int, prompt: int) -> str:
-    parts = [model.removesuffix("-random"), method]
-    if batch > 1:
-        parts.append(f"batch of {batch}")
-    if prompt > PROMPT:
-        parts.append(f"behind {prompt:,} tokens")
+def _is_short(record: dict[str, Any]) -> bool:
+    return (record["latency"]["batch"], record["latency"]["prompt"]) == (1, PROMPT)
+
+
+def _by_sparsity(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["model"]["name"], record["sparsity"]
+
+
+def _by_setting(record: dict[str, Any]) -> tuple[Any, ...]:
+    latency = record["latency"]
+    rank = method_rank(record["method"]["name"])
+    return record["model"]["name"], latency["batch"], latency["prompt"], *rank
+
+
+def _shown(record: dict[str, Any], compiled: float | None) -> list[str]:
+    """A row: tokens a second dense and sparse, and over what each baseline reached."""
+    latency = record["latency"]
+    dense, sparse = latency["timings"][ENGINE_DENSE]["tok_s"], latency["tok_s"]
+    return [
+        _named(record),
+        f"{100 * record['sparsity']:g} %",
+        f"{dense:.0f}",
+        f"{sparse:.0f}",
+        f"{sparse / dense:.2f}×",
+        NOT_MEASURED if compiled is None else f"{sparse / compiled:.2f}×",
+        f"{latency['byte_limit_speedup']:.2f}×",
+    ]
+
+
+def _named(record: dict[str, Any]) -> str:
+    latency = record["latency"]
+    parts = [record["model"]["name"].removesuffix("-random"), record["method"]["name"]]
+    if latency["batch"] > 1:
+        parts.append(f"batch of {latency['batch']}")
+    if latency["prompt"] > PROMPT:
+        parts.append(f"behind {latency['prompt']:,} tokens")
     return ", ".join(parts)

@@ -55,10 +55,11 @@ def read_speed(folder: Path) -> SpeedData:
 
 def _order(cell: MeasuredCell) -> tuple[Any, ...]:
     record = cell.record
-    return (*_setting(record), record["sparsity"], *method_rank(record["method"]["name"]))
+    return (*setting_of(record), record["sparsity"], *method_rank(record["method"]["name"]))
 
 
-def _device(record: dict[str, Any]) -> str:
+def device_of(record: dict[str, Any]) -> str:
+    """The device that a record was measured on; of a CPU with its threads."""
     model = record["model"]
     return model["device_name"] + (f" ({model['threads']} threads)" if model["device"] == "cpu" else "")
 
@@ -92,17 +93,17 @@ def fastest_compiled(data: SpeedData) -> dict[tuple[Any, ...], Compiled]:
     for cell in data.sorted_cells():
         for name, mode, timing in baselines(cell.record["latency"]):
             found = Compiled(timing["tok_s"], mode)
-            known = fastest.get(_setting(cell.record))
+            known = fastest.get(setting_of(cell.record))
             if name == COMPILED and (known is None or known.tok_s < found.tok_s):
-                fastest[_setting(cell.record)] = found
+                fastest[setting_of(cell.record)] = found
     return fastest
 
 
-def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
+def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:
     """What a speed depends on beside the plan."""
     model, latency = record["model"], record["latency"]
     lengths = (latency["batch"], latency["prompt"], latency["new_tokens"])
-    return (_device(record), model["name"], model["dtype"], *lengths)
+    return (device_of(record), model["name"], model["dtype"], *lengths)
 
 
 def speed_csv(data: SpeedData) -> str:
@@ -126,7 +127,7 @@ def _shared_columns(record: dict[str, Any]) -> dict[str, Any]:
     latency, traffic = record["latency"], record["latency"]["traffic"]
     measured = latency["timings"].get("engine-sparse", latency["timings"][ENGINE_DENSE])
     return {
-        "device": _device(record),
+        "device": device_of(record),
         "model": record["model"]["name"],
         "method": record["method"]["name"],
         "sparsity": record["sparsity"],
@@ -155,9 +156,9 @@ COLUMNS = (
 def speed_markdown(data: SpeedData) -> str:
     """Speed as the paper reports it (tok/s dense, sparse, speed-up, TFLOPs for 128 tokens), and the bytes."""
     sections, compiled = [], fastest_compiled(data)
-    for device in dict.fromkeys(_device(cell.record) for cell in data.sorted_cells()):
-        cells = [cell for cell in data.sorted_cells() if _device(cell.record) == device]
-        rows = [_row(cell.record, compiled.get(_setting(cell.record))) for cell in cells]
+    for device in dict.fromkeys(device_of(cell.record) for cell in data.sorted_cells()):
+        cells = [cell for cell in data.sorted_cells() if device_of(cell.record) == device]
+        rows = [_row(cell.record, compiled.get(setting_of(cell.record))) for cell in cells]
         table = [
             "| " + " | ".join(COLUMNS) + " |",
             "| --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * (len(COLUMNS) - 6),

@@ -108,6 +108,13 @@ def test_without_a_gpu_nothing_is_made_up(monkeypatch):
     assert "| Table 2, the ablation | 15 | 4.8 h | 0.7 h | 0.7 h |" in text
     assert "| Table 2, the ablation: mistral-7b alone | 5 | 1.6 h | 0.7 h | 0.7 h |" in text
     assert "45.8 GB of weights" in text
+    assert (
+        "| a plan, minutes on one GPU | wisparse | teal | wina | equal_loss | chess | rsparse | peak memory |"
+        in text
+    )
+    assert (
+        "| mistral-7b | 37.5 | not measured | not measured | not measured | 2.2 | not measured | 0 GB |" in text
+    )
 
 
 def test_the_committed_files_can_be_read():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.kernel_table import kernels_csv, renewed
 from wisparse.repro.speed_plots import _one_way_each
-from wisparse.repro.speed_summary import SpeedRows
-from wisparse.repro.speed_table import read_speed, speed_markdown
+from wisparse.repro.speed_summary import DEVICE, speed_summary
+from wisparse.repro.speed_table import SpeedData, read_speed, speed_markdown
+from wisparse.repro.table_data import MeasuredCell
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +50,29 @@ def test_every_row_is_held_against_the_fastest_mode_of_torch_compile(kept, devic
 
 
 def test_the_summary_holds_every_setting_against_the_fastest_mode_of_it():
-    def rows(sparsity: str, tok_s: str, compiled: str = "", **others: str) -> list[dict[str, str]]:
-        cell = {
-            "model": "m-random",
-            "method": "teal_uniform",
-            "sparsity": sparsity,
-            "batch": "1",
-            "prompt": "5",
-        }
-        cell |= {"tok_s": tok_s, "byte_limit_speedup": "1.87", **others}
-        found = [cell | {"baseline": "engine-dense", "baseline_tok_s": "100"}]
-        return found + [cell | {"baseline": "torch.compile", "baseline_tok_s": compiled}] * bool(compiled)
+    """The plan at every sparsity first, then what else was measured at half; other devices are left out."""
 
-    speeds = SpeedRows([*rows("0.5", "150", "60"), *rows("0.4", "140", "75"), *rows("0.5", "120", batch="2")])
-    shown = [speeds.shown(cell) for cell in speeds.cells]
-    assert shown == [
-        ["100", "150", "1.50×", "2.00×", "1.87×"],
-        ["100", "140", "1.40×", "1.87×", "1.87×"],
-        ["100", "120", "1.20×", "not measured", "1.87×"],
+    def cell(sparsity, tok_s, compiled=(), method="teal_uniform", batch=1, device=DEVICE):
+        model = {"name": "m-random", "dtype": "bfloat16", "device": "cuda", "device_name": device}
+        timings = {"engine-dense": 100.0, **{f"torch.compile {mode}": rate for mode, rate in compiled}}
+        latency = {"batch": batch, "prompt": 5, "new_tokens": 9, "tok_s": tok_s, "byte_limit_speedup": 1.87}
+        latency["timings"] = {name: {"tok_s": rate} for name, rate in timings.items()}
+        return {"model": model, "method": {"name": method}, "sparsity": sparsity, "latency": latency}
+
+    records = [
+        cell(0.5, 150.0, [("a", 60.0), ("b", 50.0)]),
+        cell(0.5, 120.0, batch=2),
+        cell(0.4, 140.0, [("a", 40.0), ("b", 75.0)]),
+        cell(0.5, 90.0, method="wina"),
+        cell(0.4, 1.0, method="wina"),
+        cell(0.5, 9.0, device="another"),
+    ]
+    cells = {number: MeasuredCell(record, {}, Path()) for number, record in enumerate(records)}
+    assert speed_summary(SpeedData(cells)).splitlines()[2:] == [
+        "| m, teal_uniform | 40 % | 100 | 140 | 1.40× | 1.87× | 1.87× |",
+        "| m, teal_uniform | 50 % | 100 | 150 | 1.50× | 2.00× | 1.87× |",
+        "| m, wina | 50 % | 100 | 90 | 0.90× | 1.20× | 1.87× |",
+        "| m, teal_uniform, batch of 2 | 50 % | 100 | 120 | 1.20× | not measured | 1.87× |",
     ]
 
 
