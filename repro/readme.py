@@ -6,6 +6,7 @@ python -m wisparse.repro.readme          # `make readme`
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from .configuration import CONFIGURATION, REPOSITORY
 from .csv_rows import read_rows
@@ -18,8 +19,12 @@ from .table_text import NOT_MEASURED, interval_text, table_row
 
 README = REPOSITORY / "README.md"
 TABLE = REPOSITORY / "results" / "table1.csv"
-OWN_METHOD = "equal_loss"
-FRONTIER_RECORDS = tuple(REPOSITORY / "results" / "records" / name for name in ("table1", "frontier"))
+RECORDS = REPOSITORY / "results" / "records"
+FRONTIERS = {
+    "frontier": ("equal_loss", (RECORDS / "table1", RECORDS / "frontier")),
+    "frontier_long": ("equal_loss_long", (RECORDS / "frontier_long",)),
+}
+"""By block: the project's own method, and the records of its cells and of WiSparse's."""
 SHOWN_SPARSITIES = (0.5, 0.6)
 
 
@@ -62,16 +67,16 @@ def _shown(row: dict[str, str] | None) -> str:
     return f"{float(row['average']):.1f} (×{float(row['perplexity_ratio']):.2f})"
 
 
-def frontier() -> str:
-    """The project's own method against WiSparse at the same bytes, at the shown sparsities."""
-    data = read_frontier(*FRONTIER_RECORDS)
+def frontier(method: str, folders: tuple[Path, ...]) -> str:
+    """A method of the project's own against WiSparse at the same bytes, at the shown sparsities."""
+    data = read_frontier(*folders)
     lines = [
         "| | WiSparse's budget | seeds | rise ÷ WiSparse's | average − WiSparse's | time ÷ WiSparse's |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for model in dict.fromkeys(key[0] for key in data.cells):
         for sparsity in SHOWN_SPARSITIES:
-            found = data.comparison(model, OWN_METHOD, sparsity)
+            found = data.comparison(model, method, sparsity)
             if found is None:
                 lines.append(f"| {model} {sparsity:.0%} | {NOT_MEASURED} | | | | |")
                 continue
@@ -87,7 +92,7 @@ def filled(text: str) -> str:
     """The README with its generated blocks made anew; raises ValueError when a marker is missing."""
     blocks = {
         "findings": findings(),
-        "frontier": frontier(),
+        **{name: frontier(*of) for name, of in FRONTIERS.items()},
         "questions": question_summary(),
         "catalogue": catalogue(),
         "speed": speed_summary(),
