@@ -69,7 +69,7 @@ def _gpu_rows(device: torch.device, part: GpuPart) -> Iterator[dict[str, Any]]:
         }
         common = (name, shape, dtype, device)
         for row in product_rows(*common, tiles):
-            # Tiles of CUDA C++ are not tuned.
+            # Tiles of CUDA C++ are tuned inside a decode step alone.
             told = f"{row.backend}, {kind} tiles" if row.backend.startswith("triton") else row.backend
             yield row.to_dict() | {"peak_gb_s": peak, "backend": told}
         beside = (attention_rows(*common), listing_rows(*common, default_tiles(shape)), selection_rows(*common))
