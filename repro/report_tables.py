@@ -145,6 +145,7 @@ KNOWN = {
     "table1": TABLE1,
     "table2": TABLE2,
     "frontier": FRONTIER,
+    "frontier_long": FRONTIER,
     "question": QUESTION,
     "speed": SPEED,
     "claims": CLAIMS,
