@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import KernelError
 
 FOLDER = Path(__file__).parent
-HEADERS = ("direct_device.h", "direct_norm.h")
+HEADERS = ("direct_device.h", "direct_norm.h", "direct_new_token.h")
 
 
 def launch(

@@ -16,15 +16,11 @@
 #ifndef EMULATED
 #include "direct_device.h"
 #endif
+#include "direct_new_token.h"
 
-constexpr int THREADS = WARPS * 32;
-constexpr int GROUP = HEADS / KV_HEADS;
-constexpr int TURNS = (GROUP + QUERIES - 1) / QUERIES;  // clusters that share a key-value head
 constexpr int LANES = HEAD / 8;                         // lanes that read one slot, 16 bytes each
 constexpr int ROWS = 32 / LANES;                        // slots that a warp reads with one load
 constexpr int STRIDE = ROWS * WARPS * CLUSTER;          // from one slot of a lane to its next
-constexpr int HALF = HEAD / 2;                          // columns that are turned into each other
-constexpr int PAIRS = ((QUERIES + 2) * HALF + THREADS - 1) / THREADS;  // that a thread turns
 constexpr int HOLDERS = LANES / UNROLL;                 // lanes that hold the scores of one slot,
 constexpr int KEPT = PADDED > HOLDERS ? PADDED / HOLDERS : 1;    // so many each,
 constexpr int COPIES = HOLDERS > PADDED ? HOLDERS / PADDED : 1;  // or so many lanes the same one
@@ -47,24 +43,6 @@ struct alignas(8) Pairs {
     unsigned words[2];
 };
 
-// Which heads a cluster has, and which columns of q, k and v.
-struct Heads {
-    int kv_head, first, count;
-    bool appends;  // the new key and value to the cache
-
-    device explicit Heads(int cluster) {
-        const int turn = cluster % TURNS;
-        kv_head = cluster / TURNS;
-        first = kv_head * GROUP + turn * QUERIES;
-        count = turn + 1 < TURNS ? QUERIES : GROUP - turn * QUERIES;
-        appends = turn == 0;
-    }
-    device bool real(int head) const { return head < count || (head >= QUERIES && head < QUERIES + 2); }
-    device int column(int head) const {
-        return (head < QUERIES ? first + head : HEADS + (head - QUERIES) * KV_HEADS + kv_head) * HEAD;
-    }
-};
-
 // Keys or values of a lane's next slots, zeros outside of `lowest` to `end` - 1.
 device void load(Row (&rows)[UNROLL], const unsigned short* at, int slot, int lowest, int end) {
 #pragma unroll
@@ -81,62 +59,6 @@ device void widen(const Row& row, float (&values)[8]) {
         values[2 * word + 1] = widened(row.words[word] >> 16);
     }
 }
-
-// Projections of the new token and their rotary angles: two columns that are turned into each other at a time.
-struct Projections {
-    float bias[PAIRS][2], cosine[PAIRS][2], sine[PAIRS][2];
-
-    // What does not depend on the kernel before.
-    device void prepare(const Heads& heads, const unsigned short* biases, const float* cosines, const float* sines,
-                        int position, int thread) {
-#pragma unroll
-        for (int turn = 0; turn < PAIRS; ++turn) {
-            const int pair = turn * THREADS + thread, head = pair / HALF;
-#pragma unroll
-            for (int side = 0; side < 2; ++side) {
-                const int d = pair % HALF + side * HALF;
-                bias[turn][side] = biases && heads.real(head) ? widened(biases[heads.column(head) + d]) : 0.0f;
-                cosine[turn][side] = head <= QUERIES ? cosines[position * HEAD + d] : 1.0f;
-                sine[turn][side] = head <= QUERIES ? sines[position * HEAD + d] : 0.0f;
-            }
-        }
-    }
-
-    // Add, round and turn what the kernel before has left.
-    device void finish(const Heads& heads, const float* sums, Shared& s, int thread) const {
-        float found[PAIRS][2];
-#pragma unroll
-        for (int turn = 0; turn < PAIRS; ++turn) {
-            const int pair = turn * THREADS + thread, head = pair / HALF;
-#pragma unroll
-            for (int side = 0; side < 2; ++side) {
-                const float* at = sums + heads.column(head) + pair % HALF + side * HALF;
-                found[turn][side] = 0.0f;
-                if (heads.real(head))
-                    for (int split = 0; split < SPLITS; ++split)
-                        found[turn][side] += from_producer(at + split * (HEADS + 2 * KV_HEADS) * HEAD);
-            }
-        }
-#pragma unroll
-        for (int turn = 0; turn < PAIRS; ++turn) {
-            const int pair = turn * THREADS + thread, head = pair / HALF, d = pair % HALF;
-            const float lower = widened(rounded(found[turn][0] + bias[turn][0]));
-            const float upper = widened(rounded(found[turn][1] + bias[turn][1]));
-            const unsigned short first = rounded(lower * cosine[turn][0] - upper * sine[turn][0]);
-            const unsigned short second = rounded(upper * cosine[turn][1] + lower * sine[turn][1]);
-            if (head < QUERIES) {
-                s.queries[head][d] = widened(first);
-                s.queries[head][d + HALF] = widened(second);
-            } else if (head == QUERIES) {
-                s.fresh[0][d] = first;
-                s.fresh[0][d + HALF] = second;
-            } else if (head == QUERIES + 1) {
-                s.fresh[1][d] = rounded(lower);
-                s.fresh[1][d + HALF] = rounded(upper);
-            }
-        }
-    }
-};
 
 // Add values over the lanes of a slot; each lane keeps KEPT of the sums. Halves are exchanged, so that there are about
 // as many exchanges as values.
@@ -339,7 +261,7 @@ kernel(THREADS, 1) direct_attention(const float* sums, const unsigned short* bia
     cluster_wait();  // for what was announced: every thread block runs
     wait_for_producer();
     start_consumer();
-    projections.finish(heads, sums, s, thread);
+    projections.finish(heads, sums, s.queries, s.fresh, thread);
     block_barrier();
 
     Softmax softmax;
