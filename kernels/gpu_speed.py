@@ -77,8 +77,7 @@ def product_rows(
     batch: int = 1,
     clock: Clock = graph_clock,
 ) -> Iterator[SpeedRow]:
-    """Every product at every sparsity in each way that a decode step with these tiles runs it; at 0 the dense
-    kernel.
+    """Every product at every sparsity in each way that a decode step with these tiles runs it; at 0 a dense one.
 
     A product that lists its channels itself is timed with that, one over lists is given them.
     """
@@ -110,9 +109,9 @@ def _timed(
 
 
 def _ways(tiles: StepTiles, direct: dict[str, DirectTile], product: str, sparsity: float) -> list[Way]:
-    if sparsity == 0.0:
-        return [(TRITON, tiles.dense[product], False)]
     ways: list[Way] = [(f"{TRITON}, lists given", tiles.listed[product], False)]
+    if sparsity == 0.0:
+        ways = [(TRITON, tiles.dense[product], False)]
     if tile := direct.get(product):
         ways += [(CUDA, tile, False), (CUDA_DEPENDENT, tile, True)]
     return ways

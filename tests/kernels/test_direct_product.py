@@ -200,12 +200,13 @@ def test_what_does_not_fit_is_refused() -> None:
             DirectTile(**wrong)
 
 
+@pytest.mark.parametrize("sparsity", [0.5, None])
 @pytest.mark.parametrize(
     ("name", "widths"), [("qkv", (64, 32, 32)), ("o", (64,)), ("gate_up", (72, 72)), ("down", (64,))]
 )
-def test_what_is_timed_is_right(name: str, widths: tuple[int, ...]) -> None:
-    """The workload of the kernel table, against float64."""
-    workload = Workload(Product(name, 128, widths), torch.float16, DEVICE, sparsity=0.5, list_block=32)
+def test_what_is_timed_is_right(name: str, widths: tuple[int, ...], sparsity: float | None) -> None:
+    """The workload of the kernel table, against float64; dense too."""
+    workload = Workload(Product(name, 128, widths), torch.float16, DEVICE, sparsity=sparsity, list_block=32)
     assert workload.error(SMALL) < (4e-3 if name == "gate_up" else 1e-6)
 
 
