@@ -77,7 +77,7 @@ def product_rows(
     batch: int = 1,
     clock: Clock = graph_clock,
 ) -> Iterator[SpeedRow]:
-    """Every product at every sparsity in each way that a decode step with these tiles runs it; at 0 a dense one.
+    """Every product at every sparsity in each way that a decode step with these tiles runs it; at 0 the dense.
 
     A product that lists its channels itself is timed with that, one over lists is given them.
     """
