@@ -251,6 +251,15 @@ def _start(
     launch("direct_product", constants, blocks, tile.warps * LANES, arguments, pdl)
 
 
+def check_source(source: Source, channels: int, dtype: torch.dtype) -> None:
+    """Raises KernelError unless the activation has so many channels, in this dtype once it is normalised."""
+    x, squares, gain = source.tensors
+    check_tensor("x", x, (1, channels), dtype if gain is None else torch.float32)
+    if gain is not None:
+        check_tensor("gain", gain, (channels,), dtype)
+        check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
+
+
 def _check(
     source: Source,
     bounds: Tensor,
@@ -270,11 +279,7 @@ def _check(
     check_tensor("bounds", bounds, (len(widths), channels), torch.float32)
     if smallest is not None:
         check_tensor("smallest", smallest, (len(widths), 1), torch.float32)
-    x, squares, gain = source.tensors
-    check_tensor("x", x, (1, channels), weight.dtype if gain is None else torch.float32)
-    if gain is not None:
-        check_tensor("gain", gain, (channels,), weight.dtype)
-        check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
+    check_source(source, channels, weight.dtype)
     if not tile.fits(channels, widths):
         raise KernelError(
             f"lists of {channels} channels do not fit into {SHARED_BYTES} bytes; take a larger cluster"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .cuda_compiled import launch
-from .direct_product import LANES, MOST_CHANNELS, Source
+from .direct_product import LANES, MOST_CHANNELS, Source, check_source
 from .errors import KernelError
 from .triton_launch import blocks_of, check_tensor
 
@@ -39,13 +39,10 @@ def direct_select(
         raise KernelError(
             f"selection takes bfloat16 or float16 and at most {MOST_CHANNELS} channels, not {dtype} {channels}"
         )
-    check_tensor("x", x, (1, channels), dtype if gain is None else torch.float32)
+    check_source(source, channels, dtype)
     check_tensor("score weights", score_weights, (lists, channels), torch.float32)
     check_tensor("kept", kept, (lists,), torch.int32)
     check_tensor("smallest", smallest, (lists, 1), torch.float32)
-    if gain is not None:
-        check_tensor("gain", gain, (channels,), dtype)
-        check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
     if x_out is not None:
         check_tensor("x_out", x_out, (1, channels), dtype)
     warps = min(MOST_WARPS, blocks_of(channels, CHANNELS_OF_WARP))

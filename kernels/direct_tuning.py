@@ -6,12 +6,10 @@ Alone in a graph another tile is the fastest than between the launches of a step
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
-
-import torch
 
 from .block_rules import BlockRules
 from .decoder_weights import DecoderWeights
@@ -19,12 +17,12 @@ from .direct_product import DirectTile
 from .direct_tiles import multiprocessors_of
 from .errors import KernelError
 from .gpu_products import Product, products_of
-from .gpu_timing import device_name
+from .gpu_timing import device_name, median_milliseconds
 from .static_cache import StaticCache
 from .step_tiles import StepTiles
 from .triton_launch import blocks_of
 from .triton_step import TritonDecodeStep
-from .tuning import TuningCache, bucket_of, tuned_tiles
+from .tuning import TuningCache, bucket_of, launch_key, tuned_tiles
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +41,10 @@ StepClock = Callable[[TritonDecodeStep], float]
 def step_clock(step: TritonDecodeStep) -> float:
     """Median of a captured step, which leaves the cache as long as it was. Raises KernelError without a GPU."""
     length = step.cache.length.clone()
-    captured, times = step.capture(), []
-    for _ in range(REPLAYS):
-        step.cache.length.copy_(length)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        captured.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    step.cache.length.copy_(length)
-    return statistics.median(times)
+    rewind = partial(step.cache.length.copy_, length)
+    milliseconds = median_milliseconds(step.capture().replay, REPLAYS, rewind)
+    rewind()
+    return milliseconds
 
 
 def direct_candidates(launched: Product, multiprocessors: int) -> list[DirectTile]:
@@ -98,24 +89,22 @@ def tuned_step_tiles(
     # The largest first: the others are tuned beside what it has become.
     for one in sorted(products, key=lambda one: -one.inner * one.out):
         if one.name in step.direct_launches:
-            tile = _tuned(one, weights, rules, cache, tiles, sparsity, stored, clock)
+            search = partial(_fastest, one, weights, rules, cache, tiles, clock)
+            key = f"{launch_key('direct', one, weights.dtype, weights.device)} | {bucket_of(sparsity):g}"
+            tile = stored.tuned(key, DirectTile, search)
             tiles = replace(tiles, direct=tiles.direct | {one.name: tile})
     return tiles
 
 
-def _tuned(
+def _fastest(
     one: Product,
     weights: DecoderWeights,
     rules: tuple[BlockRules, ...],
     cache: StaticCache,
     tiles: StepTiles,
-    sparsity: float,
-    stored: TuningCache,
     clock: StepClock,
-) -> DirectTile:
-    key = _key(one, weights, sparsity)
-    if (tile := stored.find(key, DirectTile)) is not None:
-        return tile
+) -> tuple[DirectTile, float]:
+    """The tile of one product with which the step is fastest, and that step's microseconds."""
     times: dict[DirectTile, float] = {}
     for tile in (tiles.direct[one.name], *direct_candidates(one, multiprocessors_of(weights.device))):
         direct = tiles.direct | {one.name: tile}
@@ -126,13 +115,4 @@ def _tuned(
     if not times:
         raise KernelError(f"no tile works for {one.name} on {device_name(weights.device)}")
     fastest = min(times, key=times.__getitem__)
-    stored.store(key, fastest, 1e3 * times[fastest])
-    return fastest
-
-
-def _key(one: Product, weights: DecoderWeights, sparsity: float) -> str:
-    widths = "+".join(map(str, one.widths))
-    return (
-        f"{device_name(weights.device)} | direct | {one.name} {one.inner}x{widths} | "
-        f"{str(weights.dtype).removeprefix('torch.')} | {bucket_of(sparsity):g}"
-    )
+    return fastest, 1e3 * times[fastest]

@@ -77,7 +77,7 @@ def product_rows(
     batch: int = 1,
     clock: Clock = graph_clock,
 ) -> Iterator[SpeedRow]:
-    """Every product at every sparsity in each way that a decode step with these tiles runs it; at 0 the dense.
+    """Every product at every sparsity in each way that a decode step with these tiles runs it; 0: dense.
 
     A product that lists its channels itself is timed with that, one over lists is given them.
     """
@@ -109,9 +109,8 @@ def _timed(
 
 
 def _ways(tiles: StepTiles, direct: dict[str, DirectTile], product: str, sparsity: float) -> list[Way]:
-    ways: list[Way] = [(f"{TRITON}, lists given", tiles.listed[product], False)]
-    if sparsity == 0.0:
-        ways = [(TRITON, tiles.dense[product], False)]
+    listed = (f"{TRITON}, lists given", tiles.listed[product], False)
+    ways: list[Way] = [listed if sparsity else (TRITON, tiles.dense[product], False)]
     if tile := direct.get(product):
         ways += [(CUDA, tile, False), (CUDA_DEPENDENT, tile, True)]
     return ways
@@ -223,10 +222,8 @@ def selection_rows(
 ) -> Iterator[SpeedRow]:
     """What per-token top-k adds before q, k and v and before down: the smallest score that each list keeps."""
     for channels, lists in ((shape.hidden, 3), (shape.ffn, 1)):
-        x, weights = (
-            torch.randn(1, channels, device=device).to(dtype),
-            torch.rand(lists, channels, device=device),
-        )
+        x = torch.randn(1, channels, device=device).to(dtype)
+        weights = torch.rand(lists, channels, device=device)
         kept = torch.full((lists,), round((1.0 - sparsity) * channels), dtype=torch.int32, device=device)
         arguments = (weights, kept, torch.empty(lists, 1, device=device))
         ways = {TRITON: partial(select_smallest, x, *arguments)}

@@ -33,14 +33,22 @@ def graph_clock(function: Callable[[int], None], copies: int) -> float:
         for call in range(calls):
             function(call % copies)
     graph.replay()
+    return median_milliseconds(graph.replay, REPLAYS) * 1e3 / calls
+
+
+def median_milliseconds(
+    call: Callable[[], object], repeats: int, prepare: Callable[[], object] = lambda: None
+) -> float:
+    """Median of the calls' times on the GPU, each behind `prepare`, which is not timed."""
     times = []
-    for _ in range(REPLAYS):
+    for _ in range(repeats):
+        prepare()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        graph.replay()
+        call()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / calls)
+        times.append(start.elapsed_time(end))
     return statistics.median(times)
 
 

@@ -124,8 +124,7 @@ class Site:
     def select(self, source: Tensor, norm: tuple[Tensor, Tensor, float] | None, pdl: bool) -> None:
         """Where lists are by top-k, find the smallest score that each row keeps."""
         if self.kept is not None:
-            rules = self.rules
-            select_smallest(source, rules.score_weights, self.kept, rules.smallest, norm, pdl)
+            select_smallest(source, self.rules.score_weights, self.kept, self.rules.smallest, norm, pdl)
 
 
 def make_site(

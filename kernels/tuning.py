@@ -6,8 +6,10 @@ import json
 import os
 import random
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
@@ -59,6 +61,14 @@ class TuningCache:
                 json.dump(entries, file, indent=1, sort_keys=True)
             Path(name).replace(self.path)
 
+    def tuned(self, key: str, kind: type[T], search: Callable[[], tuple[T, float]]) -> T:
+        """The tile of a key, which `search` finds the first time, with its microseconds."""
+        tile = self.find(key, kind)
+        if tile is None:
+            tile, microseconds = search()
+            self.store(key, tile, microseconds)
+        return tile
+
     def _read(self) -> dict[str, dict[str, object]]:
         try:
             return json.loads(self.path.read_text(encoding="utf-8"))
@@ -85,11 +95,16 @@ def tuning_key(
     block: int,
 ) -> str:
     """What a tile was tuned for; sparsity None is the dense kernel."""
-    widths = "+".join(map(str, launched.widths))
     kind = "dense" if sparsity is None else f"sparse {bucket_of(sparsity):g} block {block}"
+    made_with = f"triton {triton.__version__}"
+    return f"{launch_key(made_with, launched, dtype, device)} | batch {batch} | {kind}"
+
+
+def launch_key(made_with: str, launched: Product, dtype: torch.dtype, device: torch.device) -> str:
+    """What every key begins with: device, what the kernel is made with, product and dtype."""
+    sizes = f"{launched.inner}x{'+'.join(map(str, launched.widths))}"
     return (
-        f"{device_name(device)} | triton {triton.__version__} | {launched.name} "
-        f"{launched.inner}x{widths} | {str(dtype).removeprefix('torch.')} | batch {batch} | {kind}"
+        f"{device_name(device)} | {made_with} | {launched.name} {sizes} | {str(dtype).removeprefix('torch.')}"
     )
 
 
@@ -191,12 +206,22 @@ def tuned_tiles(
         # down's lists come from gate_up's last programs: their blocks are its tiles, which are tuned before.
         block = replace(tiles, listed=listed).list_blocks(shape)[one.name]
         for target, wanted in ((listed, bucket_of(sparsity)), (dense, None)):
-            key = tuning_key(one, dtype, device, batch, wanted, block)
-            tile = cache.find(key, Tile)
-            if tile is None:
-                workload = Workload(one, dtype, device, batch, wanted, block)
-                every = candidates(one, batch, None if wanted is None else block)
-                tile, microseconds = tune(workload, target[one.name], every, clock)
-                cache.store(key, tile, microseconds)
-            target[one.name] = tile
+            asked = (one, dtype, device, batch, wanted, block)
+            search = partial(_search, *asked, start=target[one.name], clock=clock)
+            target[one.name] = cache.tuned(tuning_key(*asked), Tile, search)
     return replace(tiles, listed=listed, dense=dense)
+
+
+def _search(
+    launched: Product,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    sparsity: float | None,
+    block: int,
+    start: Tile,
+    clock: Clock,
+) -> tuple[Tile, float]:
+    """`tune` for what `tuning_key` names."""
+    workload = Workload(launched, dtype, device, batch, sparsity, block)
+    return tune(workload, start, candidates(launched, batch, None if sparsity is None else block), clock)

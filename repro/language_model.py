@@ -26,7 +26,6 @@ ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 DEFAULT_MAX_LENGTH = 1024
 
-
 REPRODUCIBLE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 

@@ -6,6 +6,8 @@ python -m wisparse.repro.readme          # `make readme`
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from .configuration import CONFIGURATION, REPOSITORY
@@ -90,20 +92,20 @@ def frontier(method: str, folders: tuple[Path, ...]) -> str:
 
 def filled(text: str) -> str:
     """The README with its generated blocks made anew; raises ValueError when a marker is missing."""
-    blocks = {
-        "findings": findings(),
-        **{name: frontier(*of) for name, of in FRONTIERS.items()},
-        "questions": question_summary(),
-        "catalogue": catalogue(),
-        "speed": speed_summary(),
-        "reproduction": reproduction(),
+    blocks: dict[str, Callable[[], str]] = {
+        "findings": findings,
+        **{name: partial(frontier, *of) for name, of in FRONTIERS.items()},
+        "questions": question_summary,
+        "catalogue": catalogue,
+        "speed": speed_summary,
+        "reproduction": reproduction,
     }
-    for name, made in blocks.items():
+    for name, make in blocks.items():
         begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
             raise ValueError(f"README.md lacks the markers of its block '{name}'")
         before, after = text.split(begin, maxsplit=1)[0], text.split(end)[1]
-        text = f"{before}{begin}\n{made}\n{end}{after}"
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
     return text
 
 

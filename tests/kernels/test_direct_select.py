@@ -11,13 +11,10 @@ from wisparse.kernels.gpu_products import products_of
 from wisparse.kernels.model_shapes import MODEL_SHAPES
 from wisparse.kernels.reference import dropped_by_top_k
 
+from .test_direct_product import drawn, normed
 from .triton_cases import DEVICE
 
 pytestmark = pytest.mark.usefixtures("direct_products_run")
-
-
-def drawn(*size, seed=0, dtype=torch.float32):
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def numbers(*kept):
@@ -61,13 +58,10 @@ def test_scores_of_one_value_of_zero_of_nan_and_of_infinity():
 
 def test_behind_rmsnorm_it_leaves_the_activation():
     """What it compared is what a product that compares again has to read."""
-    residual, gain = drawn(1, 200, seed=3) * 3.0, drawn(200, seed=4, dtype=torch.bfloat16)
-    squares = torch.stack([part.square().sum() for part in residual[0].split(32)])[None]
+    source, expected = normed(200, torch.bfloat16)
     weights, smallest = drawn(2, 200, seed=5).abs(), torch.empty(2, 1, device=DEVICE)
     x = torch.zeros(1, 200, device=DEVICE, dtype=torch.bfloat16)
-    direct_select(Normed(residual, squares, gain, 1e-5), weights, numbers(50, 120), smallest, x)
-    inverse = 1.0 / torch.sqrt(squares.sum() / 200 + 1e-5)
-    expected = ((residual * inverse).bfloat16().float() * gain.float()).bfloat16()
+    direct_select(source, weights, numbers(50, 120), smallest, x)
     # 1/√ differs by an ulp between machines: single roundings of x may differ, not more.
     assert torch.allclose(x.float(), expected.float(), rtol=1e-2)
     for weight, bound, k in zip(weights, smallest, (50, 120), strict=True):
@@ -101,8 +95,8 @@ def test_it_compiles_for_the_large_models(name, monkeypatch):
         weights, smallest = torch.ones(lists, one.inner), torch.empty(lists, 1)
         x, kept = torch.empty(1, one.inner, dtype=torch.bfloat16), torch.ones(lists, dtype=torch.int32)
         residual = torch.empty(1, one.inner)
-        normed = one.name in ("qkv", "gate_up")
-        source = Normed(residual, torch.empty(1, 128), x[0], 1e-5) if normed else Given(x)
-        direct_select(source, weights, kept, smallest, x if normed else None)
+        behind_norm = one.name in ("qkv", "gate_up")
+        source = Normed(residual, torch.empty(1, 128), x[0], 1e-5) if behind_norm else Given(x)
+        direct_select(source, weights, kept, smallest, x if behind_norm else None)
     assert len(sizes) == 4
     assert min(sizes) > 0

@@ -11,6 +11,7 @@ from wisparse.kernels.direct_product import DirectTile
 from wisparse.kernels.direct_tuning import direct_candidates, step_clock, tuned_step_tiles
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu_products import products_of
+from wisparse.kernels.gpu_timing import median_milliseconds
 from wisparse.kernels.model_shapes import MODEL_SHAPES
 from wisparse.kernels.static_cache import StaticCache
 from wisparse.kernels.step_tiles import default_tiles
@@ -105,6 +106,30 @@ def test_thread_blocks_of_candidates_run_at_once(name):
         assert len(set(tiles)) == len(tiles) >= 15
         assert all(tile.blocks(one.tiled_widths) <= 132 * tile.resident for tile in tiles)
         assert all(tile.resident * tile.warps <= 64 for tile in tiles)
+
+
+def test_every_timed_call_is_prepared_outside_of_its_time(monkeypatch):
+    """The median of the times between the events on either side of a call."""
+    order, now = [], iter([0.0, 5.0, 10.0, 11.0, 20.0, 23.0])
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+            self.at = next(now)
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    found = median_milliseconds(lambda: order.append("call"), 3, lambda: order.append("prepare"))
+    assert found == 3.0
+    assert order == ["prepare", "event", "call", "event"] * 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
