@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		exit 2; }
 	@echo "installing the locked dependencies into $(VENV) (about two minutes)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(RUN) -m wisparse.kernels.cpu_build
+	@$(RUN) -m wisparse.kernels.cpu.build
 	@touch $@
 
 test: $(INSTALLED) ## run every test
@@ -82,18 +82,18 @@ reproduce-figures: profile $(INSTALLED) ## Figures 2 to 6 as CSV, PNG and SVG (P
 		--output $(RESULTS_$(PROFILE))/figures $(call KEEP_$(PROFILE),figures)
 
 verify-claims: $(INSTALLED) ## check what the papers print against what was measured, into results/claims.{md,csv}
-	@$(RUN) -m wisparse.repro.verify_claims
+	@$(RUN) -m wisparse.repro.claims
 
 report: verify-claims ## one page of everything in results/, into results/report.html; opens offline
 	@$(RUN) -m wisparse.repro.report
 
 reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a GPU; without one the CPU path on llama-mini
 	@$(SAY_LEFT_OUT)
-	@$(RUN) -m wisparse.repro.reproduce_speed $(WITHOUT_TASKS)
+	@$(RUN) -m wisparse.repro.speed.reproduce_speed $(WITHOUT_TASKS)
 
 reproduce-search-cost: $(INSTALLED) ## what making plans costs for the 7-8B models, random weights; one GPU
 	@for model in llama3.1-8b mistral-7b qwen2.5-7b; do \
-		$(RUN) -m wisparse.repro.search_cost model=$$model model.device=cuda $(OVERRIDES) || exit $$?; \
+		$(RUN) -m wisparse.repro.cost.search_cost model=$$model model.device=cuda $(OVERRIDES) || exit $$?; \
 	done
 
 bench: $(INSTALLED) ## pytest-benchmark: kernels by shape, dtype and sparsity, and decoding; into results/bench-*.json
@@ -104,7 +104,7 @@ prefetch: $(INSTALLED) ## fetch models and data sets once, for offline use after
 	@$(RUN) -m wisparse.repro.prefetch $(PROFILE)
 
 readme: $(INSTALLED) ## write the README's generated parts from results/ and conf/method
-	@$(RUN) -m wisparse.repro.readme
+	@$(RUN) -m wisparse.repro.report.readme
 
 train-embedded: $(INSTALLED) ## train the embedded models anew into outputs/embedded-models (needs a CUDA GPU)
 	@$(RUN) -m wisparse.repro.embedded.train outputs/embedded-models

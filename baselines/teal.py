@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..method.allocation import uniform_inside_blocks, uniform_over_blocks
 from ..method.base import Method
-from ..method.block_probe import late_norm_error
 from ..method.calibration import Calibration
-from ..method.greedy import GreedySettings, allocate_greedily
 from ..method.plan import SparsityPlan
 from ..method.projections import split_key
 from ..method.rules import MaskRule, RuleBuilder
+from ..method.search.allocation import uniform_inside_blocks, uniform_over_blocks
+from ..method.search.block_probe import late_norm_error
+from ..method.search.greedy import GreedySettings, allocate_greedily
 from ..method.stages import SearchCost
 
 

@@ -56,6 +56,35 @@ class DecoderShape:
 
 
 @dataclass(frozen=True)
+class Product:
+    """One launch: projections that read the same activation."""
+
+    name: str
+    inner: int
+    widths: tuple[int, ...]
+
+    @property
+    def out(self) -> int:
+        """Columns of the weight."""
+        return sum(self.widths)
+
+    @property
+    def tiled_widths(self) -> tuple[int, ...]:
+        """Widths that are cut into tiles: gate and up are two products of one program."""
+        return self.widths[:1] if self.name == "gate_up" else self.widths
+
+
+def products_of(shape: DecoderShape) -> tuple[Product, ...]:
+    """The products of one block."""
+    return (
+        Product("qkv", shape.hidden, (shape.attention_width, shape.kv_width, shape.kv_width)),
+        Product("o", shape.attention_width, (shape.hidden,)),
+        Product("gate_up", shape.hidden, (shape.ffn, shape.ffn)),
+        Product("down", shape.ffn, (shape.hidden,)),
+    )
+
+
+@dataclass(frozen=True)
 class BlockWeights:
     """One block. A weight `(in, out)` has one contiguous row for each input channel."""
 

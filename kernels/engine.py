@@ -72,13 +72,14 @@ class DecodeEngine:
     def _make_step(self, tuned_for: float | None) -> DecodeStep:
         weights, cache = self.weights, self.cache
         if weights.device.type == "cuda":
-            from .direct_tuning import tuned_step_tiles
-            from .triton_step import TritonDecodeStep
+            from .gpu.captured_step import CapturedStep
+            from .gpu.cuda_tuning import tuned_step_tiles
+            from .gpu.step import TritonDecodeStep
 
             tiles = None if tuned_for is None else tuned_step_tiles(weights, self.rules, cache, tuned_for)
-            return TritonDecodeStep(weights, self.rules, cache, tiles).capture()
+            return CapturedStep(TritonDecodeStep(weights, self.rules, cache, tiles), feed_back=False)
         if self.weights.device.type == "cpu":
-            from .cpu_step import CPUDecodeStep
+            from .cpu.step import CPUDecodeStep
 
             return CPUDecodeStep(self.weights, self.rules, self.cache)
         raise KernelError(f"the decode engine runs on cuda and cpu, not on {self.weights.device.type}")

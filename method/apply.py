@@ -21,8 +21,8 @@ from .projections import (
     projection_shapes,
     split_key,
 )
-from .protocol import Protocol
 from .rotation import rotated
+from .token_policy import Protocol
 from .traffic import TrafficCounter
 
 

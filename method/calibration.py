@@ -22,7 +22,7 @@ from .projections import (
     model_projections,
     projection_shapes,
 )
-from .protocol import Protocol
+from .token_policy import Protocol
 
 
 @dataclass

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from .allocation import BlockSearch, BlockSearchSettings, uniform_inside_blocks, uniform_over_blocks
-from .allocators import BlockAllocator
-from .alpha_search import search_alphas
 from .base import Method
-from .block_probe import squared_error, walk_blocks
 from .calibration import Calibration
-from .divergence import OutputDivergence
-from .greedy import GreedySettings, allocate_greedily
 from .plan import SparsityPlan
 from .projections import PROJECTIONS, key
 from .rules import MaskRule, RuleBuilder
+from .search.allocation import BlockSearch, BlockSearchSettings, uniform_inside_blocks, uniform_over_blocks
+from .search.allocators import BlockAllocator
+from .search.alpha_search import search_alphas
+from .search.block_probe import squared_error, walk_blocks
+from .search.divergence import OutputDivergence
+from .search.greedy import GreedySettings, allocate_greedily
 from .stages import SearchCost
 
 

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 
 from ..method.errors import UserError
 from .configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
-from .harness_tasks import harness_tasks
-from .hub import fetch_model
-from .paper_data import DataSource, load_split
+from .evaluation.harness_tasks import harness_tasks
+from .models.hub import fetch_model
+from .text.data_sets import DataSource, load_split
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wisparse.repro.job import Outcome
+    from wisparse.repro.cell.job import Outcome
 
 # Run as a script, Python puts this folder first on the search path, where its files would hide packages.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the cell, or with -m the cells, that the command line asks for; exits 0, 1, 2 or 130."""
-    from wisparse.repro.job import prepare_process
+    from wisparse.repro.cell.job import prepare_process
 
     prepare_process()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then passes exceptions on, to be put in one line here
@@ -33,9 +33,9 @@ def main() -> None:
 
 def _run(debug: bool) -> int:
     import hydra
+    from wisparse.repro.cell.job import FAILED, CellJob, Outcome, failure
+    from wisparse.repro.cell.sweep import forget
     from wisparse.repro.configuration import CONFIGURATION
-    from wisparse.repro.job import FAILED, CellJob, Outcome, failure
-    from wisparse.repro.sweep import forget
 
     job, error = CellJob(), None
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(job.run)
@@ -52,7 +52,7 @@ def _run(debug: bool) -> int:
 
 
 def _finish(outcomes: str, error: Outcome | None) -> int:
-    from wisparse.repro.sweep import finish
+    from wisparse.repro.cell.sweep import finish
 
     if "LOCAL_RANK" not in os.environ:
         return finish(outcomes, error)

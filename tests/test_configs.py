@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.table2 import STAGES
+from wisparse.repro.tables.table2 import STAGES
 
 # conf/claims holds what the papers print: facts for verify_claims, no choices.
 GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir() and path.name != "claims")

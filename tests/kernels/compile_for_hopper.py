@@ -30,14 +30,14 @@ def compile_only(kernel, grid, *arguments, warps=4, stages=1, pdl=False, **meta)
 
 def main(batch):
     triton.runtime.driver.set_active(HopperDriver())
-    from wisparse.kernels import triton_launch
+    from wisparse.kernels.triton import launch as triton_launch
 
     triton_launch.launch = compile_only
     triton_launch.require_runnable = lambda device: None
     from wisparse.kernels.block_rules import BlockRules
     from wisparse.kernels.decoder_weights import BlockWeights, DecoderShape, DecoderWeights
+    from wisparse.kernels.gpu.step import TritonDecodeStep
     from wisparse.kernels.static_cache import StaticCache
-    from wisparse.kernels.triton_step import TritonDecodeStep
     from wisparse.method.plan import ProjectionRule
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64

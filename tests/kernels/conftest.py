@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from wisparse.kernels import direct_attention, direct_product, direct_select
-from wisparse.kernels.cpu_build import NoCompilerError
-from wisparse.kernels.cpu_gemv import choose_backend
+from wisparse.kernels.cpu.build import NoCompilerError
+from wisparse.kernels.cpu.gemv import choose_backend
+from wisparse.kernels.cuda import attention as direct_attention
+from wisparse.kernels.cuda import product as direct_product
+from wisparse.kernels.cuda import select as direct_select
 
 
 def choose_or_skip(name: str) -> None:

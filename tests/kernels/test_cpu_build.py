@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import torch
-from wisparse.kernels import cpu_build, cpu_gemv
-from wisparse.kernels.cpu_gemv import choose_backend, gather_gemv, keep_all
+from wisparse.kernels.cpu import build as cpu_build
+from wisparse.kernels.cpu import gemv as cpu_gemv
+from wisparse.kernels.cpu.gemv import choose_backend, gather_gemv, keep_all
 
 THREADS = """
 import os, torch
-from wisparse.kernels import cpu_build, cpu_gemv
+from wisparse.kernels.cpu import build as cpu_build, gemv as cpu_gemv
 torch.set_num_threads(1)
 weight = torch.ones(512, 512)
 kept = cpu_gemv.keep_all(weight[:1])
@@ -53,7 +54,7 @@ def test_without_a_compiler_torch_computes_and_says_so_once(monkeypatch, caplog,
 def test_compiled_once_for_all_processes(compiled, monkeypatch, tmp_path):
     monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path))
     environment = os.environ | {"WISPARSE_CACHE": str(tmp_path)}
-    command = [sys.executable, "-m", "wisparse.kernels.cpu_build"]
+    command = [sys.executable, "-m", "wisparse.kernels.cpu.build"]
     processes = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

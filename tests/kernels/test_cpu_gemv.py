@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wisparse.kernels import cpu_build
-from wisparse.kernels.cpu_gemv import (
+from wisparse.kernels.cpu import build as cpu_build
+from wisparse.kernels.cpu.gemv import (
     choose_backend,
     compact_by_threshold,
     compact_by_top_k,
@@ -14,7 +14,7 @@ from wisparse.kernels.cpu_gemv import (
     keep_all,
     row_dots,
 )
-from wisparse.kernels.kept_channels import KeptChannels
+from wisparse.kernels.cpu.kept_channels import KeptChannels
 from wisparse.kernels.reference import dropped_by_threshold, dropped_by_top_k
 
 DTYPES = [torch.float32, torch.bfloat16]

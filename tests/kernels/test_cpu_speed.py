@@ -1,8 +1,8 @@
 import pytest
 import torch
-from wisparse.kernels import cpu_speed
-from wisparse.kernels.cpu_gemv import backend
-from wisparse.kernels.cpu_speed import measure
+from wisparse.kernels.bench import cpu_speed
+from wisparse.kernels.bench.cpu_speed import measure
+from wisparse.kernels.cpu.gemv import backend
 
 KEYS = {"device", "backend", "threads", "projection", "shape", "dtype"}
 KEYS |= {"sparsity", "us", "dense_us", "speedup", "gb_s", "err"}

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from wisparse.kernels.channel_lists import ChannelLists
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gemv_tiles import Tile
+from wisparse.kernels.gpu.step_tiles import StepTiles
 from wisparse.kernels.static_cache import StaticCache
-from wisparse.kernels.step_tiles import StepTiles
-from wisparse.kernels.triton_attention import AttentionTile, attention, attention_parts
-from wisparse.kernels.triton_short_attention import ShortAttentionTile, short_attention
+from wisparse.kernels.triton.attention import AttentionTile, attention, attention_parts
+from wisparse.kernels.triton.channel_lists import ChannelLists
+from wisparse.kernels.triton.gemv_tiles import Tile
+from wisparse.kernels.triton.short_attention import ShortAttentionTile, short_attention
 
 from .triton_cases import DEVICE, TOLERANCE, random, relative_error
 

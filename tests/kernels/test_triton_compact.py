@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from wisparse.kernels.channel_lists import ChannelLists
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.reference import dropped_by_threshold, dropped_by_top_k
-from wisparse.kernels.triton_compact import ListRules, compact, embed, norm_compact
-from wisparse.kernels.triton_select import select_smallest
+from wisparse.kernels.triton.channel_lists import ChannelLists
+from wisparse.kernels.triton.compact import ListRules, compact, embed, norm_compact
+from wisparse.kernels.triton.select import select_smallest
 
 from .triton_cases import DEVICE, TOLERANCE, random, relative_error
 

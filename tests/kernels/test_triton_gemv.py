@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from wisparse.kernels.channel_lists import ChannelLists
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gemv_tiles import Tile, Workspace
-from wisparse.kernels.triton_compact import ListRules, compact
-from wisparse.kernels.triton_gemv import Activation, Columns, gemv, gemv_onto, gemv_partials, tiles_of
+from wisparse.kernels.triton.channel_lists import ChannelLists
+from wisparse.kernels.triton.compact import ListRules, compact
+from wisparse.kernels.triton.gemv import Activation, Columns, gemv, gemv_onto, gemv_partials, tiles_of
+from wisparse.kernels.triton.gemv_tiles import Tile, Workspace
 
 from .triton_cases import DEVICE, TOLERANCE, random, relative_error
 

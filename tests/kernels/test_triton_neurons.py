@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from wisparse.kernels.channel_lists import ChannelLists
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gemv_tiles import Tile, Workspace
-from wisparse.kernels.triton_compact import ListRules, compact
-from wisparse.kernels.triton_gemv import Activation
-from wisparse.kernels.triton_neurons import neurons, times_rows
+from wisparse.kernels.triton.channel_lists import ChannelLists
+from wisparse.kernels.triton.compact import ListRules, compact
+from wisparse.kernels.triton.gemv import Activation
+from wisparse.kernels.triton.gemv_tiles import Tile, Workspace
+from wisparse.kernels.triton.neurons import neurons, times_rows
 
 from .triton_cases import DEVICE, TOLERANCE, random, relative_error
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from transformers import DynamicCache
 from wisparse.kernels.block_rules import block_rules
+from wisparse.kernels.cuda.attention import DirectAttentionTile, direct_attention
+from wisparse.kernels.cuda.product import DirectTile
 from wisparse.kernels.decoder_weights import pack
-from wisparse.kernels.direct_attention import DirectAttentionTile, direct_attention
-from wisparse.kernels.direct_product import DirectTile
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu.captured_step import CapturedStep
+from wisparse.kernels.gpu.step import TritonDecodeStep
 from wisparse.kernels.static_cache import StaticCache
-from wisparse.kernels.triton_short_attention import ShortAttentionTile
-from wisparse.kernels.triton_step import TritonDecodeStep
+from wisparse.kernels.triton.short_attention import ShortAttentionTile
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 
@@ -165,7 +166,7 @@ def test_bad_input_ends_in_one_line():
         step(torch.zeros(1, dtype=torch.int32, device=DEVICE))
     if DEVICE.type == "cpu":
         with pytest.raises(KernelError, match="need a CUDA GPU"):
-            step.capture()
+            CapturedStep(step, feed_back=False)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
@@ -173,8 +174,8 @@ def test_a_captured_step_is_the_step():
     model = make_tiny_model("llama").to(DEVICE)
     plan, ids = make_plan(model, "teal"), torch.tensor([7], device=DEVICE)
     plain, captured = step_of(model, plan, 1), step_of(model, plan, 1)
-    greedy = step_of(model, plan, 1).capture_greedy()
-    graph = captured.capture()
+    greedy = CapturedStep(step_of(model, plan, 1), feed_back=True)
+    graph = CapturedStep(captured, feed_back=False)
     greedy.tokens.copy_(ids)
     for _ in range(3):
         expected = plain(ids)

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from wisparse.kernels.decoder_weights import DecoderShape
+from wisparse.kernels.bench.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
+from wisparse.kernels.decoder_weights import DecoderShape, products_of
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gemv_tiles import Tile
-from wisparse.kernels.gpu_products import Workload, products_of
-from wisparse.kernels.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
-from wisparse.kernels.gpu_timing import graph_clock
-from wisparse.kernels.step_tiles import default_tiles
-from wisparse.kernels.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
+from wisparse.kernels.gpu.step_tiles import default_tiles
+from wisparse.kernels.gpu.timing import graph_clock
+from wisparse.kernels.gpu.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
+from wisparse.kernels.gpu.workload import Workload
+from wisparse.kernels.triton.gemv_tiles import Tile
 
 from .triton_cases import DEVICE, SMALL_TILES
 
@@ -76,7 +76,7 @@ def test_rows_of_attention():
 
 
 def test_the_search_walks_to_the_fastest_tile(monkeypatch):
-    monkeypatch.setattr("wisparse.kernels.tuning.SAMPLE", 0)
+    monkeypatch.setattr("wisparse.kernels.gpu.tuning.SAMPLE", 0)
     workload = Workload(products_of(SHAPE)[1], torch.float32, DEVICE, sparsity=0.5, list_block=32)
     tiles = [Tile(16, 8), Tile(32, 8), Tile(32, 16), Tile(64, 16, warps=8)]  # the last is no single change away
     clock = CountingClock()

@@ -1,9 +1,9 @@
 """What tests of the Triton kernels share: where they run, how exact each dtype is, and small tiles."""
 
 import torch
-from wisparse.kernels.gemv_tiles import Tile
-from wisparse.kernels.step_tiles import StepTiles
-from wisparse.kernels.triton_attention import AttentionTile
+from wisparse.kernels.gpu.step_tiles import StepTiles
+from wisparse.kernels.triton.attention import AttentionTile
+from wisparse.kernels.triton.gemv_tiles import Tile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Sums are in float32 whatever the dtype; the interpreter cuts bfloat16 off where a GPU rounds.

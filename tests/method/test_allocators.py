@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from wisparse.method.allocators import BlockCurves, GreedyBlocks, UniformBlocks
-from wisparse.method.evolutionary import EvolutionarySearch
+from wisparse.method.search.allocators import BlockCurves, GreedyBlocks, UniformBlocks
+from wisparse.method.search.evolutionary import EvolutionarySearch
 
 from ..conftest import make_calibration, make_method
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from wisparse.method import sensitivity
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
+from wisparse.method.equal_loss import sensitivity
+from wisparse.method.equal_loss.loss_threshold import LossThreshold
+from wisparse.method.equal_loss.marginal_loss import MarginalLosses, marginal_losses
+from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.errors import UserError
-from wisparse.method.loss_threshold import LossThreshold
-from wisparse.method.marginal_loss import MarginalLosses, marginal_losses
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.projections import model_projections
-from wisparse.method.sensitivity import channel_sensitivities
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
 from .test_oracles import logits_under, rescaled

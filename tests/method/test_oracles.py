@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from wisparse.method.alpha_search import search_alphas
 from wisparse.method.apply import applied
-from wisparse.method.block_probe import late_norm_error, squared_error, walk_blocks
-from wisparse.method.divergence import OutputDivergence
 from wisparse.method.errors import UserError
-from wisparse.method.greedy import greedy_allocation
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import PROJECTIONS, key, parameter_shares
 from wisparse.method.rules import RuleBuilder, StaticThreshold, TopK
+from wisparse.method.search.alpha_search import search_alphas
+from wisparse.method.search.block_probe import late_norm_error, squared_error, walk_blocks
+from wisparse.method.search.divergence import OutputDivergence
+from wisparse.method.search.greedy import greedy_allocation
 from wisparse.method.stages import SearchCost
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model

@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.code_execution import CodeRunner
 from wisparse.repro.configuration import REPOSITORY
+from wisparse.repro.evaluation.code_execution import CodeRunner
 
 MIRROR = Path(os.environ.get("BENCHMARK_DATA", REPOSITORY.parent / "shared" / "data"))
 with_real_data = pytest.mark.skipif(

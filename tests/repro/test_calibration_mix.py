@@ -12,9 +12,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
-from wisparse.repro.calibration_mix import MixedText, TextSource
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.paper_data import read_json_lines
+from wisparse.repro.text.calibration_mix import MixedText, TextSource
+from wisparse.repro.text.data_sets import read_json_lines
 
 from .benchmark_data import MIRROR, with_real_data, write_split
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.claim_evidence import EMBEDDED, Evidence
-from wisparse.repro.claims import load_claims
-from wisparse.repro.verify_claims import (
+from wisparse.repro.claims.evidence import EMBEDDED, Evidence
+from wisparse.repro.claims.printed import load_claims
+from wisparse.repro.claims.verify import (
     INCONSISTENT,
     NOT_MEASURED,
     NOT_REPRODUCED,

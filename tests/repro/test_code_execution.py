@@ -7,9 +7,9 @@ import time
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.code_execution import CodeRunner, humaneval_program
-from wisparse.repro.harness_tasks import harness_tasks
-from wisparse.repro.paper_data import load_split
+from wisparse.repro.evaluation.code_execution import CodeRunner, humaneval_program
+from wisparse.repro.evaluation.harness_tasks import harness_tasks
+from wisparse.repro.text.data_sets import load_split
 
 from .benchmark_data import MIRROR, isolated, with_real_data
 

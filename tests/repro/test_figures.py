@@ -16,15 +16,15 @@ from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.projections import PROJECTIONS, key
-from wisparse.repro.architecture import projection_sizes
-from wisparse.repro.channel_suite import ChannelSuite
-from wisparse.repro.csv_rows import read_rows
-from wisparse.repro.figure_plots import mismatch
-from wisparse.repro.figure_rows import cost_rows, read_figures
-from wisparse.repro.figures import FIGURES, main, write_figures
-from wisparse.repro.one_block import OneBlockSuite
-from wisparse.repro.plot_style import INK
-from wisparse.repro.suites import EmbeddedSuite, PerplexitySuite
+from wisparse.repro.evaluation.channel_suite import ChannelSuite
+from wisparse.repro.evaluation.one_block import OneBlockSuite
+from wisparse.repro.evaluation.suites import EmbeddedSuite, PerplexitySuite
+from wisparse.repro.figures.make import FIGURES, main, write_figures
+from wisparse.repro.figures.plots import mismatch
+from wisparse.repro.figures.rows import cost_rows, read_figures
+from wisparse.repro.models.architecture import projection_sizes
+from wisparse.repro.tables.csv_rows import read_rows
+from wisparse.repro.tables.plot_style import INK
 
 from ..conftest import ROOT, make_method, make_protocol
 from .test_tables import write_cell

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import digest
-from wisparse.repro.frontier import Between, Outcomes, read_frontier
-from wisparse.repro.frontier_plot import main as plot
-from wisparse.repro.frontier_table import CSV_COLUMNS, frontier_csv, frontier_markdown
+from wisparse.repro.figures.frontier_plot import main as plot
 from wisparse.repro.records import save_record
+from wisparse.repro.tables.frontier import Between, Outcomes, read_frontier
+from wisparse.repro.tables.frontier_table import CSV_COLUMNS, frontier_csv, frontier_markdown
 
 from ..conftest import ROOT
 

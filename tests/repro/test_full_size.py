@@ -8,9 +8,9 @@ import io
 import pytest
 from hydra import compose, initialize_config_dir
 from wisparse.method.errors import UserError
-from wisparse.repro.cell import measure, prepare
+from wisparse.repro.cell.cell import measure, prepare
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.full_size_table import full_size_csv, full_size_markdown, read_full_size
+from wisparse.repro.tables.full_size_table import full_size_csv, full_size_markdown, read_full_size
 
 from .benchmark_data import write_made_up_mirror
 from .test_random_models import SHRUNK

@@ -15,8 +15,8 @@ from hydra import initialize_config_dir
 from wisparse.method.errors import UserError
 from wisparse.repro import prefetch
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.hub import fetch_dataset_file, fetch_model, go_offline_without_hub, load_hub_split
-from wisparse.repro.paper_data import DataSource, load_split, row_text
+from wisparse.repro.models.hub import fetch_dataset_file, fetch_model, go_offline_without_hub, load_hub_split
+from wisparse.repro.text.data_sets import DataSource, load_split, row_text
 
 from .benchmark_data import write_split
 
@@ -62,7 +62,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, failure, offline)
         asked.append(arguments)
         raise failure
 
-    monkeypatch.setattr("wisparse.repro.hub.urlopen", urlopen)
+    monkeypatch.setattr("wisparse.repro.models.hub.urlopen", urlopen)
     for place in ("huggingface_hub.constants", "datasets.config"):
         monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", False)
     go_offline_without_hub.cache_clear()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from wisparse.repro.language_model import SparseLM
+from wisparse.repro.evaluation.language_model import SparseLM
 
 BOS = 0
 CONTEXTS = [

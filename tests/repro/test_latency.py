@@ -8,8 +8,8 @@ import torch
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
-from wisparse.repro.latency import DecodeLatency
-from wisparse.repro.transformers_decode import EAGER, TransformersDecode
+from wisparse.repro.speed.latency import DecodeLatency
+from wisparse.repro.speed.transformers_decode import EAGER, TransformersDecode
 
 from ..conftest import make_calibration, make_method, make_tiny_model
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.models import check_safetensors, find_checkpoint, load_model, resolve_device
+from wisparse.repro.models.checkpoint import check_safetensors, find_checkpoint, load_model, resolve_device
 
 LLAMA_MINI = REPOSITORY / "repro/embedded/models/llama-mini"
 SHARD = "model-00001-of-00002.safetensors"

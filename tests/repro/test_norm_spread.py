@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from wisparse.repro.norm_spread import spread_norms
+from wisparse.repro.models.norm_spread import spread_norms
 
 from ..conftest import make_calibration, make_method, make_tiny_model
 

@@ -6,9 +6,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
-from wisparse.repro.calibration_text import expected_package_texts
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.overlap import RUN, SHORTEST, apart_from, checked_overlap, measure_overlap, require_disjoint
+from wisparse.repro.embedded.calibration import expected_package_texts
+from wisparse.repro.text.overlap import (
+    RUN,
+    SHORTEST,
+    apart_from,
+    checked_overlap,
+    measure_overlap,
+    require_disjoint,
+)
 
 WORDS = [f"word{number}" for number in range(40)]
 

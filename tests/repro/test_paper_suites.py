@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.harness_tasks import harness_tasks, load_tasks
-from wisparse.repro.paper_data import load_split
-from wisparse.repro.paper_suites import HarnessSuite, WikitextSuite, choose_items
+from wisparse.repro.evaluation.harness_suite import HarnessSuite, WikitextSuite, choose_items
+from wisparse.repro.evaluation.harness_tasks import harness_tasks, load_tasks
+from wisparse.repro.text.data_sets import load_split
 
 from .benchmark_data import MIRROR, isolated, with_real_data, write_made_up_mirror
 

@@ -18,7 +18,7 @@ from torch import multiprocessing
 from wisparse.method.errors import UserError
 from wisparse.repro import processes, run
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.process_scaling import rows_of, stored, write_rows
+from wisparse.repro.cost.process_scaling import rows_of, stored, write_rows
 from wisparse.repro.processes import OtherProcessError, SharedTrafficCounter
 
 CELL = [

@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
+from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.errors import UserError
-from wisparse.method.sensitivity import channel_sensitivities
-from wisparse.repro import offload
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.models import find_checkpoint, load_model
+from wisparse.repro.models import offload
+from wisparse.repro.models.checkpoint import find_checkpoint, load_model
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
 

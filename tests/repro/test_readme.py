@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from wisparse.repro.readme import README, filled
+from wisparse.repro.report.readme import README, filled
 
 from ..conftest import METHODS, ROOT
 

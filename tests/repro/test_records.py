@@ -10,9 +10,9 @@ import pytest
 import torch
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.configuration import REPOSITORY, digest, portable, sources_digest
 from wisparse.repro.locks import LOCKS
-from wisparse.repro.plan_cache import PlanCache
 from wisparse.repro.records import (
     ITEMS,
     RECORD,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.csv_rows import read_rows
-from wisparse.repro.report import render
-from wisparse.repro.report_plots import colours
+from wisparse.repro.report.page import render
+from wisparse.repro.report.plots import colours
+from wisparse.repro.tables.csv_rows import read_rows
 
 from ..conftest import ROOT
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from wisparse.repro import reproduction_cost
-from wisparse.repro.reproduction_cost import (
+from wisparse.repro.cost import reproduction_cost
+from wisparse.repro.cost.reproduction_cost import (
     SUITE_TOKENS,
     Job,
     NotMeasuredError,
@@ -14,7 +14,7 @@ from wisparse.repro.reproduction_cost import (
     reproduction,
     weight_bytes,
 )
-from wisparse.repro.search_cost_table import COLUMNS, MODELS, TABLE, read_costs
+from wisparse.repro.cost.search_cost_table import COLUMNS, MODELS, TABLE, read_costs
 
 from .test_random_models import SIZES
 

@@ -153,7 +153,7 @@ def test_the_embedded_suite_and_wandb_offline(start, monkeypatch, folders):
     pytest.importorskip("wandb", reason="wandb is optional on GPU machines")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("wisparse.repro.loggers._has_login", lambda: False)
+    monkeypatch.setattr("wisparse.repro.cell.loggers._has_login", lambda: False)
     tiny = ["suite.tasks=[next_line]", "suite.limit=3", "suite.documents=1", *SMALL[:2]]
     code, out, err = start("method=dense", *tiny)
     assert code == 0, err
@@ -264,7 +264,7 @@ def test_debug_shows_the_traceback(start):
 
 
 def test_wandb_that_is_not_installed_names_the_way_out(start, monkeypatch):
-    monkeypatch.setattr("wisparse.repro.loggers.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("wisparse.repro.cell.loggers.importlib.util.find_spec", lambda name: None)
     code, _, err = start("logger=wandb")
     assert code == 2
     assert "pip install wandb" in err
@@ -275,7 +275,7 @@ def test_an_unexpected_error_is_one_line_and_another_exit_code(start, monkeypatc
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory\nand more")
 
-    monkeypatch.setattr("wisparse.repro.cell.load_model", fail)
+    monkeypatch.setattr("wisparse.repro.cell.cell.load_model", fail)
     code, out, err = start(*CELL, "seed=7")
     assert (code, out) == (1, [])
     assert "error: RuntimeError: out of memory and more (debug=true shows where)" in err

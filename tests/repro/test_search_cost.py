@@ -7,9 +7,16 @@ import json
 
 import pytest
 from wisparse.method.projections import PROJECTIONS
-from wisparse.repro import cost_stages, search_cost
-from wisparse.repro.search_cost import compose_cost, measure
-from wisparse.repro.search_cost_table import COLUMNS, MODELS, costs_markdown, merged, read_costs, write_costs
+from wisparse.repro.cost import cost_stages, search_cost
+from wisparse.repro.cost.search_cost import compose_cost, measure
+from wisparse.repro.cost.search_cost_table import (
+    COLUMNS,
+    MODELS,
+    costs_markdown,
+    merged,
+    read_costs,
+    write_costs,
+)
 
 from .test_random_models import SHRUNK
 

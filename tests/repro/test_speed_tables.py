@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.kernel_table import kernels_csv, renewed
-from wisparse.repro.speed_plots import _one_way_each
-from wisparse.repro.speed_summary import DEVICE, speed_summary
-from wisparse.repro.speed_table import SpeedData, read_speed, speed_markdown
-from wisparse.repro.table_data import MeasuredCell
+from wisparse.repro.figures.speed_plots import _one_way_each
+from wisparse.repro.report.speed_summary import DEVICE, speed_summary
+from wisparse.repro.speed.kernel_table import kernels_csv, renewed
+from wisparse.repro.tables.cells import MeasuredCell
+from wisparse.repro.tables.speed_table import SpeedData, read_speed, speed_markdown
 
 
 @pytest.fixture(scope="module")

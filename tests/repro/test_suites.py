@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from wisparse.method.errors import UserError
 from wisparse.repro.embedded.items import TASKS, load_items
-from wisparse.repro.language_model import SparseLM
-from wisparse.repro.suites import (
+from wisparse.repro.evaluation.language_model import SparseLM
+from wisparse.repro.evaluation.suites import (
     DocumentLikelihood,
     EmbeddedSuite,
     Evaluation,

@@ -16,10 +16,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.repro import run
+from wisparse.repro.cell.job import CellJob, Outcome
+from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.job import CellJob, Outcome
 from wisparse.repro.locks import LOCKS, held
-from wisparse.repro.plan_cache import PlanCache
 
 SMALL = [
     "logger=none", "suite=perplexity", f"suite.text={REPOSITORY / 'repro/run.py'}", "suite.length=64",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.table2 import STAGES, read_ablation, table2_csv, table2_markdown
+from wisparse.repro.tables.table2 import STAGES, read_ablation, table2_csv, table2_markdown
 
 from .test_tables import TASKS, write_cell
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import digest
-from wisparse.repro.paired_bootstrap import PairedResamples, interval
 from wisparse.repro.records import SCHEMA, SECTIONS, save_record, write_json
-from wisparse.repro.table1 import CSV_COLUMNS, table1_csv, table1_markdown
-from wisparse.repro.table_data import read_table
-from wisparse.repro.tables import main
+from wisparse.repro.tables.cells import read_table
+from wisparse.repro.tables.make import main
+from wisparse.repro.tables.paired_bootstrap import PairedResamples, interval
+from wisparse.repro.tables.table1 import CSV_COLUMNS, table1_csv, table1_markdown
 
 TASKS = ("next_line", "function_body")
 GENERATOR = np.random.default_rng(0)

@@ -1,0 +1,146 @@
+"""Compiles the CPU kernels with the system's g++ on first use, and loads them.
+
+Why C++ and not numba: numba has no bfloat16, cannot be told vector width, prefetch and which sums stay in
+registers, starts a second pool of threads beside torch's, and would be one more heavy dependency. Why no torch
+extension: including torch's headers turns seconds of compiling into a minute, and all that is passed is
+pointers and sizes.
+
+torch brings its own libgomp. The library is linked against exactly the one that torch has loaded, so that there
+is one OpenMP runtime and one pool of threads in the process.
+
+The compiled file lies in a folder named by everything it depends on (sources, flags, compiler, CPU), below
+`$WISPARSE_CACHE` or `~/.cache/wisparse`. `python -m wisparse.kernels.cpu.build` compiles ahead of time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+TORCH_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+SOURCES = ("kernels.cpp", "selection.cpp")
+HEADERS = ("types.h",)
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra")
+CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "flags")
+CPU_FACTS += ("CPU implementer", "CPU part", "Features")  # what ARM calls them
+"""Lines of /proc/cpuinfo that decide which instructions -march=native means."""
+
+
+class NoCompilerError(Exception):
+    """There is no g++ on this machine."""
+
+
+class BuildError(Exception):
+    """g++ did not compile the kernels, or there is nowhere to keep them."""
+
+
+def compiler() -> str:
+    """Path of g++. Raises NoCompilerError where there is none."""
+    found = shutil.which("g++")
+    if found is None:
+        raise NoCompilerError("there is no g++ on PATH; on Debian and Ubuntu: apt-get install g++")
+    return found
+
+
+def loaded_file(address: int) -> str | None:
+    """Path of the file whose code or data lies at `address` of this process."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, _, last = line.split(maxsplit=1)[0].partition("-")
+        if int(first, 16) <= address < int(last, 16):
+            return line[line.index("/") :] if "/" in line else None
+    return None
+
+
+def openmp_runtime(library: str | Path = TORCH_LIBRARY) -> str | None:
+    """Path of the OpenMP runtime that a loaded library uses, torch's by default; None if it has none.
+
+    Other packages bring runtimes of their own (scikit-learn does): which one is torch's cannot be told by name.
+    """
+    try:
+        function = ctypes.CDLL(str(library)).omp_get_max_threads
+    except (AttributeError, OSError):
+        return None
+    return loaded_file(ctypes.cast(function, ctypes.c_void_p).value)
+
+
+def cpu_facts() -> dict[str, str]:
+    """What identifies the first CPU of /proc/cpuinfo."""
+    first = Path("/proc/cpuinfo").read_text().split("\n\n", maxsplit=1)[0]
+    pairs = (line.partition(":")[::2] for line in first.splitlines())
+    return {name.strip(): value.strip() for name, value in pairs if name.strip() in CPU_FACTS}
+
+
+def _command(program: str) -> list[str]:
+    runtime = openmp_runtime()
+    link = [] if runtime is None else ["-Wl,--as-needed", runtime]  # the system's is then not needed
+    return [program, *FLAGS, *(str(FOLDER / source) for source in SOURCES), *link]
+
+
+def library_path() -> Path:
+    """Where the compiled kernels of these sources, flags, compiler and CPU belong."""
+    program = compiler()
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    digest = hashlib.sha256(repr((_command(program), version, cpu_facts())).encode())
+    for name in SOURCES + HEADERS:
+        digest.update((FOLDER / name).read_bytes())
+    cache = Path(os.environ.get("WISPARSE_CACHE", "~/.cache/wisparse")).expanduser()
+    return cache / f"cpu-kernels-{digest.hexdigest()[:16]}" / "kernels.so"
+
+
+def build() -> Path:
+    """The compiled kernels, compiled now unless they already are.
+
+    Raises NoCompilerError, and BuildError with the first error of the compiler.
+    """
+    library = library_path()
+    if library.exists():
+        return library
+    log.info("compiling the CPU kernels into %s: some seconds, once for this machine", library.parent)
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
+            unfinished = Path(temporary) / library.name
+            ran = subprocess.run(
+                [*_command(compiler()), "-o", str(unfinished)], capture_output=True, text=True, check=False
+            )
+            if ran.returncode != 0:
+                errors = [line for line in ran.stderr.splitlines() if "error" in line] or [ran.stderr.strip()]
+                raise BuildError(f"g++ could not compile the CPU kernels: {errors[0]}")
+            unfinished.replace(library)  # whole or not at all, whoever else compiles at the same time
+    except OSError as error:
+        raise BuildError(
+            f"cannot keep the compiled CPU kernels ({error}); set WISPARSE_CACHE to a folder you can write"
+        ) from error
+    return library
+
+
+def load() -> ctypes.CDLL:
+    """The kernels, compiled if need be. Raises as `build` does."""
+    library = build()
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise BuildError(f"cannot load the compiled CPU kernels ({error}); remove {library.parent}") from error
+
+
+def main() -> None:
+    """Compile ahead of time and say what was done; a machine without a compiler is told, and is no error."""
+    try:
+        print(f"CPU kernels: {build()}")
+    except (NoCompilerError, BuildError) as error:
+        print(f"CPU kernels: not compiled, plain torch will be used: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+// Which channels are kept, as an ascending list: static thresholds and per-row top-k, for CPUs.
+//
+// One thread: 14336 channels take about 1 % of the time of the product that follows. A comparison with NaN is
+// never true, so NaN is kept, as is infinity: never compile this with -ffast-math.
+
+#include "types.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr int64_t CHUNK = 512; // channels at a time, so that what is known of them stays in the L1 cache
+
+struct Selection {
+  int32_t *channels;   // room for all channels
+  float *values;       // (channels, batch)
+  int64_t *row_counts; // (batch,)
+};
+
+// The channels that any row of the batch keeps. `dropped(row, channel, |x|)` says what a row drops. Returns how
+// many are kept.
+template <class Input, class Dropped>
+int64_t compact(const Input *x, int64_t stride, int64_t channels, int64_t batch, Dropped dropped,
+                Selection kept) {
+  int64_t count = 0;
+  std::fill_n(kept.row_counts, batch, 0);
+  for (int64_t begin = 0; begin < channels; begin += CHUNK) {
+    const int size = static_cast<int>(std::min(CHUNK, channels - begin));
+    float inputs[LARGEST_BATCH][CHUNK];
+    uint32_t any[CHUNK] = {};
+    for (int64_t row = 0; row < batch; ++row) {
+      const Input *const part = x + row * stride + begin;
+      int row_count = 0;
+      for (int i = 0; i < size; ++i) {
+        const float value = to_float(part[i]);
+        const bool keep = !dropped(row, begin + i, __builtin_fabsf(value));
+        inputs[row][i] = keep ? value : 0.0f;
+        any[i] |= keep;
+        row_count += keep;
+      }
+      kept.row_counts[row] += row_count;
+    }
+    for (int i = 0; i < size; ++i) { // always written, and written over if not kept: no branch to mispredict
+      kept.channels[count] = static_cast<int32_t>(begin + i);
+      for (int64_t row = 0; row < batch; ++row) kept.values[count * batch + row] = inputs[row][i];
+      count += any[i];
+    }
+  }
+  return count;
+}
+
+// Bits that sort as numpy does: by value, NaN above everything.
+inline uint32_t sort_key(float score) {
+  uint32_t bits;
+  std::memcpy(&bits, &score, sizeof bits);
+  const uint32_t ordered = bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+  return score != score ? 0xffffffffu : ordered;
+}
+
+inline float score_of(uint32_t key) {
+  const uint32_t bits = key ^ (key >> 31 ? 0x80000000u : 0xffffffffu);
+  float score;
+  std::memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
+// The k-th highest key, 1 ≤ k ≤ count; `keys` is overwritten. A histogram over the upper bits leaves few keys
+// to select among: std::nth_element over all of them takes several times as long.
+uint32_t kth_highest(uint32_t *keys, int64_t count, int64_t k) {
+  constexpr int shift = 21;
+  uint32_t histogram[1 << (32 - shift)] = {};
+  for (int64_t i = 0; i < count; ++i) ++histogram[keys[i] >> shift];
+  uint32_t bin = (1 << (32 - shift)) - 1;
+  for (; k > histogram[bin]; --bin) k -= histogram[bin];
+  int64_t candidates = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t key = keys[i];
+    keys[candidates] = key;
+    candidates += key >> shift == bin;
+  }
+  std::nth_element(keys, keys + (candidates - k), keys + candidates);
+  return keys[candidates - k];
+}
+
+template <class Input>
+int64_t compact_top_k(const Input *x, int64_t stride, int64_t channels, int64_t batch, const float *weights,
+                      int64_t k, Selection kept) {
+  thread_local std::vector<uint32_t> keys;
+  keys.resize(channels);
+  std::vector<float> smallest(batch, k >= channels ? 0.0f : std::numeric_limits<float>::infinity());
+  for (int64_t row = 0; row < batch && k > 0 && k < channels; ++row) {
+    const Input *const inputs = x + row * stride;
+    for (int64_t channel = 0; channel < channels; ++channel)
+      keys[channel] = sort_key(__builtin_fabsf(to_float(inputs[channel])) * weights[channel]);
+    smallest[row] = score_of(kth_highest(keys.data(), channels, k));
+  }
+  const auto dropped = [weights, lowest = smallest.data()](int64_t row, int64_t channel, float magnitude) {
+    return magnitude * weights[channel] < lowest[row];
+  };
+  return compact(x, stride, channels, batch, dropped, kept);
+}
+
+} // namespace
+
+extern "C" {
+
+int64_t compact_by_threshold(const void *x, int is_bfloat16, int64_t stride, int64_t channels, int64_t batch,
+                             const float *thresholds, int32_t *kept, float *values, int64_t *row_counts) {
+  const auto dropped = [thresholds](int64_t, int64_t channel, float magnitude) {
+    return magnitude < thresholds[channel];
+  };
+  const auto run = [&](auto *input) {
+    return compact(input, stride, channels, batch, dropped, Selection{kept, values, row_counts});
+  };
+  return is_bfloat16 ? run(static_cast<const bfloat16 *>(x)) : run(static_cast<const float *>(x));
+}
+
+int64_t compact_by_top_k(const void *x, int is_bfloat16, int64_t stride, int64_t channels, int64_t batch,
+                         const float *weights, int64_t k, int32_t *kept, float *values, int64_t *row_counts) {
+  const auto run = [&](auto *input) {
+    return compact_top_k(input, stride, channels, batch, weights, k, Selection{kept, values, row_counts});
+  };
+  return is_bfloat16 ? run(static_cast<const bfloat16 *>(x)) : run(static_cast<const float *>(x));
+}
+
+} // extern "C"

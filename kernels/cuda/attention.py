@@ -1,0 +1,134 @@
+"""Attention of one new token, one launch in which a cluster of thread blocks shares a key-value head.
+
+CUDA C++ for compute capability 9.0 on, batch 1. Keys and values of earlier tokens are on their way before the
+product of q, k and v has ended; thread blocks combine through each other's shared memory. It writes the whole
+activation; where channels have to be listed behind it, the Triton kernels do both in one launch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import KernelError
+from ..static_cache import StaticCache
+from ..triton.attention import query_heads
+from ..triton.launch import blocks_of, check_tensor, power_of_two
+from .compiled import launch
+from .product import LANES, LARGEST_CLUSTER, SHARED_BYTES, VECTOR
+
+HEADS_OF = (16, 32, 64, 128, 256)
+"""Columns of a head that whole lanes of a warp share."""
+
+
+@dataclass(frozen=True)
+class DirectAttentionTile:
+    """The share of one thread block."""
+
+    warps: int = 4
+    cluster: int = 8
+    """Thread blocks that share the context."""
+    unroll: int = 4
+    """Slots that one lane has on their way; a power of two, at most an eighth of a head's columns is used."""
+    queries: int = 8
+    """Most query heads that share the keys and values a thread block has read."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.warps <= LANES:
+            raise KernelError(f"tile: a thread block has 1 to {LANES} warps, not {self.warps}")
+        if not 1 <= self.cluster <= LARGEST_CLUSTER:
+            raise KernelError(f"tile: a cluster has 1 to {LARGEST_CLUSTER} thread blocks, not {self.cluster}")
+        if self.unroll < 1 or self.unroll != power_of_two(self.unroll):
+            raise KernelError(f"tile: {self.unroll} slots are no power of two")
+        if self.queries < 1:
+            raise KernelError(f"tile: {self.queries} query heads are not at least 1")
+
+    def queries_of(self, group: int) -> int:
+        """Query heads of a thread block where `group` share a key-value head."""
+        return blocks_of(group, blocks_of(group, self.queries))
+
+    def shared_bytes(self, group: int, head_dim: int) -> int:
+        """Most shared memory of one thread block."""
+        queries, lanes = self.queries_of(group), head_dim // VECTOR
+        slots = self._unroll(head_dim) * LANES // lanes + 1
+        share = blocks_of(queries * head_dim // 4, self.cluster) * 4
+        words = queries * head_dim + head_dim + self.warps * slots * power_of_two(queries)
+        words += self.warps * queries * (head_dim + 2) + self.cluster * (share + 2 * queries)
+        return 4 * words + 80  # of alignment, and of what counts arrivals
+
+    def fits(self, group: int, head_dim: int) -> bool:
+        """Whether a thread block has shared memory for it."""
+        return self.shared_bytes(group, head_dim) <= SHARED_BYTES
+
+    def _unroll(self, head_dim: int) -> int:
+        return min(self.unroll, head_dim // VECTOR)
+
+    def constants(self, group: int, head_dim: int) -> dict[str, object]:
+        """What the kernel is compiled for, of the tile."""
+        queries = self.queries_of(group)
+        return {
+            "WARPS": self.warps,
+            "CLUSTER": self.cluster,
+            "UNROLL": self._unroll(head_dim),
+            "QUERIES": queries,
+            "PADDED": power_of_two(queries),
+        }
+
+
+def suits_direct_attention(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the cache is in half precision, and lanes of a warp share a head evenly."""
+    return dtype in (torch.bfloat16, torch.float16) and head_dim in HEADS_OF
+
+
+def direct_attention(
+    sums: Tensor,
+    bias: Tensor | None,
+    cache: StaticCache,
+    block: int,
+    window: int | None,
+    tile: DirectAttentionTile,
+    *,
+    x_out: Tensor,
+    pdl: bool = False,
+) -> None:
+    """As `triton_attention.attention`, for one row and the whole activation x_out (1, channels).
+
+    Raises KernelError for what does not fit.
+    """
+    _, batch, kv_heads, capacity, head_dim = cache.keys.shape
+    if batch != 1:
+        raise KernelError(f"direct attention takes one row, not {batch}; use attention for a batch")
+    if not suits_direct_attention(cache.keys.dtype, head_dim):
+        raise KernelError(
+            f"direct attention takes bfloat16 or float16 and heads of {', '.join(map(str, HEADS_OF))} columns, "
+            f"not {cache.keys.dtype} and {head_dim}"
+        )
+    heads = query_heads(sums, cache)
+    group = heads // kv_heads
+    if not tile.fits(group, head_dim):
+        raise KernelError(
+            f"tile: what {tile.warps} warps find does not fit into {SHARED_BYTES} bytes; take fewer"
+        )
+    check_tensor("sums", sums, tuple(sums.shape), torch.float32)
+    check_tensor("x_out", x_out, (1, heads * head_dim), cache.keys.dtype)
+    if bias is not None:
+        check_tensor("bias", bias, (sums.shape[2],), cache.keys.dtype)
+    constants = {
+        **tile.constants(group, head_dim),
+        "HEAD": head_dim,
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "CAPACITY": capacity,
+        "WINDOW": window if window and window < capacity else 0,
+        "SPLITS": sums.shape[0],
+        "SCALE": f"{head_dim**-0.5 * math.log2(math.e):.9e}f",
+        "FLOAT16": int(cache.keys.dtype is torch.float16),
+    }
+    clusters = kv_heads * blocks_of(group, tile.queries_of(group))
+    keys, values = cache.keys[block], cache.values[block]
+    angles = cache.cosines, cache.sines
+    arguments = (sums, bias, keys, values, *angles, cache.length, cache.first, x_out)
+    launch("attention", constants, clusters * tile.cluster, tile.warps * LANES, arguments, pdl)

@@ -1,0 +1,84 @@
+// The new token's projections in attention: which columns of q, k and v a cluster has, and how they are added up, rounded
+// and turned. Constants in capitals are attention.cu's.
+#pragma once
+
+constexpr int THREADS = WARPS * 32;
+constexpr int GROUP = HEADS / KV_HEADS;
+constexpr int TURNS = (GROUP + QUERIES - 1) / QUERIES;  // clusters that share a key-value head
+constexpr int HALF = HEAD / 2;                          // columns that are turned into each other
+constexpr int PAIRS = ((QUERIES + 2) * HALF + THREADS - 1) / THREADS;  // that a thread turns
+
+// Which heads a cluster has, and which columns of q, k and v.
+struct Heads {
+    int kv_head, first, count;
+    bool appends;  // the new key and value to the cache
+
+    device explicit Heads(int cluster) {
+        const int turn = cluster % TURNS;
+        kv_head = cluster / TURNS;
+        first = kv_head * GROUP + turn * QUERIES;
+        count = turn + 1 < TURNS ? QUERIES : GROUP - turn * QUERIES;
+        appends = turn == 0;
+    }
+    device bool real(int head) const { return head < count || (head >= QUERIES && head < QUERIES + 2); }
+    device int column(int head) const {
+        return (head < QUERIES ? first + head : HEADS + (head - QUERIES) * KV_HEADS + kv_head) * HEAD;
+    }
+};
+
+// Projections of the new token and their rotary angles: two columns that are turned into each other at a time.
+struct Projections {
+    float bias[PAIRS][2], cosine[PAIRS][2], sine[PAIRS][2];
+
+    // What does not depend on the kernel before.
+    device void prepare(const Heads& heads, const unsigned short* biases, const float* cosines, const float* sines,
+                        int position, int thread) {
+#pragma unroll
+        for (int turn = 0; turn < PAIRS; ++turn) {
+            const int pair = turn * THREADS + thread, head = pair / HALF;
+#pragma unroll
+            for (int side = 0; side < 2; ++side) {
+                const int d = pair % HALF + side * HALF;
+                bias[turn][side] = biases && heads.real(head) ? widened(biases[heads.column(head) + d]) : 0.0f;
+                cosine[turn][side] = head <= QUERIES ? cosines[position * HEAD + d] : 1.0f;
+                sine[turn][side] = head <= QUERIES ? sines[position * HEAD + d] : 0.0f;
+            }
+        }
+    }
+
+    // Add, round and turn what the kernel before has left.
+    device void finish(const Heads& heads, const float* sums, float (&queries)[QUERIES][HEAD],
+                       unsigned short (&fresh)[2][HEAD], int thread) const {
+        float found[PAIRS][2];
+#pragma unroll
+        for (int turn = 0; turn < PAIRS; ++turn) {
+            const int pair = turn * THREADS + thread, head = pair / HALF;
+#pragma unroll
+            for (int side = 0; side < 2; ++side) {
+                const float* at = sums + heads.column(head) + pair % HALF + side * HALF;
+                found[turn][side] = 0.0f;
+                if (heads.real(head))
+                    for (int split = 0; split < SPLITS; ++split)
+                        found[turn][side] += from_producer(at + split * (HEADS + 2 * KV_HEADS) * HEAD);
+            }
+        }
+#pragma unroll
+        for (int turn = 0; turn < PAIRS; ++turn) {
+            const int pair = turn * THREADS + thread, head = pair / HALF, d = pair % HALF;
+            const float lower = widened(rounded(found[turn][0] + bias[turn][0]));
+            const float upper = widened(rounded(found[turn][1] + bias[turn][1]));
+            const unsigned short first = rounded(lower * cosine[turn][0] - upper * sine[turn][0]);
+            const unsigned short second = rounded(upper * cosine[turn][1] + lower * sine[turn][1]);
+            if (head < QUERIES) {
+                queries[head][d] = widened(first);
+                queries[head][d + HALF] = widened(second);
+            } else if (head == QUERIES) {
+                fresh[0][d] = first;
+                fresh[0][d + HALF] = second;
+            } else if (head == QUERIES + 1) {
+                fresh[1][d] = rounded(lower);
+                fresh[1][d + HALF] = rounded(upper);
+            }
+        }
+    }
+};

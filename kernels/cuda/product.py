@@ -1,0 +1,286 @@
+"""Products of one token that list their kept channels themselves: CUDA C++ for compute capability 9.0 on.
+
+A thread block reads the activation, keeps a list of the channels above their thresholds in its shared memory,
+and goes through the rows of these alone. Thread blocks of a cluster share the channels of one tile of columns
+and add their sums through each other's shared memory. Against lists that a launch before has made
+(`triton_compact`) this saves that launch, and against partial sums in global memory two journeys to the second
+cache.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..errors import KernelError
+from ..triton.launch import blocks_of, check_tensor
+from .compiled import launch
+
+log = logging.getLogger(__name__)
+
+LARGEST_CLUSTER = 8
+SHARED_BYTES = 48 << 10
+"""Shared memory that a thread block has without asking."""
+LANES = 32
+VECTOR = 8
+"""Columns of sixteen bytes."""
+MOST_CHANNELS = 1 << 16
+"""A channel and its activation share 32 bits."""
+
+
+@dataclass(frozen=True)
+class DirectTile:
+    """The share of one thread block."""
+
+    columns: int = 64
+    """Columns; 32 · 2^n, so that whole warps finish them, at most 256."""
+    warps: int = 8
+    cluster: int = 1
+    """Thread blocks that share the channels of a tile."""
+    unroll: int = 8
+    """Rows that one lane has on their way."""
+    resident: int = 2
+    """Thread blocks that a multiprocessor must have registers for."""
+
+    def __post_init__(self) -> None:
+        if self.columns not in (64, 128, 256):
+            raise KernelError(f"tile: columns must be 64, 128 or 256, not {self.columns}")
+        if not self.columns <= self.warps * LANES <= 1024:
+            raise KernelError(f"tile: {self.warps} warps do not suit {self.columns} columns")
+        if not 1 <= self.cluster <= LARGEST_CLUSTER:
+            raise KernelError(f"tile: a cluster has 1 to {LARGEST_CLUSTER} thread blocks, not {self.cluster}")
+
+    def shared_bytes(self, channels: int, lists: int) -> int:
+        """Shared memory of one thread block of a product with so many channels and lists."""
+        steps = blocks_of(self._share(channels), self.warps * LANES)
+        words = steps * self.warps * LANES + self.warps + (self.warps + self.cluster) * self.columns
+        return 4 * lists * words
+
+    def fits(self, channels: int, widths: tuple[int, ...]) -> bool:
+        """Whether a thread block has shared memory for its lists: gate and up, two widths, have one each."""
+        return self.shared_bytes(channels, 2 if len(widths) == 2 else 1) <= SHARED_BYTES
+
+    def blocks(self, widths: tuple[int, ...]) -> int:
+        """Thread blocks of a launch: gate and up share theirs, and are one width here."""
+        return sum(blocks_of(width, self.columns) for width in widths) * self.cluster
+
+    def _share(self, channels: int) -> int:
+        return blocks_of(blocks_of(channels, self.cluster), LANES) * LANES
+
+    def constants(self, channels: int, row: int) -> dict[str, object]:
+        """What the kernel is compiled for, of the tile and the weight's sizes."""
+        return {
+            "IN": channels,
+            "COLUMNS": row,
+            "TILE": self.columns,
+            "WARPS": self.warps,
+            "CLUSTER": self.cluster,
+            "UNROLL": self.unroll,
+            "SHARE": self._share(channels),
+            "RESIDENT": self.resident,
+        }
+
+
+@dataclass(frozen=True)
+class Normed:
+    """RMSNorm of the residual stream, computed by every thread block for itself."""
+
+    residual: Tensor
+    """(1, channels) float32"""
+    squares: Tensor
+    """(1, parts) float32: sums of squares of parts of the residual stream."""
+    gain: Tensor
+    """(channels,) in the weight's dtype, to which x is rounded as the model rounds it."""
+    epsilon: float
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """What the kernel is compiled for."""
+        return {"NORM": 1, "EPSILON": f"{self.epsilon:.9e}f", "SQUARES": self.squares.numel()}
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """As the kernel takes them."""
+        return self.residual, self.squares, self.gain
+
+
+@dataclass(frozen=True)
+class Given:
+    """The activation itself."""
+
+    x: Tensor
+    """(1, channels) in the weight's dtype."""
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """What the kernel is compiled for."""
+        return {"NORM": 0, "EPSILON": "0.0f", "SQUARES": 1}
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """As the kernel takes them."""
+        return self.x, None, None
+
+
+Source = Normed | Given
+"""Where a product's activation comes from."""
+
+
+def runs_direct_products(device: torch.device) -> bool:
+    """Whether the device has clusters, and CUDA C++ can be compiled for it here."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9 and _has_bindings()
+
+
+@cache
+def _has_bindings() -> bool:
+    try:
+        import cuda.bindings  # noqa: F401  looked for, not used here
+    except ImportError:
+        log.warning(
+            "cuda-bindings, a part of torch's CUDA build, is missing: products run over lists that launches of "
+            "their own make, which is slower; pip install cuda-bindings"
+        )
+        return False
+    return True
+
+
+def suits_direct_products(dtype: torch.dtype, widths: tuple[int, ...], channels: int) -> bool:
+    """Whether rows are whole vectors of sixteen bytes in half precision, and channels fit into 16 bits."""
+    return (
+        dtype in (torch.bfloat16, torch.float16)
+        and all(width % VECTOR == 0 for width in widths)
+        and channels <= MOST_CHANNELS
+    )
+
+
+def direct_product(
+    source: Source,
+    bounds: Tensor,
+    weight: Tensor,
+    widths: tuple[int, ...],
+    out: Tensor,
+    tile: DirectTile,
+    bias: Tensor | None = None,
+    smallest: Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """Out (1, sum of widths) float32 = x · weight (in, sum of widths) + bias, for up to three projections.
+
+    bounds (projections, in) float32: a projection reads the rows of channels with |x| ≥ bound; NaN is kept.
+    With smallest (projections, 1) float32 bounds are weights w of a score, and |x|·w ≥ smallest decides.
+    Raises KernelError for tensors that do not fit.
+    """
+    check_tensor("out", out, (1, sum(widths)), torch.float32)
+    constants = {"STORE": 1, "HIDDEN": 0, "RESIDUAL": 0, "WIDTH": 0}
+    _start(source, (bounds, smallest), weight, widths, tile, constants, (bias, out, None), pdl)
+
+
+def direct_neurons(
+    source: Source,
+    bounds: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    tile: DirectTile,
+    smallest: Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """Hidden (1, ffn) = silu(x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
+
+    bounds (2, in) float32 of gate and up, smallest as for `direct_product`. Raises KernelError for tensors that
+    do not fit.
+    """
+    ffn = weight.shape[1] // 2
+    check_tensor("hidden", hidden, (1, ffn), weight.dtype)
+    constants = {"STORE": 0, "HIDDEN": 1, "RESIDUAL": 0, "WIDTH": ffn}
+    _start(source, (bounds, smallest), weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
+
+
+def direct_onto(
+    source: Source,
+    bounds: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    squares: Tensor,
+    tile: DirectTile,
+    smallest: Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """Add x · weight (in, out) to residual (1, out) float32; squares (1, ⌈out / 32⌉) are those of its parts.
+
+    bounds (1, in) float32, smallest as for `direct_product`. Raises KernelError for tensors that do not fit.
+    """
+    check_tensor("residual", residual, (1, weight.shape[1]), torch.float32)
+    check_tensor("squares", squares, (1, squares_of(weight.shape[1])), torch.float32)
+    constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": 1, "WIDTH": 0}
+    _start(
+        source, (bounds, smallest), weight, (weight.shape[1],), tile, constants, (None, residual, squares), pdl
+    )
+
+
+def squares_of(columns: int) -> int:
+    """Parts in which `direct_onto` leaves the residual stream's sum of squares."""
+    return blocks_of(columns, LANES)
+
+
+def _start(
+    source: Source,
+    rules: tuple[Tensor, Tensor | None],
+    weight: Tensor,
+    widths: tuple[int, ...],
+    tile: DirectTile,
+    constants: dict[str, object],
+    targets: tuple[Tensor | None, ...],
+    pdl: bool,
+) -> None:
+    channels, row = weight.shape
+    _check(source, *rules, weight, widths, tile)
+    blocks = tile.blocks(widths[:1] if constants["HIDDEN"] else widths)
+    constants = {
+        **constants,
+        **tile.constants(channels, row),
+        **source.constants,
+        "WIDTHS": "{" + ",".join(map(str, widths)) + "}",
+        "TOP_K": int(rules[1] is not None),
+        "FLOAT16": int(weight.dtype is torch.float16),
+    }
+    arguments = (weight, *source.tensors, *rules, *targets)
+    launch("product", constants, blocks, tile.warps * LANES, arguments, pdl)
+
+
+def check_source(source: Source, channels: int, dtype: torch.dtype) -> None:
+    """Raises KernelError unless the activation has so many channels, in this dtype once it is normalised."""
+    x, squares, gain = source.tensors
+    check_tensor("x", x, (1, channels), dtype if gain is None else torch.float32)
+    if gain is not None:
+        check_tensor("gain", gain, (channels,), dtype)
+        check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
+
+
+def _check(
+    source: Source,
+    bounds: Tensor,
+    smallest: Tensor | None,
+    weight: Tensor,
+    widths: tuple[int, ...],
+    tile: DirectTile,
+) -> None:
+    channels, row = weight.shape
+    if not suits_direct_products(weight.dtype, widths, channels) or not 1 <= len(widths) <= 3:
+        raise KernelError(
+            f"direct products take one to three projections in bfloat16 or float16, of multiples of {VECTOR} "
+            f"columns and at most {MOST_CHANNELS} channels, not {weight.dtype} {channels} → {widths}"
+        )
+    if sum(widths) != row or not weight.is_contiguous() or weight.data_ptr() % 16:
+        raise KernelError(f"the weight must be a contiguous, aligned (in, {sum(widths)}) matrix")
+    check_tensor("bounds", bounds, (len(widths), channels), torch.float32)
+    if smallest is not None:
+        check_tensor("smallest", smallest, (len(widths), 1), torch.float32)
+    check_source(source, channels, weight.dtype)
+    if not tile.fits(channels, widths):
+        raise KernelError(
+            f"lists of {channels} channels do not fit into {SHARED_BYTES} bytes; take a larger cluster"
+        )

@@ -1,0 +1,58 @@
+"""The smallest score that per-token top-k keeps (WINA, arXiv 2505.19427), one token: CUDA C++.
+
+For compute capability 9.0 on, before a direct product; `triton_select` does it everywhere, and for batches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import KernelError
+from ..triton.launch import blocks_of, check_tensor
+from .compiled import launch
+from .product import LANES, MOST_CHANNELS, Source, check_source
+
+MOST_WARPS = 32
+CHANNELS_OF_WARP = 64
+"""Fewer warps for fewer channels."""
+
+
+def direct_select(
+    source: Source,
+    score_weights: Tensor,
+    kept: Tensor,
+    smallest: Tensor,
+    x_out: Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """Smallest (lists, 1) float32: the k-th highest |x|·w; 0 where k takes all channels, ∞ where none.
+
+    score_weights (lists, channels) float32, not negative; kept (lists,) int32 numbers k; x_out (1, channels),
+    where given, receives x in half precision. NaN counts as the highest. Raises KernelError for tensors that do
+    not fit.
+    """
+    lists, channels = score_weights.shape
+    x, squares, gain = source.tensors
+    dtype = x.dtype if gain is None else gain.dtype
+    if dtype not in (torch.bfloat16, torch.float16) or channels > MOST_CHANNELS:
+        raise KernelError(
+            f"selection takes bfloat16 or float16 and at most {MOST_CHANNELS} channels, not {dtype} {channels}"
+        )
+    check_source(source, channels, dtype)
+    check_tensor("score weights", score_weights, (lists, channels), torch.float32)
+    check_tensor("kept", kept, (lists,), torch.int32)
+    check_tensor("smallest", smallest, (lists, 1), torch.float32)
+    if x_out is not None:
+        check_tensor("x_out", x_out, (1, channels), dtype)
+    warps = min(MOST_WARPS, blocks_of(channels, CHANNELS_OF_WARP))
+    constants = {
+        **source.constants,
+        "IN": channels,
+        "WARPS": warps,
+        "CLUSTER": 1,
+        "WRITE_X": int(x_out is not None),
+        "FLOAT16": int(dtype is torch.float16),
+    }
+    arguments = (x, squares, gain, score_weights, kept, smallest, x_out)
+    launch("select", constants, lists, warps * LANES, arguments, pdl)

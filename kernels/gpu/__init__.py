@@ -1,0 +1,1 @@
+"""One token on a GPU: the decode step, its tiles and their tuning."""

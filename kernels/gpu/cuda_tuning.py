@@ -1,0 +1,118 @@
+"""Tiles of direct products, tuned inside the decode step that they are for; the results stay on disk.
+
+Alone in a graph another tile is the fastest than between the launches of a step, which overlap with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+from ..block_rules import BlockRules
+from ..cuda.product import DirectTile
+from ..decoder_weights import DecoderWeights, Product, products_of
+from ..errors import KernelError
+from ..static_cache import StaticCache
+from ..triton.launch import blocks_of
+from .captured_step import CapturedStep
+from .cuda_tiles import multiprocessors_of
+from .step import TritonDecodeStep
+from .step_tiles import StepTiles
+from .timing import device_name, median_milliseconds
+from .tuning import TuningCache, bucket_of, launch_key, tuned_tiles
+
+log = logging.getLogger(__name__)
+
+REPLAYS = 15
+REGISTERS = 65536
+"""Of a multiprocessor."""
+THREADS = 2048
+"""That a multiprocessor runs at once, at most."""
+LEAST_ON_ITS_WAY = 40 << 10
+"""Bytes that a multiprocessor has to ask for ahead, to keep its share of the memory busy."""
+
+StepClock = Callable[[TritonDecodeStep], float]
+"""Milliseconds of one call."""
+
+
+def step_clock(step: TritonDecodeStep) -> float:
+    """Median of a captured step, which leaves the cache as long as it was. Raises KernelError without a GPU."""
+    length = step.cache.length.clone()
+    rewind = partial(step.cache.length.copy_, length)
+    milliseconds = median_milliseconds(CapturedStep(step, feed_back=False).replay, REPLAYS, rewind)
+    rewind()
+    return milliseconds
+
+
+def direct_candidates(launched: Product, multiprocessors: int) -> list[DirectTile]:
+    """Tiles of a product whose thread blocks all run at once, each thread with registers for its rows."""
+    found = []
+    for columns, warps, cluster, unroll in product((64, 128), (2, 4, 8), (1, 2, 3, 4, 6, 8), (3, 4, 6, 8)):
+        if columns > warps * 32:
+            continue
+        tile = DirectTile(columns=columns, warps=warps, cluster=cluster, unroll=unroll)
+        resident = blocks_of(tile.blocks(launched.tiled_widths), multiprocessors)
+        threads = resident * warps * 32
+        registers = 32 + 4 * unroll + (8 if launched.name == "gate_up" else 0)
+        if (
+            threads <= THREADS
+            and threads * registers <= REGISTERS
+            and threads * unroll * 16 >= LEAST_ON_ITS_WAY
+            and tile.fits(launched.inner, launched.widths)
+        ):
+            found.append(replace(tile, resident=resident))
+    return found
+
+
+def tuned_step_tiles(
+    weights: DecoderWeights,
+    rules: tuple[BlockRules, ...],
+    cache: StaticCache,
+    sparsity: float,
+    stored: TuningCache | None = None,
+    clock: StepClock = step_clock,
+) -> StepTiles:
+    """Tiles of every launch that this step makes, from disk or timed now (minutes, with a CUDA GPU only).
+
+    sparsity: the plan's.
+    """
+    stored = stored or TuningCache()
+    step = TritonDecodeStep(weights, rules, cache)
+    tiles, products = step.tiles, products_of(weights.shape)
+    if len(step.direct_launches) < len(products) * weights.shape.blocks:
+        common = (weights.shape, weights.dtype, weights.device, cache.batch, sparsity, cache.capacity)
+        others = tuned_tiles(*common, stored)
+        tiles = replace(others, direct=tiles.direct, direct_attention=tiles.direct_attention)
+    # The largest first: the others are tuned beside what it has become.
+    for one in sorted(products, key=lambda one: -one.inner * one.out):
+        if one.name in step.direct_launches:
+            search = partial(_fastest, one, weights, rules, cache, tiles, clock)
+            key = f"{launch_key('direct', one, weights.dtype, weights.device)} | {bucket_of(sparsity):g}"
+            tile = stored.tuned(key, DirectTile, search)
+            tiles = replace(tiles, direct=tiles.direct | {one.name: tile})
+    return tiles
+
+
+def _fastest(
+    one: Product,
+    weights: DecoderWeights,
+    rules: tuple[BlockRules, ...],
+    cache: StaticCache,
+    tiles: StepTiles,
+    clock: StepClock,
+) -> tuple[DirectTile, float]:
+    """The tile of one product with which the step is fastest, and that step's microseconds."""
+    times: dict[DirectTile, float] = {}
+    for tile in (tiles.direct[one.name], *direct_candidates(one, multiprocessors_of(weights.device))):
+        direct = tiles.direct | {one.name: tile}
+        try:
+            times[tile] = clock(TritonDecodeStep(weights, rules, cache, replace(tiles, direct=direct)))
+        except KernelError as error:  # the compiler or the driver refuses the tile
+            log.debug("%s: %s", tile, error)
+    if not times:
+        raise KernelError(f"no tile works for {one.name} on {device_name(weights.device)}")
+    fastest = min(times, key=times.__getitem__)
+    return fastest, 1e3 * times[fastest]

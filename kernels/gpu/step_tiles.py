@@ -1,0 +1,122 @@
+"""Tiles of every launch of a decode step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from ..cuda.attention import DirectAttentionTile, direct_attention
+from ..cuda.product import DirectTile
+from ..decoder_weights import DecoderShape
+from ..errors import KernelError
+from ..static_cache import StaticCache
+from ..triton.attention import AttentionTile, attention, attention_parts
+from ..triton.gemv_tiles import Tile
+from ..triton.launch import blocks_of
+from ..triton.short_attention import ShortAttentionTile, short_attention
+
+PRODUCTS = ("qkv", "o", "gate_up", "gate", "down", "right", "left")
+"""Launches with a product; `right` and `left` are a low-rank path's."""
+LONGEST_SHORT = 512
+"""Slots up to which one program a query head is faster than a context that many programs share."""
+
+
+@dataclass(frozen=True)
+class StepTiles:
+    """Tiles by launch, for products over lists and over whole activations."""
+
+    listed: dict[str, Tile]
+    dense: dict[str, Tile]
+    up_rows: Tile = field(default_factory=lambda: Tile(columns=512, channels=8, warps=4, stages=2))
+    attention: AttentionTile | ShortAttentionTile = field(default_factory=AttentionTile)
+    list_block: int = 512
+    """Channels of one list block after RMSNorm; a power of two."""
+    consumer_adds_qkv: bool = False
+    """Attention adds the partial sums of q, k and v itself, instead of the last program of each tile."""
+    direct: dict[str, DirectTile] | None = None
+    """By product (qkv, o, gate_up, down): those that list their channels themselves, where thresholds alone
+    decide; None: those that suit the device, and the attention that does (`direct_tiles`)."""
+    direct_attention: DirectAttentionTile | None = None
+    """Of the attention that takes over wherever the whole activation is written; None: `attention` always."""
+
+    def __post_init__(self) -> None:
+        for kind, tiles in (("listed", self.listed), ("dense", self.dense)):
+            if missing := [name for name in PRODUCTS if name not in tiles]:
+                raise KernelError(f"no {kind} tile for {', '.join(missing)}")
+
+    def list_blocks(self, shape: DecoderShape) -> dict[str, int]:
+        """Channels of one list block of what each product reads, by product."""
+        return {
+            "qkv": self.list_block,
+            "o": self.attention.list_block(shape),
+            "gate_up": self.list_block,
+            "down": self.listed["gate_up"].columns,
+        }
+
+    def attention_onto(self, cache: StaticCache, heads: int) -> Callable[..., None]:
+        """As `attention_over`, for what writes the whole activation, x_out."""
+        if self.direct_attention is None:
+            return self.attention_over(cache, heads)
+        return partial(direct_attention, tile=self.direct_attention)
+
+    def attention_over(self, cache: StaticCache, heads: int) -> Callable[..., None]:
+        """The attention that these tiles are for, with its scratch: takes sums, bias, cache, block, window."""
+        tile = self.attention
+        if isinstance(tile, ShortAttentionTile):
+            return partial(short_attention, tile=tile)
+        device = cache.keys.device
+        parts = torch.empty(attention_parts(cache, heads, tile), device=device)
+        counters = torch.zeros(cache.keys.shape[2], dtype=torch.int32, device=device)
+        return partial(attention, parts=parts, counters=counters, tile=tile)
+
+    @classmethod
+    def uniform(cls, tile: Tile, **others: object) -> StepTiles:
+        """The same tile for every product."""
+        return cls(dict.fromkeys(PRODUCTS, tile), dict.fromkeys(PRODUCTS, tile), **others)
+
+
+def default_tiles(shape: DecoderShape, batch: int = 1, capacity: int = 2048) -> StepTiles:
+    """Tiles that suit a large GPU without tuning: hundreds of programs a launch; capacity: slots of the cache.
+
+    From sweeps inside a decode step of Llama-3.1-8B's shapes on one H100: narrow tiles, many channels a step.
+    """
+    dense = _dense_tiles(shape, batch)
+    listed = dense
+    if batch == 1:
+        # Lists behind RMSNorm have blocks of 512 channels, o's one a head, down's one a tile of gate and up.
+        tile = Tile(64, 32, warps=1, stages=3)
+        listed = dict.fromkeys(PRODUCTS, tile) | {
+            "o": replace(tile, group=2, stages=5),
+            "gate_up": replace(tile, group=2, stages=4),
+            "gate": replace(tile, group=2, stages=4),
+            "down": replace(tile, group=8),
+        }
+    if batch == 1 and capacity <= LONGEST_SHORT:
+        return StepTiles(listed, dense, attention=ShortAttentionTile())
+    long = capacity > 2048
+    return StepTiles(listed, dense, attention=AttentionTile(64 if long else 32, 32 if long else 16))
+
+
+def _dense_tiles(shape: DecoderShape, batch: int) -> dict[str, Tile]:
+    if batch == 1:
+        tiles = dict.fromkeys(PRODUCTS, Tile(64, 32, share=256, warps=1, stages=3))
+        wide = Tile(128, 32, share=512, warps=2, stages=2)
+        return tiles | {"gate_up": wide, "gate": wide, "down": Tile(64, 64, share=1024, warps=2, stages=2)}
+    inner = {"o": shape.attention_width, "down": shape.ffn, "left": 256}
+    out = {
+        "qkv": shape.attention_width + 2 * shape.kv_width,
+        "gate_up": shape.ffn,
+        "gate": shape.ffn,
+        "right": 256,
+    }
+    tiles = {}
+    for name in PRODUCTS:
+        columns = 512
+        programs = blocks_of(inner.get(name, shape.hidden), 256)
+        while columns > 64 and blocks_of(out.get(name, shape.hidden), columns) * programs < 300:
+            columns //= 2
+        tiles[name] = Tile(columns, 16, share=256, warps=4, stages=3)
+    return tiles

@@ -1,0 +1,227 @@
+"""Tiles tuned on the machine by shape, dtype, batch and sparsity; the results stay on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import triton
+from filelock import FileLock  # torch needs it, so it is there
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import TritonError
+
+from ..cuda.product import DirectTile
+from ..decoder_weights import DecoderShape, Product, products_of
+from ..errors import KernelError
+from ..triton.gemv_tiles import Tile
+from ..triton.launch import INTERPRETED, blocks_of
+from .step_tiles import StepTiles, default_tiles
+from .timing import Clock, device_name, graph_clock
+from .workload import Workload
+
+T = TypeVar("T", Tile, DirectTile)
+CACHE_VARIABLE = "WISPARSE_CACHE"
+SPARSITY_BUCKETS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+FEWEST_PROGRAMS = 120
+MOST_PROGRAMS = 2500
+LEAST_ON_ITS_WAY = 3 << 20
+"""Bytes: what a memory of 3 TB/s with a microsecond to wait has to be asked for ahead."""
+SAMPLE = 48
+ROUNDS = 4
+
+
+class TuningCache:
+    """Tiles by key in one JSON file: `$WISPARSE_CACHE/tiles.json`, else under ~/.cache/wisparse."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = (folder or cache_folder()) / "tiles.json"
+
+    def find(self, key: str, kind: type[T]) -> T | None:
+        """The tile of a key; None where it was never tuned, or the file cannot be read."""
+        stored = self._read().get(key)
+        return None if stored is None else kind(**stored["tile"])
+
+    def store(self, key: str, tile: Tile | DirectTile, microseconds: float) -> None:
+        """Keep a tile; the file appears complete or not at all, and processes that tune at once lose none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            entries = self._read() | {key: {"tile": asdict(tile), "us": round(microseconds, 3)}}
+            handle, name = tempfile.mkstemp(prefix=".tiles-", dir=self.path.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(entries, file, indent=1, sort_keys=True)
+            Path(name).replace(self.path)
+
+    def tuned(self, key: str, kind: type[T], search: Callable[[], tuple[T, float]]) -> T:
+        """The tile of a key, which `search` finds the first time, with its microseconds."""
+        tile = self.find(key, kind)
+        if tile is None:
+            tile, microseconds = search()
+            self.store(key, tile, microseconds)
+        return tile
+
+    def _read(self) -> dict[str, dict[str, object]]:
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a cache that is missing or broken is an empty one
+            return {}
+
+
+def cache_folder() -> Path:
+    """Where tuned tiles are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "wisparse")
+
+
+def bucket_of(sparsity: float) -> float:
+    """The sparsity among SPARSITY_BUCKETS that is nearest."""
+    return min(SPARSITY_BUCKETS, key=lambda bucket: abs(bucket - sparsity))
+
+
+def tuning_key(
+    launched: Product,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    sparsity: float | None,
+    block: int,
+) -> str:
+    """What a tile was tuned for; sparsity None is the dense kernel."""
+    kind = "dense" if sparsity is None else f"sparse {bucket_of(sparsity):g} block {block}"
+    made_with = f"triton {triton.__version__}"
+    return f"{launch_key(made_with, launched, dtype, device)} | batch {batch} | {kind}"
+
+
+def launch_key(made_with: str, launched: Product, dtype: torch.dtype, device: torch.device) -> str:
+    """What every key begins with: device, what the kernel is made with, product and dtype."""
+    sizes = f"{launched.inner}x{'+'.join(map(str, launched.widths))}"
+    return (
+        f"{device_name(device)} | {made_with} | {launched.name} {sizes} | {str(dtype).removeprefix('torch.')}"
+    )
+
+
+def candidates(launched: Product, batch: int, list_block: int | None) -> list[Tile]:
+    """Tiles worth timing: list_block is the size of list blocks, None for the dense kernel."""
+    channels = (8, 16, 32, 64) if batch == 1 else (16, 32)
+    columns = (64, 128, 256, 512) if batch == 1 else (64, 128, 256)
+    found = []
+    for column, channel, warps, stages in product(columns, channels, (1, 2, 4), (2, 3, 4, 5)):
+        # A thread has 16 to 64 accumulators: fewer starve it of loads, more spill.
+        if 16 <= column * channel // (warps * 32) <= 64:
+            found += _with_shares(Tile(column, channel, warps=warps, stages=stages), launched, list_block)
+    return found
+
+
+def _with_shares(tile: Tile, launched: Product, list_block: int | None) -> list[Tile]:
+    if list_block is None:
+        shared = [replace(tile, share=share) for share in (128, 256, 512, 1024, 2048) if share >= tile.channels]
+        splits = [blocks_of(launched.inner, one.share) for one in shared]
+    else:
+        blocks = blocks_of(launched.inner, list_block)
+        shared = [replace(tile, group=group) for group in (1, 2, 4, 8)]
+        shared += [replace(tile, parts=parts) for parts in (2, 4)]
+        splits = [blocks_of(blocks, one.group) * one.parts for one in shared]
+    programs = [blocks_of(sum(launched.tiled_widths), tile.columns) * count for count in splits]
+    return [one for one, n in zip(shared, programs, strict=True) if _fills(one, n)]
+
+
+def _fills(tile: Tile, programs: int) -> bool:
+    """Whether so many programs have enough on its way from memory to keep a large GPU's waiting short."""
+    on_its_way = 2 * tile.columns * tile.channels * (tile.stages - 1) * programs
+    return FEWEST_PROGRAMS <= programs <= MOST_PROGRAMS and on_its_way >= LEAST_ON_ITS_WAY
+
+
+def tune(workload: Workload, start: Tile, every: list[Tile], clock: Clock = graph_clock) -> tuple[Tile, float]:
+    """The fastest tile found and its microseconds a launch, epilogue included.
+
+    `start` and a sample of `every` are timed, then the tiles that differ from the best in one thing, until none
+    is faster. A tile that does not compile is passed over; raises KernelError where none compiles.
+    """
+    times: dict[Tile, float] = {}
+    wanted = [start, *random.Random(0).sample(every, min(SAMPLE, len(every)))]
+    for _ in range(ROUNDS):
+        best = min(times, key=times.__getitem__, default=None)
+        _time(workload, [tile for tile in dict.fromkeys(wanted) if tile not in times], times, clock)
+        if not times:
+            raise KernelError(f"none of {len(wanted)} tiles compiles for {workload.product.name}")
+        fastest = min(times, key=times.__getitem__)
+        if fastest == best:
+            break
+        wanted = [tile for tile in every if _differences(tile, fastest) == 1]
+    return fastest, times[fastest]
+
+
+def _time(workload: Workload, tiles: list[Tile], times: dict[Tile, float], clock: Clock) -> None:
+    # Compiling takes most of the time, and all processors; the interpreter knows one program at a time.
+    with ThreadPoolExecutor(1 if INTERPRETED else os.cpu_count()) as pool:
+        compiled = list(pool.map(lambda tile: _compiles(workload, tile), tiles))
+    for tile, usable in zip(tiles, compiled, strict=True):
+        if usable:
+            times[tile] = clock(lambda copy, tile=tile: workload.start(tile, copy), workload.copies)
+
+
+def _differences(one: Tile, other: Tile) -> int:
+    """In how many things two tiles differ; how channels are shared out is one thing."""
+    things = [(one.group, one.parts, one.share) != (other.group, other.parts, other.share)]
+    things += [
+        getattr(one, name) != getattr(other, name) for name in ("columns", "channels", "warps", "stages")
+    ]
+    return sum(things)
+
+
+def _compiles(workload: Workload, tile: Tile) -> bool:
+    try:
+        workload.start(tile)
+    except (TritonError, CompilationError):
+        return False
+    return True
+
+
+def tuned_tiles(
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int = 1,
+    sparsity: float = 0.5,
+    capacity: int = 2048,
+    cache: TuningCache | None = None,
+    clock: Clock = graph_clock,
+) -> StepTiles:
+    """Tiles of a decode step, from the cache or timed now (minutes, with a CUDA GPU only).
+
+    sparsity: the plan's.
+    """
+    cache = cache or TuningCache()
+    tiles = default_tiles(shape, batch, capacity)
+    listed, dense = dict(tiles.listed), dict(tiles.dense)
+    for one in products_of(shape):
+        # down's lists come from gate_up's last programs: their blocks are its tiles, which are tuned before.
+        block = replace(tiles, listed=listed).list_blocks(shape)[one.name]
+        for target, wanted in ((listed, bucket_of(sparsity)), (dense, None)):
+            asked = (one, dtype, device, batch, wanted, block)
+            search = partial(_search, *asked, start=target[one.name], clock=clock)
+            target[one.name] = cache.tuned(tuning_key(*asked), Tile, search)
+    return replace(tiles, listed=listed, dense=dense)
+
+
+def _search(
+    launched: Product,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    sparsity: float | None,
+    block: int,
+    start: Tile,
+    clock: Clock,
+) -> tuple[Tile, float]:
+    """`tune` for what `tuning_key` names."""
+    workload = Workload(launched, dtype, device, batch, sparsity, block)
+    return tune(workload, start, candidates(launched, batch, None if sparsity is None else block), clock)

@@ -1,0 +1,70 @@
+"""How Triton kernels are started: compiled on a CUDA GPU, or interpreted on a CPU for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..errors import KernelError
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Triton's interpreter runs the kernels; it was asked for by TRITON_INTERPRET=1 before triton was imported."""
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    warps: int = 4,
+    stages: int = 1,
+    pdl: bool = False,
+    **meta: Any,
+) -> None:
+    """Start a kernel on the current stream.
+
+    pdl: programmatic dependent launch, the start overlaps with the end of the kernel before (sm_90 and newer);
+    a kernel that takes part has a constexpr PDL. The interpreter knows neither that nor warps and stages.
+    """
+    if INTERPRETED:
+        kernel[grid](*arguments, PDL=False, **meta)
+    elif pdl:
+        kernel[grid](*arguments, PDL=True, num_warps=warps, num_stages=stages, launch_pdl=True, **meta)
+    else:
+        kernel[grid](*arguments, PDL=False, num_warps=warps, num_stages=stages, **meta)
+
+
+def require_runnable(device: torch.device) -> None:
+    """Raises KernelError where Triton kernels can neither be compiled nor interpreted."""
+    if device.type != "cuda" and not INTERPRETED:
+        raise KernelError(
+            f"Triton kernels need a CUDA GPU, these tensors are on {device}; move the model to 'cuda', "
+            "or set TRITON_INTERPRET=1 before Python starts to interpret them (slowly) on a CPU"
+        )
+
+
+def supports_dependent_launch(device: torch.device) -> bool:
+    """Whether programmatic dependent launch works on this device."""
+    return device.type == "cuda" and not INTERPRETED and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n, which must be positive."""
+    return 1 << (n - 1).bit_length()
+
+
+def blocks_of(n: int, size: int) -> int:
+    """Blocks of `size` that cover n."""
+    return -(-n // size)
+
+
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """Raises KernelError unless the tensor is contiguous and has this shape and dtype."""
+    if tuple(tensor.shape) != shape:
+        raise KernelError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise KernelError(f"{name} is {tensor.dtype}, expected {dtype}")
+    if not tensor.is_contiguous():
+        raise KernelError(f"{name} is not contiguous; call .contiguous() on it")

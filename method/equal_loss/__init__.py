@@ -1,0 +1,1 @@
+"""The method `equal_loss`: thresholds of equal marginal loss."""

@@ -1,0 +1,51 @@
+"""Gradients through a model one block at a time: the activations of all are never held at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..logits import tokens_at_once
+from ..projections import decoder_blocks
+
+LogitLoss = Callable[[Tensor, slice], Tensor]
+"""What is sent back: a scalar from float32 logits (tokens, vocabulary) and the slice of all tokens they are."""
+
+
+def backward_through_blocks(
+    model: PreTrainedModel, input_ids: Tensor, keywords: list[dict[str, Any]], loss: LogitLoss
+) -> None:
+    """Send `loss` of the predictions for input_ids (rows, length) back through all blocks; hooks do the rest.
+
+    Between the passes only what enters each block is kept, and a block is computed again on the way back: the
+    activations of all blocks at once would take more memory than the model. `keywords` as of `block_keywords`.
+    """
+    steps = list(zip(decoder_blocks(model), keywords, strict=True))
+    hidden = model.get_input_embeddings()(input_ids)
+    entering = []
+    with torch.no_grad():
+        for block, arguments in steps:
+            entering.append(hidden)
+            hidden = block(hidden, **arguments)
+    gradient = _gradient_at_last_block(model, hidden, loss)
+    with torch.enable_grad():
+        for block, arguments in reversed(steps):
+            # Weights are frozen: the graph begins at what enters the block.
+            entered = entering.pop().detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(block(entered, **arguments), entered, gradient)
+
+
+def _gradient_at_last_block(model: PreTrainedModel, hidden: Tensor, loss: LogitLoss) -> Tensor:
+    gradients = []
+    tokens, at_once = hidden.detach().flatten(0, 1), tokens_at_once(model)
+    for first in range(0, len(tokens), at_once):
+        which = slice(first, first + at_once)
+        with torch.enable_grad():
+            part = tokens[which].requires_grad_()
+            logits = model.lm_head(model.model.norm(part)).float()
+            gradients += torch.autograd.grad(loss(logits, which), part)
+    return torch.cat(gradients).view_as(hidden)

@@ -1,0 +1,86 @@
+"""How much the model's predictions suffer where an input channel of a projection is dropped, from gradients.
+
+Dropping channel i of a projection's input changes its output by −x_i·W[:, i]. With g the gradient of the
+log-probability of a token drawn from the model's own prediction, the Kullback-Leibler divergence from the dense
+model grows to second order by ½·E[(x_i·(Wᵀg)_i)²]: the diagonal of the Fisher information. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..calibration import Calibration
+from ..errors import UserError
+from ..projections import model_projections
+from ..search.block_probe import block_keywords
+from .block_backward import LogitLoss, backward_through_blocks
+
+
+def channel_sensitivities(calibration: Calibration, seed: int, sequences: int) -> dict[str, Tensor]:
+    """E[(Wᵀg)_i²] of every projection's input channels, by key, (in,) float64; computed once.
+
+    The mean is over the tokens, sparse while methods search, of so many sequences from all over the text; one
+    label is drawn for each.
+    """
+    if (seed, sequences) not in calibration.sensitivities:
+        input_ids = calibration.input_ids[calibration.spread(sequences)]
+        calibration.sensitivities[seed, sequences] = _measured(calibration, input_ids, seed)
+    return calibration.sensitivities[seed, sequences]
+
+
+def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[str, Tensor]:
+    model, device = calibration.model, calibration.device
+    positions = calibration.search_positions(input_ids.to(device))
+    generator = torch.Generator(device).manual_seed(seed)
+    linears = model_projections(model)
+    sums = {name: torch.zeros(linear.in_features, device=device).double() for name, linear in linears.items()}
+    with torch.no_grad():
+        keywords = block_keywords(model, input_ids[:1].to(device))
+    handles = [
+        linear.register_full_backward_hook(_recorder(sums[name], positions)) for name, linear in linears.items()
+    ]
+    tokens = 0
+    try:
+        batches = input_ids.split(calibration.batch_size)
+        for batch in tqdm(batches, desc="sensitivity", unit="batch", leave=False):
+            counted = torch.ones_like(batch, dtype=torch.bool, device=device)
+            if positions is not None:
+                counted &= positions
+            loss = _label_loss(counted, generator)
+            backward_through_blocks(model, batch.to(device), keywords, loss)
+            tokens += int(counted.sum())
+    finally:
+        for handle in handles:
+            handle.remove()
+    broken = [name for name, total in sums.items() if not total.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"the gradients at {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''} are not finite; "
+            "equal loss cannot weigh these channels, try model.dtype=float32"
+        )
+    return {name: total / tokens for name, total in sums.items()}
+
+
+def _label_loss(counted: Tensor, generator: torch.Generator) -> LogitLoss:
+    """Log-probability of one label drawn from each prediction, summed over the counted (rows, length)."""
+
+    def loss(logits: Tensor, which: slice) -> Tensor:
+        log_probabilities = logits.log_softmax(dim=-1)
+        drawn = torch.multinomial(log_probabilities.detach().exp(), 1, generator=generator)
+        return log_probabilities.gather(1, drawn)[:, 0][counted.flatten()[which]].sum()
+
+    return loss
+
+
+def _recorder(total: Tensor, positions: Tensor | None) -> Callable[..., None]:
+    def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
+        squared = at_input[0].double().square()
+        if positions is not None:
+            squared = squared.where(positions[..., None], 0.0)  # what is not counted may be infinite
+        total.add_(squared.flatten(0, -2).sum(dim=0))
+
+    return record

@@ -1,0 +1,1 @@
+"""Searches over sparsities and exponents: probes, greedy steps, candidates."""

@@ -1,0 +1,109 @@
+"""One block at a time: its dense inputs and outputs, and the error that sparse projections cause there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..apply import sparse_projections
+from ..calibration import Calibration
+from ..plan import ProjectionRule
+from ..projections import block_projections, decoder_blocks, parameter_shares
+from ..rules import for_rows, select
+
+BlockError = Callable[[Tensor], Tensor]
+"""Error of candidates from output differences (candidates, rows, length, hidden) → (candidates,)."""
+
+
+def squared_error(difference: Tensor) -> Tensor:
+    """Mean of ‖Y − Y'‖² (WiSparse, arXiv 2602.14452, sec. 4.3)."""
+    return difference.float().square().flatten(1).mean(dim=1)
+
+
+def late_norm_error(difference: Tensor) -> Tensor:
+    """Mean over rows and features of the L2 norm over the last quarter of the tokens (TEAL's code)."""
+    late = difference[:, :, -(-3 * difference.shape[2] // 4) :].float()
+    return late.norm(dim=2).flatten(1).mean(dim=1)
+
+
+@dataclass
+class BlockProbe:
+    """A block with the dense hidden states that enter and leave it."""
+
+    index: int
+    block: nn.Module
+    hidden: Tensor
+    """(rows, length, hidden) dense input."""
+    keywords: dict[str, Any]
+    """What the model passes to the block besides: rotary embeddings, mask."""
+    output: Tensor
+    """(rows, length, hidden) dense output."""
+    batch_tokens: int
+    """Tokens a forward pass; more candidates than fit are evaluated in turns."""
+    sparse_positions: Tensor | None
+    """(1, length) bool, tokens computed sparsely; None: every token."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Parameter share of each projection."""
+        return parameter_shares(self.block)
+
+    def errors(self, rules: Mapping[str, ProjectionRule], candidates: int, error: BlockError) -> Tensor:
+        """Output error of each candidate; rules by projection.
+
+        A rule with one candidate serves all. Returns (candidates,) on the CPU, float64.
+        """
+        rows, length = self.hidden.shape[:2]
+        turn = max(1, self.batch_tokens // (rows * length))
+        linears = block_projections(self.block)
+        found = []
+        for index in torch.arange(candidates).split(turn):
+            chosen = {
+                name: for_rows(rule if _candidates(rule) == 1 else select(rule, index), rows)
+                for name, rule in rules.items()
+            }
+            with sparse_projections(linears, chosen, self.sparse_positions):
+                output = self.block(self.hidden.repeat(len(index), 1, 1), **self.keywords)
+            found.append(error(output.view(len(index), rows, length, -1) - self.output))
+        return torch.cat(found).double().cpu()
+
+
+def _candidates(rule: ProjectionRule) -> int:
+    return len(rule.top_k if rule.thresholds is None else rule.thresholds)
+
+
+@torch.inference_mode()
+def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Iterator[BlockProbe]:
+    """Every block in order, on the dense hidden states of the first `tokens` calibration tokens.
+
+    Only one block's hidden states are held at a time.
+    """
+    model, input_ids = calibration.model, calibration.search_tokens(tokens)
+    positions = calibration.search_positions(input_ids)
+    keywords = block_keywords(model, input_ids[:1])
+    hidden = model.model.embed_tokens(input_ids)
+    rows = max(1, batch_tokens // input_ids.shape[1])
+    for index, block in enumerate(decoder_blocks(model)):
+        output = torch.cat([block(part, **keywords[index]) for part in hidden.split(rows)])
+        yield BlockProbe(index, block, hidden, keywords[index], output, batch_tokens, positions)
+        hidden = output
+
+
+def block_keywords(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, Any]]:
+    """Keyword arguments that the model gives to each block; taken with one row, so that they broadcast."""
+    seen: list[dict[str, Any]] = []
+    handles = [
+        block.register_forward_pre_hook(lambda _, __, keywords: seen.append(keywords), with_kwargs=True)
+        for block in decoder_blocks(model)
+    ]
+    try:
+        model.model(input_ids=input_ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

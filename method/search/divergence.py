@@ -1,0 +1,105 @@
+"""How far a sparse model's predictions are from the dense model's: the fitness of the block allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..apply import sparse_projections
+from ..calibration import Calibration
+from ..logits import tokens_at_once
+from ..plan import ProjectionRule
+from ..projections import block_projections, decoder_blocks, key
+from ..rules import for_rows, select
+from .block_probe import block_keywords
+
+
+class OutputDivergence:
+    """Mean over tokens of KL(dense ‖ sparse) of the next-token distributions, for many candidates at once.
+
+    All candidates pass through one block before any enters the next, and those that were alike in every block
+    so far pass as one: offspring differ from their parent in few blocks, and share its hidden states up to the
+    first. The device is waited for once, at the end.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, calibration: Calibration, tokens: int, batch_tokens: int) -> None:
+        """Measure on the first `tokens` calibration tokens, at most `batch_tokens` a pass through a block."""
+        self._model = calibration.model
+        self._input_ids = calibration.search_tokens(tokens)
+        self._positions = calibration.search_positions(self._input_ids)
+        self._keywords = block_keywords(self._model, self._input_ids[:1])
+        self._batch_tokens = batch_tokens
+        rows = max(1, batch_tokens // self._input_ids.shape[1])
+        normed = [
+            self._model.model(input_ids=part, use_cache=False).last_hidden_state
+            for part in self._input_ids.split(rows)
+        ]
+        # In the model's own precision, which loses nothing; probabilities are made from them part by part.
+        self._dense_logits = self._model.lm_head(torch.cat(normed).flatten(0, 1))
+
+    @torch.inference_mode()
+    def __call__(self, tables: Mapping[str, ProjectionRule], choices: Tensor) -> Tensor:
+        """Divergence of each candidate in nats, (candidates,) float64 on the CPU.
+
+        tables: by key, the rules that a projection may have, as candidates of one rule; choices: (candidates,
+        blocks) whole numbers on the CPU, which of its blocks' rules a candidate has.
+        """
+        steps, final = shared_steps(choices)
+        # One transfer: the CPU would otherwise wait for the device at every block.
+        on_device = torch.cat(steps, dim=1).to(self._input_ids.device)
+        hidden = self._model.model.embed_tokens(self._input_ids)[None]
+        for block, step in enumerate(on_device.split([step.shape[1] for step in steps], dim=1)):
+            hidden = self._through_block(block, tables, hidden, *step)
+        return self._divergences(hidden).double().cpu()[final]
+
+    def _through_block(
+        self, index: int, tables: Mapping[str, ProjectionRule], hidden: Tensor, parents: Tensor, choices: Tensor
+    ) -> Tensor:
+        """Hidden states (states, rows, length, hidden) behind a block: of `hidden[parents]`, by choice."""
+        block, rows = decoder_blocks(self._model)[index], len(self._input_ids)
+        linears = block_projections(block)
+        rules = {name: tables[key(index, name)] for name in linears}
+        behind = hidden.new_empty(len(parents), *hidden.shape[1:])
+        turn = max(1, self._batch_tokens // self._input_ids.numel())
+        for first in range(0, len(parents), turn):
+            part = slice(first, first + turn)
+            chosen = {name: for_rows(select(rule, choices[part]), rows) for name, rule in rules.items()}
+            with sparse_projections(linears, chosen, self._positions):
+                output = block(hidden[parents[part]].flatten(0, 1), **self._keywords[index])
+            behind[part] = output.view_as(behind[part])
+        return behind
+
+    def _divergences(self, hidden: Tensor) -> Tensor:
+        """Mean divergence of each state (states,) from the hidden states behind the last block."""
+        hidden = hidden.flatten(1, 2)
+        divergences = hidden.new_empty(hidden.shape[:2], dtype=torch.float32)
+        at_once = tokens_at_once(self._model)
+        for first in range(0, hidden.shape[1], at_once):
+            tokens = slice(first, first + at_once)
+            dense = self._dense_logits[tokens].float().log_softmax(dim=-1)
+            probabilities = dense.exp()
+            entropy = -(probabilities * dense).sum(dim=-1)
+            turn = max(1, at_once // len(dense))
+            for state in range(0, len(hidden), turn):
+                states = slice(state, state + turn)
+                logits = self._model.lm_head(self._model.model.norm(hidden[states, tokens]))
+                cross_entropy = -(probabilities * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+                divergences[states, tokens] = cross_entropy - entropy
+        return divergences.mean(dim=1)
+
+
+def shared_steps(choices: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What candidates (candidates, blocks) have to compute in each block, what they share counted once.
+
+    Returns for each block (2, states): which state before the block each state behind it comes from, and its
+    choice; and (candidates,) the last state of each candidate.
+    """
+    steps = []
+    state = torch.zeros(len(choices), dtype=torch.long)
+    for choice in choices.T:
+        step, state = torch.stack([state, choice]).unique(dim=1, return_inverse=True)
+        steps.append(step)
+    return steps, state

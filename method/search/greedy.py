@@ -1,0 +1,109 @@
+"""Greedy allocation inside a block: from all dense, repeatedly sparsify where it costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from ..calibration import Calibration
+from ..plan import ProjectionRule
+from ..projections import PROJECTIONS, key
+from ..rules import RuleBuilder, select
+from ..stages import SearchCost
+from .block_probe import BlockError, BlockProbe, walk_blocks
+
+SMALLEST_STEP = 1e-9
+"""Budgets closer than this are met."""
+
+
+@dataclass(frozen=True)
+class GreedySettings:
+    """How a greedy allocation is run."""
+
+    step: float
+    """Parameters taken by one step, relative to the size of q."""
+    tokens: int
+    """Calibration tokens on which block errors are measured."""
+    batch_tokens: int
+    """Tokens a forward pass."""
+    error: BlockError
+
+
+def greedy_allocation(
+    probe: BlockProbe,
+    builder: RuleBuilder,
+    target: float,
+    step: float,
+    error: BlockError,
+    cost: SearchCost,
+) -> dict[str, float]:
+    """Projection sparsities of one block whose mean, weighted by parameters, is `target`.
+
+    Each step takes the same number of parameters, `step` times those of q, from the projection whose further
+    sparsification gives the least block-output error; the last step is shortened to meet the target
+    (TEAL, arXiv 2408.14690, algorithm 1). Returns sparsities in [0, 1] by projection.
+    """
+    if target <= SMALLEST_STEP:
+        return dict.fromkeys(PROJECTIONS, 0.0)
+    shares = probe.shares
+    taken, remaining = step * shares["q"], target
+    levels = {name: _levels(taken / share) for name, share in shares.items()}
+    tables = _tables(builder, probe, levels)
+    at = dict.fromkeys(PROJECTIONS, 0)
+    while remaining > SMALLEST_STEP:
+        if remaining < taken:
+            taken = remaining
+            now = {name: levels[name][at[name]] for name in PROJECTIONS}
+            levels = {name: [s, min(1.0, s + taken / shares[name])] for name, s in now.items()}
+            tables = _tables(builder, probe, levels)
+            at = dict.fromkeys(PROJECTIONS, 0)
+        open_ones = [name for name in PROJECTIONS if levels[name][at[name]] < 1.0]
+        rules = {
+            name: select(tables[name], torch.tensor([at[name] + (name == raised) for raised in open_ones]))
+            for name in PROJECTIONS
+        }
+        errors = probe.errors(rules, len(open_ones), error)
+        cost.count("greedy", len(open_ones))
+        chosen = open_ones[int(torch.argmin(errors))]
+        before, after = levels[chosen][at[chosen] : at[chosen] + 2]
+        remaining -= (after - before) * shares[chosen]
+        at[chosen] += 1
+    return {name: levels[name][at[name]] for name in PROJECTIONS}
+
+
+def _levels(rise: float) -> list[float]:
+    """Every sparsity that steps of one size can reach: 0, rise, 2·rise, … and 1."""
+    found = [0.0]
+    while found[-1] < 1.0:
+        found.append(min(1.0, found[-1] + rise))
+    return found
+
+
+def _tables(
+    builder: RuleBuilder, probe: BlockProbe, levels: Mapping[str, Sequence[float]]
+) -> dict[str, ProjectionRule]:
+    """The rules of every level of each projection, made at once: one by one they cost more than the errors."""
+    return {
+        name: builder.candidates(key(probe.index, name), torch.tensor(found)) for name, found in levels.items()
+    }
+
+
+def allocate_greedily(
+    calibration: Calibration,
+    builder: RuleBuilder,
+    block_sparsities: Sequence[float],
+    settings: GreedySettings,
+    cost: SearchCost,
+) -> dict[str, float]:
+    """Greedy allocation in every block, each at its own target and on dense inputs; sparsities by key."""
+    found: dict[str, float] = {}
+    walk = walk_blocks(calibration, settings.tokens, settings.batch_tokens)
+    for probe in tqdm(walk, desc="greedy", total=len(block_sparsities), unit="block", leave=False):
+        inside = greedy_allocation(
+            probe, builder, block_sparsities[probe.index], settings.step, settings.error, cost
+        )
+        found |= {key(probe.index, name): sparsity for name, sparsity in inside.items()}
+    return found

@@ -1,0 +1,179 @@
+"""A job computes one cell, in the process of the command or in one that a launcher starts, maybe elsewhere.
+
+Whatever happens it leaves a file that says how it ended: that is all a sweep knows of jobs in other processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from ...method.errors import OutOfReachError, UserError
+from ..configuration import register_resolvers, user_mistake
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from .cell import Cell
+
+log = logging.getLogger("wisparse")
+
+USER_MISTAKE, FAILURE = 2, 1
+FINISHED, OUT_OF_REACH, FAILED = "finished", "out of reach", "error"
+OUTCOMES = ".outcomes"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; `line` and `exit_code` say why its cell is not finished."""
+
+    status: str
+    line: str = ""
+    exit_code: int = 0
+    cell: str = ""
+    """Which cell of a sweep; a single run needs no name."""
+
+
+class CellJob:
+    """The function that Hydra calls with the configuration of each cell; it is pickled for other processes."""
+
+    def __init__(self) -> None:
+        self.outcomes = f"{OUTCOMES}/{uuid.uuid4().hex[:12]}"
+        """Folder of the outcomes of this command, below the experiment's."""
+        self._arguments = list(sys.argv)
+        self._started_in = os.getpid()
+
+    def run(self, config: DictConfig) -> None:
+        """Compute the cell, or take it from its record; prints the table and the record's line."""
+        from .. import processes
+
+        prepare_process()
+        sys.argv = self._arguments  # a record names the command that was typed, not a launcher's own
+        if processes.is_main():
+            self._folder().mkdir(parents=True, exist_ok=True)  # now it is known that a job has started
+        # Whatever a library prints while the cell is computed belongs on stderr: stdout ends with the record.
+        with contextlib.redirect_stdout(sys.stderr):
+            record, outcome = self._attempt(config)
+        if not processes.is_main():
+            return
+        if record is not None:
+            from .cell import record_line
+            from .console import print_record
+
+            print_record(record)
+            print(record_line(record), flush=True)
+        elif os.getpid() != self._started_in:  # for the job's own log
+            print(f"{outcome.status}: {outcome.cell}: {outcome.line}", file=sys.stderr, flush=True)
+        self._leave(outcome)
+
+    def _attempt(self, config: DictConfig) -> tuple[dict[str, Any] | None, Outcome]:
+        from .. import processes
+        from .cell import prepare
+
+        cell = None
+        try:
+            _check_launcher()
+            logger = _instantiate(config.logger)
+            cell = prepare(config)
+            return _finished_or_measured(cell, logger), Outcome(FINISHED)
+        except Exception as error:
+            # Kept, not raised: Hydra would end the sweep, and print its own account of the error.
+            if not isinstance(error, processes.OtherProcessError):
+                processes.announce(f"{type(error).__name__}: {error}")
+            if isinstance(error, OutOfReachError) and _is_sweep():
+                _note_unreachable(cell, error)
+                return None, Outcome(OUT_OF_REACH, str(error), cell=cell.name)
+            code, line = failure(error, config.debug)
+            return None, Outcome(FAILED, line, code, _where(cell))
+
+    def _leave(self, outcome: Outcome) -> None:
+        from ..records import write_json
+
+        number = HydraConfig.get().job.num if _is_sweep() else 0
+        write_json(self._folder() / f"{number}.json", asdict(outcome))
+
+    def _folder(self) -> Path:
+        hydra = HydraConfig.get()
+        return Path(hydra.sweep.dir if _is_sweep() else hydra.run.dir) / self.outcomes
+
+
+def prepare_process() -> None:
+    """What a process needs before its first cell, whoever started it."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log.setLevel(logging.INFO)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    register_resolvers()
+
+
+def failure(error: BaseException, debug: bool) -> tuple[int, str]:
+    """Exit code and one line for an exception; with `debug`, its traceback on stderr too."""
+    if debug:
+        traceback.print_exception(error)
+    mistake = user_mistake(error)
+    if mistake is not None:
+        return USER_MISTAKE, mistake
+    brief = " ".join(str(error).split())[:300]
+    return FAILURE, f"{type(error).__name__}: {brief} (debug=true shows where)"
+
+
+def _check_launcher() -> None:
+    launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+    if launcher != "basic" and "LOCAL_RANK" in os.environ:
+        raise UserError(f"hydra/launcher={launcher} starts processes itself: run it without accelerate launch")
+
+
+def _finished_or_measured(cell: Cell, logger: Any) -> dict[str, Any]:
+    """The cell's record; of several jobs with one cell one computes it, and of several processes all do."""
+    from .. import processes
+    from ..locks import held
+    from .cell import finished_record, measure
+
+    with held(cell.folder) if processes.is_main() else contextlib.nullcontext():
+        record = processes.of_main(lambda: finished_record(cell))
+        if record is not None:
+            if processes.is_main():
+                log.info("%s is finished already (force=true computes it again): %s", cell.name, cell.folder)
+            return record
+        if processes.is_main():
+            log.info("%s → %s", cell.name, cell.folder)
+        record = measure(cell)
+        if processes.is_main():
+            logger.log(record)
+        return record
+
+
+def _instantiate(section: DictConfig) -> Any:
+    from hydra.utils import instantiate
+
+    return instantiate(section)
+
+
+def _is_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _where(cell: Cell | None) -> str:
+    """Name of the cell of a sweep, or its overrides where the cell could not be named; none of a single run."""
+    if not _is_sweep():
+        return ""
+    return cell.name if cell else " ".join(HydraConfig.get().overrides.task)
+
+
+def _note_unreachable(cell: Cell, error: OutOfReachError) -> None:
+    from .. import processes
+    from ..records import UNREACHABLE, write_json
+    from .cell import unreachable_note
+
+    if processes.is_main():
+        write_json(cell.folder / UNREACHABLE, unreachable_note(cell, error))

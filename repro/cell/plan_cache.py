@@ -1,0 +1,79 @@
+"""Plans on disk, found again by a hash of everything that determines them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...method.errors import UserError
+from ...method.plan import PlanError, SparsityPlan
+from .. import processes
+from ..configuration import digest
+from ..locks import held
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedPlan:
+    """A plan with where it came from."""
+
+    plan: SparsityPlan
+    key: str
+    sha256: str
+    """Of the plan's content without its provenance, which holds timings."""
+    from_cache: bool
+
+
+@dataclass(frozen=True)
+class PlanCache:
+    """A folder with one plan a key."""
+
+    folder: Path
+
+    def find_or_make(self, identity: dict[str, Any], make: Callable[[], SparsityPlan]) -> CachedPlan:
+        """The plan of this identity; `make` is called when it is not there or cannot be read.
+
+        Of several jobs that want it one makes it, the others wait; of several processes the main one. What
+        `make` raises is passed on and leaves nothing in the cache.
+        """
+        key = digest(identity)
+        folder = self.folder / key[:32]
+        if processes.is_main():
+            with held(folder):
+                found = self._found_or_made(key, folder, make)
+            processes.wait()
+            return found
+        processes.wait()
+        try:
+            return _read(key, folder, from_cache=True)
+        except PlanError as error:
+            raise UserError(f"{error}; put cache_dir on a disk that all processes share") from error
+
+    def _found_or_made(self, key: str, folder: Path, make: Callable[[], SparsityPlan]) -> CachedPlan:
+        if folder.exists():
+            try:
+                return _read(key, folder, from_cache=True)
+            except PlanError as error:
+                log.warning("the cached plan is damaged and is made again: %s", error)
+        make().save(folder)
+        # Read back: a plan from the cache and a fresh one are then the same bytes in every respect.
+        return _read(key, folder, from_cache=False)
+
+
+def _read(key: str, folder: Path, from_cache: bool) -> CachedPlan:
+    return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), from_cache)
+
+
+def plan_digest(folder: Path) -> str:
+    """sha256 of a stored plan without its provenance."""
+    hasher = hashlib.sha256((folder / "plan.safetensors").read_bytes())
+    document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    document.pop("provenance")
+    hasher.update(digest(document).encode())
+    return hasher.hexdigest()

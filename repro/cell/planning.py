@@ -1,0 +1,103 @@
+"""Calibration and plan of a cell: one method on one model and text, at any sparsity, each plan cached."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ...method.base import Method
+from ...method.calibration import Calibration
+from ...method.errors import UserError
+from ...method.plan import SparsityPlan
+from ...method.token_policy import Protocol
+from ..configuration import portable, sources_digest
+from ..models.checkpoint import Checkpoint, LoadedModel
+from .plan_cache import CachedPlan, PlanCache
+
+PLAN_SOURCES = ("method", "baselines", "kernels/reference.py")
+"""Code that plans depend on: after a change to it they are made anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """What a cell's plans are made from."""
+
+    config: DictConfig
+    method: Method
+    protocol: Protocol
+    batch_size: int
+    """Calibration sequences a forward pass."""
+    loaded: LoadedModel
+    input_ids: Tensor
+    """(sequences, length) calibration text."""
+
+    def plan(self, sparsity: float) -> CachedPlan:
+        """The method's plan at a sparsity, from the cache where it is there."""
+        identity = {
+            "method": portable(self.config.method),
+            "sparsity": sparsity,
+            "seed": self.config.seed,
+            "model": model_identity(self.loaded.checkpoint),
+            "calibration": {
+                "input_ids": ids_digest(self.input_ids),
+                "shape": list(self.input_ids.shape),
+                "batch_size": self.batch_size,
+            },
+            "search_tokens": self._search_protocol() and portable(self.config.protocol),
+            "sources": sources_digest(*PLAN_SOURCES),
+            "torch": torch.__version__,
+        }
+
+        def make() -> SparsityPlan:
+            set_seeds(self.config.seed)
+            text = _CalibrationText(ids_digest(self.input_ids), self.batch_size, self.input_ids)
+            return self.method.plan(_calibration(self.loaded, text, self._search_protocol()), sparsity)
+
+        return PlanCache(Path(self.config.cache_dir)).find_or_make(identity, make)
+
+    def _search_protocol(self) -> Protocol | None:
+        """Which tokens are sparse while the method searches; None: all."""
+        wanted = self.config.search.sparse_tokens
+        if wanted not in ("all", "protocol"):
+            raise UserError(f"search.sparse_tokens={wanted} is neither all nor protocol")
+        return self.protocol if wanted == "protocol" else None
+
+
+@dataclass(frozen=True)
+class _CalibrationText:
+    """Token ids that compare by their hash and batch size."""
+
+    sha256: str
+    batch_size: int
+    input_ids: Tensor = field(compare=False)
+
+
+@lru_cache(maxsize=1)  # its statistics are shared by all methods of a sweep on the same model and text
+def _calibration(loaded: LoadedModel, text: _CalibrationText, search_protocol: Protocol | None) -> Calibration:
+    return Calibration(loaded.model, text.input_ids, text.batch_size, search_protocol)
+
+
+def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
+    """What of a checkpoint determines results."""
+    device = checkpoint.device.partition(":")[0]
+    return {"fingerprint": checkpoint.fingerprint, "dtype": checkpoint.dtype, "device": device}
+
+
+def ids_digest(input_ids: Tensor) -> str:
+    """sha256 of token ids."""
+    return hashlib.sha256(input_ids.to(torch.int64).numpy().tobytes()).hexdigest()
+
+
+def set_seeds(seed: int) -> None:
+    """Seed every generator in use."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

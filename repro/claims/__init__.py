@@ -1,0 +1,1 @@
+"""What the papers print, held against what was measured."""

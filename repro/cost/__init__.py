@@ -1,0 +1,1 @@
+"""What plans, cells and whole reproductions cost."""

@@ -1,0 +1,94 @@
+"""How much a suite has to read and to generate, counted without a model: results/suite-tokens.csv.
+
+python -m wisparse.repro.cost.suite_tokens data.root=MIRROR
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ..configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
+from ..evaluation.harness_suite import HarnessSuite
+from ..evaluation.language_model import SparseLM
+from ..evaluation.scoring import ScoredRow
+from ..models.checkpoint import find_checkpoint, load_model
+from ..records import write_text
+from ..tables.csv_rows import csv_text
+from .reproduction_cost import SUITE_TOKENS
+
+
+@dataclass
+class TaskTokens:
+    """What one task asks of a model."""
+
+    suite: str
+    task: str
+    items: int
+    tokenizer: str
+    """Of which model; another one needs more or fewer tokens for the same text."""
+    read: int = 0
+    """Tokens scored or read as prompts, without padding."""
+    steps: int = 0
+    """Passes that add one token to each row of a generation batch, where no answer ends early."""
+
+
+class CountingLM(SparseLM):
+    """A language model that counts what it is asked for and computes nothing."""
+
+    count: TaskTokens
+
+    def _score(self, groups: list[list[ScoredRow]]) -> list[tuple[float, bool]]:
+        self.count.read += sum(len(context) + len(answer) - 1 for (context, answer), *_ in groups)
+        return [(0.0, False) for group in groups for _ in group]
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> torch.Tensor:
+        self.count.read += int(generation_kwargs["attention_mask"].sum())
+        self.count.steps += max_length - context.shape[1]
+        return torch.cat([context, torch.full_like(context[:, :1], self.eot_token_id)], dim=1)
+
+
+def count(overrides: list[str]) -> list[TaskTokens]:
+    """What each task of the configured suite asks for, with the configured model's tokenizer."""
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        config = compose("config", overrides=["suite=paper", "suite.execute_code=true", *overrides])
+    suite: HarnessSuite = instantiate(config.suite)
+    loaded = load_model(find_checkpoint(OmegaConf.to_container(config.model, resolve=True)))
+    language_model = CountingLM(
+        loaded.model,
+        loaded.tokenizer,
+        batch_tokens=suite.batch_tokens,
+        batch_size=suite.batch_size,
+        max_length=suite.max_length,
+    )
+    # A small model's positions end early; nothing is computed here, and no prompt is to be cut for it.
+    language_model._max_length = suite.max_length
+    found = []
+    for task in suite.tasks:
+        language_model.count = TaskTokens(suite.name, task, 0, loaded.checkpoint.name)
+        samples = replace(suite, tasks=[task]).samples(language_model, chat=False)
+        language_model.count.items = len(samples[task])
+        found.append(language_model.count)
+        print(asdict(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    """Command line: overrides of the configuration."""
+    with mistakes_in_one_line():
+        found = count(sys.argv[1:])
+    write_text(SUITE_TOKENS, csv_text(list(asdict(found[0])), map(asdict, found)))
+    print(f"written: {SUITE_TOKENS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Suites: what a model is asked, and how answers are scored."""

@@ -1,0 +1,288 @@
+"""What a model is evaluated on: the embedded tasks, or the perplexity of a text file.
+
+A suite is built by Hydra from `conf/suite/*.yaml`; its one method is `run(model, tokenizer, session)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lm_eval import evaluator
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...method.errors import UserError
+from ..embedded.items import TASK_FOLDER, TASKS, item_texts, load_items
+from .language_model import Session, SparseLM, longest_sequence, quiet_lm_eval
+
+PIECE = 1000
+"""Characters of a piece of a long text, when it is compared with the calibration text."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task: `value`, `stderr` and `chance` (what guessing reaches) of `metric`, all in [0, 1].
+
+    `settings` says how it was asked, where that depends on more than the suite's configuration.
+    """
+
+    metric: str
+    value: float
+    stderr: float
+    n: int
+    chance: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DocumentLikelihood:
+    """One held-out document: its negative log-likelihood in nats, its tokens and its bytes."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model reached on a suite.
+
+    `average` is the mean of the tasks' values in percent; it and the likelihood's figures are None where the
+    suite has no tasks or no documents. `items` holds the metric of each item of a task, most often 1.0 or 0.0,
+    in the items' order. `details` is what a suite measures besides, ready for JSON.
+    """
+
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
+    items: dict[str, list[float]] = field(default_factory=dict)
+    documents: list[DocumentLikelihood] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def average(self) -> float | None:
+        """Mean of the tasks' values, in percent."""
+        values = [result.value for result in self.tasks.values()]
+        return 100 * sum(values) / len(values) if values else None
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.documents)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens scored in the documents."""
+        return sum(document.tokens for document in self.documents)
+
+    @property
+    def perplexity(self) -> float | None:
+        """Exp of the nats per token; infinite where that overflows."""
+        nats = sum(document.nats for document in self.documents)
+        if not self.documents:
+            return None
+        return math.exp(nats / self.n_tokens) if nats / self.n_tokens < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Nats over all bytes, in bits: comparable between tokenizers."""
+        if not self.documents:
+            return None
+        nats = sum(document.nats for document in self.documents)
+        return nats / math.log(2) / sum(document.bytes for document in self.documents)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary, ready for JSON."""
+        return {
+            "tasks": {name: asdict(result) for name, result in self.tasks.items()},
+            "average": self.average,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "n_documents": self.n_documents,
+            "n_tokens": self.n_tokens,
+        }
+
+    def items_to_dict(self) -> dict[str, Any]:
+        """Every item and document, for paired comparisons, and the details; ready for JSON."""
+        items = {"items": self.items, "documents": [asdict(document) for document in self.documents]}
+        return items | ({"details": self.details} if self.details else {})
+
+
+class Suite(Protocol):
+    """Anything `conf/suite/*.yaml` can name."""
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
+    ) -> Evaluation:
+        """Evaluate the model; `session` is the open sparse session, None for the dense model."""
+        ...
+
+    def texts(self) -> Iterable[tuple[str, str]]:
+        """Every item that could be asked, as (task, text): what calibration text must not contain."""
+        ...
+
+
+@dataclass(frozen=True)
+class EmbeddedSuite:
+    """Tasks and held-out texts made from the installed sympy and networkx.
+
+    `limit` items of each task and `documents` texts are used, None for all; both are the first of a fixed
+    random order. `batch_tokens` and `batch_size` as in SparseLM.
+    """
+
+    tasks: Sequence[str] = TASKS
+    limit: int | None = None
+    documents: int | None = None
+    batch_tokens: int = 4096
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.tasks) - set(TASKS))
+        if unknown:
+            raise UserError(f"suite.tasks: no task {', '.join(unknown)}; there are {', '.join(TASKS)}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"suite.limit is {self.limit}: give at least 1 item a task, or null for all")
+        if self.documents is not None and self.documents < 0:
+            raise UserError(f"suite.documents is {self.documents}: give 0 or more texts, or null for all")
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
+    ) -> Evaluation:
+        """Evaluate on the tasks and on the held-out texts."""
+        language_model = SparseLM(
+            model, tokenizer, session, batch_tokens=self.batch_tokens, batch_size=self.batch_size
+        )
+        results, items = run_tasks(language_model, list(self.tasks), self.limit) if self.tasks else ({}, {})
+        texts = [item["text"] for item in load_items("heldout_text")[: self.documents]]
+        tokens = [language_model.tok_encode(text, add_special_tokens=False) for text in texts]
+        documents = measure_documents(language_model, tokens, [len(text.encode()) for text in texts])
+        return Evaluation(results, items, documents)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Contexts with their right answers, and the held-out texts."""
+        return item_texts(self.tasks, self.documents)
+
+
+@dataclass(frozen=True)
+class PerplexitySuite:
+    """Perplexity of a UTF-8 text file in windows of `length` tokens, each scored behind a bos token alone.
+
+    `windows` are read from the beginning, None for all; a rest at the end that fills no window is left out.
+    """
+
+    text: str
+    length: int = 512
+    windows: int | None = None
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        read_text(self.text)  # an unreadable file is refused before any plan is made
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
+    ) -> Evaluation:
+        """Measure the file; raises UserError for one that is missing, not UTF-8, or shorter than a window."""
+        return measure_text(
+            model,
+            tokenizer,
+            session,
+            read_text(self.text),
+            length=self.length,
+            windows=self.windows,
+            batch_tokens=self.batch_tokens,
+            source=self.text,
+        )
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """The whole file, in pieces: how much of it the calibration text holds can then be said."""
+        text = read_text(self.text)
+        yield from (("text", text[begin : begin + PIECE]) for begin in range(0, len(text), PIECE))
+
+
+def measure_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    session: Session | None,
+    text: str,
+    *,
+    length: int,
+    windows: int | None,
+    batch_tokens: int,
+    source: str,
+) -> Evaluation:
+    """Likelihood of a text in windows of `length` tokens, each scored behind a bos token alone.
+
+    `windows` from the beginning, None for all; a rest that fills no window is left out. Raises UserError when
+    the model does not take the length, or the text, called `source`, is shorter than one window.
+    """
+    longest = longest_sequence(model)
+    if not 2 <= length <= longest:
+        raise UserError(f"suite.length is {length}: this model takes from 2 to {longest} tokens")
+    language_model = SparseLM(model, tokenizer, session, batch_tokens=batch_tokens, max_length=length)
+    tokens, sizes = text_windows(tokenizer, text, length)
+    if not tokens:
+        raise UserError(
+            f"{source} is shorter than one window of {length} tokens: "
+            "give a longer text or a smaller suite.length"
+        )
+    return Evaluation(documents=measure_documents(language_model, tokens[:windows], sizes[:windows]))
+
+
+def run_tasks(
+    language_model: SparseLM, tasks: list[str], limit: int | None
+) -> tuple[dict[str, TaskResult], dict[str, list[float]]]:
+    """Results and per-item outcomes of the tasks through lm-eval, in the order asked for."""
+    with quiet_lm_eval():
+        loaded = TaskManager(include_path=str(TASK_FOLDER), include_defaults=False).load(tasks)
+        report = evaluator.evaluate(language_model, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    results, items = {}, {}
+    for name in tasks:
+        config = loaded["tasks"][name].config
+        metric = config.metric_list[0]["metric"]
+        samples = sorted(report["samples"][name], key=lambda sample: sample["doc_id"])
+        items[name] = [float(sample[metric]) for sample in samples]
+        results[name] = task_result(metric, items[name], float(config.metadata["chance"]), {})
+    return results, items
+
+
+def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:
+    """Mean and standard error of per-item outcomes; for outcomes of 0 and 1 the binomial one."""
+    n = len(outcomes)
+    value = sum(outcomes) / n
+    variance = sum((outcome - value) ** 2 for outcome in outcomes) / max(1, n - 1)
+    return TaskResult(metric, value, math.sqrt(variance / n), n, chance, settings)
+
+
+def measure_documents(
+    language_model: SparseLM, tokens: Sequence[list[int]], sizes: Sequence[int]
+) -> list[DocumentLikelihood]:
+    """Likelihood of documents given as tokens without bos, and their sizes in bytes."""
+    nats = language_model.document_nats(tokens)
+    return [
+        DocumentLikelihood(value, len(document), size)
+        for value, document, size in zip(nats, tokens, sizes, strict=True)
+    ]
+
+
+def read_text(path: str) -> str:
+    """Text of a UTF-8 file, or UserError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"suite.text: {path} is not UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"suite.text: cannot read {path}: {error.strerror}") from error
+
+
+def text_windows(
+    tokenizer: PreTrainedTokenizerBase, text: str, length: int
+) -> tuple[list[list[int]], list[int]]:
+    """The full windows of `length` tokens of a text, and the bytes of text each one covers."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    tokens, begins = encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"]]
+    begins.append(len(text))
+    starts = range(0, len(tokens) - length + 1, length)
+    windows = [tokens[start : start + length] for start in starts]
+    sizes = [len(text[begins[start] : begins[start + length]].encode()) for start in starts]
+    return windows, sizes

@@ -1,0 +1,101 @@
+"""The frontier as a plot, from its table: `python -m wisparse.repro.figures.frontier_plot results`.
+
+Writes frontier.png and frontier.svg: perplexity and average accuracy against the bytes a token reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
+from ..tables.cells import method_rank
+from ..tables.csv_rows import Row, read_rows
+from ..tables.plot_style import ink, line_style, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LARGEST_RATIO = 3.0
+"""Of a perplexity to the dense one, at the top of the plot: beyond it a model is of no use."""
+
+Points = dict[str, list[tuple[float, float]]]
+
+
+def frontier_figure(rows: list[Row]) -> Figure:
+    """One column a model; perplexity over dense above, average accuracy below; means over the seeds."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    methods = sorted({row["method"] for row in rows} - {"dense"}, key=method_rank)
+    styles = {method: line_style(place) for place, method in enumerate(methods)}
+    figure = Figure(figsize=(3.6 * len(models), 6.0), layout="constrained")
+    axes = figure.subplots(2, len(models), squeeze=False, sharex="col", sharey="row")
+    for column, model in enumerate(models):
+        mine = [row for row in rows if row["model"] == model]
+        _draw(axes[0, column], _points(mine, "perplexity"), styles)
+        _draw(axes[1, column], _points(mine, "average"), styles)
+        axes[0, column].set(title=model, yscale="log", ylim=(0.99, LARGEST_RATIO))
+        axes[0, column].set_yticks([1, 1.2, 1.5, 2, 3], ["1", "1.2", "1.5", "2", "3"], minor=False)
+        axes[0, column].minorticks_off()
+        axes[1, column].set(xlabel="MB a token reads")
+    axes[0, 0].set_ylabel("perplexity ÷ dense")
+    axes[1, 0].set_ylabel("average accuracy, %")
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def _points(rows: list[Row], figure: str) -> Points:
+    """By method, (MB, mean over the seeds) of each sparsity by bytes; the dense point ends each."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row[figure]:
+            value = float(row[figure]) / (float(row["dense_perplexity"]) if figure == "perplexity" else 1.0)
+            found[row["method"]][row["sparsity"]].append((float(row["bytes_per_token"]) / 1e6, value))
+    means = {
+        method: [(mean(mb for mb, _ in seeds), mean(v for _, v in seeds)) for seeds in by_sparsity.values()]
+        for method, by_sparsity in found.items()
+    }
+    dense = means.pop("dense", [])
+    return {method: sorted(points + dense) for method, points in means.items()}
+
+
+def _draw(axis: Axes, points: Points, styles: dict[str, dict[str, str]]) -> None:
+    for method, style in styles.items():
+        if method in points:
+            axis.plot(*zip(*points[method], strict=True), **style, markersize=4, label=method)
+    axis.patch.set_alpha(0.0)
+
+
+def write_plot(folder: Path) -> list[Path]:
+    """Draw FOLDER/frontier.csv. Raises UserError when it is missing, or no dense cells say what 1 is."""
+    path = folder / "frontier.csv"
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; make it with: python -m wisparse.repro.tables frontier --records …"
+        )
+    rows = [row for row in read_rows(path) if row["dense_perplexity"]]
+    if not rows:
+        raise UserError(f"{path} has no model with a dense cell")
+    with ink("frontier"):
+        return write_figure(frontier_figure(rows), folder / "frontier")
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Draw the frontier of the table in a folder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="folder with frontier.csv")
+    with mistakes_in_one_line():
+        written = write_plot(parser.parse_args(arguments).folder)
+    for path in written:
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""WiSparse's figures (arXiv 2602.14452) as rows, from records; Figure 4 from architectures and speed.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...method.errors import UserError
+from ...method.projections import PROJECTIONS, key
+from ..embedded.names import EMBEDDED
+from ..models.architecture import decode_tflops, projection_sizes
+from ..records import RECORD, RecordError, load_items, load_record
+from ..tables.cells import MeasuredCell, check_comparable
+from ..tables.csv_rows import read_rows
+from ..tables.paired_bootstrap import PairedResamples, interval
+from ..tables.speed_table import ENGINE_DENSE
+
+Row = dict[str, Any]
+RANDOM = "-random"
+"""What the name of a model with random weights ends with; its sizes are the model's."""
+
+PAPER_MODELS = ("llama3.1-8b", "mistral-7b", "qwen2.5-7b")
+TIMED_METHODS = ("wisparse", "teal_uniform")
+SHOWN_SPARSITIES = tuple(step / 10 for step in range(8))
+COUNTED_TOKENS = 128
+PARTS = {"attention": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
+
+
+@dataclass(frozen=True)
+class FigureRecords:
+    """The records that figures are made of, by suite, model, method and sparsity."""
+
+    cells: dict[tuple[Any, ...], MeasuredCell]
+
+    def under(self, suite: str) -> list[MeasuredCell]:
+        """Records under a suite, by model and sparsity. Raises UserError unless they belong together."""
+        found = [cell for known, cell in sorted(self.cells.items()) if known[0] == suite]
+        if found:
+            check_comparable(found)
+        return found
+
+
+def read_figures(folders: list[Path]) -> FigureRecords:
+    """Read every record below the folders; of several of one cell the newest.
+
+    Raises UserError when there is none or one is damaged.
+    """
+    cells: dict[tuple[Any, ...], MeasuredCell] = {}
+    try:
+        for path in sorted(path for folder in folders for path in folder.rglob(RECORD)):
+            cell = MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)
+            name = (cell.record["suite"]["name"], *cell.key)
+            if name not in cells or cells[name].record["utc"] < cell.record["utc"]:
+                cells[name] = cell
+    except RecordError as error:
+        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
+    if not cells:
+        raise UserError(f"no records in {', '.join(map(str, folders))}; run `make reproduce-figures` first")
+    return FigureRecords(cells)
+
+
+def mismatch_rows(records: FigureRecords) -> Iterator[Row]:
+    """Figure 2: E|x_i| and ‖W[:, i]‖₂ of every channel with their ranks, 1 the largest."""
+    for cell in records.under("channels"):
+        details = cell.items["details"]
+        for projection, channels in details["projections"].items():
+            magnitudes, norms = (np.array(channels[name]) for name in ("magnitudes", "column_norms"))
+            ranks = zip(_ranks(magnitudes), _ranks(norms), strict=True)
+            for channel, (magnitude_rank, norm_rank) in enumerate(ranks):
+                yield {
+                    "model": cell.key[0],
+                    "block": details["block"],
+                    "projection": projection,
+                    "channel": channel,
+                    "magnitude": f"{magnitudes[channel]:.6g}",
+                    "column_norm": f"{norms[channel]:.6g}",
+                    "magnitude_rank": magnitude_rank,
+                    "norm_rank": norm_rank,
+                }
+
+
+def _ranks(values: np.ndarray) -> list[int]:
+    order = np.argsort(-values, kind="stable")
+    ranks = np.empty(len(values), dtype=int)
+    ranks[order] = np.arange(1, len(values) + 1)
+    return ranks.tolist()
+
+
+def one_block_rows(records: FigureRecords) -> Iterator[Row]:
+    """Figure 3: perplexity with each block alone sparse; its ratio to dense paired by document."""
+    for cell in records.under("one_block"):
+        model, method, sparsity = cell.key
+        details = cell.items["details"]
+        tokens, dense = details["tokens"], details["dense"]
+        resamples = PairedResamples({}, len(tokens))
+        dense_resampled = resamples.log_perplexities(dense, tokens)
+        for block, found in enumerate(details["blocks"]):
+            ratio = np.exp((sum(found["nats"]) - sum(dense)) / sum(tokens))
+            resampled = np.exp(resamples.log_perplexities(found["nats"], tokens) - dense_resampled)
+            bounds = interval(float(ratio), resampled)
+            yield {
+                "model": model,
+                "method": method,
+                "sparsity": sparsity,
+                "block": block,
+                "realised_sparsity": f"{found['realised_sparsity']:.5f}",
+                "perplexity": f"{np.exp(sum(found['nats']) / sum(tokens)):.4f}",
+                "dense_perplexity": f"{np.exp(sum(dense) / sum(tokens)):.4f}",
+                "perplexity_ratio": f"{bounds.value:.5f}",
+                "perplexity_ratio_low": f"{bounds.low:.5f}",
+                "perplexity_ratio_high": f"{bounds.high:.5f}",
+                "documents": len(tokens),
+            }
+
+
+def cost_rows(speed: Path) -> Iterator[Row]:
+    """Figure 4: TFLOPs of 128 tokens from the architecture, and tokens a second where measured.
+
+    `speed`: results/speed.csv; from it WiSparse's rows of batch 1 against the same engine without a plan, and
+    those of TEAL without allocation, which runs the same kernels.
+    """
+    measured = [
+        row
+        for row in read_rows(speed)
+        if row["method"] in ("dense", *TIMED_METHODS)
+        and row["baseline"] == ENGINE_DENSE
+        and (row["batch"], row["prompt"]) == ("1", "5")
+    ]
+    models = dict.fromkeys([*PAPER_MODELS, *sorted(EMBEDDED), *(row["model"] for row in measured)])
+    for model in models:
+        mine = [row for row in measured if row["model"] == model]
+        sparsities = sorted({*SHOWN_SPARSITIES, *(float(row["sparsity"]) for row in mine)})
+        for sparsity in sparsities:
+            tflops = decode_tflops(model.removesuffix(RANDOM), COUNTED_TOKENS, sparsity)
+            shared = {"model": model, "sparsity": sparsity, "tflops_128_tokens": f"{tflops:.6g}"}
+            rows = [row for row in mine if float(row["sparsity"]) == sparsity]
+            yield from (shared | _throughput(row) for row in rows)
+            if not rows:
+                yield shared | {"status": "not measured"}
+
+
+def _throughput(row: dict[str, str]) -> Row:
+    taken = ("method", "device", "realised_sparsity", "new_tokens", "tok_s", "speedup")
+    return {name: row[name] for name in taken} | {"dense_tok_s": row["baseline_tok_s"], "status": "measured"}
+
+
+def allocation_rows(records: FigureRecords) -> Iterator[Row]:
+    """Figure 5: sparsity that WiSparse's plan gives a block, its attention, its MLP and each projection.
+
+    Of calibration, weighted by size; `block_sparsity` is what the search over blocks gave.
+    """
+    for cell in _plans(records):
+        model, _, sparsity = cell.key
+        provenance = cell.record["plan"]["provenance"]
+        sizes = projection_sizes(model.removesuffix(RANDOM))
+        for block, wanted in enumerate(provenance["block_sparsities"]):
+            inside = {name: provenance["sparsities"][key(block, name)] for name in PROJECTIONS}
+            groups = {name: _weighted(inside, sizes, part) for name, part in PARTS.items()}
+            numbers = {"block_sparsity": wanted} | groups | inside
+            shared = {"model": model, "sparsity": sparsity, "block": block}
+            yield shared | {name: f"{value:.5f}" for name, value in numbers.items()}
+
+
+def _weighted(sparsities: dict[str, float], sizes: dict[str, int], members: tuple[str, ...]) -> float:
+    return sum(sparsities[name] * sizes[name] for name in members) / sum(sizes[name] for name in members)
+
+
+def alpha_rows(records: FigureRecords) -> Iterator[Row]:
+    """Figure 6: the exponent α of WiSparse's score, by block and projection; none where the plan keeps all."""
+    for cell in _plans(records):
+        model, _, sparsity = cell.key
+        provenance = cell.record["plan"]["provenance"]
+        alphas = {
+            name: f"{alpha:g}" if provenance["sparsities"][name] > 0 else ""
+            for name, alpha in provenance["alphas"].items()
+        }
+        for block in range(len(alphas) // len(PROJECTIONS)):
+            shown = {name: alphas[key(block, name)] for name in PROJECTIONS}
+            yield {"model": model, "sparsity": sparsity, "block": block} | shown
+
+
+def _plans(records: FigureRecords) -> list[MeasuredCell]:
+    return [cell for cell in records.under("no") if cell.key[1] == "wisparse"]

@@ -1,0 +1,1 @@
+"""Checkpoints: where they are, what they are, how they are loaded."""

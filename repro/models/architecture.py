@@ -1,0 +1,43 @@
+"""What a model costs that follows from its architecture in conf/model or its folder, without its weights."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ..configuration import CONFIGURATION, register_resolvers
+
+
+@cache
+def architecture(model: str) -> dict[str, Any]:
+    """`architecture` of a choice of conf/model, its defaults merged in; an embedded model's config.json."""
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        chosen = compose("config", overrides=[f"model={model}"]).model
+    if "architecture" in chosen:
+        return OmegaConf.to_container(chosen.architecture)
+    return json.loads((Path(chosen.path) / "config.json").read_text(encoding="utf-8"))
+
+
+def projection_sizes(model: str) -> dict[str, int]:
+    """Weights of each projection of a block, by its name."""
+    sizes = architecture(model)
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    head = sizes.get("head_dim", hidden // heads)
+    query, key_value = hidden * head * heads, hidden * head * sizes["num_key_value_heads"]
+    attention = {"q": query, "k": key_value, "v": key_value, "o": query}
+    return attention | dict.fromkeys(("gate", "up", "down"), hidden * sizes["intermediate_size"])
+
+
+def decode_tflops(model: str, tokens: int, sparsity: float) -> float:
+    """TFLOPs of `tokens` tokens: two for each weight multiplied; the block linears at `sparsity` (a share),
+    lm_head dense, attention and the embedding left out, as WiSparse, arXiv 2602.14452, counts them.
+    """
+    sizes = architecture(model)
+    blocks = sizes["num_hidden_layers"] * sum(projection_sizes(model).values())
+    return 2 * tokens * ((1 - sparsity) * blocks + sizes["vocab_size"] * sizes["hidden_size"]) / 1e12

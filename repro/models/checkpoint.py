@@ -1,0 +1,257 @@
+"""Load a checkpoint of a supported family, and say in one line what is wrong with one that cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...method.errors import UserError
+from .hub import fetch_model
+from .norm_spread import LARGEST_SPREAD, spread_norms
+from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
+"""By `model_type` of config.json; their seven block projections have the same names."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that holds a complete checkpoint, and how to load it."""
+
+    name: str
+    folder: Path
+    family: str
+    weight_files: tuple[Path, ...]
+    dtype: str
+    device: str
+    offload: str = "auto"
+    norm_spread: float = 0.0
+    """σ of a rescale of the channels that changes no output; see `spread_norms`."""
+    norm_spread_seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over config.json and the weight files; a rescale is named behind it."""
+        files = _fingerprint((self.folder / "config.json", *self.weight_files))
+        return f"{files} × {self.norm_spread:g}, {self.norm_spread_seed}" if self.norm_spread else files
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model ready to be measured, with its own tokenizer."""
+
+    checkpoint: Checkpoint | RandomCheckpoint
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
+    """Check a `model` configuration and the files it names without loading any weights.
+
+    Raises UserError when the family is not supported or the checkpoint is missing, truncated or incomplete.
+    """
+    if model["dtype"] not in DTYPES:
+        raise UserError(f"model.dtype={model['dtype']} is not supported; choose from {', '.join(DTYPES)}")
+    device = resolve_device(model["device"])
+    weights = model.get("weights", "pretrained")
+    if weights == "random":
+        return random_checkpoint(model, device)
+    if weights != "pretrained":
+        raise UserError(f"model.weights={weights} is not supported; choose pretrained or random")
+    from_hub = model["source"] == "hub" and not model.get("path")
+    folder = _hub_folder(model) if from_hub else _local_folder(model)
+    config = _read_json(folder / "config.json", folder)
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(
+            f"{folder}: the model family '{family}' is not supported; "
+            f"take a model of {', '.join(FAMILIES.values())}"
+        )
+    if config.get("quantization_config"):
+        raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")
+    name = model["name"] or (model["id"] if from_hub else folder.resolve().name)
+    return Checkpoint(
+        name,
+        folder,
+        family,
+        _weight_files(folder),
+        model["dtype"],
+        device,
+        offload=model.get("offload", "auto"),
+        norm_spread=_checked_spread(model.get("norm_spread", 0.0)),
+        norm_spread_seed=model.get("norm_spread_seed", 0),
+    )
+
+
+def _checked_spread(spread: Any) -> float:
+    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread <= LARGEST_SPREAD:
+        raise UserError(f"model.norm_spread={spread} is not between 0 and {LARGEST_SPREAD:g}")
+    return float(spread)
+
+
+@lru_cache(maxsize=1)  # the cells of a sweep share one model; two large ones would not fit
+def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
+    """Load or draw the weights, and load the tokenizer; raises UserError when they do not fit together."""
+    from .offload import place
+
+    if isinstance(checkpoint, RandomCheckpoint):
+        origin, tokenizer = checkpoint.tokenizer_folder, _load_tokenizer(checkpoint.tokenizer_folder)
+        model = build_random_model(checkpoint, tokenizer)
+    else:
+        origin, tokenizer = checkpoint.folder, _load_tokenizer(checkpoint.folder)
+        model = _load_weights(checkpoint)
+        if checkpoint.norm_spread:
+            spread_norms(model, checkpoint.norm_spread, checkpoint.norm_spread_seed)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{origin}: the tokenizer has {len(tokenizer)} tokens, the model "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
+    model.requires_grad_(False)
+    return LoadedModel(checkpoint, place(model.eval(), checkpoint.device, checkpoint.offload), tokenizer)
+
+
+def _load_weights(checkpoint: Checkpoint) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=getattr(torch, checkpoint.dtype),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise UserError(f"{checkpoint.folder}: the weights cannot be loaded ({_brief(error)})") from error
+    # transformers fills absent weights with random numbers and only warns.
+    if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise UserError(
+            f"{checkpoint.folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
+            "fetch the checkpoint again"
+        )
+    return model
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes cuda where there is one; raises UserError for a device that is not here."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UserError(f"model.device={device} is not supported; choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"model.device={device} is not here: torch sees {torch.cuda.device_count()} CUDA device(s); "
+            "use model.device=auto"
+        )
+    return str(device)
+
+
+def check_safetensors(path: Path) -> None:
+    """Raises UserError when a safetensors file is missing, truncated or not one; reads its header only."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; fetch the checkpoint again")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (header_length,) = struct.unpack("<Q", file.read(8))
+            if header_length > size - 8:
+                raise ValueError("shorter than its header")
+            header = json.loads(file.read(header_length))
+        end = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file; fetch it again") from error
+    if size != 8 + header_length + end:
+        raise UserError(f"{path} has {size} bytes, its header says {8 + header_length + end}; fetch it again")
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = _read_json(index, folder).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{index} lists no weights; fetch the checkpoint again")
+        files = tuple(folder / name for name in sorted(set(weight_map.values())))
+        files_to_hash = (index, *files)
+    else:
+        files = files_to_hash = (folder / "model.safetensors",)
+        if not files[0].exists():
+            raise UserError(
+                f"{folder} holds no safetensors weights (model.safetensors or its index with shards)"
+            )
+    for path in files:
+        check_safetensors(path)
+    return files_to_hash
+
+
+def _local_folder(model: dict[str, Any]) -> Path:
+    if not model["path"]:
+        raise UserError("model=local needs model.path=DIR, a folder with a checkpoint and its tokenizer")
+    folder = Path(model["path"]).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"model.path={folder} is not a folder; give the folder that holds config.json")
+    return folder
+
+
+def _hub_folder(model: dict[str, Any]) -> Path:
+    if not model["id"]:
+        raise UserError("model=hub needs model.id=ORG/NAME, for example model.id=Qwen/Qwen2.5-7B-Instruct")
+    return fetch_model(model["id"], model.get("revision"))
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{folder} has no tokenizer (one of {', '.join(TOKENIZER_FILES)}); copy it beside the weights"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception on a malformed file
+        raise UserError(
+            f"{folder}: the tokenizer cannot be loaded ({_brief(error)}); fetch it again"
+        ) from error
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{folder} has no {path.name}; give the folder of a complete checkpoint")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON; fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; fetch it again")
+    return content
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(files: tuple[Path, ...]) -> str:
+    hasher = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            # hashlib.file_digest would do, but Python 3.10 has no such function.
+            while block := file.read(1 << 22):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""The page of all results, and the README's generated parts."""

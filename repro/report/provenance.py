@@ -1,0 +1,60 @@
+"""Where the results in a folder come from: devices, commits, versions and commands, from the records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...method.errors import UserError
+from ..records import RECORD, RecordError, load_record
+from ..tables.text import commit_text, device_text
+
+PACKAGES = ("python", "torch", "triton", "transformers", "lm_eval", "numpy")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Of the records that one table is made of."""
+
+    name: str
+    records: int
+    models: list[str]
+    devices: list[str]
+    commits: list[str]
+    versions: list[str]
+    dates: str
+    hours: float
+    commands: list[str]
+
+
+def read_provenance(results: Path) -> list[Provenance]:
+    """One entry a folder of results/records. Raises UserError when a record is damaged."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted((results / "records").rglob(RECORD)):
+        try:
+            groups[path.relative_to(results / "records").parts[0]].append(load_record(path.parent))
+        except RecordError as error:
+            raise UserError(f"{error}; delete that folder, or make its table again") from error
+    return [_summary(name, records) for name, records in groups.items()]
+
+
+def _summary(name: str, records: list[dict[str, Any]]) -> Provenance:
+    days = sorted(record["utc"][:10] for record in records)
+    return Provenance(
+        name=name,
+        records=len(records),
+        models=sorted({record["model"]["name"] for record in records}),
+        devices=sorted({device_text(record) for record in records}),
+        commits=sorted({commit_text(record).strip("`") for record in records}),
+        versions=sorted({_versions(record) for record in records}),
+        dates=days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}",
+        hours=sum(sum(record["seconds"].values()) for record in records) / 3600,
+        commands=sorted({record["command"] for record in records}),
+    )
+
+
+def _versions(record: dict[str, Any]) -> str:
+    known = ((package, record["versions"].get(package)) for package in PACKAGES)
+    return ", ".join(f"{package} {version}" for package, version in known if version)

@@ -1,0 +1,118 @@
+"""The generated parts of the README: what was found, the catalogue of methods, speeds, costs.
+
+python -m wisparse.repro.report.readme          # `make readme`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..configuration import CONFIGURATION, REPOSITORY
+from ..cost.reproduction_cost import reproduction
+from ..records import write_text
+from ..tables.csv_rows import read_rows
+from ..tables.frontier import read_frontier
+from ..tables.text import NOT_MEASURED, interval_text, table_row
+from .question_summary import question_summary
+from .speed_summary import speed_summary
+
+README = REPOSITORY / "README.md"
+TABLE = REPOSITORY / "results" / "table1.csv"
+RECORDS = REPOSITORY / "results" / "records"
+FRONTIERS = {
+    "frontier": ("equal_loss", (RECORDS / "table1", RECORDS / "frontier")),
+    "frontier_long": ("equal_loss_long", (RECORDS / "frontier_long",)),
+}
+"""By block: the project's own method, and the records of its cells and of WiSparse's."""
+SHOWN_SPARSITIES = (0.5, 0.6)
+
+
+def catalogue() -> str:
+    """One line a method, from the header comment of its configuration."""
+    lines = ["| `method=` | what it is |", "|---|---|"]
+    for path in sorted((CONFIGURATION / "method").glob("*.yaml")):
+        header = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("# "):
+                break
+            header.append(line[2:].strip())
+        what = " ".join(line for line in header if not line.startswith("python "))
+        linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", what)
+        lines.append(f"| `{path.stem}` | {linked.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def findings() -> str:
+    """Average task accuracy and perplexity ratio of every method at the shown sparsities."""
+    rows = read_rows(TABLE)
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"))
+    cells = {(row["model"], row["method"], float(row["sparsity"])): row for row in rows}
+    heads = [f"{model} {sparsity:.0%}" for model in models for sparsity in SHOWN_SPARSITIES]
+    lines = [f"| | {' | '.join(heads)} |", "|---" + "|---:" * len(heads) + "|"]
+    dense = [
+        f"{float(cells[model, 'dense', 0.0]['average']):.1f}" for model in models for _ in SHOWN_SPARSITIES
+    ]
+    lines.append(f"| dense | {' | '.join(dense)} |")
+    for method in methods:
+        shown = [_shown(cells.get((model, method, s))) for model in models for s in SHOWN_SPARSITIES]
+        lines.append(f"| {method} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _shown(row: dict[str, str] | None) -> str:
+    if row is None or not row["average"]:
+        return row["status"] if row else "not measured"
+    return f"{float(row['average']):.1f} (×{float(row['perplexity_ratio']):.2f})"
+
+
+def frontier(method: str, folders: tuple[Path, ...]) -> str:
+    """A method of the project's own against WiSparse at the same bytes, at the shown sparsities."""
+    data = read_frontier(*folders)
+    lines = [
+        "| | WiSparse's budget | seeds | rise ÷ WiSparse's | average − WiSparse's | time ÷ WiSparse's |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for model in dict.fromkeys(key[0] for key in data.cells):
+        for sparsity in SHOWN_SPARSITIES:
+            found = data.comparison(model, method, sparsity)
+            if found is None:
+                lines.append(f"| {model} {sparsity:.0%} | {NOT_MEASURED} | | | | |")
+                continue
+            average = interval_text(found.average_difference, "{:+.1f}") or NOT_MEASURED
+            time = NOT_MEASURED if found.time_share is None else f"{found.time_share:.3f}"
+            share = interval_text(found.rise_share, "{:.2f}")
+            shown = [f"{model} {sparsity:.0%}", found.budget, found.seeds_text, share, average, time]
+            lines.append(table_row(shown))
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """The README with its generated blocks made anew; raises ValueError when a marker is missing."""
+    blocks: dict[str, Callable[[], str]] = {
+        "findings": findings,
+        **{name: partial(frontier, *of) for name, of in FRONTIERS.items()},
+        "questions": question_summary,
+        "catalogue": catalogue,
+        "speed": speed_summary,
+        "reproduction": reproduction,
+    }
+    for name, make in blocks.items():
+        begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"README.md lacks the markers of its block '{name}'")
+        before, after = text.split(begin, maxsplit=1)[0], text.split(end)[1]
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    """Write the README's generated blocks."""
+    write_text(README, filled(README.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Decode speed and kernel speed, measured on a model."""

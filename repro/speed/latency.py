@@ -1,0 +1,266 @@
+"""Decode speed of a model under a plan, beside the engine's dense path and transformers, in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.bench.bandwidth import read_bandwidth
+from ...kernels.decoder_weights import unpack
+from ...kernels.engine import DecodeEngine
+from ...method.apply import applied
+from ...method.errors import UserError
+from ...method.plan import SparsityPlan
+from ...method.token_policy import Protocol as TokenProtocol
+from ...method.traffic import BatchTrafficCounter, TrafficCounter
+from .speed_card import print_card
+from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode
+
+MATCHING_ROUNDS = 6
+PlanAt = Callable[[float], SparsityPlan]
+GENERATED = TokenProtocol(name="decode_only", source="generated tokens", dense_prompt=True)
+
+
+class Decoder(Protocol):
+    """What can be timed."""
+
+    def prefill(self, input_ids: Tensor) -> Tensor:
+        """(batch, length) → logits of the last token (batch, vocabulary)."""
+        ...
+
+    def step(self, token_ids: Tensor) -> Tensor:
+        """(batch,) → logits (batch, vocabulary)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeats of one decoder; seconds."""
+
+    prefill: list[float]
+    decode: list[float]
+    """Of all decoded tokens but the first, which prefill gives."""
+    steps: int
+    batch: int
+
+    @property
+    def tok_s(self) -> float:
+        """Tokens a second while decoding, over all rows; median of the repeats."""
+        return self.batch * self.steps / statistics.median(self.decode)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        rates = sorted(self.batch * self.steps / seconds for seconds in self.decode)
+        return {
+            "tok_s": self.tok_s,
+            "tok_s_lowest": rates[0],
+            "tok_s_highest": rates[-1],
+            "prefill_seconds": statistics.median(self.prefill),
+            "repeats": len(rates),
+        }
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """Accuracy alone."""
+
+    name: str
+
+    def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> None:
+        """Nothing to measure."""
+
+
+@dataclass(frozen=True)
+class DecodeLatency:
+    """Greedy decoding of `new_tokens` behind a prompt of random tokens, in `batch` rows."""
+
+    name: str
+    batch: int
+    prompt: int
+    new_tokens: int
+    repeats: int
+    baselines: Sequence[str] | None
+    """`eager` and modes of torch.compile; None: all that the device has."""
+    tune: bool
+    """Tune a GPU's launches by shape and sparsity; minutes for a new one, then found on disk."""
+    realised_tolerance: float | None
+    """How far the realised sparsity may lie from the nominal one; None: as the method's plan makes it."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 2 or self.prompt < 1 or self.repeats < 1:
+            raise UserError("latency.prompt and latency.repeats are at least 1, latency.new_tokens at least 2")
+
+    def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> dict[str, Any]:
+        """Time the plan, the engine's dense path and transformers on the same model.
+
+        `plan_at` makes the method's plan at another nominal sparsity.
+        """
+        device = next(model.parameters()).device
+        generator = torch.Generator().manual_seed(self.seed)
+        vocabulary = model.config.vocab_size
+        prompt = torch.randint(vocabulary, (self.batch, self.prompt), generator=generator).to(device)
+        bandwidth = read_bandwidth(device)
+        print_card(model, torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", bandwidth)
+        # First, while the weights lie as transformers wants them.
+        timings = dict(self._baselines(model, prompt))
+        try:
+            plan, nominal = self._matched(model, plan, plan_at, prompt)
+            engines = {"engine-dense": self._engine(model, None)}
+            if not _is_dense(plan):
+                engines["engine-sparse"] = self._engine(model, plan)
+            found, sequences = self._interleaved(engines, prompt)
+            traffic = _traffic(model, plan, sequences[list(engines)[-1]], self.prompt, BatchTrafficCounter)
+        finally:
+            unpack(model)
+        timings |= found
+        return {
+            "batch": self.batch,
+            "prompt": self.prompt,
+            "new_tokens": self.new_tokens,
+            "threads": torch.get_num_threads(),
+            "kernels": engines["engine-dense"].step.kernels,
+            "nominal_sparsity": nominal,
+            "read_bandwidth": bandwidth,
+            "traffic": traffic,
+            "byte_limit_speedup": traffic["dense_bytes_per_token"] / traffic["bytes_per_token"],
+            "timings": {name: timing.to_dict() for name, timing in timings.items()},
+            **_comparison(timings, traffic, bandwidth, self.batch),
+        }
+
+    def _engine(self, model: nn.Module, plan: SparsityPlan | None) -> DecodeEngine:
+        sparsity = 0.0 if plan is None else float(plan.provenance["sparsity"])
+        return DecodeEngine(
+            model,
+            plan,
+            batch=self.batch,
+            capacity=self.prompt + self.new_tokens,
+            tuned_for=sparsity if self.tune else None,
+        )
+
+    def _baselines(self, model: nn.Module, prompt: Tensor) -> dict[str, Timing]:
+        """Timings of transformers, once a process for one model and setting: compiling takes minutes."""
+        known = _BASELINES.setdefault(model, {})
+        setting = (self.batch, self.prompt, self.new_tokens)
+        if setting not in known:
+            names = self.baselines
+            if names is None:
+                names = (EAGER, *COMPILE_MODES[prompt.device.type])
+            timings: dict[str, Timing] = {}
+            for name in names:
+                decoder = TransformersDecode(model, name, self.prompt + self.new_tokens)
+                label = name if name == EAGER else f"torch.compile {name}"
+                timings |= self._interleaved({label: decoder}, prompt)[0]
+            known[setting] = timings
+        return known[setting]
+
+    def _matched(
+        self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt, prompt: Tensor
+    ) -> tuple[SparsityPlan, float]:
+        """The plan whose realised sparsity on what it generates is the one asked for, and its nominal one.
+
+        Of each row by itself: what the rows of a batch leave out together is less, and is what is measured.
+        """
+        if _is_dense(plan):
+            return plan, 0.0
+        wanted = nominal = float(plan.provenance["sparsity"])
+        if self.realised_tolerance is None:
+            return plan, nominal
+        for _ in range(MATCHING_ROUNDS):
+            sequences = self._engine(model, plan).generate(prompt, new_tokens=self.new_tokens)
+            realised = _traffic(model, plan, sequences, self.prompt, TrafficCounter)["realised_sparsity"]
+            if abs(realised - wanted) <= self.realised_tolerance:
+                return plan, nominal
+            nominal += wanted - realised
+            plan = plan_at(nominal)
+        raise UserError(
+            f"no nominal sparsity realises {wanted} within {self.realised_tolerance} (last {realised:.3f}); "
+            "give latency.realised_tolerance more room, or null for the plan as it is"
+        )
+
+    def _interleaved(
+        self, decoders: dict[str, Decoder], prompt: Tensor
+    ) -> tuple[dict[str, Timing], dict[str, Tensor]]:
+        """Time decoders in turn, repeat by repeat; the first round warms up and is not counted."""
+        prefill: dict[str, list[float]] = {name: [] for name in decoders}
+        decode: dict[str, list[float]] = {name: [] for name in decoders}
+        sequences: dict[str, Tensor] = {}
+        for _ in range(1 + self.repeats):
+            for name, decoder in decoders.items():
+                *found, sequences[name] = _timed_generation(decoder, prompt, self.new_tokens)
+                prefill[name].append(found[0])
+                decode[name].append(found[1])
+        timings = {
+            name: Timing(prefill[name][1:], decode[name][1:], self.new_tokens - 1, self.batch)
+            for name in decoders
+        }
+        return timings, sequences
+
+
+_BASELINES: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], dict[str, Timing]]] = WeakKeyDictionary()
+
+
+def _is_dense(plan: SparsityPlan) -> bool:
+    return not plan.rules and not plan.gate_thresholds
+
+
+def _timed_generation(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[float, float, Tensor]:
+    """Seconds of prefill and of decoding, and (batch, prompt + new) tokens."""
+    device = prompt.device
+    _wait(device)
+    started = time.perf_counter()
+    tokens = decoder.prefill(prompt).argmax(dim=-1)
+    _wait(device)
+    prefilled = time.perf_counter()
+    found = [tokens]
+    for _ in range(new_tokens - 1):
+        tokens = decoder.step(tokens).argmax(dim=-1)
+        found.append(tokens)
+    _wait(device)
+    finished = time.perf_counter()
+    return prefilled - started, finished - prefilled, torch.cat([prompt, torch.stack(found, dim=1)], dim=1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def _traffic(
+    model: nn.Module, plan: SparsityPlan, sequences: Tensor, prompt: int, counter: type[TrafficCounter]
+) -> dict[str, Any]:
+    """Realised sparsity and bytes over these sequences (batch, length), of a token or of a step of all rows."""
+    with applied(model, plan, GENERATED, counter) as session:
+        session.prompt_lengths = torch.full((sequences.shape[0],), prompt, device=sequences.device)
+        # The last token was never read; no cache, so that the pass counts as a prompt with its continuation.
+        model(input_ids=sequences[:, :-1], use_cache=False, logits_to_keep=1)
+        return session.report()
+
+
+def _comparison(
+    timings: dict[str, Timing], traffic: dict[str, Any], bandwidth: float, batch: int
+) -> dict[str, Any]:
+    """Speed-ups of the measured path over every other, and how near to the byte limit it comes."""
+    measured = timings.get("engine-sparse", timings["engine-dense"])
+    others = {name: timing for name, timing in timings.items() if timing is not measured}
+    transformers = {name: timing for name, timing in others.items() if not name.startswith("engine")}
+    best = max(transformers, key=lambda name: transformers[name].tok_s, default=None)
+    # All rows of a batch share one reading of the weights; with one row this is what a token reads.
+    reached = measured.tok_s / batch * traffic["bytes_per_token"]
+    return {
+        "tok_s": measured.tok_s,
+        "best_transformers": best,
+        "speedups": {name: measured.tok_s / timing.tok_s for name, timing in others.items()},
+        "bandwidth_reached": reached,
+        "share_of_bandwidth": reached / bandwidth,
+        "tflops_128_tokens": 128 * traffic["flops_per_token"] / 1e12,
+        "dense_tflops_128_tokens": 128 * traffic["dense_flops_per_token"] / 1e12,
+    }

@@ -1,0 +1,254 @@
+"""Decode speed as text: the Markdown that people read and the CSV that programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...method.errors import UserError
+from ..records import RECORD, RecordError, load_items, load_record
+from .cells import MeasuredCell, method_rank
+from .csv_rows import csv_text
+
+ENGINE_DENSE, COMPILED, EAGER = "engine-dense", "torch.compile", "eager"
+CSV_COLUMNS = (
+    "device", "model", "method", "sparsity", "realised_sparsity", "batch", "prompt", "new_tokens", "dtype",
+    "tok_s", "baseline", "baseline_tok_s", "speedup", "byte_limit_speedup", "bytes_per_token",
+    "dense_bytes_per_token", "bandwidth_gb_s", "share_of_bandwidth", "prefill_ms", "baseline_mode",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SpeedData:
+    """Records whose decode speed was measured."""
+
+    cells: dict[tuple[Any, ...], MeasuredCell]
+
+    def sorted_cells(self) -> list[MeasuredCell]:
+        """By device, model, batch, prompt, sparsity and method."""
+        return sorted(self.cells.values(), key=_order)
+
+
+def read_speed(folder: Path) -> SpeedData:
+    """Read every record with a measured decode speed below a folder; of several of one setting the newest.
+
+    Raises UserError when there is none or one is damaged.
+    """
+    cells: dict[tuple[Any, ...], MeasuredCell] = {}
+    try:
+        for path in sorted(folder.rglob(RECORD)):
+            record = load_record(path.parent)
+            if record.get("latency") is None:
+                continue
+            cell = MeasuredCell(record, load_items(path.parent), path.parent)
+            key = _order(cell)
+            if key not in cells or cells[key].record["utc"] < record["utc"]:
+                cells[key] = cell
+    except RecordError as error:
+        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
+    if not cells:
+        raise UserError(f"{folder} holds no record with a decode speed; run with latency=decode first")
+    return SpeedData(cells)
+
+
+def _order(cell: MeasuredCell) -> tuple[Any, ...]:
+    record = cell.record
+    return (*setting_of(record), record["sparsity"], *method_rank(record["method"]["name"]))
+
+
+def device_of(record: dict[str, Any]) -> str:
+    """The device that a record was measured on; of a CPU with its threads."""
+    model = record["model"]
+    return model["device_name"] + (f" ({model['threads']} threads)" if model["device"] == "cpu" else "")
+
+
+def baselines(latency: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What a cell is compared with: name, what exactly it was, and its timing.
+
+    `torch.compile` is the fastest of its modes that was measured.
+    """
+    timings = latency["timings"]
+    modes = {name: timing for name, timing in timings.items() if name.startswith(COMPILED)}
+    if modes:
+        fastest = max(modes, key=lambda name: modes[name]["tok_s"])
+        yield COMPILED, fastest.removeprefix(COMPILED).strip(), modes[fastest]
+    for name in (EAGER, ENGINE_DENSE):
+        if name in timings:
+            yield name, name, timings[name]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A mode of torch.compile and the tokens a second that it reached in a cell's process."""
+
+    tok_s: float
+    mode: str
+
+
+def fastest_compiled(data: SpeedData) -> dict[tuple[Any, ...], Compiled]:
+    """The fastest mode of any cell, by setting: compiling one takes minutes, so few processes time all."""
+    fastest: dict[tuple[Any, ...], Compiled] = {}
+    for cell in data.sorted_cells():
+        for name, mode, timing in baselines(cell.record["latency"]):
+            found = Compiled(timing["tok_s"], mode)
+            known = fastest.get(setting_of(cell.record))
+            if name == COMPILED and (known is None or known.tok_s < found.tok_s):
+                fastest[setting_of(cell.record)] = found
+    return fastest
+
+
+def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What a speed depends on beside the plan."""
+    model, latency = record["model"], record["latency"]
+    lengths = (latency["batch"], latency["prompt"], latency["new_tokens"])
+    return (device_of(record), model["name"], model["dtype"], *lengths)
+
+
+def speed_csv(data: SpeedData) -> str:
+    """One row a cell and baseline; sparsities as shares, rates in tokens a second."""
+    return csv_text(CSV_COLUMNS, _csv_rows(data))
+
+
+def _csv_rows(data: SpeedData) -> Iterator[dict[str, Any]]:
+    for cell in data.sorted_cells():
+        latency = cell.record["latency"]
+        for name, mode, timing in baselines(latency):
+            yield _shared_columns(cell.record) | {
+                "baseline": name,
+                "baseline_mode": mode,
+                "baseline_tok_s": f"{timing['tok_s']:.3f}",
+                "speedup": f"{latency['tok_s'] / timing['tok_s']:.4f}",
+            }
+
+
+def _shared_columns(record: dict[str, Any]) -> dict[str, Any]:
+    latency, traffic = record["latency"], record["latency"]["traffic"]
+    measured = latency["timings"].get("engine-sparse", latency["timings"][ENGINE_DENSE])
+    return {
+        "device": device_of(record),
+        "model": record["model"]["name"],
+        "method": record["method"]["name"],
+        "sparsity": record["sparsity"],
+        "realised_sparsity": f"{traffic['realised_sparsity']:.5f}",
+        "batch": latency["batch"],
+        "prompt": latency["prompt"],
+        "new_tokens": latency["new_tokens"],
+        "dtype": record["model"]["dtype"],
+        "tok_s": f"{latency['tok_s']:.3f}",
+        "byte_limit_speedup": f"{latency['byte_limit_speedup']:.4f}",
+        "bytes_per_token": f"{traffic['bytes_per_token']:.0f}",
+        "dense_bytes_per_token": f"{traffic['dense_bytes_per_token']:.0f}",
+        "bandwidth_gb_s": f"{latency['bandwidth_reached'] / 1e9:.3f}",
+        "share_of_bandwidth": f"{latency['share_of_bandwidth']:.4f}",
+        "prefill_ms": f"{1000 * measured['prefill_seconds']:.3f}",
+    }
+
+
+COLUMNS = (
+    "Model", "dtype", "Batch", "Prompt", "Sparsity", "Method", "Realised %", "tok/s dense", "tok/s sparse",
+    "± %", "Speed-up", "over torch.compile", "over eager", "Byte limit", "TFLOPs/128", "MB/token", "GB/s",
+    "of peak %", "Prefill ms", "Commit",
+)  # fmt: skip
+
+
+def speed_markdown(data: SpeedData) -> str:
+    """Speed as the paper reports it (tok/s dense, sparse, speed-up, TFLOPs for 128 tokens), and the bytes."""
+    sections, compiled = [], fastest_compiled(data)
+    for device in dict.fromkeys(device_of(cell.record) for cell in data.sorted_cells()):
+        cells = [cell for cell in data.sorted_cells() if device_of(cell.record) == device]
+        rows = [_row(cell.record, compiled.get(setting_of(cell.record))) for cell in cells]
+        table = [
+            "| " + " | ".join(COLUMNS) + " |",
+            "| --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * (len(COLUMNS) - 6),
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+        sections.append("\n".join([f"## {device}", "", *_notes([cell.record for cell in cells]), "", *table]))
+    return "\n\n".join([HEADER, *sections]) + "\n"
+
+
+HEADER = """\
+# Decode speed
+
+- tok/s dense and Speed-up: the same engine without a plan, timed in turn with the plan in one process. Over
+  torch.compile: the fastest of its measured modes, which is named, on transformers with a static cache;
+  transformers is timed once a process, before the first cell. *: timed in another process than the row.
+- ±: half of the distance between the fastest and the slowest repeat. Medians throughout; greedy decoding;
+  prefill is timed apart.
+- Byte limit: bytes of weights a dense token reads over those a sparse one reads, lm_head included: the speed-up
+  if nothing but reading weights took time. MB/token and GB/s: weights read, and how fast. Of peak: against the
+  bandwidth that a plain reduction reached in the same run.
+- TFLOPs/128: for 128 tokens, dense → sparse, two for each weight that is multiplied (the embedding is not)."""
+
+
+def _notes(records: list[dict[str, Any]]) -> list[str]:
+    def distinct(text: Callable[[dict[str, Any]], Any]) -> str:
+        return ", ".join(dict.fromkeys(str(text(record)) for record in records))
+
+    def version(package: str) -> str:
+        return f"{package} {distinct(lambda record: record['versions'][package])}"
+
+    peaks = [record["latency"]["read_bandwidth"] / 1e9 for record in records]
+    return [
+        f"- {distinct(_model_note)}.",
+        f"- {distinct(lambda record: record['latency']['new_tokens'])} new tokens, medians of "
+        f"{distinct(_repeats)} repeats; peak measured before each cell: {_range(peaks)} GB/s.",
+        f"- {version('torch')}, {version('triton')}, {version('transformers')}.",
+    ]
+
+
+def _commit(record: dict[str, Any]) -> str:
+    return (record["git"] or {}).get("commit", "unknown")
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):,.1f}", f"{max(values):,.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _repeats(record: dict[str, Any]) -> int:
+    return max(timing["repeats"] for timing in record["latency"]["timings"].values())
+
+
+def _model_note(record: dict[str, Any]) -> str:
+    weights = " with random weights" if record["model"].get("weights") == "random" else ""
+    return f"{record['model']['name']}: {record['model']['parameters'] / 1e6:,.0f} M parameters{weights}"
+
+
+def _over_compiled(latency: dict[str, Any], compiled: Compiled | None) -> str:
+    if compiled is None:
+        return "not measured"
+    own = any(timing["tok_s"] == compiled.tok_s for timing in latency["timings"].values())
+    return f"{latency['tok_s'] / compiled.tok_s:.2f}× {compiled.mode}{'' if own else ' *'}"
+
+
+def _row(record: dict[str, Any], compiled: Compiled | None) -> list[str]:
+    latency, traffic = record["latency"], record["latency"]["traffic"]
+    timings = latency["timings"]
+    dense = record["method"]["name"] == "dense"
+    measured = timings[ENGINE_DENSE] if dense else timings["engine-sparse"]
+    spread = 50 * (measured["tok_s_highest"] - measured["tok_s_lowest"]) / measured["tok_s"]
+    over = {name: f"{latency['tok_s'] / timing['tok_s']:.2f}×" for name, _, timing in baselines(latency)}
+    return [
+        record["model"]["name"],
+        record["model"]["dtype"],
+        str(latency["batch"]),
+        str(latency["prompt"]),
+        f"{100 * record['sparsity']:g} %",
+        record["method"]["name"],
+        f"{100 * traffic['realised_sparsity']:.1f}",
+        f"{timings[ENGINE_DENSE]['tok_s']:.1f}",
+        "" if dense else f"{latency['tok_s']:.1f}",
+        f"{spread:.1f}",
+        "" if dense else over[ENGINE_DENSE],
+        _over_compiled(latency, compiled),
+        over.get(EAGER, "not measured"),
+        f"{latency['byte_limit_speedup']:.2f}×",
+        f"{latency['dense_tflops_128_tokens']:.3g} → {latency['tflops_128_tokens']:.3g}",
+        f"{traffic['bytes_per_token'] / 1e6:,.1f}",
+        f"{latency['bandwidth_reached'] / 1e9:,.1f}",
+        f"{100 * latency['share_of_bandwidth']:.0f}",
+        f"{1000 * measured['prefill_seconds']:.1f}",
+        _commit(record)[:7],
+    ]

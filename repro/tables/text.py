@@ -1,0 +1,87 @@
+"""What the tables of records have in common as text: the settings above them, numbers and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .cells import TableData, search_settings
+from .paired_bootstrap import Interval
+
+NOT_MEASURED = "not measured"
+EMBEDDED_NOTE = """\
+These are the models of 8 to 11 million parameters embedded in this repository, **not 7-8B results**: they show
+how the methods compare, not what they score on large models."""
+
+
+def settings_lines(data: TableData) -> list[str]:
+    """Protocol, suite, calibration, search, device, commit, versions and chance, one line each."""
+    record = data.any_record
+    records = [cell.record for cell in data.cells.values()]
+    calibration, protocol, suite = (record[part] for part in ("calibration", "protocol", "suite"))
+    limits = {name: suite["config"].get(name) for name in ("limit", "documents") if name in suite["config"]}
+    items = {task: result["n"] for task, result in record["tasks"].items()}
+    chances = {task: f"{100 * result['chance']:.0f}" for task, result in record["tasks"].items()}
+    return [
+        f"Protocol `{protocol['name']}`, the same for every method: {protocol['description']}.",
+        f"Suite `{suite['name']}` ({joined(limits)}). Items: {joined(items)}; perplexity on "
+        f"{record['n_documents']} held-out documents, {record['n_tokens']} tokens.",
+        f"Calibration `{calibration['name']}`: {calibration['sequences']} × {calibration['length']} tokens. "
+        f"Search budget `{search_settings(record)}`. Seed {record['seed']}.",
+        f"Device: {distinct(records, device_text)}. Commit: {distinct(records, commit_text)}. "
+        f"Versions: {distinct(records, versions_text)}.",
+        f"Tasks and Average in percent; chance: {joined(chances)}. Kept: Average as a share of dense.",
+    ]
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def interval_text(found: Interval | None, pattern: str) -> str:
+    """An estimate with its bounds, each in `pattern`; empty without one."""
+    if found is None:
+        return ""
+    value, low, high = (pattern.format(number) for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def number_text(value: float | None, digits: int) -> str:
+    """Empty without a number."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def joined(values: dict[str, Any]) -> str:
+    """Name value, name value; no limit is `all`."""
+    return ", ".join(f"{name} {'all' if value is None else value}" for name, value in values.items())
+
+
+def distinct(records: list[dict[str, Any]], find: Callable[[dict[str, Any]], str]) -> str:
+    """What `find` says of the records, each once."""
+    return ", ".join(sorted({find(record) for record in records}))
+
+
+def device_text(record: dict[str, Any]) -> str:
+    """What a record was measured on."""
+    model = record["model"]
+    name = f"CPU, {model['threads']} threads" if model["device"] == "cpu" else model["device_name"]
+    return f"{name} ({model['dtype']})"
+
+
+def versions_text(record: dict[str, Any]) -> str:
+    """Of the packages that results depend on most."""
+    return f"torch {record['versions']['torch']}, transformers {record['versions']['transformers']}"
+
+
+def commit_text(record: dict[str, Any]) -> str:
+    """Of the sources that a record was made with."""
+    git = record["git"]
+    if git is None:
+        return "none (no git)"
+    return f"`{git['commit'][:10]}`" + (" with local changes" if git["dirty"] else "")
+
+
+def is_embedded(record: dict[str, Any]) -> bool:
+    """Whether a record is of a model embedded in this repository."""
+    return str(record["config"]["model"].get("path", "")).startswith("repro/embedded/models/")

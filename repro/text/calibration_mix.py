@@ -1,0 +1,113 @@
+"""Calibration text from public data sets: one, or a mix with so many sequences of each."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...method.errors import UserError
+from .calibration_text import pack
+from .data_sets import DataSource, load_split, read_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+HEADING = re.compile(r"= [^=].* =")
+"""The first line of an article in WikiText."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One data set of a mix: where it is, how a row becomes text, and how many sequences it gives."""
+
+    hub: str
+    folder: str
+    split: str
+    sequences: int
+    template: str
+    """Text of a row, its columns in braces."""
+    config: str | None = None
+    file: str | None = None
+    """One file of JSON lines in the hub's repository instead of everything."""
+    rows: int | None = None
+    """Rows read from the beginning of that file; None: all."""
+    lines: bool = False
+    """Rows are lines; a document is the lines from one first-level heading to the next."""
+
+    @property
+    def data(self) -> DataSource:
+        """Where its rows are."""
+        return DataSource(self.hub, self.config, self.folder, self.file, self.rows)
+
+    def documents(self, root: str | None, generator: random.Random) -> Iterator[str]:
+        """All documents in random order."""
+        rows = load_split(self.data, self.split, root)
+        if self.lines:
+            articles = list(_articles(self._text(row) for row in rows))
+            generator.shuffle(articles)
+            yield from articles
+        else:
+            yield from (self._text(rows[index]) for index in generator.sample(range(len(rows)), len(rows)))
+
+    def _text(self, row: dict[str, Any]) -> str:
+        try:
+            return self.template.format_map(row)
+        except KeyError as error:
+            raise UserError(
+                f"calibration: the rows of {self.hub} have no column {error}; they have {', '.join(row)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class MixedText:
+    """Sequences of `length` tokens from several data sets, their rows in turn so that any beginning is a mix.
+
+    `seed` decides which documents are taken; sequences are packed within each source, never across.
+    """
+
+    name: str
+    sources: Mapping[str, TextSource]
+    length: int
+    batch_size: int
+    seed: int
+    data_root: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sources or any(source.sequences < 1 for source in self.sources.values()):
+            raise UserError("calibration.sources needs a source, and each at least 1 sequence")
+        if self.data_root is not None:
+            self.files()
+
+    def files(self) -> list[Path]:
+        """The files of the mirror that are read; data of the hub are fetched, and there are none."""
+        return read_files([(source.data, source.split) for source in self.sources.values()], self.data_root)
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids; raises UserError when a source is missing or too short."""
+        import torch
+
+        rows: list[tuple[float, int, Tensor]] = []
+        for number, (name, source) in enumerate(self.sources.items()):
+            documents = source.documents(self.data_root, random.Random(f"{self.seed}:{name}"))
+            packed = pack(documents, tokenizer, source.sequences, self.length, f"calibration.sources.{name}")
+            rows += [((index + 0.5) / len(packed), number, row) for index, row in enumerate(packed)]
+        return torch.stack([row for *_, row in sorted(rows, key=lambda entry: entry[:2])])
+
+
+def _articles(lines: Iterator[str]) -> Iterator[str]:
+    """Lines joined into articles, without blank ones."""
+    article: list[str] = []
+    for line in lines:
+        stripped = line.strip()
+        if HEADING.fullmatch(stripped) and article:
+            yield "\n".join(article)
+            article = []
+        if stripped:
+            article.append(stripped)
+    if article:
+        yield "\n".join(article)

@@ -1,0 +1,11 @@
+// product.cu as a function of a shared library.
+#include "emulator.h"
+// after the macros of the emulator
+#include "product.cu"
+
+extern "C" void run(int blocks, const unsigned short* weight, const void* source, const float* squares,
+                    const unsigned short* gain, const float* bounds, const float* smallest,
+                    const unsigned short* bias, void* out, float* out_squares) {
+    run_clusters(blocks, CLUSTER, WARPS, sizeof(Shared),
+                 [&] { product_kernel(weight, source, squares, gain, bounds, smallest, bias, out, out_squares); });
+}
