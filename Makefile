@@ -103,7 +103,7 @@ bench: $(INSTALLED) ## pytest-benchmark: kernels by shape, dtype and sparsity, a
 prefetch: $(INSTALLED) ## fetch models and data sets once, for offline use afterwards (PROFILE=paper)
 	@$(RUN) -m wisparse.repro.prefetch $(PROFILE)
 
-readme: $(INSTALLED) ## write the README's generated parts from results/ and conf/method
+readme: $(INSTALLED) ## write the generated parts of the README and of docs/ from results/ and conf/method
 	@$(RUN) -m wisparse.repro.report.readme
 
 train-embedded: $(INSTALLED) ## train the embedded models anew into outputs/embedded-models (needs a CUDA GPU)

@@ -1,4 +1,4 @@
-"""Every question that was asked and what was found, a line each: for the README, from the questions' tables."""
+"""Every question that was asked and what was found, a line each: for results/questions/README.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def question_summary(answers: Path = ANSWERS) -> str:
         table = answers / f"{name}.csv"
         if table.exists():
             shown = [
-                f"[{question['title']}](results/questions/{name}.md)",
+                f"[{question['title']}]({name}.md)",
                 *_answer(question, read_rows(table)),
             ]
         else:

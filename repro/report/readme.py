@@ -1,4 +1,4 @@
-"""The generated parts of the README: what was found, the catalogue of methods, speeds, costs.
+"""Generated parts of the README and of the pages behind it: tables of results, the catalogue of methods.
 
 python -m wisparse.repro.report.readme          # `make readme`
 """
@@ -17,9 +17,8 @@ from ..tables.csv_rows import read_rows
 from ..tables.frontier import read_frontier
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .question_summary import question_summary
-from .speed_summary import speed_summary
+from .speed_summary import speed_by_model, speed_by_setting
 
-README = REPOSITORY / "README.md"
 TABLE = REPOSITORY / "results" / "table1.csv"
 RECORDS = REPOSITORY / "results" / "records"
 FRONTIERS = {
@@ -30,10 +29,17 @@ FRONTIERS = {
 SHOWN_SPARSITIES = (0.5, 0.6)
 
 
-def catalogue() -> str:
-    """One line a method, from the header comment of its configuration."""
+def catalogue(variants: bool) -> str:
+    """One line a method, from the header comment of its configuration: the methods, or their variants.
+
+    A variant is called like its method with something behind: `teal_uniform` is one of `teal`.
+    """
     lines = ["| `method=` | what it is |", "|---|---|"]
-    for path in sorted((CONFIGURATION / "method").glob("*.yaml")):
+    names = sorted(path.stem for path in (CONFIGURATION / "method").glob("*.yaml"))
+    for name in names:
+        if variants is not any(name.startswith(f"{other}_") for other in names):
+            continue
+        path = CONFIGURATION / "method" / f"{name}.yaml"
         header = []
         for line in path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("# "):
@@ -41,11 +47,11 @@ def catalogue() -> str:
             header.append(line[2:].strip())
         what = " ".join(line for line in header if not line.startswith("python "))
         linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", what)
-        lines.append(f"| `{path.stem}` | {linked.replace('|', chr(92) + '|')} |")
+        lines.append(f"| `{name}` | {linked.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 
-def findings() -> str:
+def accuracy() -> str:
     """Average task accuracy and perplexity ratio of every method at the shown sparsities."""
     rows = read_rows(TABLE)
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -90,28 +96,37 @@ def frontier(method: str, folders: tuple[Path, ...]) -> str:
     return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """The README with its generated blocks made anew; raises ValueError when a marker is missing."""
-    blocks: dict[str, Callable[[], str]] = {
-        "findings": findings,
-        **{name: partial(frontier, *of) for name, of in FRONTIERS.items()},
-        "questions": question_summary,
-        "catalogue": catalogue,
-        "speed": speed_summary,
-        "reproduction": reproduction,
-    }
-    for name, make in blocks.items():
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "speed": speed_by_model,
+        "accuracy": accuracy,
+        "catalogue": partial(catalogue, variants=False),
+        "variants": partial(catalogue, variants=True),
+    },
+    "docs/findings.md": {name: partial(frontier, *of) for name, of in FRONTIERS.items()},
+    "docs/speed.md": {"settings": speed_by_setting},
+    "docs/cost.md": {"reproduction": reproduction},
+    "results/questions/README.md": {"questions": question_summary},
+}
+"""The generated blocks of every page, by its path and the block's name."""
+
+
+def filled(page: str, text: str) -> str:
+    """The text of a page with its generated blocks made anew; raises ValueError when a marker is missing."""
+    for name, make in PAGES[page].items():
         begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
-            raise ValueError(f"README.md lacks the markers of its block '{name}'")
+            raise ValueError(f"{page} lacks the markers of its block '{name}'")
         before, after = text.split(begin, maxsplit=1)[0], text.split(end)[1]
         text = f"{before}{begin}\n{make()}\n{end}{after}"
     return text
 
 
 def main() -> None:
-    """Write the README's generated blocks."""
-    write_text(README, filled(README.read_text(encoding="utf-8")))
+    """Write the generated blocks of every page."""
+    for page in PAGES:
+        path = REPOSITORY / page
+        write_text(path, filled(page, path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,39 +1,103 @@
-"""The README's table of decode speed, from the records of results/speed.csv."""
+"""Tables of decode speed for the README and docs/speed.md, from the records of results/speed.csv."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..configuration import REPOSITORY
 from ..tables.cells import method_rank
-from ..tables.speed_table import ENGINE_DENSE, SpeedData, device_of, fastest_compiled, read_speed, setting_of
+from ..tables.speed_table import (
+    ENGINE_DENSE,
+    Compiled,
+    SpeedData,
+    device_of,
+    fastest_compiled,
+    read_speed,
+    setting_of,
+)
 from ..tables.text import NOT_MEASURED, table_row
 
 RECORDS = REPOSITORY / "results" / "records" / "speed"
 DEVICE, DTYPE = "NVIDIA H200", "bfloat16"
 DENSE, METHOD, SPARSITY, PROMPT = "dense", "teal_uniform", 0.5, 5
 """The methods shown at every sparsity, and the one at which everything else is, behind this short prompt."""
-HEADS = (
+MODEL_HEADS = (
+    "tok/s", "plain PyTorch, compiled", "engine, dense", "engine, 50 % sparse", "over plain PyTorch",
+    "over engine, dense", "byte limit",
+)  # fmt: skip
+SETTING_HEADS = (
     "", "sparsity", "engine, dense, tok/s", "engine, sparse",
     "over dense", "over `torch.compile`", "byte limit",
 )  # fmt: skip
 
 
-def speed_summary(data: SpeedData | None = None) -> str:
+def speed_by_model(data: SpeedData | None = None) -> str:
+    """Every model at half sparsity beside compiled PyTorch and the engine's dense path; below, a caption."""
+    data = data or read_speed(RECORDS)
+    compiled = fastest_compiled(data)
+    shown = [record for record in _measured(data) if _is_front(record)]
+    lines = [table_row(MODEL_HEADS), "|---|" + "---:|" * (len(MODEL_HEADS) - 1)]
+    for record in sorted(shown, key=_by_sparsity):
+        known = compiled.get(setting_of(record))
+        lines.append(table_row(_model_row(record, known)))
+    return "\n".join([*lines, "", *(_caption(shown) if shown else ())])
+
+
+def _is_front(record: dict[str, Any]) -> bool:
+    return _is_short(record) and (record["method"]["name"], record["sparsity"]) == (METHOD, SPARSITY)
+
+
+def _model_row(record: dict[str, Any], compiled: Compiled | None) -> list[str]:
+    latency = record["latency"]
+    dense, sparse = latency["timings"][ENGINE_DENSE]["tok_s"], latency["tok_s"]
+    return [
+        _named(record).split(",")[0],
+        NOT_MEASURED if compiled is None else f"{compiled.tok_s:.0f}",
+        f"{dense:.0f}",
+        f"{sparse:.0f}",
+        NOT_MEASURED if compiled is None else f"**{sparse / compiled.tok_s:.2f}×**",
+        f"{sparse / dense:.2f}×",
+        f"{latency['byte_limit_speedup']:.2f}×",
+    ]
+
+
+def _caption(records: list[dict[str, Any]]) -> list[str]:
+    """What the rows were measured with; a setting that differs between them is listed with all its values."""
+
+    def distinct(find: Callable[[dict[str, Any]], Any]) -> str:
+        return ", ".join(dict.fromkeys(str(find(record)) for record in records))
+
+    weights = distinct(lambda record: record["config"]["model"].get("weights", "trained"))
+    versions = ", ".join(
+        f"{name} {distinct(lambda record, name=name: record['versions'][name])}"
+        for name in ("torch", "triton", "transformers")
+    )
+    return [
+        f"*{DEVICE}, {DTYPE}, batch {distinct(lambda record: record['latency']['batch'])}, a prompt of "
+        f"{distinct(lambda record: record['latency']['prompt'])} tokens and "
+        f"{distinct(lambda record: record['latency']['new_tokens'])} new ones, greedy; {weights} weights "
+        f"of the full size; method `{METHOD}`; {versions}.*"
+    ]
+
+
+def speed_by_setting(data: SpeedData | None = None) -> str:
     """Every model by sparsity, then methods, contexts and batches at half sparsity, of one device and dtype."""
     data = data or read_speed(RECORDS)
     compiled = fastest_compiled(data)
-    records = [cell.record for cell in data.sorted_cells()]
-    records = [
-        record for record in records if device_of(record) == DEVICE and record["model"]["dtype"] == DTYPE
-    ]
+    records = _measured(data)
     first = [record for record in records if _is_short(record) and record["method"]["name"] in (DENSE, METHOD)]
     others = [record for record in records if record["sparsity"] == SPARSITY and record not in first]
-    lines = [table_row(HEADS), "|---|---:|" + "---:|" * 5]
+    lines = [table_row(SETTING_HEADS), "|---|---:|" + "---:|" * 5]
     for record in [*sorted(first, key=_by_sparsity), *sorted(others, key=_by_setting)]:
         known = compiled.get(setting_of(record))
         lines.append(table_row(_shown(record, known.tok_s if known else None)))
     return "\n".join(lines)
+
+
+def _measured(data: SpeedData) -> list[dict[str, Any]]:
+    records = [cell.record for cell in data.sorted_cells()]
+    return [record for record in records if device_of(record) == DEVICE and record["model"]["dtype"] == DTYPE]
 
 
 def _is_short(record: dict[str, Any]) -> bool:

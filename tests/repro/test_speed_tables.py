@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.figures.speed_plots import _one_way_each
-from wisparse.repro.report.speed_summary import DEVICE, speed_summary
+from wisparse.repro.report.speed_summary import DEVICE, speed_by_setting
 from wisparse.repro.speed.kernel_table import kernels_csv, renewed
 from wisparse.repro.tables.cells import MeasuredCell
 from wisparse.repro.tables.speed_table import SpeedData, read_speed, speed_markdown
@@ -68,7 +68,7 @@ def test_the_summary_holds_every_setting_against_the_fastest_mode_of_it():
         cell(0.5, 9.0, device="another"),
     ]
     cells = {number: MeasuredCell(record, {}, Path()) for number, record in enumerate(records)}
-    assert speed_summary(SpeedData(cells)).splitlines()[2:] == [
+    assert speed_by_setting(SpeedData(cells)).splitlines()[2:] == [
         "| m, teal_uniform | 40 % | 100 | 140 | 1.40× | 1.87× | 1.87× |",
         "| m, teal_uniform | 50 % | 100 | 150 | 1.50× | 2.00× | 1.87× |",
         "| m, wina | 50 % | 100 | 90 | 0.90× | 1.20× | 1.87× |",
