@@ -12,7 +12,7 @@ from ..method.rotation import orthogonal_column_bases, rotated
 from .teal import TEAL
 
 ROTATED_FOR = {"attention_input": "k", "mlp_input": "gate"}
-"""By site, the projection whose columns become orthogonal."""
+"""Projection whose columns become orthogonal, by site."""
 
 
 @dataclass(frozen=True)

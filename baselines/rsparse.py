@@ -48,7 +48,7 @@ class BudgetedRules:
     sparsity: float
     score: str
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By key, `low_rank_factors` up to the largest rank that the budget buys; made when first needed."""
+    """`low_rank_factors` up to the largest rank that the budget buys, by key; made when first needed."""
     _rules: dict[tuple[str, float], ProjectionRule] = field(default_factory=dict)
 
     def rank(self, name: str, share: float) -> int:

@@ -37,7 +37,7 @@ class TEAL(Method):
 
     @property
     def greedy_settings(self) -> GreedySettings:
-        """Of the allocation inside blocks."""
+        """Settings of the greedy allocation inside blocks."""
         return GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, late_norm_error)
 
     def rule_builder(self, calibration: Calibration) -> RuleBuilder:

@@ -1,4 +1,4 @@
-"""What a plan asks of each block, checked against the model and moved to its device."""
+"""Rules of a plan for each block, checked against the model and moved to its device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rule(Protocol):
 
 
 class Plan(Protocol):
-    """What a sparsity plan has to offer; see `SparsityPlan` for its meaning."""
+    """Interface of a sparsity plan; see `SparsityPlan` for its meaning."""
 
     shapes: dict[str, tuple[int, int]]
     rules: dict[str, Any]
@@ -44,7 +44,7 @@ class BlockRules:
     """Rules of one block; a projection that is not named keeps every channel."""
 
     rules: dict[str, Any]
-    """By projection."""
+    """Rule of each projection that is sparse, by its name."""
     gate_thresholds: Tensor | None
     """(ffn,) float32 thresholds on |silu(gate)| of a gated block."""
 

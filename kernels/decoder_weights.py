@@ -119,12 +119,12 @@ class DecoderWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the projections."""
+        """Data type of the projections."""
         return self.blocks[0].qkv.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the projections."""
+        """Data type of the projections."""
         return self.blocks[0].qkv.device
 
 

@@ -22,7 +22,7 @@ class DecodeStep(Protocol):
     """One token a row: appends to the static cache and returns what comes next."""
 
     kernels: str
-    """What executes it, for records: triton, c++ or torch."""
+    """Kind of kernels that execute it, for records: triton, c++ or torch."""
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids: (batch,). Returns logits (batch, vocabulary) float32, overwritten by the next call."""

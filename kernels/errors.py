@@ -1,4 +1,4 @@
-"""What kernels and the decode engine raise when they are handed something they cannot execute."""
+"""Errors that kernels and the decode engine raise when they are handed something they cannot execute."""
 
 from __future__ import annotations
 

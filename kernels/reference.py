@@ -1,4 +1,4 @@
-"""What every kernel must compute, in plain torch: the ground truth of tests and of evaluation.
+"""Reference in plain torch of every kernel: the ground truth of tests and of evaluation.
 
 NaN and infinity: both are always kept (no comparison with NaN is true), so that a broken activation shows in
 the output instead of being zeroed.

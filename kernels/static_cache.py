@@ -19,7 +19,7 @@ class StaticCache:
     keys: Tensor
     """(blocks, batch, kv_heads, capacity, head_dim), rotated."""
     values: Tensor
-    """As keys."""
+    """(blocks, batch, kv_heads, capacity, head_dim); not rotated."""
     length: Tensor
     """(1,) int32: slots filled, and the slot that the next token takes."""
     first: Tensor
@@ -27,7 +27,7 @@ class StaticCache:
     cosines: Tensor
     """(capacity, head_dim) float32."""
     sines: Tensor
-    """As cosines."""
+    """(capacity, head_dim) float32."""
 
     @classmethod
     def for_model(cls, model: nn.Module, shape: DecoderShape, batch: int, capacity: int) -> StaticCache:

@@ -91,7 +91,7 @@ def sparse_projections(
     rules: Mapping[str, ProjectionRule],
     sparse_positions: Tensor | None = None,
 ) -> Iterator[None]:
-    """Within the context these layers compute the tokens at `sparse_positions` sparsely.
+    """Context in which these layers compute the tokens at `sparse_positions` sparsely.
 
     (rows or 1, length) bool; None: every token. What searches run under.
     """
@@ -135,7 +135,7 @@ class SparseSession:
 
     @contextmanager
     def only_blocks(self, *blocks: int) -> Iterator[None]:
-        """Within the context every token is dense in all other blocks; without a block the model is dense."""
+        """Context in which every token is dense in all other blocks; without a block the model is dense."""
         before, self._only = self._only, blocks
         try:
             yield

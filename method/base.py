@@ -1,4 +1,4 @@
-"""What a method is: a named recipe that turns a calibration and a sparsity into a plan."""
+"""Base of all methods: a named recipe that turns a calibration and a sparsity into a plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Method(ABC):
     """A method; its fields are its configuration, `conf/method/*.yaml` documents them."""
 
     name: str
-    """As in tables and records."""
+    """Name in tables and records."""
 
     def plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         """The plan for a block sparsity: share of the block projections' weights not read, in [0, 1).

@@ -51,10 +51,10 @@ class ChannelMoments:
 
 @dataclass
 class BlockStatistics:
-    """What one block's activations look like: magnitudes at each site, and moments of up's output."""
+    """Statistics of one block's activations: magnitudes at each site, and moments of up's output."""
 
     magnitudes: dict[str, ChannelHistogram] = field(default_factory=dict)
-    """By site: attention_input, attention_output, mlp_input, mlp_hidden, gate_activation."""
+    """Histogram of each site: attention_input, attention_output, mlp_input, mlp_hidden, gate_activation."""
     up_output: ChannelMoments = field(default_factory=ChannelMoments)
 
 
@@ -70,7 +70,7 @@ class Calibration:
     search_protocol: Protocol | None = None
     """Which tokens are sparse while a method searches; None: all of them."""
     sensitivities: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    """By seed of the drawn labels and sequences, what `channel_sensitivities` found: all plans share it."""
+    """Result of `channel_sensitivities` by seed of the drawn labels and sequences; all plans share it."""
     _norms: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _statistics: list[BlockStatistics] | None = field(default=None, init=False, repr=False)
 
@@ -112,7 +112,7 @@ class Calibration:
 
     @cached_property
     def final_states(self) -> Tensor:
-        """What the dense model's head reads, (sequences, length, hidden).
+        """Input of the dense model's head, (sequences, length, hidden).
 
         Asked for before the statistics, both come from one pass; few methods have room or use for this one.
         """

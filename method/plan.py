@@ -69,9 +69,9 @@ class SparsityPlan:
     """(out, in) of every block projection of the model that the plan was made for."""
     rules: dict[str, ProjectionRule] = field(default_factory=dict)
     gate_thresholds: dict[int, Tensor] = field(default_factory=dict)
-    """By block, (ffn,) thresholds on |silu(gate)|: a dropped neuron skips a row of up and a column of down."""
+    """(ffn,) thresholds on |silu(gate)| by block: a dropped neuron skips a row of up and a column of down."""
     rotations: dict[str, Tensor] = field(default_factory=dict)
-    """By block and site (`3.mlp_input`), (hidden, hidden) orthogonal matrices that its projections' inputs are
+    """(hidden, hidden) orthogonal matrices by block and site (`3.mlp_input`), which its projections' inputs are
     multiplied with; rules then are on the rotated channels."""
     provenance: dict[str, object] = field(default_factory=dict)
     """JSON-able facts: method, sparsity, stages in seconds, evaluations, allocation, ..."""

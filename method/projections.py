@@ -32,7 +32,7 @@ SITE_OF_PROJECTION = {
 """Where a projection's input comes from; projections of one site see the same activations."""
 
 NORM_PATHS = {"attention_input": "input_layernorm", "mlp_input": "post_attention_layernorm"}
-"""By site, the norm whose output the site's projections read."""
+"""Norm whose output the site's projections read, by site."""
 
 GATE_ACTIVATION_PATH = "mlp.act_fn"
 

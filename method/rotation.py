@@ -47,7 +47,7 @@ def orthogonal_column_bases(model: PreTrainedModel, projection_of_site: Mapping[
 
 @contextmanager
 def rotated(model: PreTrainedModel, bases: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context the projections at these sites work in these bases; after it the model is as before.
+    """Context in which the projections at these sites work in these bases; after it the model is as before.
 
     bases: (hidden, hidden) orthogonal matrices by block and site. Weights are rotated in float64.
     """

@@ -1,4 +1,4 @@
-"""From a sparsity to a rule: score × mask rule, for one projection or for many candidates at once."""
+"""Rules from sparsities: score × mask rule, for one projection or for many candidates at once."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class RuleBuilder:
     alphas: Mapping[str, float]
     """Exponent α of the score of every projection, by key."""
     norm_order: int = 2
-    """Of the column norms in the score."""
+    """Order of the column norms in the score."""
     _known: dict[tuple[str, float], ProjectionRule] = field(default_factory=dict, init=False, repr=False)
 
     def histogram(self, name: str) -> ChannelHistogram:

@@ -43,7 +43,7 @@ class WiSparse(Method):
     mask: MaskRule
     """How scores become a mask; the paper's is the static threshold."""
     norm_order: int
-    """Of the column norms in the score; the paper's is 2."""
+    """Order of the column norms in the score; the paper's is 2."""
     greedy_step: float
     divergence_tokens: int
     block_tokens: int
@@ -58,12 +58,12 @@ class WiSparse(Method):
 
     @property
     def block_search_settings(self) -> BlockSearchSettings:
-        """Of stage 1."""
+        """Settings of stage 1, the search for sparsities of the blocks."""
         return BlockSearchSettings(self.allocator, self.divergence_tokens, self.batch_tokens)
 
     @property
     def greedy_settings(self) -> GreedySettings:
-        """Of stage 2."""
+        """Settings of stage 2, the greedy allocation inside blocks."""
         return GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, squared_error)
 
     def rule_builder(self, calibration: Calibration) -> RuleBuilder:

@@ -136,4 +136,4 @@ EXPLANATIONS: dict[type[BaseException], Callable[[Any], str | None]] = {
     HydraException: _composition,
     OmegaConfBaseException: _composition,
 }
-"""By kind of exception, the more special first, what to tell the user; None: look at the exception's cause."""
+"""Texts for the user by kind of exception, the more special first; None: look at the exception's cause."""

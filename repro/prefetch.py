@@ -39,7 +39,7 @@ Fetch = Callable[[], object]
 
 
 def steps(profile: Profile) -> Iterator[tuple[str, Fetch]]:
-    """What is to be fetched, each once: a name for the report and what fetches it."""
+    """Steps of fetching, each once: a name for the report and what fetches it."""
     for choice in profile.models:
         model = _configuration(f"model={choice}").model
         yield f"model {model.id}", lambda model=model: fetch_model(model.id, model.revision)

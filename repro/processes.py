@@ -29,7 +29,7 @@ Entry = TypeVar("Entry")
 Result = TypeVar("Result")
 
 LONGEST_WAIT = timedelta(days=7)
-"""For the others: a search at a paper's budget takes the main process hours."""
+"""Longest wait of the other processes: a search at a paper's budget takes the main process hours."""
 
 
 class OtherProcessError(Exception):
@@ -93,7 +93,7 @@ def wait() -> None:
 
 
 def of_main(make: Callable[[], Result]) -> Result:
-    """What the main process makes, for everyone."""
+    """Object that the main process makes, handed to every process."""
     return gather(make() if is_main() else None)[0]
 
 

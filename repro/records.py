@@ -24,7 +24,7 @@ SECTIONS = {
     "average", "perplexity", "bits_per_byte", "n_documents", "n_tokens", "plan", "seconds", "memory", "seed",
     "versions", "git", "command", "utc", "config", "items_sha256",
 }  # fmt: skip
-"""What every record has; a file without one of them is no finished record."""
+"""Sections of every record; a file without one of them is no finished record."""
 
 
 class RecordError(Exception):

@@ -1,4 +1,4 @@
-"""What each launch of a decode step takes on a GPU, beside cuBLAS and beside the device's bandwidth."""
+"""Microseconds of each launch of a decode step on a GPU, beside cuBLAS and beside the device's bandwidth."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SpeedRow:
     sparsity: float
     us: float
     backend: str
-    """What the kernel is written in, and how it starts."""
+    """Language of the kernel, and how it starts."""
     dense_us: float | None = None
     """cuBLAS through `F.linear` in a CUDA graph, weights (out, in), timed in the same run; of attention torch's
     `scaled_dot_product_attention`. None where torch has nothing of the kind."""
@@ -60,7 +60,7 @@ class SpeedRow:
 
     @property
     def speedup(self) -> float | None:
-        """Over `dense_us`."""
+        """Speed-up over `dense_us`; None where that was not measured."""
         return None if self.dense_us is None else self.dense_us / self.us
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def selection_rows(
     sparsity: float = 0.5,
     clock: Clock = graph_clock,
 ) -> Iterator[SpeedRow]:
-    """What per-token top-k adds before q, k and v and before down: the smallest score that each list keeps."""
+    """Rows of what per-token top-k adds before qkv and before down: the smallest score that each list keeps."""
     for channels, lists in ((shape.hidden, 3), (shape.ffn, 1)):
         x = torch.randn(1, channels, device=device).to(dtype)
         weights = torch.rand(lists, channels, device=device)

@@ -75,7 +75,7 @@ def openmp_runtime(library: str | Path = TORCH_LIBRARY) -> str | None:
 
 
 def cpu_facts() -> dict[str, str]:
-    """What identifies the first CPU of /proc/cpuinfo."""
+    """Facts that identify the first CPU of /proc/cpuinfo."""
     first = Path("/proc/cpuinfo").read_text().split("\n\n", maxsplit=1)[0]
     pairs = (line.partition(":")[::2] for line in first.splitlines())
     return {name.strip(): value.strip() for name, value in pairs if name.strip() in CPU_FACTS}

@@ -39,7 +39,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Kernels(Protocol):
-    """What an implementation computes, from arguments that have been checked."""
+    """Interface of an implementation, whose arguments have been checked."""
 
     name: str
 
@@ -194,7 +194,7 @@ def _check_out(out: Tensor, shape: tuple[int, int]) -> None:
 
 
 def _is_matrix(tensor: Tensor) -> bool:
-    """On the CPU, of a dtype that the kernels know, with adjacent columns."""
+    """Whether it is a matrix on the CPU, of a dtype that the kernels know, with adjacent columns."""
     if not (tensor.is_cpu and tensor.dtype in DTYPES and tensor.dim() == 2):
         return False
     return tensor.stride(1) == 1 or tensor.shape[1] == 1

@@ -56,7 +56,7 @@ def _select(x: Tensor, rule: Any | None, kept: KeptChannels) -> KeptChannels:
 
 
 def _dropped(x: Tensor, kept: KeptChannels) -> Tensor:
-    """What the selection left out, (batch, in), with zeros at the kept channels of each row."""
+    """Activation that the selection left out, (batch, in), with zeros at the kept channels of each row."""
     dense = torch.zeros_like(x)
     dense[:, kept.channels] = kept.values.T
     return x - dense

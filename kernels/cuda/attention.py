@@ -67,7 +67,7 @@ class DirectAttentionTile:
         return min(self.unroll, head_dim // VECTOR)
 
     def constants(self, group: int, head_dim: int) -> dict[str, object]:
-        """What the kernel is compiled for, of the tile."""
+        """Constants of the tile that the kernel is compiled for."""
         queries = self.queries_of(group)
         return {
             "WARPS": self.warps,
@@ -94,7 +94,7 @@ def direct_attention(
     x_out: Tensor,
     pdl: bool = False,
 ) -> None:
-    """As `triton_attention.attention`, for one row and the whole activation x_out (1, channels).
+    """`triton.attention.attention` for one row and the whole activation x_out (1, channels).
 
     Raises KernelError for what does not fit.
     """

@@ -72,7 +72,7 @@ class DirectTile:
         return blocks_of(blocks_of(channels, self.cluster), LANES) * LANES
 
     def constants(self, channels: int, row: int) -> dict[str, object]:
-        """What the kernel is compiled for, of the tile and the weight's sizes."""
+        """Constants of the tile and of the weight's sizes that the kernel is compiled for."""
         return {
             "IN": channels,
             "COLUMNS": row,
@@ -99,12 +99,12 @@ class Normed:
 
     @property
     def constants(self) -> dict[str, object]:
-        """What the kernel is compiled for."""
+        """Constants that the kernel is compiled for."""
         return {"NORM": 1, "EPSILON": f"{self.epsilon:.9e}f", "SQUARES": self.squares.numel()}
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """As the kernel takes them."""
+        """Tensors in the order in which the kernel takes them; None for those that it does not read."""
         return self.residual, self.squares, self.gain
 
 
@@ -117,12 +117,12 @@ class Given:
 
     @property
     def constants(self) -> dict[str, object]:
-        """What the kernel is compiled for."""
+        """Constants that the kernel is compiled for."""
         return {"NORM": 0, "EPSILON": "0.0f", "SQUARES": 1}
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """As the kernel takes them."""
+        """Tensors in the order in which the kernel takes them; None for those that it does not read."""
         return self.x, None, None
 
 

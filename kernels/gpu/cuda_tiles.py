@@ -18,13 +18,13 @@ TILES = {
     ),
     "down": (DirectTile(cluster=8, unroll=3),),
 }
-"""By product; the first is taken of which all thread blocks run at once. From sweeps of some hundred tiles in
+"""Tiles by product; of each the first whose thread blocks all run at once. From sweeps of some hundred tiles in
 a decode step, shapes of Llama-3.1-8B and Qwen2.5-7B, one H200."""
 SHORT_ATTENTION = DirectAttentionTile()
 """Up to LONGEST_SHORT slots: 2.3 µs at 205 of Llama-3.1-8B's shapes on one H100, behind a dependent launch; the
 larger tile takes 3.1."""
 ATTENTION = DirectAttentionTile(warps=8)
-"""Of ten within 6 % of the fastest at 2,048 and 8,192 slots there."""
+"""Tile for longer contexts: one of ten within 6 % of the fastest at 2,048 and 8,192 slots there."""
 LONGEST_DIRECT = 16384
 """Slots up to which one cluster a key-value head is taken; measured up to half of it."""
 

@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 REPLAYS = 15
 REGISTERS = 65536
-"""Of a multiprocessor."""
+"""Registers of a multiprocessor."""
 THREADS = 2048
-"""That a multiprocessor runs at once, at most."""
+"""Most threads that a multiprocessor runs at once."""
 LEAST_ON_ITS_WAY = 40 << 10
 """Bytes that a multiprocessor has to ask for ahead, to keep its share of the memory busy."""
 

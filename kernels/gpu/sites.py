@@ -1,4 +1,4 @@
-"""What one site of one block hands to the projections that read it: x itself, or lists, and a low-rank path.
+"""Sites of a block, each with what it hands to the projections that read it: x, or lists, and a low-rank path.
 
 Buffers of the same kind are shared by all blocks: launches follow each other.
 """
@@ -93,7 +93,7 @@ class Site:
     lists: ChannelLists | None
     """Lists to fill: kept channels of each projection, then dropped channels; None where all are dense."""
     rules: ListRules | None
-    """Of the lists; bounds of 0 where all are dense, None where a kernel of its own fills the lists."""
+    """Rules of the lists; bounds of 0 where all are dense, None where a kernel of its own fills the lists."""
     kept: Tensor | None
     """(lists,) int32 k of the lists by top-k."""
     projections: int
@@ -101,7 +101,7 @@ class Site:
 
     @property
     def activation(self) -> Activation:
-        """What the site's projections read."""
+        """Activation that the site's projections read."""
         return Activation(x=self.x) if self.lists is None else Activation(self.lists.of(0, self.projections))
 
     @property
@@ -118,7 +118,7 @@ class Site:
 
     @property
     def addend(self) -> Tensor | None:
-        """What the low-rank path adds to the products."""
+        """Product of the low-rank path, which is added to the others."""
         return None if self.low_rank is None else self.low_rank.addend
 
     def select(self, source: Tensor, norm: tuple[Tensor, Tensor, float] | None, pdl: bool) -> None:

@@ -222,7 +222,7 @@ class TritonDecodeStep:
     def _read_by(
         self, site: Site, squares: Tensor | None = None, gain: Tensor | None = None
     ) -> tuple[Source, Tensor, Tensor | None]:
-        """What a direct product takes: activation, bounds, and the smallest score, which is found before it."""
+        """Inputs of a direct product: activation, bounds, and the smallest score, which is found before it."""
         normed = gain is not None
         source = (
             Normed(self._residual, squares, gain, self.weights.shape.norm_epsilon) if normed else Given(site.x)
@@ -236,7 +236,7 @@ class TritonDecodeStep:
 
     @staticmethod
     def _written(site: Site, direct: DirectTile | None) -> dict[str, object]:
-        """What the kernel that computes a site's activation writes: its lists where it can, else x."""
+        """Outputs of the kernel that computes a site's activation: its lists where it can, else x."""
         if site.fused and not direct:
             return {"bounds": site.rules.bounds[0], "lists": site.lists}
         return {"x_out": site.x}

@@ -37,10 +37,10 @@ class StepTiles:
     consumer_adds_qkv: bool = False
     """Attention adds the partial sums of q, k and v itself, instead of the last program of each tile."""
     direct: dict[str, DirectTile] | None = None
-    """By product (qkv, o, gate_up, down): those that list their channels themselves, where thresholds alone
-    decide; None: those that suit the device, and the attention that does (`direct_tiles`)."""
+    """Tiles by product (qkv, o, gate_up, down) of those that list their channels themselves, if thresholds
+    alone decide; None: those that suit the device, and the attention that does (`cuda_tiles`)."""
     direct_attention: DirectAttentionTile | None = None
-    """Of the attention that takes over wherever the whole activation is written; None: `attention` always."""
+    """Tile of the attention that takes over where the whole activation is written; None: `attention` always."""
 
     def __post_init__(self) -> None:
         for kind, tiles in (("listed", self.listed), ("dense", self.dense)):
@@ -57,7 +57,7 @@ class StepTiles:
         }
 
     def attention_onto(self, cache: StaticCache, heads: int) -> Callable[..., None]:
-        """As `attention_over`, for what writes the whole activation, x_out."""
+        """Attention like `attention_over`, for what writes the whole activation, x_out."""
         if self.direct_attention is None:
             return self.attention_over(cache, heads)
         return partial(direct_attention, tile=self.direct_attention)

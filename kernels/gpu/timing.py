@@ -61,5 +61,5 @@ def cold_copies(size: int, device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Name that the device gives itself."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

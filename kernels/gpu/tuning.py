@@ -94,14 +94,14 @@ def tuning_key(
     sparsity: float | None,
     block: int,
 ) -> str:
-    """What a tile was tuned for; sparsity None is the dense kernel."""
+    """Key of what a tile was tuned for; sparsity None is the dense kernel."""
     kind = "dense" if sparsity is None else f"sparse {bucket_of(sparsity):g} block {block}"
     made_with = f"triton {triton.__version__}"
     return f"{launch_key(made_with, launched, dtype, device)} | batch {batch} | {kind}"
 
 
 def launch_key(made_with: str, launched: Product, dtype: torch.dtype, device: torch.device) -> str:
-    """What every key begins with: device, what the kernel is made with, product and dtype."""
+    """Beginning of every key: device, what the kernel is made with, product and dtype."""
     sizes = f"{launched.inner}x{'+'.join(map(str, launched.widths))}"
     return (
         f"{device_name(device)} | {made_with} | {launched.name} {sizes} | {str(dtype).removeprefix('torch.')}"
@@ -169,7 +169,7 @@ def _time(workload: Workload, tiles: list[Tile], times: dict[Tile, float], clock
 
 
 def _differences(one: Tile, other: Tile) -> int:
-    """In how many things two tiles differ; how channels are shared out is one thing."""
+    """Number of things in which two tiles differ; how channels are shared out is one thing."""
     things = [(one.group, one.parts, one.share) != (other.group, other.parts, other.share)]
     things += [
         getattr(one, name) != getattr(other, name) for name in ("columns", "channels", "warps", "stages")

@@ -95,7 +95,7 @@ class ChannelLists:
         )
 
     def dense(self) -> Tensor:
-        """What the lists stand for: (projections, batch, channels) float32 with zeros at dropped channels."""
+        """Activations behind the lists: (projections, batch, channels) float32, zeros at dropped channels."""
         places = torch.arange(self.block, device=self.index.device)
         kept = (places < self.counts[..., None]).flatten(1)
         full = torch.zeros(*self.values.shape[:2], self.channels, device=self.index.device)

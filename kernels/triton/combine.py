@@ -48,7 +48,7 @@ def finish_alone(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr,
     PADDED_HEAD: tl.constexpr, COMPACT: tl.constexpr,
 ):  # fmt: skip
-    """What one program found of the whole context of the only row: sums (QUERIES,), weighted values."""
+    """Finish what one program found of the whole context of the only row: sums (QUERIES,), weighted values."""
     WIDTH: tl.constexpr = QUERIES * PADDED_HEAD
     query = tl.arange(0, WIDTH) // PADDED_HEAD
     d = tl.arange(0, WIDTH) % PADDED_HEAD

@@ -1,4 +1,4 @@
-"""What becomes of a product: the program that arrives last at a column tile adds the tile's partial sums.
+"""End of a product: the program that arrives last at a column tile adds the tile's partial sums.
 
 Partial sums are added in the order of the splits whoever arrives last, so results are bitwise the same from run
 to run. The counter of a tile is back at 0 when its last program ends.

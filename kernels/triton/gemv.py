@@ -120,7 +120,7 @@ def tiles_of(columns: Columns, tile: Tile) -> int:
 
 @dataclass(frozen=True)
 class Activation:
-    """What a product reads: lists of kept channels, or x (batch, channels) in the weight's dtype."""
+    """Input of a product: lists of kept channels, or x (batch, channels) in the weight's dtype."""
 
     lists: ChannelLists | None = None
     x: Tensor | None = None

@@ -75,21 +75,21 @@ class Workspace:
         self._frozen = False
 
     def partials(self, size: int) -> torch.Tensor:
-        """At least `size` float32, of any content."""
+        """Buffer of at least `size` float32, of any content."""
         if size > self._partials.numel():
             self._check_not_frozen()
             self._partials = torch.empty(size, device=self._device)
         return self._partials
 
     def counters(self, size: int) -> torch.Tensor:
-        """At least `size` int32 counters at 0; every kernel leaves them at 0."""
+        """Buffer of at least `size` int32 counters at 0; every kernel leaves them at 0."""
         if size > self._counters.numel():
             self._check_not_frozen()
             self._counters = torch.zeros(size, dtype=torch.int32, device=self._device)
         return self._counters
 
     def freeze(self) -> None:
-        """From now on the addresses stay: a CUDA graph holds them."""
+        """Keep the addresses from now on: a CUDA graph holds them."""
         self._frozen = True
 
     def _check_not_frozen(self) -> None:

@@ -116,7 +116,7 @@ def short_attention(
     x_out: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """As `triton_attention.attention`, for one row, with one list block a query head; no scratch is needed.
+    """`triton.attention.attention` for one row, with one list block a query head; no scratch is needed.
 
     Raises KernelError for what does not fit.
     """

@@ -13,7 +13,7 @@ from ..logits import tokens_at_once
 from ..projections import decoder_blocks
 
 LogitLoss = Callable[[Tensor, slice], Tensor]
-"""What is sent back: a scalar from float32 logits (tokens, vocabulary) and the slice of all tokens they are."""
+"""Loss that is sent back: a scalar from float32 logits (tokens, vocabulary) and their slice of all tokens."""
 
 
 def backward_through_blocks(

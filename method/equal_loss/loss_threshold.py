@@ -15,7 +15,7 @@ from ..projections import SITE_OF_PROJECTION, split_key
 SMALLEST_SENSITIVITY = 1e-30
 """So that a channel that nothing depends on has a finite, if huge, threshold."""
 LOSS_ROUNDS = 13
-"""Of `narrowed`: as fine as forty bisections, in a third of the steps."""
+"""Rounds of `narrowed`: as fine as forty bisections, in a third of the steps."""
 LARGEST_OCTAVES = 100.0
 """Octaves around 0 that the threshold on the loss is searched in."""
 

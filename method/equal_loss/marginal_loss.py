@@ -1,4 +1,4 @@
-"""What one more dropped weight costs a model that is sparse already, measured by one backward pass.
+"""Cost of one more dropped weight to a model that is sparse already, measured by one backward pass.
 
 Channels that are dropped together do not cost the sum of what each costs alone. At the sparse model the
 divergence from the dense one has a gradient G at every projection's input; dropping channel i of one more token
@@ -32,7 +32,7 @@ FEWEST_NEAR = 50
 
 @dataclass(frozen=True)
 class MarginalLosses:
-    """What dropping more of each projection's input costs, as measured on some sequences.
+    """Costs of dropping more of each projection's input, as measured on some sequences.
 
     Projections lie side by side, those of fewer channels filled up with channels that are never near their
     thresholds.
@@ -77,7 +77,7 @@ def marginal_losses(
     sensitivities: Mapping[str, Tensor],
     which: slice,
 ) -> MarginalLosses:
-    """What dropping more costs at the thresholds (in,) of each projection, by key.
+    """Costs of dropping more at the thresholds (in,) of each projection, by key.
 
     Measured on these sequences of the calibration text, over the activations close to their threshold, dropped
     or not. Where it is below another projection's, weights are better dropped here. Negative where dropping

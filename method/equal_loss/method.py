@@ -41,7 +41,7 @@ class EqualLoss(Method):
     correction_bound: float
     """Largest ratio of a projection to all weights, and of a channel to its projection; least: its inverse."""
     seed: int
-    """Of the labels that gradients are drawn for."""
+    """Seed of the labels that gradients are drawn for."""
 
     def __post_init__(self) -> None:
         at_least_1 = self.sensitivity_sequences, self.correction_sequences, self.correction_bound
@@ -82,7 +82,7 @@ class EqualLoss(Method):
         return SparsityPlan(calibration.shapes, rules, provenance=provenance)
 
     def _factors(self, losses: MarginalLosses, calibration: Calibration) -> dict[str, Tensor]:
-        """What one round multiplies the corrections by, (in,) by key.
+        """Factors of one round on the corrections, (in,) by key.
 
         Projection against all weights, then channel against projection, each within the bound.
         """

@@ -20,10 +20,10 @@ Found = tuple[list[float], list[float]]
 
 
 class BlockAllocator(Protocol):
-    """What finds sparsities of blocks under a fixed mean."""
+    """Interface of what finds sparsities of blocks under a fixed mean."""
 
     name: str
-    """As in tables and records."""
+    """Name in tables and records."""
     step: float
     minimum: float
     maximum: float
@@ -48,7 +48,7 @@ class UniformBlocks:
 
 @dataclass(frozen=True)
 class GreedyBlocks:
-    """From the lowest sparsity everywhere, a step at a time where the divergence grows least (TEAL's rule)."""
+    """Greedy steps from the lowest sparsity, each where the divergence grows least (TEAL's rule)."""
 
     step: float
     minimum: float

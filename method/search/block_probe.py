@@ -40,7 +40,7 @@ class BlockProbe:
     hidden: Tensor
     """(rows, length, hidden) dense input."""
     keywords: dict[str, Any]
-    """What the model passes to the block besides: rotary embeddings, mask."""
+    """Keyword arguments that the model passes to the block: rotary embeddings, mask."""
     output: Tensor
     """(rows, length, hidden) dense output."""
     batch_tokens: int

@@ -92,7 +92,7 @@ class OutputDivergence:
 
 
 def shared_steps(choices: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What candidates (candidates, blocks) have to compute in each block, what they share counted once.
+    """Steps that candidates (candidates, blocks) have to compute in each block, those they share counted once.
 
     Returns for each block (2, states): which state before the block each state behind it comes from, and its
     choice; and (candidates,) the last state of each candidate.

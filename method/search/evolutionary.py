@@ -30,7 +30,7 @@ class EvolutionarySearch:
     elitism: bool = False
     """Whether the parent competes with its offspring; the paper's does not."""
     name: str = "evolutionary"
-    """As in tables and records."""
+    """Name in tables and records."""
 
     def mutate(self, parent: Sequence[int], target: float, generator: random.Random) -> list[int]:
         """One offspring of `parent`, both in steps away from the target by block, with sum zero.

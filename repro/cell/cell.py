@@ -155,7 +155,7 @@ def measure(cell: Cell) -> dict[str, Any]:
 
 
 def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
-    """What a table says of a cell that its method cannot reach."""
+    """Note in a table on a cell that its method cannot reach."""
     return {
         "schema": SCHEMA,
         "cell": {"name": cell.name, "key": cell.key},

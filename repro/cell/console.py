@@ -1,4 +1,4 @@
-"""What a person sees of a record: one table on the console."""
+"""Table on the console: what a person sees of a record."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class CellJob:
 
 
 def prepare_process() -> None:
-    """What a process needs before its first cell, whoever started it."""
+    """Prepare a process for its first cell, whoever started it."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
     log.setLevel(logging.INFO)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it

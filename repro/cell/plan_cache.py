@@ -26,7 +26,7 @@ class CachedPlan:
     plan: SparsityPlan
     key: str
     sha256: str
-    """Of the plan's content without its provenance, which holds timings."""
+    """SHA-256 of the plan's content without its provenance, which holds timings."""
     from_cache: bool
 
 

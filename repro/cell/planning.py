@@ -28,7 +28,7 @@ PLAN_SOURCES = ("method", "baselines", "kernels/reference.py")
 
 @dataclass(frozen=True, eq=False)
 class Planner:
-    """What a cell's plans are made from."""
+    """Maker of a cell's plans."""
 
     config: DictConfig
     method: Method
@@ -86,7 +86,7 @@ def _calibration(loaded: LoadedModel, text: _CalibrationText, search_protocol: P
 
 
 def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
-    """What of a checkpoint determines results."""
+    """Parts of a checkpoint's configuration that determine results."""
     device = checkpoint.device.partition(":")[0]
     return {"fingerprint": checkpoint.fingerprint, "dtype": checkpoint.dtype, "device": device}
 

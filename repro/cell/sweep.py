@@ -1,4 +1,4 @@
-"""What became of the cells of one command, of which there is one without -m."""
+"""Outcomes of the cells of one command, of which there is one without -m."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome
 
 
 class Announcement(Callback):
-    """What Hydra is about to start: it builds this and tells it, in the process that was started by hand."""
+    """Note of what Hydra is about to start: it builds this and tells it, in the process started by hand."""
 
     latest: ClassVar[Announcement | None] = None
 
@@ -60,7 +60,7 @@ class Announcement(Callback):
                 SlurmJob(self._slurm_folder / name, job_id=name).wait()
 
     def why_no_outcome(self) -> str:
-        """What is known of a job that did not say how it ended."""
+        """Reason, as far as it is known, why a job did not say how it ended."""
         known = f"; its log is in {self._slurm_folder}" if self._in_slurm else ""
         return f"its job ended without a result: killed, or out of time or memory{known}"
 

@@ -1,1 +1,1 @@
-"""What the papers print, held against what was measured."""
+"""Claims of the papers, held against what was measured."""

@@ -19,10 +19,10 @@ from .printed_rows import contradictions, printed_kept, printed_lead, row_averag
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found; texts are empty where there is nothing to say."""
+    """Result of a check; texts are empty where there is nothing to say."""
 
     contradiction: str = ""
-    """What the paper's own numbers say against the claim."""
+    """Contradiction of the claim by the paper's own numbers."""
     recomputed: str = ""
     """The printed number from the paper's other numbers."""
     measured: str = ""
@@ -149,7 +149,7 @@ def check_speedup(claim: Claim, claims: Claims, evidence: Evidence) -> Finding:
 
 
 def _same_number_elsewhere(claim: Claim, claims: Claims) -> str:
-    """Of which other model the paper prints this very number."""
+    """Sentence on another model of which the paper prints this very number; empty where there is none."""
     owners = [
         other.model
         for other in claims
@@ -199,7 +199,7 @@ def check_tflops(claim: Claim, claims: Claims, evidence: Evidence) -> Finding:
 
 
 def check_unmeasured(claim: Claim, claims: Claims, evidence: Evidence) -> Finding:
-    """What no command here can measure; the file says why."""
+    """Check of a claim that no command here can measure; the file says why."""
     embedded = ""
     if claim.kind == "average":
         embedded = _embedded_kept(claim, evidence)

@@ -1,4 +1,4 @@
-"""What claims are held against: records at full size, and the tables of the embedded models."""
+"""Evidence that claims are held against: records at full size, and the tables of the embedded models."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Evidence:
         ]
 
     def embedded_rows(self, table: str, method: str, sparsity: float) -> dict[str, Row]:
-        """By embedded model: its measured row of table1.csv or table2.csv."""
+        """Measured row of table1.csv or table2.csv, by embedded model."""
         return {
             row["model"]: row
             for row in self.table(table)

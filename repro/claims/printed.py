@@ -1,4 +1,4 @@
-"""What the papers print, as claims: read from conf/claims, one file a paper."""
+"""Claims of the papers, read from conf/claims, one file a paper."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Claim:
     kind: str
     sentence: str
     printed: dict[str, float]
-    """By name: a task, `average`, `perplexity`, `tok_s`, `speedup`, ...; accuracies in percent."""
+    """Numbers by name: a task, `average`, `perplexity`, `tok_s`, `speedup`, ...; accuracies in percent."""
     models: tuple[str, ...]
     """Several where the paper gives the best of its models; none where it names no model."""
     method: str
     sparsity: float
-    """As a share."""
+    """Sparsity as a share."""
     section: dict[str, Any]
     """The settings that it shares with others: suite, requirements, tolerance, device, reason, ..."""
     own: dict[str, Any]
@@ -43,7 +43,7 @@ class Claim:
 
     @property
     def command(self) -> str:
-        """What would measure it; empty where nothing here does."""
+        """Command that would measure it; empty where nothing here does."""
         methods = self.method if self.method == "dense" else f"dense,{self.method}"
         pattern = self.section.get("command", "")
         return pattern.format(model=",".join(self.models), methods=methods, share=f"{self.sparsity:g}")
@@ -56,7 +56,7 @@ class Claims:
     all: tuple[Claim, ...]
 
     def __iter__(self) -> Iterator[Claim]:
-        """In order."""
+        """Claims in the order of the papers."""
         return iter(self.all)
 
     def row(self, paper: str, section: str, model: str, method: str, sparsity: float) -> Claim:

@@ -1,4 +1,4 @@
-"""What the printed numbers say of each other: averages, multiples of one item, exchanged columns."""
+"""Checks of printed numbers against each other: averages, multiples of one item, exchanged columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def row_average(claim: Claim) -> float:
 
 
 def contradictions(claim: Claim, claims: Claims) -> list[str]:
-    """What of a printed row of scores cannot be; `rounding` (points) is granted."""
+    """Contradictions in a printed row of scores; `rounding` (points) is granted."""
     found = [_wrong_average(claim), *_impossible_shares(claim), _exchanged_columns(claim, claims)]
     return [text for text in found if text]
 

@@ -39,7 +39,7 @@ class Verified:
 
     @property
     def verdict(self) -> str:
-        """What the paper's own numbers rule out comes first; the measurement is shown beside it."""
+        """Verdict; one from the paper's own numbers comes first, with the measurement shown beside it."""
         if self.finding.contradiction:
             return INCONSISTENT
         if self.finding.agrees is None:
@@ -56,12 +56,12 @@ class Verified:
 
     @property
     def command(self) -> str:
-        """What would measure it; empty where it is measured or nothing here does."""
+        """Command that would measure it; empty where it is measured or nothing here does."""
         possible = self.finding.agrees is None and not self.finding.obstacle.startswith("there is no")
         return self.claim.command if possible else ""
 
     def row(self) -> dict[str, str]:
-        """As in claims.csv."""
+        """Row of claims.csv."""
         claim, finding = self.claim, self.finding
         values = (
             claim.id, claim.paper, claim.sentence, claim.kind, self.printed, finding.recomputed,
@@ -146,7 +146,7 @@ def _paper(paper: str, verified: list[Verified]) -> str:
 
 
 def _commands(verified: list[Verified]) -> list[str]:
-    """What would measure a paper's claims, once for all that differ in model, method and sparsity alone."""
+    """Commands that would measure a paper's claims, one for all that differ in model, method, sparsity."""
     patterns = dict.fromkeys(entry.claim.section["command"] for entry in verified if entry.command)
     if not patterns:
         return []
@@ -160,7 +160,7 @@ def _commands(verified: list[Verified]) -> list[str]:
 
 
 def keeping_command(experiment: str) -> str:
-    """What puts an experiment's records where claims are looked up, and its table beside them."""
+    """Command that puts an experiment's records where claims are looked up, and its table beside them."""
     name = experiment.removeprefix("paper_")
     table = "table2" if name == "table2" else "table1"
     return (

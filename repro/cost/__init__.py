@@ -1,1 +1,1 @@
-"""What plans, cells and whole reproductions cost."""
+"""Costs of plans, cells and whole reproductions."""

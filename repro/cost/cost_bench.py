@@ -1,4 +1,4 @@
-"""What stages are measured on, and what comes out: seconds and device memory of so many evaluations."""
+"""Bench that stages are measured on: seconds and device memory of so many evaluations."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Measurement:
 
     stage: str
     unit: str
-    """What one evaluation is."""
+    """Unit of one evaluation: a sequence, a candidate, a block, ..."""
     tokens: int
     """Tokens of one evaluation."""
     measured: int
     """Evaluations measured."""
     seconds: float
-    """Of these evaluations."""
+    """Seconds of these evaluations."""
     total: int | None
     """Evaluations of a whole run at the budget, at most; None: a rate, that of evaluation."""
     setup_seconds: float = 0.0

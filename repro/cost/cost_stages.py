@@ -1,4 +1,4 @@
-"""What is measured of each stage that makes or uses a plan: the real code, on some of its evaluations."""
+"""Measurements of each stage that makes or uses a plan: the real code, on some of its evaluations."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from ..evaluation.language_model import reproducible_attention
 from .cost_bench import Bench, Measurement, Watch
 
 ROWS, LENGTH = 8, 512
-"""Of an evaluation's batch: 4096 tokens to score, 8 prompts to continue, as conf/suite/paper.yaml has it."""
+"""Shape of an evaluation's batch: 4096 tokens to score, 8 prompts to continue, as in conf/suite/paper.yaml."""
 SHARE_EVALUATIONS = 16
 MORE_EVALUATIONS = 8
-"""Of the evolutionary search on more tokens than configured, whose memory is what is asked for."""
+"""Evaluations of the evolutionary search on more tokens than configured, whose memory is what is asked for."""
 EVERY_TOKEN = Protocol(name="all", source="cost of masks at its highest")
 
 Stage = Callable[[Bench, Any], list[Measurement]]
@@ -237,7 +237,7 @@ STAGES: dict[str, Stage] = {
         shares,
     )
 }  # fmt: skip
-"""By name in conf/search_cost.yaml."""
+"""Stages that can be measured, by their names in conf/search_cost.yaml."""
 
 
 def _whole(stage: str, unit: str, tokens: int, count: int, watch: Watch) -> Measurement:

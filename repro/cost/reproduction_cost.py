@@ -1,4 +1,4 @@
-"""What reproducing the tables at 7-8B costs on 1, 8 and 64 GPUs, from measured rates: a part of the README."""
+"""Cost of reproducing the tables at 7-8B on 1, 8 and 64 GPUs, from measured rates: a part of docs/cost.md."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ GPUS = (1, 8, 64)
 SUITE_TOKENS = REPOSITORY / "results" / "suite-tokens.csv"
 BYTES_A_WEIGHT = 2
 SPARSITY = 0.5
-"""At which plans were measured; what they cost hardly depends on it."""
+"""Sparsity at which plans were measured; what they cost hardly depends on it."""
 SWITCHES = {"coarse": "coarse", "greedy": "fine", "alpha": "alpha_search"}
-"""By stage, the setting that leaves it out."""
+"""Setting that leaves a stage out, by stage."""
 EVALUATION = ("scoring", "generation")
 APART = ("calibration", "application", *EVALUATION)
 """Stages of conf/search_cost.yaml that are no part of making one method's plan."""
@@ -63,14 +63,14 @@ def jobs(experiment: str) -> list[Job]:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one GPU was measured to take."""
+    """Rates that were measured on one GPU."""
 
     rows: list[Row]
     tokens: list[Row]
-    """What each task reads and generates, of results/suite-tokens.csv."""
+    """Tokens that each task reads and generates, from results/suite-tokens.csv."""
 
     def minutes(self, job: Job) -> float:
-        """Of a job: calibration, plan and evaluation. Raises NotMeasuredError."""
+        """Minutes of a job: calibration, plan and evaluation. Raises NotMeasuredError."""
         return self.plan(job) + self._evaluation(job)
 
     def plan(self, job: Job) -> float:
@@ -149,7 +149,7 @@ def weight_bytes(model: str) -> float:
 
 
 def measured_rates() -> list[tuple[str, Rates]]:
-    """By device, what every GPU of results/search-cost.csv was measured to take."""
+    """Rates of every GPU of results/search-cost.csv, by device."""
     tokens = read_rows(SUITE_TOKENS)
     rows = [row for row in read_costs(TABLE.with_name(f"{TABLE.name}.csv")) if row["peak_gpu_bytes"]]
     devices = dict.fromkeys(row["device"] for row in rows)

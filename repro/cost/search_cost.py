@@ -1,4 +1,4 @@
-"""What making plans costs at full size, stage by stage.
+"""Cost of making plans at full size, stage by stage.
 
 python -m wisparse.repro.cost.search_cost model=llama3.1-8b      # settings: conf/search_cost.yaml
 

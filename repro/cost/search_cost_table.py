@@ -1,4 +1,4 @@
-"""What making plans costs, as CSV and Markdown: results/search-cost.{csv,md}.
+"""Cost of making plans as CSV and Markdown: results/search-cost.{csv,md}.
 
 python -m wisparse.repro.cost.search_cost_table FILE.csv ...     # add what another machine measured
 """

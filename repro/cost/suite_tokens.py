@@ -26,13 +26,13 @@ from .reproduction_cost import SUITE_TOKENS
 
 @dataclass
 class TaskTokens:
-    """What one task asks of a model."""
+    """Tokens that one task asks of a model."""
 
     suite: str
     task: str
     items: int
     tokenizer: str
-    """Of which model; another one needs more or fewer tokens for the same text."""
+    """Model whose tokenizer counted; another one needs more or fewer tokens for the same text."""
     read: int = 0
     """Tokens scored or read as prompts, without padding."""
     steps: int = 0
@@ -57,7 +57,7 @@ class CountingLM(SparseLM):
 
 
 def count(overrides: list[str]) -> list[TaskTokens]:
-    """What each task of the configured suite asks for, with the configured model's tokenizer."""
+    """Tokens of each task of the configured suite, with the configured model's tokenizer."""
     register_resolvers()
     with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
         config = compose("config", overrides=["suite=paper", "suite.execute_code=true", *overrides])

@@ -119,7 +119,7 @@ def expected_package_texts() -> list[str]:
 
 
 def installed_package() -> tuple[dict[str, Any], list[str]]:
-    """What the manifest says of the installed package, and its texts; the package is not imported."""
+    """Manifest entry of the installed package, and its texts; the package is not imported."""
     specification = importlib.util.find_spec(PACKAGE)
     if specification is None or specification.origin is None:
         raise UserError(f"the package {PACKAGE} is not installed; run `make setup`")

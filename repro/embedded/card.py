@@ -154,7 +154,7 @@ Spread of the column norms ‖W[:, i]‖ that weight-aware scores use (first row
 
 
 def tokenizer_note(configuration: dict) -> str:
-    """What a user of AutoTokenizer has to know."""
+    """Note for users of AutoTokenizer."""
     if configuration["model_type"] != "qwen2":
         return ""
     return (

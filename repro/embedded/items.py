@@ -82,7 +82,7 @@ def load_items(task: str) -> tuple[Item, ...]:
 
 
 def item_texts(tasks: Sequence[str] = TASKS, documents: int | None = None) -> Iterator[tuple[str, str]]:
-    """By task, every context with its right answer; then the first `documents` held-out texts (None: all)."""
+    """Every context with its right answer, by task; then the first `documents` held-out texts (None: all)."""
     for task in tasks:
         for item in load_items(task):
             answer = item["choices"][item["answer"]] if "choices" in item else item["target"]
@@ -112,7 +112,7 @@ def _pins(versions: dict[str, str]) -> str:
 
 
 def lm_eval_dataset(task: str, **_metadata: object) -> dict[str, datasets.Dataset]:
-    """What an lm-eval task configuration names as its `custom_dataset`: the items as the split `test`."""
+    """Items as the split `test`; an lm-eval task configuration names this as its `custom_dataset`."""
     return {"test": datasets.Dataset.from_list(list(load_items(task)))}
 
 

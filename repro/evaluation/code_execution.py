@@ -31,7 +31,7 @@ report, sys.argv, sys.stdout, sys.stderr = sys.stdout, [""], open("/dev/null", "
 exec(compile(program, "program", "exec"), {"__name__": "program"})
 report.write(token)
 """
-"""What the child runs: it bounds itself, then the program; only a program that comes to its end is reported."""
+"""Program of the child: it bounds itself, then runs the answer; only one that comes to its end is reported."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a 7-8B model is evaluated on: benchmarks of lm-eval with its own prompts, and WikiText-2."""
+"""Suites for a 7-8B model: benchmarks of lm-eval with its own prompts, and WikiText-2."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class HarnessSuite:
         return Evaluation(results, items)
 
     def samples(self, language_model: SparseLM, chat: bool) -> dict[str, list[dict[str, Any]]]:
-        """What lm-eval logged of each item, by task, in the order of the data."""
+        """Samples that lm-eval logged of each item, by task, in the order of the data."""
         with quiet_lm_eval():
             loaded = load_tasks(
                 self._chosen,

@@ -25,7 +25,7 @@ TASK_FOLDER = Path(__file__).with_name("paper_tasks")
 HARNESS_FOLDER = Path(lm_eval.tasks.__file__).parent
 
 TEXT_FIELDS = ("doc_to_text", "doc_to_target", "gen_prefix", "generation_kwargs", "output_type")
-"""What a task whose answers are executed takes over from lm-eval; its own scoring loads code from the hub."""
+"""Fields that a task with executed answers takes over from lm-eval; its own scoring loads code from the hub."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class HarnessTask:
     prompts: str
     """lm-eval's configuration below its folder of tasks; with `*`, several that make up one benchmark."""
     folder: str
-    """Of its data in a local mirror."""
+    """Folder of its data in a local mirror."""
     chance: float
-    """What guessing reaches."""
+    """Score that guessing reaches."""
     metric: str = "acc"
     filter: str = "none"
     """Which of lm-eval's ways to extract an answer counts."""

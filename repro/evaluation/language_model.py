@@ -22,7 +22,7 @@ from .batches import by_length, computed, padded
 from .scoring import NO_TARGET, ScoredRow, row_scores, sharing_a_pass
 
 ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
-"""What lm-eval hands over: (strings or None, context tokens, continuation tokens)."""
+"""Request of lm-eval: (strings or None, context tokens, continuation tokens)."""
 
 DEFAULT_MAX_LENGTH = 1024
 
@@ -30,7 +30,7 @@ REPRODUCIBLE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTEN
 
 
 class Session(Protocol):
-    """What a sparse session has to offer: it reads `prompt_lengths`, (batch,), in every forward pass."""
+    """Interface of a sparse session: it reads `prompt_lengths`, (batch,), in every forward pass."""
 
     prompt_lengths: torch.Tensor | None
 

@@ -58,11 +58,11 @@ class OneBlockSuite:
         return self.text.texts()
 
     def files(self) -> list[Path]:
-        """What the other suite reads."""
+        """Files that the other suite reads."""
         return getattr(self.text, "files", list)()
 
 
 def _own_sparsity(report: dict[str, Any], block: int, before: int) -> float:
-    """Of a block that was sparse for the last tokens alone: its drops over those, not over all so far."""
+    """Sparsity of a block that was sparse for the last tokens alone: its drops over those, not over all."""
     tokens = report["sparse_tokens"]
     return report["by_block"][block] * tokens / (tokens - before) if tokens > before else 0.0

@@ -1,4 +1,4 @@
-"""What a model is evaluated on: the embedded tasks, or the perplexity of a text file.
+"""Suites that a model is evaluated on: the embedded tasks, or the perplexity of a text file.
 
 A suite is built by Hydra from `conf/suite/*.yaml`; its one method is `run(model, tokenizer, session)`.
 """
@@ -49,7 +49,7 @@ class DocumentLikelihood:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one model reached on a suite.
+    """Results of one model on a suite.
 
     `average` is the mean of the tasks' values in percent; it and the likelihood's figures are None where the
     suite has no tasks or no documents. `items` holds the metric of each item of a task, most often 1.0 or 0.0,

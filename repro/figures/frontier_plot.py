@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LARGEST_RATIO = 3.0
-"""Of a perplexity to the dense one, at the top of the plot: beyond it a model is of no use."""
+"""Ratio of a perplexity to the dense one at the top of the plot: beyond it a model is of no use."""
 
 Points = dict[str, list[tuple[float, float]]]
 
@@ -52,7 +52,7 @@ def frontier_figure(rows: list[Row]) -> Figure:
 
 
 def _points(rows: list[Row], figure: str) -> Points:
-    """By method, (MB, mean over the seeds) of each sparsity by bytes; the dense point ends each."""
+    """(MB, mean over the seeds) of each sparsity by method, sorted by bytes; the dense point ends each."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row[figure]:

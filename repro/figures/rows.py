@@ -21,7 +21,7 @@ from ..tables.speed_table import ENGINE_DENSE
 
 Row = dict[str, Any]
 RANDOM = "-random"
-"""What the name of a model with random weights ends with; its sizes are the model's."""
+"""End of the name of a model with random weights; its sizes are the model's."""
 
 PAPER_MODELS = ("llama3.1-8b", "mistral-7b", "qwen2.5-7b")
 TIMED_METHODS = ("wisparse", "teal_uniform")

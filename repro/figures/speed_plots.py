@@ -96,7 +96,7 @@ def _roofline(axis: Axes, rows: list[Row]) -> None:
 
 
 def _named_once(axes: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
-    """What a legend beside all panels names, each line once."""
+    """Lines that a legend beside all panels names, each once."""
     by_name = {
         name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)
     }

@@ -1,4 +1,4 @@
-"""What a model costs that follows from its architecture in conf/model or its folder, without its weights."""
+"""Costs that follow from a model's architecture in conf/model or its folder, without its weights."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PATIENCE = 10.0
 
 @cache
 def go_offline_without_hub() -> None:
-    """As HF_HUB_OFFLINE=1 where the hub does not answer: its clients would ask again for half a minute each."""
+    """Work as with HF_HUB_OFFLINE=1 if the hub does not answer: its clients would ask half a minute each."""
     import datasets
     import huggingface_hub.constants as hub
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 MODES = ("auto", "never", "always")
 LARGEST_SHARE = 0.9
-"""Of a GPU's free memory that weights may take before they are streamed; the rest is for activations."""
+"""Share of a GPU's free memory that weights may take before they are streamed; activations have the rest."""
 
 
 def streams(weight_bytes: int, device: str, offload: str) -> bool:

@@ -31,7 +31,7 @@ class RandomCheckpoint:
     """Values of config.json, as canonical JSON."""
     seed: int
     tokenizer_folder: Path
-    """Of another model: random weights have no tokenizer of their own."""
+    """Folder of another model's tokenizer: random weights have none of their own."""
     dtype: str
     device: str
     offload: str

@@ -18,13 +18,13 @@ MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def colours(rows: list[Row]) -> dict[str, str]:
-    """By method in the table's order, dense apart: its colour; never grey, faint on any background."""
+    """Colour of each method in the table's order, dense apart; never grey, which is faint on any background."""
     methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
     return {method: COLOURS[place % (len(COLOURS) - 1)] for place, method in enumerate(methods)}
 
 
 def accuracy_plots(rows: list[Row]) -> dict[str, str]:
-    """By model: an SVG of the share of dense accuracy kept, and of perplexity over dense, against sparsity."""
+    """SVG by model: the share of dense accuracy kept, and perplexity over dense, against sparsity."""
     measured = [row for row in rows if row["status"] == "measured" and row["method"] != "dense"]
     palette = colours(rows)
     models = list(dict.fromkeys(row["model"] for row in measured))
@@ -67,7 +67,7 @@ def _lines(axis: Axes, rows: list[Row], palette: dict[str, str], column: str) ->
 
 
 def paper_figures(folder: Path) -> dict[str, str]:
-    """By title: the SVG of every figure of WiSparse's in a folder, in the page's colours."""
+    """SVG of every figure of WiSparse's in a folder, by title, in the page's colours."""
     found = {title: folder / f"{name}.svg" for name, title in TITLES.items()}
     return {
         title: inline_svg(path.read_text(encoding="utf-8")) for title, path in found.items() if path.is_file()

@@ -16,7 +16,7 @@ PACKAGES = ("python", "torch", "triton", "transformers", "lm_eval", "numpy")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Of the records that one table is made of."""
+    """Provenance of the records that one table is made of."""
 
     name: str
     records: int

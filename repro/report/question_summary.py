@@ -14,7 +14,7 @@ from ..tables.question_data import METHOD
 from ..tables.text import NOT_MEASURED, table_row
 
 MOST_ENTRIES = 12
-"""Of one line."""
+"""Most entries of one line."""
 ANSWERS = REPOSITORY / "results" / "questions"
 
 

@@ -25,7 +25,7 @@ FRONTIERS = {
     "frontier": ("equal_loss", (RECORDS / "table1", RECORDS / "frontier")),
     "frontier_long": ("equal_loss_long", (RECORDS / "frontier_long",)),
 }
-"""By block: the project's own method, and the records of its cells and of WiSparse's."""
+"""Project's own method, and the records of its cells and of WiSparse's, by block."""
 SHOWN_SPARSITIES = (0.5, 0.6)
 
 

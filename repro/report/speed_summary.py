@@ -63,7 +63,7 @@ def _model_row(record: dict[str, Any], compiled: Compiled | None) -> list[str]:
 
 
 def _caption(records: list[dict[str, Any]]) -> list[str]:
-    """What the rows were measured with; a setting that differs between them is listed with all its values."""
+    """Caption with what the rows were measured with; a setting that differs is listed with all its values."""
 
     def distinct(find: Callable[[dict[str, Any]], Any]) -> str:
         return ", ".join(dict.fromkeys(str(find(record)) for record in records))

@@ -20,10 +20,10 @@ class Column:
     form: Form = str
     bounds: bool = False
     absent: str = ""
-    """What is shown without a value: this, or what stands in the column of this name."""
+    """Text shown without a value: this, or what stands in the column of this name."""
 
     def text(self, row: Row) -> str:
-        """What is shown of a row."""
+        """Text that is shown of a row."""
         if not row[self.name]:
             return row.get(self.absent, self.absent)
         value = self.form(row[self.name])
@@ -35,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, and the CSV's own value, by which rows are sorted."""
+    """Text that is shown, and the CSV's own value, by which rows are sorted."""
 
     text: str
     value: str

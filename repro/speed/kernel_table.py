@@ -33,7 +33,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class GpuPart:
-    """What of a GPU's table is measured."""
+    """Part of a GPU's table that is measured."""
 
     tune: bool = True
     """Tiles tuned by shape, dtype and sparsity (an hour for all), or those that suit a large GPU."""

@@ -29,7 +29,7 @@ GENERATED = TokenProtocol(name="decode_only", source="generated tokens", dense_p
 
 
 class Decoder(Protocol):
-    """What can be timed."""
+    """Interface of a decoder that can be timed."""
 
     def prefill(self, input_ids: Tensor) -> Tensor:
         """(batch, length) → logits of the last token (batch, vocabulary)."""
@@ -46,7 +46,7 @@ class Timing:
 
     prefill: list[float]
     decode: list[float]
-    """Of all decoded tokens but the first, which prefill gives."""
+    """Seconds of all decoded tokens but the first, which prefill gives."""
     steps: int
     batch: int
 

@@ -48,18 +48,18 @@ class TableData:
 
     @cached_property
     def models(self) -> list[str]:
-        """In order of name."""
+        """Names of the models, sorted."""
         return sorted({model for model, _, _ in self.cells})
 
     @cached_property
     def sparsities(self) -> list[float]:
-        """Without that of the dense cells."""
+        """Sparsities in rising order, without that of the dense cells."""
         keys = (*self.cells, *self.unreachable)
         return sorted({sparsity for _, method, sparsity in keys if method != "dense"})
 
     @cached_property
     def methods(self) -> list[str]:
-        """Without dense, in the order of the table."""
+        """Names of the methods without dense, in the order of the table."""
         found = {method for _, method, _ in (*self.cells, *self.unreachable)} - {"dense"}
         return sorted(found, key=method_rank)
 
@@ -70,7 +70,7 @@ class TableData:
 
     @property
     def any_record(self) -> dict[str, Any]:
-        """For the settings that all cells share."""
+        """Record of one cell, for the settings that all cells share."""
         return next(iter(self.cells.values())).record
 
     def dense(self, model: str) -> MeasuredCell | None:

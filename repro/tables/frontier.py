@@ -17,14 +17,14 @@ from .paired_bootstrap import Interval, PairedResamples, interval
 
 REFERENCE = "wisparse"
 STEP = 0.1
-"""Between the nominal sparsities of a frontier's cells."""
+"""Distance between the nominal sparsities of a frontier's cells."""
 Key = tuple[str, str, float, int]
 """Model, method, nominal sparsity, seed."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model did on each item and document: outcomes in [0, 1] by task, nats and tokens a document."""
+    """Outcomes of a model on each item, in [0, 1] by task, and its nats and tokens on each document."""
 
     items: dict[str, NDArray[np.float64]]
     nats: NDArray[np.float64]
@@ -32,7 +32,7 @@ class Outcomes:
 
     @classmethod
     def of(cls, cell: MeasuredCell) -> Outcomes:
-        """Those of a finished cell."""
+        """Outcomes of a finished cell."""
         documents = cell.items["documents"]
         return cls(
             {task: np.asarray(found, float) for task, found in cell.items["items"].items()},
@@ -42,7 +42,7 @@ class Outcomes:
 
     @property
     def perplexity(self) -> float:
-        """Over all documents."""
+        """Perplexity over all documents."""
         return float(np.exp(self.nats.sum() / self.tokens.sum()))
 
 
@@ -85,7 +85,7 @@ class Comparison:
     sparsity: float
     seeds: tuple[int, ...]
     bridged: tuple[int, ...]
-    """Those without a cell of the method at this sparsity, compared between its cells a `STEP` away."""
+    """Seeds without a cell of the method at this sparsity, compared between its cells a `STEP` away."""
     budget: str
     """WiSparse's search budget."""
     bytes_per_token: float
@@ -216,12 +216,12 @@ def search_budget(record: dict[str, Any]) -> str:
 
 
 def search_seconds(record: dict[str, Any]) -> float:
-    """Of everything that making the plan took: calibration, search, thresholds."""
+    """Seconds of everything that making the plan took: calibration, search, thresholds."""
     return float(sum(record["plan"]["seconds_by_stage"].values()))
 
 
 def _time_share(pairs: list[tuple[MeasuredCell, MeasuredCell]]) -> float | None:
-    """Over the seeds whose two cells are of one device."""
+    """Share of time over the seeds whose two cells are of one device; None without any."""
     alike = [pair for pair in pairs if len({cell.record["model"]["device_name"] for cell in pair}) == 1]
     if not alike:
         return None

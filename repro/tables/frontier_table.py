@@ -60,7 +60,7 @@ def frontier_markdown(data: FrontierData) -> str:
 
 
 def comparisons(data: FrontierData) -> Iterable[Comparison]:
-    """Of every method but WiSparse with it, in the order of the table."""
+    """Comparisons of every method with WiSparse, in the order of the table."""
     for model, sparsity, method in data.groups:
         if method == REFERENCE:
             others = {other for of_model, _, other in data.groups if of_model == model} - {"dense", REFERENCE}

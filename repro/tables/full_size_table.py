@@ -12,7 +12,7 @@ from .csv_rows import csv_text
 from .text import NOT_MEASURED, number_text, settings_lines, table_row
 
 PARTS = ("load", "plan", "evaluation", "latency")
-"""Of a cell, in order; load is next to nothing where the cell before had the same model."""
+"""Parts of a cell, in order; load is next to nothing where the cell before had the same model."""
 HEADS = {
     "model": "Model", "method": "Method", "sparsity": "Sparsity", "realised_sparsity": "Realised",
     "items": "Items", "load_s": "Load s", "plan_s": "Plan s", "evaluation_s": "Tasks s",

@@ -38,7 +38,7 @@ ARCHIVE = ".tar.xz"
 
 
 class Cells(Protocol):
-    """What a table is made of."""
+    """Interface of what a table is made of."""
 
     cells: dict[Any, MeasuredCell]
 

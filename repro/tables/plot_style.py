@@ -1,4 +1,4 @@
-"""What all plots share: colours, markers, and how a figure is written so that it reads on light and dark."""
+"""Style of all plots: colours, markers, and how a figure is written so that it reads on light and dark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = (
 """Okabe and Ito's first, told apart without colour vision; the first four stand out on black and on white."""
 MARKERS = "osD^vP*X<>p"
 INK = "#7a7a7a"
-"""Of text and axes: a contrast of 4.3 to white and to a dark page; the report puts its own in its place."""
+"""Colour of text and axes: contrast 4.3 to white and to a dark page; the report puts its own in its place."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
 
@@ -30,7 +30,7 @@ def line_style(place: int) -> dict[str, str]:
 
 @contextmanager
 def ink(name: str) -> Iterator[None]:
-    """Within the context figures are drawn and written in INK; `name` tells their SVG's ids from others'."""
+    """Context in which figures are drawn and written in INK; `name` tells their SVG's ids from others'."""
     import matplotlib
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "legend.frameon": False}

@@ -1,4 +1,4 @@
-"""What one factor changes, as CSV, as Markdown and as a plot; the same code for every question.
+"""Table of what one factor changes, as CSV, Markdown and a plot; the same code for every question.
 
 python -m wisparse.repro.tables question --records outputs/question_alpha --output results/questions/alpha
 """
@@ -34,7 +34,7 @@ Find = Callable[[dict[str, Any]], float | None]
 PERPLEXITY: Find = lambda record: record["perplexity"]  # noqa: E731 - a name for what two functions find
 AVERAGE: Find = lambda record: record["average"]  # noqa: E731
 LARGEST_PERPLEXITY = 200.0
-"""At the top of a plot: beyond it a model is of no use."""
+"""Perplexity at the top of a plot: beyond it a model is of no use."""
 NUMBERS: dict[str, Find] = {
     "realised_sparsity": lambda record: record["realised"]["realised_sparsity"],
     "bytes_per_token": lambda record: record["realised"]["bytes_per_token"],

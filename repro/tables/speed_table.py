@@ -27,7 +27,7 @@ class SpeedData:
     cells: dict[tuple[Any, ...], MeasuredCell]
 
     def sorted_cells(self) -> list[MeasuredCell]:
-        """By device, model, batch, prompt, sparsity and method."""
+        """Cells in the order of device, model, batch, prompt, sparsity and method."""
         return sorted(self.cells.values(), key=_order)
 
 
@@ -65,7 +65,7 @@ def device_of(record: dict[str, Any]) -> str:
 
 
 def baselines(latency: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What a cell is compared with: name, what exactly it was, and its timing.
+    """Baselines that a cell is compared with: name, what exactly it was, and its timing.
 
     `torch.compile` is the fastest of its modes that was measured.
     """
@@ -100,7 +100,7 @@ def fastest_compiled(data: SpeedData) -> dict[tuple[Any, ...], Compiled]:
 
 
 def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What a speed depends on beside the plan."""
+    """Settings that a speed depends on beside the plan."""
     model, latency = record["model"], record["latency"]
     lengths = (latency["batch"], latency["prompt"], latency["new_tokens"])
     return (device_of(record), model["name"], model["dtype"], *lengths)

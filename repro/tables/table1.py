@@ -167,7 +167,7 @@ def _texts(data: TableData, columns: list[Column], key: Key) -> list[str]:
 
 
 def _best_texts(block: list[MeasuredCell], columns: list[Column]) -> list[str | None]:
-    """By column, how the best value of a block is printed: all that print alike are marked."""
+    """Text of the best value of a block, by column: all that print alike are marked."""
     best: list[str | None] = []
     for column in columns:
         merits = [(column.merit(cell), cell) for cell in block] if column.merit else []

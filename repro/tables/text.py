@@ -1,4 +1,4 @@
-"""What the tables of records have in common as text: the settings above them, numbers and rows."""
+"""Text that the tables of records have in common: the settings above them, numbers and rows."""
 
 from __future__ import annotations
 
@@ -58,24 +58,24 @@ def joined(values: dict[str, Any]) -> str:
 
 
 def distinct(records: list[dict[str, Any]], find: Callable[[dict[str, Any]], str]) -> str:
-    """What `find` says of the records, each once."""
+    """Texts that `find` gives of the records, each once."""
     return ", ".join(sorted({find(record) for record in records}))
 
 
 def device_text(record: dict[str, Any]) -> str:
-    """What a record was measured on."""
+    """Device that a record was measured on."""
     model = record["model"]
     name = f"CPU, {model['threads']} threads" if model["device"] == "cpu" else model["device_name"]
     return f"{name} ({model['dtype']})"
 
 
 def versions_text(record: dict[str, Any]) -> str:
-    """Of the packages that results depend on most."""
+    """Versions of the packages that results depend on most."""
     return f"torch {record['versions']['torch']}, transformers {record['versions']['transformers']}"
 
 
 def commit_text(record: dict[str, Any]) -> str:
-    """Of the sources that a record was made with."""
+    """Commit of the sources that a record was made with."""
     git = record["git"]
     if git is None:
         return "none (no git)"

@@ -106,7 +106,7 @@ def lm_eval_dataset(
     value: str | None = None,
     **_metadata: object,
 ) -> dict[str, datasets.Dataset]:
-    """What a task's configuration names as its `custom_dataset`: the splits by name.
+    """Splits by name; an lm-eval task's configuration names this as its `custom_dataset`.
 
     With `column`, only the rows whose `column` is `value` (the subjects of MMLU).
     """

@@ -38,7 +38,7 @@ class Overlap:
     example: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """Counts as they stand in the record."""
         return {"run_of_words": RUN, "items": self.items, "overlapping": self.overlapping}
 
 
@@ -77,7 +77,7 @@ def measure_overlap(calibration: Sequence[str], items: Iterable[tuple[str, str]]
 
 
 def apart_from(texts: Iterable[str], items: Iterable[tuple[str, str]]) -> list[str]:
-    """Those of the texts with which no item, (task, text), overlaps."""
+    """Texts with which no item, (task, text), overlaps."""
     known: dict[int, set[bytes]] = {}
     for _, text in items:
         length, runs = _item_runs(text)
