@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...method.errors import UserError
+from ...method.tokens import docstrings, pack
 from ..records import write_json
-from ..text.calibration_text import pack
 from ..text.overlap import apart_from
 from .corpus import package_sources
 from .items import item_texts
@@ -63,13 +62,6 @@ class DocstringText(InstalledPackageText):
         return pack(
             filter(None, texts), tokenizer, self.sequences, self.length, f"the docstrings of `{PACKAGE}`"
         )
-
-
-def docstrings(source: str) -> str:
-    """All docstrings of a Python file, one paragraph each."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
-    return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from ...method.calibration import Calibration
 from ...method.plan import ProjectionRule
 from ...method.projections import PROJECTIONS, decoder_blocks, key, model_projections, split_key
 from ...method.rules import RuleBuilder, StaticThreshold, final
+from ...method.tokens import pack
 from ..records import write_json, write_text
-from ..text.calibration_text import pack
 from .calibration import expected_package_texts
 from .corpus import HELD_OUT_PACKAGES, package_sources
 from .sources import package_folder

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import cpu_offload_with_hook
-from accelerate.hooks import UserCpuOffloadHook
 from transformers import PreTrainedModel
 
 from ...method.errors import UserError
 from ...method.projections import decoder_blocks
+
+if TYPE_CHECKING:
+    from accelerate.hooks import UserCpuOffloadHook
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ def stream_blocks(model: PreTrainedModel, device: torch.device) -> list[UserCpuO
 
     Outside of its pass a block's weights are ordinary tensors in main memory, which searches may read.
     """
+    from accelerate import cpu_offload_with_hook  # only here: whoever has room for a model needs no accelerate
+
     for module in (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head):
         module.to(device)
     hooks: list[UserCpuOffloadHook] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...method.errors import UserError
-from .calibration_text import pack
+from ...method.tokens import pack
 from .data_sets import DataSource, load_split, read_files
 
 if TYPE_CHECKING:

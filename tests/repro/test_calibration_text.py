@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 from wisparse.method.errors import UserError
+from wisparse.method.tokens import pack
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.embedded import calibration as calibration_text
 from wisparse.repro.embedded.calibration import InstalledPackageText, UnseenText, installed_package
 from wisparse.repro.embedded.corpus import HELD_OUT_PACKAGES
 from wisparse.repro.evaluation.suites import EmbeddedSuite
-from wisparse.repro.text.calibration_text import FileText, pack
+from wisparse.repro.text.calibration_text import FileText
 from wisparse.repro.text.overlap import measure_overlap
 
 LLAMA_MINI = REPOSITORY / "repro/embedded/models/llama-mini"

@@ -261,7 +261,7 @@ def test_reproduce_all_goes_on_after_a_failed_part_and_says_so(tmp_path):
     assert finished.returncode != 0
     assert "error: failed: reproduce-table2\n" in finished.stderr
     ran = log.read_text(encoding="utf-8")
-    order = ["experiment=table1", "experiment=table2", "experiment=figure2", "reproduce_speed", "verify_claims"]
+    order = ["experiment=table1", "experiment=table2", "experiment=figure2", "reproduce_speed", "repro.claims"]
     places = [ran.index(part) for part in [*order, "repro.report"]]
     assert places == sorted(places)
     unknown = subprocess.run([*command, "PROFILE=fast"], capture_output=True, text=True, check=False)

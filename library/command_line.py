@@ -1,0 +1,185 @@
+"""The console command `wisparse`: plans and answers of any model, and doors to the suite's own commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoint import Recipe
+
+SUITE_COMMANDS = {
+    "run": ("wisparse.repro.run", "one cell or, with -m, a sweep; takes what repro/run.py takes"),
+    "speed": ("wisparse.repro.speed.reproduce_speed", "decode and kernel speed on this machine, as tables"),
+    "table": ("wisparse.repro.tables.make", "a table from records"),
+    "report": ("wisparse.repro.report.page", "one page of all results"),
+}
+"""Commands that are another program's `main`, which reads sys.argv itself; they need the extra `suite`."""
+
+EXTRAS = {"wandb": "wandb", "matplotlib": "report", "markdown_it": "report", "jinja2": "report"}
+"""Extra that brings a package; all others come with `suite`."""
+
+MISTAKE, INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """Run the command; a mistake ends it with one line and exit code 2."""
+    if len(sys.argv) > 1 and sys.argv[1] in SUITE_COMMANDS:
+        sys.exit(_suite_command(sys.argv[1]))
+    arguments = _parser().parse_args()
+    try:
+        arguments.command(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        line = _mistake(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(MISTAKE)
+
+
+def _suite_command(name: str) -> int | None:
+    """Hand the rest of the command line over to the suite's program."""
+    module = SUITE_COMMANDS[name][0]
+    try:
+        program = importlib.import_module(module)
+        sys.argv = [f"wisparse {name}", *sys.argv[2:]]
+        return program.main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "wisparse":
+            raise
+        extra = EXTRAS.get(package, "suite")
+        install = f"pip install 'wisparse[{extra}]'"
+        print(f"error: `wisparse {name}` needs the package {package}; install it: {install}", file=sys.stderr)
+        return MISTAKE
+
+
+def _mistake(error: Exception) -> str | None:
+    """One line on what the user should do; None for an error that is not the user's."""
+    from .kernels.errors import KernelError
+    from .method.errors import UserError
+    from .method.plan import PlanError
+
+    if isinstance(error, UserError | KernelError | PlanError):
+        return " ".join(str(error).split())
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wisparse", description="Training-free activation sparsity for language models."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add(commands, "methods", _methods, "every method by name, with its paper")
+    plan = _add(commands, "plan", _plan, "make a plan for a model and save it")
+    _add_plan_options(plan)
+    plan.add_argument("--output", type=Path, required=True, help="where to: FILE.safetensors")
+    generate = _add(
+        commands, "generate", _generate, "the dense and the sparse answer to a prompt, side by side"
+    )
+    _add_plan_options(generate)
+    generate.add_argument("prompt", help="text to continue; with a chat template, a user's message")
+    generate.add_argument(
+        "--plan", type=Path, help="a saved plan, in place of --method, --sparsity, --calibration"
+    )
+    generate.add_argument("--new-tokens", type=int, default=100, help="tokens of the answer, at most (100)")
+    generate.add_argument("--tokens", default="half", help="which tokens of the prompt are sparse (half)")
+    generate.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without a chat template"
+    )
+    for name, (_, help_line) in SUITE_COMMANDS.items():
+        commands.add_parser(name, help=help_line, add_help=False)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction,
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    help_line: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help_line, description=f"{help_line[0].upper()}{help_line[1:]}.")
+    command.set_defaults(command=function)
+    return command
+
+
+def _add_plan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="folder of a checkpoint, or its name on the hub")
+    command.add_argument("--method", default="wisparse", help="see `wisparse methods` (wisparse)")
+    command.add_argument(
+        "--sparsity", type=float, default=0.5, help="share of the block weights not read (0.5)"
+    )
+    command.add_argument(
+        "--calibration", type=Path, help="UTF-8 text; by default docstrings of Python's library"
+    )
+    command.add_argument(
+        "--search", default="quick", help="budget of the searches: quick, medium or paper (quick)"
+    )
+    command.add_argument("--device", help="cuda or cpu; by default a GPU where there is one")
+    command.add_argument(
+        "--dtype", help="float32, bfloat16 or float16; by default the checkpoint's own, on a CPU float32"
+    )
+
+
+def _methods(_: argparse.Namespace) -> None:
+    from .catalogue import methods
+
+    found = methods()
+    width = max(map(len, found))
+    for name, described in found.items():
+        print(f"{name:<{width}}  {described.summary}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from .checkpoint import calibrated_plan, load
+
+    check_output(arguments.output)
+    model, tokenizer = load(arguments.model, arguments.device, arguments.dtype)
+    calibrated_plan(model, tokenizer, _recipe(arguments)).save(arguments.output)
+    print(f"written: {arguments.output}")
+
+
+def check_output(path: Path) -> None:
+    """Refuse, before any work, a path that no plan can be written to. Raises UserError."""
+    from .method.errors import UserError
+
+    if path.suffix != ".safetensors":
+        raise UserError(f"--output {path} does not end in .safetensors")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.absolute().parent}; make it first")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from .checkpoint import calibrated_plan, load
+    from .method.errors import UserError
+    from .planning import load_plan
+    from .side_by_side import Answers, Request
+
+    if arguments.new_tokens < 1:
+        raise UserError(f"--new-tokens {arguments.new_tokens} is not at least 1")
+    plan = load_plan(arguments.plan) if arguments.plan else None
+    model, tokenizer = load(arguments.model, arguments.device, arguments.dtype)
+    plan = plan or calibrated_plan(model, tokenizer, _recipe(arguments))
+    request = Request(arguments.prompt, arguments.new_tokens, arguments.tokens, arguments.raw)
+    Answers(model, tokenizer, plan, request).stream(sys.stdout)
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    from .checkpoint import Recipe
+
+    return Recipe(arguments.method, arguments.sparsity, arguments.search, arguments.calibration)
+
+
+if __name__ == "__main__":
+    main()

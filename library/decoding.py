@@ -1,0 +1,140 @@
+"""A model under a plan: `sparse` for any call of transformers, `engine` for fast decoding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .catalogue import token_policy
+from .kernels.decoder_weights import unpack
+from .kernels.engine import DecodeEngine
+from .kernels.errors import KernelError
+from .kernels.sampling import Sampler
+from .method.apply import SparseSession, applied
+from .method.plan import SparsityPlan
+from .method.token_policy import Protocol as TokenPolicy
+from .method.traffic import BatchTrafficCounter
+
+TOKENS = "half"
+"""As in `conf/config.yaml`: the later half of a prompt is sparse, as WiSparse and TEAL report accuracy with."""
+
+CAPACITY = 2048
+"""Tokens of prompt and continuation that an engine holds unless told otherwise."""
+
+GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)
+
+
+@contextmanager
+def sparse(
+    model: PreTrainedModel, plan: SparsityPlan, *, tokens: str | TokenPolicy = TOKENS
+) -> Iterator[SparseSession]:
+    """Run a model under a plan: within the context every forward pass is sparse, after it dense again.
+
+    tokens: which tokens of a prompt are sparse, a name of `conf/protocol` or a policy; generated tokens are
+    sparse under all of them. The session's `report()` has the realised sparsity and the bytes a token. Weights
+    are read in full: this is for accuracy, `engine` is for speed. Raises PlanError for a plan of another model.
+    """
+    with applied(model, plan, token_policy(tokens)) as session:
+        yield session
+
+
+class Engine:
+    """The decode engine of a model under a plan; made by `engine`."""
+
+    def __init__(
+        self, model: PreTrainedModel, plan: SparsityPlan | None, policy: TokenPolicy, decoder: DecodeEngine
+    ) -> None:
+        self._model = model
+        self._plan = plan or SparsityPlan(shapes=decoder.weights.shape.shapes())
+        self._policy = policy
+        self._decoder = decoder
+        self._sequences: Tensor | None = None
+        self._prompt = 0
+        self._seconds = 0.0
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        new_tokens: int,
+        sampler: Sampler | None = None,
+        stop_tokens: Collection[int] = (),
+        pad_token: int = 0,
+    ) -> Tensor:
+        """Continue prompts (batch, length), padded on the left, by up to `new_tokens`; greedy without a
+        sampler.
+
+        Returns (batch, length + at most new_tokens). A row that met a stop token is filled with `pad_token`.
+        Raises KernelError for what does not fit the engine.
+        """
+        started = time.perf_counter()
+        with applied(self._model, self._plan, self._policy):
+            sequences = self._decoder.generate(
+                input_ids,
+                attention_mask,
+                new_tokens=new_tokens,
+                sampler=sampler,
+                stop_tokens=stop_tokens,
+                pad_token=pad_token,
+            )
+        if sequences.device.type == "cuda":
+            torch.cuda.synchronize(sequences.device)
+        self._seconds = time.perf_counter() - started
+        self._sequences, self._prompt = sequences, input_ids.shape[1]
+        return sequences
+
+    @torch.inference_mode()
+    def report(self) -> dict[str, Any]:
+        """What the last `generate` read, counted by one more pass of the model over its sequences; JSON-able.
+
+        realised_sparsity: share of the block weights that a decode step did not read; bytes_per_token and
+        dense_bytes_per_token: weights read by a decode step of all rows; kernels: what executed it; seconds: of
+        the call, prompt included; new_tokens. Raises KernelError before the first `generate`.
+        """
+        if self._sequences is None:
+            raise KernelError("nothing was generated yet; call generate first")
+        rows, length = self._sequences.shape
+        with applied(self._model, self._plan, GENERATED, BatchTrafficCounter) as session:
+            session.prompt_lengths = torch.full((rows,), self._prompt, device=self._sequences.device)
+            self._model(input_ids=self._sequences[:, :-1], use_cache=False, logits_to_keep=1)
+            found = session.report()
+        kept = ("realised_sparsity", "bytes_per_token", "dense_bytes_per_token")
+        return {name: found[name] for name in kept} | {
+            "kernels": self._decoder.step.kernels,
+            "new_tokens": length - self._prompt,
+            "seconds": self._seconds,
+        }
+
+
+@contextmanager
+def engine(
+    model: PreTrainedModel,
+    plan: SparsityPlan | None = None,
+    *,
+    tokens: str | TokenPolicy = TOKENS,
+    batch: int = 1,
+    capacity: int | None = None,
+    tune: bool = False,
+) -> Iterator[Engine]:
+    """Decode fast under a plan: the weights of dropped channels are never read. Without a plan all is dense.
+
+    tokens: which tokens of a prompt are sparse, as for `sparse`. capacity: tokens of prompt and continuation;
+    None: as many as the model has positions for, at most CAPACITY. tune: fit a GPU's launches to the model's
+    shapes and the plan's sparsity (minutes once, then found on disk). The weights lie differently within the
+    context; after it the model is whole again. Raises KernelError for what the engine cannot execute.
+    """
+    if capacity is None:
+        capacity = min(CAPACITY, model.config.max_position_embeddings)
+    tuned_for = float(plan.provenance["sparsity"]) if tune and plan is not None else None
+    try:
+        decoder = DecodeEngine(model, plan, batch=batch, capacity=capacity, tuned_for=tuned_for)
+        yield Engine(model, plan, token_policy(tokens), decoder)
+    finally:
+        unpack(model)

@@ -1,0 +1,106 @@
+"""A plan from a model and texts: `plan`, and `load_plan` for one that was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .catalogue import make_method, token_policy
+from .method.base import Method
+from .method.calibration import Calibration
+from .method.errors import UserError
+from .method.plan import SparsityPlan
+from .method.token_policy import Protocol as TokenPolicy
+from .method.tokens import pack
+
+SEQUENCES, LENGTH = 16, 512
+"""Calibration tokens, as `conf/calibration/embedded.yaml` has them."""
+
+
+def plan(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    texts: str | Sequence[str] | Tensor,
+    *,
+    method: str | Method = "wisparse",
+    sparsity: float = 0.5,
+    search: str = "quick",
+    sequences: int = SEQUENCES,
+    length: int = LENGTH,
+    batch_size: int = 4,
+    search_tokens: str | TokenPolicy | None = None,
+    seed: int = 0,
+) -> SparsityPlan:
+    """The plan of a method for a model at a block sparsity, calibrated on texts.
+
+    texts: one or several texts, which `tokenizer` turns into (sequences, length) token ids; or such ids, (n,
+    length) int64, and then `tokenizer`, `sequences` and `length` are not used. method: a name that `methods()`
+    lists, or an object. sparsity: share of the block projections' weights not read, in [0, 1). search: the
+    budget of a method's searches, quick, medium or paper. batch_size: sequences a forward pass. search_tokens:
+    which tokens are sparse while the method searches; None: all.
+
+    The model is as before afterwards. Raises UserError for what cannot be planned.
+    """
+    recipe = make_method(method, search, seed) if isinstance(method, str) else method
+    ids = _token_ids(texts, tokenizer, sequences, length)
+    _check_ids(ids, model)
+    policy = None if search_tokens is None else token_policy(search_tokens)
+    with _at_rest(model):
+        torch.manual_seed(seed)
+        return recipe.plan(Calibration(model, ids, batch_size, policy), sparsity)
+
+
+def load_plan(path: Path | str) -> SparsityPlan:
+    """The plan that `plan.save(path)` wrote; raises PlanError when it is missing, truncated or of another
+    format.
+    """
+    return SparsityPlan.load(path)
+
+
+@contextmanager
+def _at_rest(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context the model neither drops out nor collects gradients of its weights."""
+    training = model.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _token_ids(
+    texts: str | Sequence[str] | Tensor, tokenizer: PreTrainedTokenizerBase | None, sequences: int, length: int
+) -> Tensor:
+    if isinstance(texts, Tensor):
+        return texts
+    if tokenizer is None:
+        raise UserError("texts need a tokenizer; without one give token ids, (sequences, length) int64")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError("texts are strings, or one tensor of token ids (sequences, length)")
+    return pack(texts, tokenizer, sequences, length, "the calibration text")
+
+
+def _check_ids(ids: Tensor, model: PreTrainedModel) -> None:
+    if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+        raise UserError(f"token ids are (sequences, length) int64, not {tuple(ids.shape)} {ids.dtype}")
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise UserError(
+            f"token id {int(ids.max())} is outside of the model's {vocabulary} embeddings; "
+            "is the tokenizer this model's?"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and ids.shape[1] > longest:
+        raise UserError(
+            f"sequences of {ids.shape[1]} tokens exceed the model's {longest} positions; lower length"
+        )

@@ -1,0 +1,210 @@
+"""Two answers to one prompt, dense and sparse, as they come: what a person wants to see first."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TextIO
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .catalogue import token_policy
+from .decoding import GENERATED
+from .kernels.decoder_weights import unpack
+from .kernels.engine import DecodeEngine
+from .method.apply import applied
+from .method.errors import UserError
+from .method.plan import SparsityPlan
+
+SEPARATOR = " │ "
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: the prompt, the most new tokens, the token policy of the prompt, and whether as it is."""
+
+    prompt: str
+    new_tokens: int
+    tokens: str = "half"
+    raw: bool = False
+
+    def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(1, length) int64; a chat template makes the prompt a user's message unless it is to stay raw."""
+        if tokenizer.chat_template and not self.raw:
+            message = [{"role": "user", "content": self.prompt}]
+            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written them
+        else:
+            ids = tokenizer(self.prompt)["input_ids"]
+        if not ids:
+            raise UserError("the prompt has no tokens; give some text")
+        return torch.tensor([ids])
+
+
+@dataclass
+class Answer:
+    """One answer as it grows."""
+
+    title: str
+    engine: DecodeEngine
+    tokens: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    """Time of the decode steps; the prompt's pass is left out."""
+    finished: bool = False
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second of the decode steps; None before the first."""
+        return (len(self.tokens) - 1) / self.seconds if self.seconds else None
+
+
+class Answers:
+    """The dense and the sparse answer of one model to one request."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        plan: SparsityPlan,
+        request: Request,
+    ) -> None:
+        self._model, self._tokenizer, self._plan = model, tokenizer, plan
+        self._policy = token_policy(request.tokens)
+        self._new_tokens = request.new_tokens
+        self._ids = request.token_ids(tokenizer).to(next(model.parameters()).device)
+        self._stops = stop_tokens(model, tokenizer)
+
+    def stream(self, out: TextIO) -> None:
+        """Write both answers side by side while they are decoded, and then what each read and how fast.
+
+        Raises KernelError for a plan that the decode engine cannot execute.
+        """
+        capacity = self._ids.shape[1] + self._new_tokens
+        try:
+            dense = Answer("dense", DecodeEngine(self._model, None, capacity=capacity))
+            title = str(self._plan.provenance.get("method", "sparse"))
+            sparse = Answer(title, DecodeEngine(self._model, self._plan, capacity=capacity))
+            with torch.inference_mode():
+                screen = Screen(out)
+                for _ in self._decoded(dense, sparse):
+                    screen.show([self._column(answer) for answer in (dense, sparse)])
+                screen.finish([self._column(answer) for answer in (dense, sparse)])
+                out.write(self._summary(dense, sparse))
+        finally:
+            unpack(self._model)
+
+    def _decoded(self, dense: Answer, sparse: Answer) -> Iterator[None]:
+        """Decode both in turn, a token each; yields after every token."""
+        for answer in (dense, sparse):
+            prompt = applied(self._model, self._plan, self._policy) if answer is sparse else nullcontext()
+            with prompt:
+                self._append(answer, answer.engine.prefill(self._ids))
+            yield
+        for _ in range(self._new_tokens - 1):
+            for answer in (dense, sparse):
+                if answer.finished:
+                    continue
+                started = time.perf_counter()
+                logits = answer.engine.step(torch.tensor(answer.tokens[-1:], device=self._ids.device))
+                token = logits.argmax(-1)
+                self._append(answer, logits, int(token))  # reading the token waits for the device
+                answer.seconds += time.perf_counter() - started
+                yield
+
+    def _append(self, answer: Answer, logits: Tensor, token: int | None = None) -> None:
+        answer.tokens.append(int(logits.argmax(-1)) if token is None else token)
+        answer.finished = answer.tokens[-1] in self._stops
+
+    def _column(self, answer: Answer) -> tuple[str, str]:
+        rate = "" if answer.rate is None else f"  {answer.rate:.1f} tok/s"
+        return f"{answer.title}{rate}", self._tokenizer.decode(answer.tokens, skip_special_tokens=True)
+
+    def _summary(self, dense: Answer, sparse: Answer) -> str:
+        """What was measured: rates, bytes a token, realised sparsity."""
+        tokens = torch.tensor([[*self._ids[0].tolist(), *sparse.tokens]], device=self._ids.device)
+        with applied(self._model, self._plan, GENERATED) as session:
+            session.prompt_lengths = torch.tensor([self._ids.shape[1]], device=tokens.device)
+            self._model(input_ids=tokens[:, :-1], use_cache=False, logits_to_keep=1)
+            report = session.report()
+        same = next(
+            (n for n, pair in enumerate(zip(dense.tokens, sparse.tokens, strict=False)) if pair[0] != pair[1]),
+            None,
+        )
+        lines = [
+            ("tokens a second", *(_rate(answer.rate) for answer in (dense, sparse))),
+            (
+                "MB read a token",
+                f"{report['dense_bytes_per_token'] / 1e6:.1f}",
+                f"{report['bytes_per_token'] / 1e6:.1f}",
+            ),
+            ("block weights not read", "0.0 %", f"{100 * report['realised_sparsity']:.1f} %"),
+        ]
+        if len(sparse.tokens) < 2:
+            lines = lines[:1]  # no decode step ran: there is nothing that was read
+        rows = [f"{name:<24}{first:>12}{second:>12}" for name, first, second in lines]
+        heading = f"{'':<24}{dense.title:>12}{sparse.title:>12}"
+        if dense.rate and sparse.rate:
+            rows.append(f"{'speed-up':<24}{'':>12}{sparse.rate / dense.rate:>11.2f}x")
+        alike = "both answers are the same" if same is None else f"the answers part at token {same + 1}"
+        return "\n".join(["", heading, *rows, alike, ""])
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every end-of-text token known to the tokenizer, the configuration or the generation configuration."""
+    found: set[int] = set()
+    for owner in (tokenizer, model.config, model.generation_config):
+        stops = getattr(owner, "eos_token_id", None)
+        found |= {stops} if isinstance(stops, int) else set(stops or ())
+    return found
+
+
+def _rate(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{rate:.1f}"
+
+
+class Screen:
+    """Two columns of text that are drawn anew at each change on a terminal, and once in a file."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._live = out.isatty()
+        self._drawn = 0
+
+    def show(self, columns: list[tuple[str, str]]) -> None:
+        """Draw the columns, each a title and a text, over what was drawn before; nothing where no one looks."""
+        if self._live:
+            self._draw(columns, shutil.get_terminal_size().lines - 2)
+
+    def finish(self, columns: list[tuple[str, str]]) -> None:
+        """Draw the columns for good, at full length."""
+        self._draw(columns, None)
+
+    def _draw(self, columns: list[tuple[str, str]], height: int | None) -> None:
+        lines = side_by_side(columns, shutil.get_terminal_size().columns)
+        lines = lines if height is None else lines[:2] + lines[2:][-max(1, height - 2) :]
+        back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+        self._out.write(back + "\n".join(lines) + "\n")
+        self._out.flush()
+        self._drawn = len(lines) if self._live else 0
+
+
+def side_by_side(columns: list[tuple[str, str]], width: int) -> list[str]:
+    """Lines of texts under their titles, in columns that share `width` characters."""
+    each = max(20, (width - len(SEPARATOR) * (len(columns) - 1)) // len(columns))
+    wrapped = []
+    for title, text in columns:
+        body = [
+            line
+            for paragraph in text.expandtabs(4).split("\n")
+            for line in textwrap.wrap(paragraph, each, drop_whitespace=False, replace_whitespace=False) or [""]
+        ]
+        wrapped.append([title[:each], "─" * each, *body])
+    height = max(map(len, wrapped))
+    rows = zip(*([*column, *[""] * (height - len(column))] for column in wrapped), strict=True)
+    return [SEPARATOR.join(f"{cell:<{each}}" for cell in row).rstrip() for row in rows]

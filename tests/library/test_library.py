@@ -1,0 +1,136 @@
+"""The library face: a plan in one call, the model sparse in a context, the engine equal to both, all undone."""
+
+import pytest
+import torch
+import wisparse
+from transformers import AutoTokenizer
+from wisparse.kernels.errors import KernelError
+from wisparse.method.errors import UserError
+from wisparse.method.plan import PlanError
+
+from ..conftest import ROOT, make_tiny_model
+
+TOKENIZER = ROOT / "repro" / "embedded" / "models" / "llama-mini"
+IDS = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(1))
+PROMPT = IDS[:1, :7]
+
+
+def planned(model, method="teal", **settings):
+    return wisparse.plan(model, None, IDS, method=method, sparsity=0.5, search="minimal", **settings)
+
+
+def continued(model):
+    return model.generate(PROMPT, max_new_tokens=12, do_sample=False, eos_token_id=None)
+
+
+@pytest.mark.parametrize("method", ["teal", "wina", "wisparse", "equal_loss", "chess", "rsparse"])
+def test_engine_and_context_continue_alike_and_leave_the_model_as_it_was(tiny_model, method):
+    dense = continued(tiny_model)
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    plan = planned(tiny_model, method)
+    with wisparse.sparse(tiny_model, plan) as session:
+        sparse = continued(tiny_model)
+    assert 0.3 < session.report()["realised_sparsity"] < 0.7
+    with wisparse.engine(tiny_model, plan) as engine:
+        fast = engine.generate(PROMPT, new_tokens=12)
+        report = engine.report()
+    assert torch.equal(fast, sparse)
+    assert report["bytes_per_token"] < report["dense_bytes_per_token"]
+    assert report["new_tokens"] == 12
+    assert torch.equal(continued(tiny_model), dense)
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.stride() == before[name].stride()
+
+
+def test_a_model_that_is_being_trained_can_be_planned_and_stays_so(llama):
+    llama.train().requires_grad_(True)
+    llama.lm_head.requires_grad_(False)
+    planned(llama, "equal_loss")
+    assert llama.training
+    assert all(part.requires_grad != (part is llama.lm_head.weight) for part in llama.parameters())
+
+
+def test_the_engine_without_a_plan_is_dense(llama):
+    with wisparse.engine(llama) as engine:
+        assert torch.equal(engine.generate(PROMPT, new_tokens=12), continued(llama))
+        assert engine.report()["realised_sparsity"] == 0.0
+
+
+def test_the_model_is_whole_after_an_error_within_the_engine(llama):
+    strides = [linear.weight.stride() for linear in llama.modules() if isinstance(linear, torch.nn.Linear)]
+    with pytest.raises(KeyError), wisparse.engine(llama, planned(llama)):
+        raise KeyError
+    assert strides == [part.weight.stride() for part in llama.modules() if isinstance(part, torch.nn.Linear)]
+
+
+def test_tokens_of_the_prompt_follow_the_policy(llama):
+    plan = planned(llama)
+    shares = {}
+    for tokens in ("all", "half", "decode_only"):
+        with wisparse.sparse(llama, plan, tokens=tokens) as session:
+            llama(IDS[:1, :8], use_cache=False)
+        shares[tokens] = session.report()["sparse_token_share"]
+    assert shares == {"all": 1.0, "half": 0.5, "decode_only": 0.0}
+
+
+def test_a_saved_plan_is_the_plan(llama, tmp_path):
+    plan = planned(llama, "wisparse")
+    plan.save(tmp_path / "plan.safetensors")
+    loaded = wisparse.load_plan(tmp_path / "plan.safetensors")
+    assert loaded.provenance["method"] == "wisparse"
+    with wisparse.sparse(llama, plan):
+        expected = continued(llama)
+    with wisparse.sparse(llama, loaded):
+        assert torch.equal(continued(llama), expected)
+    with pytest.raises(PlanError, match=r"nowhere\.safetensors"):
+        wisparse.load_plan(tmp_path / "nowhere.safetensors")
+    with pytest.raises(PlanError, match="another model"), wisparse.sparse(make_tiny_model("llama", 3), plan):
+        pass
+
+
+def test_texts_are_packed_as_the_suite_packs_them():
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(TOKENIZER, dtype=torch.float32)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    settings = {"method": "chess", "sequences": 2, "length": 64}
+    once = wisparse.plan(model, tokenizer, text, **settings)
+    again = wisparse.plan(model, tokenizer, [text], **settings)
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])[:126].view(2, 63)
+    begin = torch.full((2, 1), tokenizer.bos_token_id)
+    by_hand = wisparse.plan(model, None, torch.cat([begin, ids], dim=1), method="chess")
+    for block, thresholds in once.gate_thresholds.items():
+        assert torch.equal(thresholds, again.gate_thresholds[block])
+        assert torch.equal(thresholds, by_hand.gate_thresholds[block])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((None, IDS), {"method": "tael"}, "no method is called 'tael'; choose from cats"),
+        ((None, IDS), {"sparsity": 1.0}, "sparsity must be at least 0 and below 1, not 1.0"),
+        ((None, "text"), {}, "texts need a tokenizer"),
+        ((None, IDS.float()), {}, "token ids are"),
+        ((None, IDS[0]), {}, "token ids are"),
+        ((None, IDS + 1000), {}, "outside of the model's 128 embeddings"),
+        ((None, IDS.repeat(1, 8)), {}, "sequences of 256 tokens exceed the model's 128 positions"),
+        ((None, IDS), {"search_tokens": "most"}, "no protocol is called 'most'"),
+    ],
+)
+def test_a_mistake_is_one_line(llama, arguments, settings, message):
+    with pytest.raises(UserError, match=message):
+        wisparse.plan(llama, *arguments, **{"method": "teal", **settings})
+
+
+def test_a_report_needs_something_generated(llama):
+    with wisparse.engine(llama) as engine, pytest.raises(KernelError, match="call generate first"):
+        engine.report()
+
+
+def test_the_face_is_what_it_says():
+    assert set(wisparse.__all__) <= set(dir(wisparse))
+    assert all(getattr(wisparse, name) is not None for name in wisparse.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'plans'"):
+        wisparse.plans  # noqa: B018
