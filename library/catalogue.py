@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from .method.token_policy import Protocol as TokenPolicy
 
 CONFIGURATION = Path(method_package.__file__).resolve().parents[1] / "conf"
-"""Beside the packages in a checkout and in an installed wheel alike."""
+"""Folder of the configuration, beside the packages in a checkout and in an installed wheel alike."""
 
 ROTATIONS_COUNTED = True
-"""As in `conf/config.yaml`: dense rotations come out of the sparsity asked for."""
+"""Default of `conf/config.yaml`: dense rotations come out of the sparsity asked for."""
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 

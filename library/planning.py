@@ -64,7 +64,7 @@ def load_plan(path: Path | str) -> SparsityPlan:
 
 @contextmanager
 def _at_rest(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context the model neither drops out nor collects gradients of its weights."""
+    """Context in which the model neither drops out nor collects gradients of its weights."""
     training = model.training
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()

@@ -1,0 +1,28 @@
+"""The README's own code, run as it stands but for a smaller calibration."""
+
+import re
+
+import torch
+
+from ..conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(beginning: str) -> str:
+    """The README's only Python block with this text in it."""
+    (found,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if beginning in text]
+    return found
+
+
+def test_the_lines_for_a_users_own_model_run(monkeypatch):
+    code = block("import wisparse")
+    smaller = code.replace("sparsity=0.5", 'sparsity=0.5, search="minimal", sequences=2, length=64')
+    smaller = smaller.replace("new_tokens=200", "new_tokens=20")
+    assert smaller != code
+    monkeypatch.chdir(ROOT)
+    found: dict = {}
+    exec(smaller, found)
+    assert found["tokens"].shape == (1, found["inputs"].input_ids.shape[1] + 20)
+    assert 0.3 < found["engine"].report()["realised_sparsity"] < 0.7
+    assert torch.equal(found["tokens"][:, : found["inputs"].input_ids.shape[1]], found["inputs"].input_ids)
