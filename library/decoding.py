@@ -22,7 +22,7 @@ from .method.token_policy import Protocol as TokenPolicy
 from .method.traffic import BatchTrafficCounter
 
 TOKENS = "half"
-"""Default of `conf/config.yaml`: the later half of a prompt is sparse, as in the accuracies of WiSparse and TEAL."""
+"""Default of `conf/config.yaml`: the later half of a prompt is sparse, as where the papers report accuracy."""
 
 CAPACITY = 2048
 """Tokens of prompt and continuation that an engine holds unless told otherwise."""
