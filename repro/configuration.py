@@ -62,18 +62,6 @@ def files_digests(*parts: Any) -> dict[str, str]:
     return {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def sources_digest(*parts: str) -> str:
-    """sha256 over the Python and YAML files of these folders and files of the repository."""
-    hasher = hashlib.sha256()
-    for part in parts:
-        root = REPOSITORY / part
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in (".py", ".yaml"))
-        for path in files:
-            hasher.update(f"{path.relative_to(REPOSITORY)}\0".encode())
-            hasher.update(path.read_bytes() + b"\0")
-    return hasher.hexdigest()
-
-
 def user_mistake(error: BaseException | None) -> str | None:
     """One line on what the user should do, or None when the error is not the user's."""
     while error is not None:

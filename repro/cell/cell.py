@@ -1,42 +1,29 @@
-"""One cell of a table: configuration → model → calibration → plan → measurement → record."""
+"""One cell of a table: its checked configuration, the key that it is found again by, and its folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import math
-import resource
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from ...method.apply import applied
 from ...method.errors import OutOfReachError, UserError
 from .. import processes
-from ..configuration import digest, files_digests, portable, sources_digest
-from ..models.checkpoint import Checkpoint, LoadedModel, find_checkpoint, load_model
-from ..records import RECORD, SCHEMA, RecordError, load_record, save_record, surroundings, versions
-from ..text.overlap import checked_overlap
-from .planning import Planner, ids_digest, model_identity, set_seeds
+from ..configuration import digest, files_digests, portable
+from ..models.checkpoint import Checkpoint, find_checkpoint
+from ..records import RECORD, SCHEMA, RecordError, load_record, surroundings
+from .identity import sources_digest, targets
+from .planning import model_identity
 
 log = logging.getLogger(__name__)
 
-HARNESS_SOURCES = (
-    "cell/cell.py", "cell/planning.py", "embedded", "evaluation", "models", "processes.py", "text",
-)  # fmt: skip
-RESULT_SOURCES = ("method", "baselines", "kernels/reference.py", *(f"repro/{name}" for name in HARNESS_SOURCES))
-LATENCY_SOURCES = ("kernels", "repro/speed/latency.py", "repro/speed/transformers_decode.py")
-"""Code that results depend on, and that measured speed depends on besides: after a change to it a finished cell
-is computed again."""
+MEASURE = "wisparse.repro.cell.measure"
+"""Module whose code every cell depends on, with that of its own objects."""
 
 PARTS = ("method", "protocol", "calibration", "suite", "latency")
 """Configuration groups that are built into objects."""
@@ -74,15 +61,15 @@ def prepare(config: DictConfig) -> Cell:
         sparsity = 0.0  # one dense cell serves all sparsities
     processes.check(config.model.device, config.latency.name)
     checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
+    settings = {name: portable(config[name]) for name in PARTS}
     identity = {
-        **{name: portable(config[name]) for name in parts},
+        **settings,
         "sparsity": sparsity,
         "seed": config.seed,
         "search_tokens": config.search.sparse_tokens,
         "model": model_identity(checkpoint),
-        "files": _named_files(config) | files_digests(parts["suite"], parts["calibration"]),
-        "sources": sources_digest(*RESULT_SOURCES, *(() if config.latency.name == "none" else LATENCY_SOURCES)),
-        "versions": versions(),
+        "files": _named_files(config) | files_digests(*parts.values()),
+        "sources": sources_digest({MEASURE, *targets(settings)}),
     }
     name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}"
     return Cell(config, checkpoint, **parts, sparsity=sparsity, name=name, key=digest(identity))
@@ -97,61 +84,6 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
     except RecordError as error:
         log.warning("the stored record is damaged and the cell is computed again: %s", error)
         return None
-
-
-def measure(cell: Cell) -> dict[str, Any]:
-    """Compute one cell and write its record and items into the cell's folder; returns the record.
-
-    Of several processes the main one writes.
-    """
-    config, seconds = cell.config, {}
-    if cell.checkpoint.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    with _timed(seconds, "load"):
-        loaded = load_model(cell.checkpoint)
-    input_ids = cell.calibration.input_ids(loaded.tokenizer)
-    planner = Planner(config, cell.method, cell.protocol, cell.calibration.batch_size, loaded, input_ids)
-    overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), config.largest_overlap)
-    with _timed(seconds, "plan"):
-        cached = planner.plan(cell.sparsity)
-    set_seeds(config.seed)
-    counting = processes.SharedTrafficCounter
-    with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol, counting) as session:
-        evaluation = cell.suite.run(loaded.model, loaded.tokenizer, session)
-        realised = session.report()
-    with _timed(seconds, "latency"):
-        latency = cell.latency.measure(loaded.model, cached.plan, lambda other: planner.plan(other).plan)
-    items = evaluation.items_to_dict()
-    record = {
-        "schema": SCHEMA,
-        "cell": {"name": cell.name, "key": cell.key},
-        "model": _describe_model(loaded),
-        "method": {"name": cell.method.name, "config": portable(config.method)},
-        "protocol": {"name": cell.protocol.name, "description": cell.protocol.describe()},
-        "calibration": _describe_calibration(cell.calibration.name, input_ids) | {"overlap": overlap.to_dict()},
-        "suite": {"name": _suite_name(config.suite), "config": portable(config.suite)},
-        "sparsity": cell.sparsity,
-        "realised": realised,
-        **evaluation.to_dict(),
-        "latency": latency,
-        "plan": {
-            "key": cached.key,
-            "sha256": cached.sha256,
-            "from_cache": cached.from_cache,
-            "seconds_by_stage": cached.plan.provenance["stages"],
-            "provenance": cached.plan.provenance,
-        },
-        "seconds": seconds,
-        "memory": _peak_memory(cell.checkpoint.device),
-        "seed": config.seed,
-        **surroundings(),
-        "config": portable(config),
-        "items_sha256": digest(items),
-    }
-    _check_finite(record)
-    if processes.is_main():
-        save_record(cell.folder, record, items)
-    return record
 
 
 def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
@@ -182,60 +114,6 @@ def _named_files(config: DictConfig) -> dict[str, str]:
             if isinstance(value, str) and not key.startswith("_") and Path(value).expanduser().is_file():
                 named[f"{part}.{key}"] = hashlib.sha256(Path(value).expanduser().read_bytes()).hexdigest()
     return named
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = round(time.perf_counter() - start, 3)
-
-
-def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
-    checkpoint = loaded.checkpoint
-    return {
-        "name": checkpoint.name,
-        "family": checkpoint.family,
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "dtype": checkpoint.dtype,
-        "device": checkpoint.device,
-        "device_name": torch.cuda.get_device_name(checkpoint.device) if "cuda" in checkpoint.device else "CPU",
-        "threads": torch.get_num_threads(),
-        "processes": processes.count(),
-        "fingerprint": checkpoint.fingerprint,
-    }
-
-
-def _describe_calibration(name: str, input_ids: Tensor) -> dict[str, Any]:
-    return {
-        "name": name,
-        "sequences": input_ids.shape[0],
-        "length": input_ids.shape[1],
-        "tokens": input_ids.numel(),
-        "sha256": ids_digest(input_ids),
-    }
-
-
-def _suite_name(suite: DictConfig) -> str:
-    # EmbeddedSuite → embedded, as in conf/suite, unless several configurations share a class.
-    return suite.get("name") or suite._target_.rpartition(".")[2].removesuffix("Suite").lower()
-
-
-def _peak_memory(device: str) -> dict[str, int]:
-    """Bytes; the resident size is the process's peak so far, which in a sweep covers earlier cells too."""
-    peak = {"rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if device.startswith("cuda"):
-        peak["cuda_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peak
-
-
-def _check_finite(record: dict[str, Any]) -> None:
-    numbers = [record["average"], record["perplexity"], *(task["value"] for task in record["tasks"].values())]
-    if not all(math.isfinite(number) for number in numbers if number is not None):
-        raise UserError(
-            f"{record['cell']['name']}: the model's outputs are not finite in {record['model']['dtype']}; "
-            "try model.dtype=float32"
-        )
 
 
 def record_line(record: dict[str, Any]) -> str:

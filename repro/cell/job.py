@@ -137,7 +137,8 @@ def _finished_or_measured(cell: Cell, logger: Any) -> dict[str, Any]:
     """The cell's record; of several jobs with one cell one computes it, and of several processes all do."""
     from .. import processes
     from ..locks import held
-    from .cell import finished_record, measure
+    from .cell import finished_record
+    from .measure import measure
 
     with held(cell.folder) if processes.is_main() else contextlib.nullcontext():
         record = processes.of_main(lambda: finished_record(cell))

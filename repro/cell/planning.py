@@ -18,12 +18,13 @@ from ...method.calibration import Calibration
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
 from ...method.token_policy import Protocol
-from ..configuration import portable, sources_digest
+from ..configuration import portable
 from ..models.checkpoint import Checkpoint, LoadedModel
+from .identity import sources_digest, targets
 from .plan_cache import CachedPlan, PlanCache
 
-PLAN_SOURCES = ("method", "baselines", "kernels/reference.py")
-"""Code that plans depend on: after a change to it they are made anew."""
+LOADING = "wisparse.repro.models.checkpoint"
+"""Module that makes weights of a checkpoint: a plan depends on its code, and on that of its method."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +42,12 @@ class Planner:
 
     def plan(self, sparsity: float) -> CachedPlan:
         """The method's plan at a sparsity, from the cache where it is there."""
-        identity = {
+        settings = {
             "method": portable(self.config.method),
+            "search_tokens": self._search_protocol() and portable(self.config.protocol),
+        }
+        identity = {
+            **settings,
             "sparsity": sparsity,
             "seed": self.config.seed,
             "model": model_identity(self.loaded.checkpoint),
@@ -51,9 +56,7 @@ class Planner:
                 "shape": list(self.input_ids.shape),
                 "batch_size": self.batch_size,
             },
-            "search_tokens": self._search_protocol() and portable(self.config.protocol),
-            "sources": sources_digest(*PLAN_SOURCES),
-            "torch": torch.__version__,
+            "sources": sources_digest({LOADING, *targets(settings)}),
         }
 
         def make() -> SparsityPlan:

@@ -70,9 +70,9 @@ class HarnessSuite:
         return [task for task in tasks if self.execute_code or not task.executes]
 
     def files(self) -> list[Path]:
-        """The files of the mirror that are read; data of the hub are fetched, and there are none."""
+        """The tasks' configurations, and the files of the mirror that are read; of the hub there are none."""
         splits = [(task.source, split) for task in self._chosen for split in task.splits(self.shots[task.name])]
-        return read_files(splits, self.data_root)
+        return [*read_files(splits, self.data_root), *(path for task in self._chosen for path in task.files())]
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Every item that could be asked, as its task's name and all text it holds."""

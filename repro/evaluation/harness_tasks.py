@@ -58,6 +58,11 @@ class HarnessTask:
             raise UserError(f"the installed lm-eval has no {self.prompts}; run `make setup`")
         return found
 
+    def files(self) -> list[Path]:
+        """Description of the task in this project, and lm-eval's files with its prompts."""
+        prompts = dict.fromkeys([*self.configurations(False), *self.configurations(True)])
+        return [TASK_FOLDER / f"{self.name}.yaml", *prompts]
+
     @property
     def source(self) -> DataSource:
         """Its data set."""

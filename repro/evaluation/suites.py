@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
-from ..embedded.items import TASK_FOLDER, TASKS, item_texts, load_items
+from ..embedded.items import MANIFEST, TASK_FOLDER, TASKS, item_texts, load_items
 from .language_model import Session, SparseLM, longest_sequence, quiet_lm_eval
 
 PIECE = 1000
@@ -122,6 +122,10 @@ class Suite(Protocol):
         """Every item that could be asked, as (task, text): what calibration text must not contain."""
         ...
 
+    def files(self) -> Iterable[Path]:
+        """Files besides Python sources that results depend on: when one changes, cells are computed again."""
+        ...
+
 
 @dataclass(frozen=True)
 class EmbeddedSuite:
@@ -158,6 +162,10 @@ class EmbeddedSuite:
         tokens = [language_model.tok_encode(text, add_special_tokens=False) for text in texts]
         documents = measure_documents(language_model, tokens, [len(text.encode()) for text in texts])
         return Evaluation(results, items, documents)
+
+    def files(self) -> list[Path]:
+        """The tasks' configurations, and the manifest that their items are checked against."""
+        return [MANIFEST, *(TASK_FOLDER / f"{task}.yaml" for task in self.tasks)]
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Contexts with their right answers, and the held-out texts."""

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.bench.bandwidth import read_bandwidth
+from ...kernels.cpu import build
+from ...kernels.cuda import compiled
 from ...kernels.decoder_weights import unpack
 from ...kernels.engine import DecodeEngine
 from ...method.apply import applied
@@ -22,6 +25,10 @@ from ...method.token_policy import Protocol as TokenProtocol
 from ...method.traffic import BatchTrafficCounter, TrafficCounter
 from .speed_card import print_card
 from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode
+
+KERNELS = (build.FOLDER, compiled.FOLDER)
+SOURCES = (".cpp", ".cu", ".h")
+"""Endings of those of the kernels' sources that are no Python."""
 
 MATCHING_ROUNDS = 6
 PlanAt = Callable[[float], SparsityPlan]
@@ -68,16 +75,6 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class NotMeasured:
-    """Accuracy alone."""
-
-    name: str
-
-    def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> None:
-        """Nothing to measure."""
-
-
-@dataclass(frozen=True)
 class DecodeLatency:
     """Greedy decoding of `new_tokens` behind a prompt of random tokens, in `batch` rows."""
 
@@ -97,6 +94,10 @@ class DecodeLatency:
     def __post_init__(self) -> None:
         if self.new_tokens < 2 or self.prompt < 1 or self.repeats < 1:
             raise UserError("latency.prompt and latency.repeats are at least 1, latency.new_tokens at least 2")
+
+    def files(self) -> list[Path]:
+        """The kernels' C++ and CUDA sources."""
+        return sorted(path for folder in KERNELS for path in folder.iterdir() if path.suffix in SOURCES)
 
     def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> dict[str, Any]:
         """Time the plan, the engine's dense path and transformers on the same model.

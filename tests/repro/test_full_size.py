@@ -8,7 +8,8 @@ import io
 import pytest
 from hydra import compose, initialize_config_dir
 from wisparse.method.errors import UserError
-from wisparse.repro.cell.cell import measure, prepare
+from wisparse.repro.cell.cell import prepare
+from wisparse.repro.cell.measure import measure
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 from wisparse.repro.tables.full_size_table import full_size_csv, full_size_markdown, read_full_size
 

@@ -11,7 +11,7 @@ import torch
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.repro.cell.plan_cache import PlanCache
-from wisparse.repro.configuration import REPOSITORY, digest, portable, sources_digest
+from wisparse.repro.configuration import REPOSITORY, digest, portable
 from wisparse.repro.locks import LOCKS
 from wisparse.repro.records import (
     ITEMS,
@@ -113,17 +113,6 @@ def test_a_commit_that_is_named_counts_rather_than_the_checkout(monkeypatch):
     monkeypatch.setenv("GIT_COMMIT", "5" * 40)
     assert git_state() == {"commit": "5" * 40, "dirty": False}
     assert surroundings()["git"] == git_state()
-
-
-def test_the_digest_of_sources_sees_every_change(tmp_path, monkeypatch):
-    monkeypatch.setattr("wisparse.repro.configuration.REPOSITORY", tmp_path)
-    (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "score.py").write_text("a = 1\n")
-    before = sources_digest("method")
-    (tmp_path / "method" / "score.py").write_text("a = 2\n")
-    changed = sources_digest("method")
-    (tmp_path / "method" / "score.py").rename(tmp_path / "method" / "rule.py")
-    assert len({before, changed, sources_digest("method")}) == 3
 
 
 def plan(threshold: float = 0.5) -> SparsityPlan:

@@ -275,7 +275,7 @@ def test_an_unexpected_error_is_one_line_and_another_exit_code(start, monkeypatc
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory\nand more")
 
-    monkeypatch.setattr("wisparse.repro.cell.cell.load_model", fail)
+    monkeypatch.setattr("wisparse.repro.cell.measure.load_model", fail)
     code, out, err = start(*CELL, "seed=7")
     assert (code, out) == (1, [])
     assert "error: RuntimeError: out of memory and more (debug=true shows where)" in err

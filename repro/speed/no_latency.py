@@ -1,0 +1,22 @@
+"""The latency of runs that measure accuracy alone; apart from the other, which knows every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...method.plan import SparsityPlan
+
+
+@dataclass(frozen=True)
+class NoLatency:
+    """Accuracy alone."""
+
+    name: str
+
+    def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: Callable[[float], SparsityPlan]) -> None:
+        """Nothing to measure."""
