@@ -39,7 +39,7 @@ def compiled():
 @pytest.fixture(scope="session")
 def emulated_launch(tmp_path_factory):
     """`cuda_compiled.launch` on a CPU: the same source through g++, a thread for each thread."""
-    folder, here = tmp_path_factory.mktemp("emulated"), Path(__file__).parent
+    folder, here = tmp_path_factory.mktemp("emulated"), Path(__file__).parent / "cuda"
 
     def launch(name, constants, blocks, threads, arguments, pdl):
         flags = [f"-D{key}={value}" for key, value in constants.items()]

@@ -1,0 +1,154 @@
+"""Attention of CUDA C++: the source as it is, emulated on a CPU, and on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.cuda import attention as module
+from wisparse.kernels.cuda import compiled as cuda_compiled
+from wisparse.kernels.cuda.attention import DirectAttentionTile, direct_attention
+from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu import cuda_tiles as direct_tiles
+from wisparse.kernels.static_cache import StaticCache
+
+from ..triton.test_triton_attention import expected, make_cache
+from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
+
+pytestmark = pytest.mark.usefixtures("direct_products_run")
+SMALL = DirectAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
+
+
+def case(
+    heads: int, kv_heads: int, head_dim: int, length: int, dtype: torch.dtype = torch.float16, first: int = 0
+) -> tuple[Tensor, Tensor, StaticCache]:
+    """Two partial sums of q, k and v, their bias, and a cache of 40 slots, NaN where there is no token."""
+    width = (heads + 2 * kv_heads) * head_dim
+    cache = make_cache(1, kv_heads, head_dim, 40, length, dtype, first=[first])
+    for slots in (cache.keys, cache.values):
+        slots[..., :first, :], slots[..., length:, :] = float("nan"), float("nan")
+    return random(2, 1, width), random(width, seed=1, dtype=dtype), cache
+
+
+def attended(sums: Tensor, bias: Tensor | None, cache: StaticCache, heads: int, tile: DirectAttentionTile,
+             window: int | None = None) -> Tensor:  # fmt: skip
+    x = torch.empty(1, heads * cache.keys.shape[-1], device=DEVICE, dtype=cache.keys.dtype)
+    direct_attention(sums, bias, cache, 0, window, tile, x_out=x)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("tile", "heads", "kv_heads", "head_dim", "length", "window", "first"),
+    [
+        (SMALL, 4, 1, 64, 37, None, 0),  # several steps, the last not full
+        (SMALL, 4, 1, 64, 37, 16, 0),
+        (SMALL, 4, 1, 64, 37, 16, 30),  # padding that reaches into the window
+        (SMALL, 4, 1, 64, 33, None, 5),
+        (SMALL, 2, 2, 64, 0, None, 0),
+        (replace(SMALL, warps=2, cluster=1, unroll=4), 2, 2, 32, 21, None, 0),
+        (replace(SMALL, warps=2, cluster=1, queries=4), 7, 1, 64, 39, None, 38),  # 4 and 3 heads a thread block
+        (replace(SMALL, warps=1, cluster=3, unroll=4, queries=8), 7, 1, 128, 30, None, 0),
+        (replace(SMALL, warps=2, cluster=2, unroll=4, queries=8), 4, 1, 128, 20, 64, 0),
+        (replace(SMALL, unroll=8), 3, 3, 16, 18, None, 1),
+        (SMALL, 1, 1, 256, 9, None, 0),
+    ],
+)
+def test_against_float64(
+    tile: DirectAttentionTile,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    length: int,
+    window: int | None,
+    first: int,
+) -> None:
+    """Odd lengths, empty caches, windows, padding, and one, four and seven query heads a key-value head."""
+    sums, bias, cache = case(heads, kv_heads, head_dim, length, first=first)
+    exact, new = expected(sums, bias, cache, heads, window)
+    x = attended(sums, bias, cache, heads, tile, window)
+    assert relative_error(x, exact) < TOLERANCE[torch.float16]
+    for slots, fresh in zip((cache.keys, cache.values), new[0], strict=True):
+        assert relative_error(slots[0, 0, :, length], fresh) < TOLERANCE[torch.float16]
+        assert slots[0, 0, :, length + 1 :].isnan().all()
+    assert torch.equal(x, attended(sums, bias, cache, heads, tile, window))
+
+
+def test_in_bfloat16() -> None:
+    """Without a bias, over more thread blocks than the context has steps for."""
+    sums, _, cache = case(4, 2, 64, 11, torch.bfloat16)
+    exact, _ = expected(sums, None, cache, 4, None)
+    x = attended(sums, None, cache, 4, replace(SMALL, warps=2, cluster=4))
+    assert relative_error(x, exact) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("broken", ["keys", "values"])
+def test_nan_shows(broken: str) -> None:
+    """In the heads that look at it."""
+    sums, bias, cache = case(4, 2, 64, 20)
+    getattr(cache, broken)[0, 0, 1, 7, 3] = float("nan")
+    x = attended(sums, bias, cache, 4, SMALL).view(4, 64)
+    assert x[:2].isfinite().all()
+    assert x[2:, 3].isnan().all()
+
+
+def test_large_scores_do_not_overflow() -> None:
+    """One slot that outweighs the rest by thousands."""
+    sums, bias, cache = case(2, 1, 64, 20)
+    cache.keys[0, 0, 0, 5] *= 1000.0
+    exact, _ = expected(sums, bias, cache, 2, None)
+    assert relative_error(attended(sums, bias, cache, 2, SMALL), exact) < TOLERANCE[torch.float16]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Before anything is compiled."""
+    sums, bias, cache = case(4, 2, 64, 3)
+    for wrong in ({"warps": 0}, {"cluster": 9}, {"unroll": 3}, {"queries": 0}):
+        with pytest.raises(KernelError, match="tile"):
+            DirectAttentionTile(**wrong)
+    with pytest.raises(KernelError, match="x_out is"):
+        direct_attention(sums, bias, cache, 0, None, SMALL, x_out=torch.empty(1, 256, device=DEVICE))
+    with pytest.raises(KernelError, match="bfloat16 or float16"):
+        attended(random(1, 1, 96), None, make_cache(1, 2, 12, 32, 4, torch.float16), 4, SMALL)
+    with pytest.raises(KernelError, match="one row"):
+        direct_attention(sums, bias, make_cache(2, 2, 64, 8, 3), 0, None, SMALL, x_out=sums[0])
+    with pytest.raises(KernelError, match="does not fit into"):
+        attended(*case(4, 1, 256, 3), 4, replace(SMALL, warps=16, queries=4))
+
+
+def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row in half precision, heads that lanes share evenly, contexts within reach of one cluster."""
+    monkeypatch.setattr(direct_tiles, "runs_direct_products", lambda _: True)
+    shape, longest = MODEL_SHAPES["llama-3.1-8b"], direct_tiles.LONGEST_DIRECT
+
+    def taken(of=shape, dtype=torch.bfloat16, batch=1, capacity=longest) -> bool:
+        return direct_tiles.direct_attention_tile(of, dtype, DEVICE, batch, capacity) is not None
+
+    assert taken()
+    assert not taken(dtype=torch.float32)
+    assert not taken(batch=2)
+    assert not taken(capacity=longest + 1)
+    assert not taken(of=replace(shape, head_dim=96))
+
+
+@pytest.mark.parametrize("name", MODEL_SHAPES)
+@pytest.mark.parametrize("window", [None, 128])
+@pytest.mark.parametrize("tile", [direct_tiles.SHORT_ATTENTION, direct_tiles.ATTENTION])
+def test_compiles_for_the_large_models(
+    name: str, window: int | None, tile: DirectAttentionTile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For compute capability 9.0, with the tiles that are used there; no GPU is needed."""
+    pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
+    sizes = []
+
+    def compile_only(kernel: str, constants: dict, *_: object) -> None:
+        sizes.append(len(cuda_compiled.compiled(kernel, constants, (9, 0))))
+
+    monkeypatch.setattr(module, "launch", compile_only)
+    shape = MODEL_SHAPES[name]
+    cache = make_cache(1, shape.kv_heads, shape.head_dim, 205, 128, torch.bfloat16)
+    sums = torch.empty(1, 1, shape.attention_width + 2 * shape.kv_width, device=DEVICE)
+    attended(sums, None, cache, shape.heads, tile, window)
+    assert sizes[0] > 0

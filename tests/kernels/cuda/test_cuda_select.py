@@ -1,0 +1,102 @@
+"""The selection of per-token top-k in CUDA C++: the source as it is, emulated on a CPU, and on a GPU."""
+
+import pytest
+import torch
+from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.cuda import compiled as cuda_compiled
+from wisparse.kernels.cuda import select as module
+from wisparse.kernels.cuda.product import Given, Normed
+from wisparse.kernels.cuda.select import direct_select
+from wisparse.kernels.decoder_weights import products_of
+from wisparse.kernels.errors import KernelError
+from wisparse.kernels.reference import dropped_by_top_k
+
+from ..triton_cases import DEVICE
+from .test_cuda_product import drawn, normed
+
+pytestmark = pytest.mark.usefixtures("direct_products_run")
+
+
+def numbers(*kept):
+    return torch.tensor(kept, dtype=torch.int32, device=DEVICE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [37, 200, 1100])
+def test_it_is_exactly_the_references(channels, dtype):
+    """Numbers of lists of their own, ties of equal activations, zeros, and k beyond both ends."""
+    x = drawn(1, channels, dtype=dtype)
+    x[0, :12], x[0, 12:20] = 0.5, 0.0
+    weights = drawn(5, channels, seed=1).abs()
+    weights[0] = 1.0
+    kept = (channels // 3, channels // 2, 1, 0, channels)
+    smallest = torch.empty(5, 1, device=DEVICE)
+    direct_select(Given(x), weights, numbers(*kept), smallest)
+    for weight, bound, k in zip(weights, smallest, kept, strict=True):
+        assert torch.equal(x.float().abs() * weight < bound, dropped_by_top_k(x.float(), weight, k))
+
+
+def test_scores_of_one_value_of_zero_of_nan_and_of_infinity():
+    """All tied; NaN counts as the highest, as in the reference, and infinity next to it."""
+    x, weights = (
+        torch.full((1, 96), -2.0, device=DEVICE, dtype=torch.bfloat16),
+        torch.ones(1, 96, device=DEVICE),
+    )
+    smallest = torch.empty(1, 1, device=DEVICE)
+    direct_select(Given(x), weights, numbers(40), smallest)
+    assert smallest.item() == 2.0
+    direct_select(Given(torch.zeros_like(x)), weights, numbers(40), smallest)
+    assert smallest.item() == 0.0
+    x[0, 3], x[0, 4] = float("nan"), float("inf")
+    direct_select(Given(x), weights, numbers(1), smallest)
+    assert smallest.isnan().all()
+    direct_select(Given(x), weights, numbers(2), smallest)
+    assert smallest.isinf().all()
+    direct_select(Given(x), weights, numbers(3), smallest)
+    assert smallest.item() == 2.0
+
+
+def test_behind_rmsnorm_it_leaves_the_activation():
+    """What it compared is what a product that compares again has to read."""
+    source, expected = normed(200, torch.bfloat16)
+    weights, smallest = drawn(2, 200, seed=5).abs(), torch.empty(2, 1, device=DEVICE)
+    x = torch.zeros(1, 200, device=DEVICE, dtype=torch.bfloat16)
+    direct_select(source, weights, numbers(50, 120), smallest, x)
+    # 1/√ differs by an ulp between machines: single roundings of x may differ, not more.
+    assert torch.allclose(x.float(), expected.float(), rtol=1e-2)
+    for weight, bound, k in zip(weights, smallest, (50, 120), strict=True):
+        assert torch.equal(x.float().abs() * weight < bound, dropped_by_top_k(x.float(), weight, k))
+
+
+def test_what_does_not_fit_is_refused():
+    x, weights, smallest = drawn(1, 64, dtype=torch.bfloat16), drawn(2, 64), torch.empty(2, 1, device=DEVICE)
+    with pytest.raises(KernelError, match="bfloat16 or float16"):
+        direct_select(Given(x.float()), weights, numbers(1, 2), smallest)
+    with pytest.raises(KernelError, match="kept has"):
+        direct_select(Given(x), weights, numbers(1), smallest)
+    with pytest.raises(KernelError, match="smallest has"):
+        direct_select(Given(x), weights, numbers(1, 2), smallest[:1])
+    with pytest.raises(KernelError, match="x_out"):
+        direct_select(Given(x), weights, numbers(1, 2), smallest, x.float())
+
+
+@pytest.mark.parametrize("name", MODEL_SHAPES)
+def test_it_compiles_for_the_large_models(name, monkeypatch):
+    """For compute capability 9.0; no GPU is needed."""
+    pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
+    sizes = []
+
+    def compile_only(kernel, constants, *_):
+        sizes.append(len(cuda_compiled.compiled(kernel, constants, (9, 0))))
+
+    monkeypatch.setattr(module, "launch", compile_only)
+    for one in products_of(MODEL_SHAPES[name]):
+        lists = len(one.widths)
+        weights, smallest = torch.ones(lists, one.inner), torch.empty(lists, 1)
+        x, kept = torch.empty(1, one.inner, dtype=torch.bfloat16), torch.ones(lists, dtype=torch.int32)
+        residual = torch.empty(1, one.inner)
+        behind_norm = one.name in ("qkv", "gate_up")
+        source = Normed(residual, torch.empty(1, 128), x[0], 1e-5) if behind_norm else Given(x)
+        direct_select(source, weights, kept, smallest, x if behind_norm else None)
+    assert len(sizes) == 4
+    assert min(sizes) > 0

@@ -1,0 +1,185 @@
+"""The decode step against the transformers model with the same plan applied through hooks."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import DynamicCache
+from wisparse.kernels.block_rules import block_rules
+from wisparse.kernels.cuda.attention import DirectAttentionTile, direct_attention
+from wisparse.kernels.cuda.product import DirectTile
+from wisparse.kernels.decoder_weights import pack
+from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu.captured_step import CapturedStep
+from wisparse.kernels.gpu.step import TritonDecodeStep
+from wisparse.kernels.static_cache import StaticCache
+from wisparse.kernels.triton.short_attention import ShortAttentionTile
+from wisparse.method.apply import applied
+from wisparse.method.plan import SparsityPlan
+
+from ...conftest import FAMILIES, make_calibration, make_method, make_protocol, make_tiny_model
+from ..triton_cases import DEVICE, SMALL_TILES
+
+PROMPT, NEW = 18, 2  # past the window of 16 that the mistral model has
+
+
+def make_plan(model, method, sparsity=0.4):
+    return make_method(method).plan(make_calibration(model), sparsity)
+
+
+def step_of(model, plan, batch, tiles=SMALL_TILES):
+    weights = pack(model, plan.gate_thresholds if plan else ())
+    cache = StaticCache.for_model(model, weights.shape, batch, PROMPT + NEW)
+    rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+    return TritonDecodeStep(weights, rules, cache, tiles)
+
+
+@torch.no_grad()
+def both_decode(model, plan, batch=1, tiles=SMALL_TILES):
+    """(logits of the model, logits of the step), (tokens, batch, vocabulary); row r has 3·r of padding."""
+    model = model.to(DEVICE)
+    generator = torch.Generator().manual_seed(3)
+    prompt = torch.randint(1, 128, (batch, PROMPT), generator=generator).to(DEVICE)
+    new = torch.randint(1, 128, (batch, NEW), generator=generator).to(DEVICE)
+    first = (3 * torch.arange(batch)).to(DEVICE)
+    mask = (torch.arange(PROMPT, device=DEVICE) >= first[:, None]).long()
+    past = DynamicCache()  # without a configuration it keeps what has left the window, too
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    model(input_ids=prompt, attention_mask=mask, position_ids=positions, past_key_values=past)
+    step = step_of(model, plan, batch, tiles)
+    step.cache.fill(past, first)
+    expected, found = [], []
+    with applied(model, plan, make_protocol("decode_only")) if plan else nullcontext():
+        for ids in new.T:
+            mask = torch.cat([mask, mask.new_ones(batch, 1)], 1)
+            arguments = {"attention_mask": mask, "position_ids": mask.sum(1, keepdim=True) - 1}
+            expected.append(model(input_ids=ids[:, None], past_key_values=past, **arguments).logits[:, 0])
+            found.append(step(ids.contiguous()).clone())
+    assert step.cache.length.item() == PROMPT + NEW
+    return torch.stack(expected), torch.stack(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thresholds_with_left_padding(family):
+    model = make_tiny_model(family, blocks=2 if family == "llama" else 1)
+    expected, found = both_decode(model, make_plan(model, "teal"), batch=2)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [None, "wina", "rsparse", "cats", "chess"])
+def test_every_kind_of_plan(method):
+    model = make_tiny_model("qwen2", blocks=1)
+    expected, found = both_decode(model, make_plan(model, method) if method else None)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.usefixtures("direct_products_run")
+def test_products_that_list_their_channels_themselves():
+    """The same decode in fewer launches, dense too; gate_up alone has nobody to list down's channels for."""
+    model = make_tiny_model("qwen2", blocks=1).half()
+    plan = make_plan(model, "teal")
+    tiles = {"lists": replace(SMALL_TILES, direct={})}
+    for names in ("qkv", "o", "gate_up", "qkv o gate_up down"):
+        tile = DirectTile(warps=2, cluster=2, unroll=2)
+        tiles[names] = replace(SMALL_TILES, direct=dict.fromkeys(names.split(), tile))
+    for one in (plan, make_plan(model, "wina"), None):
+        decoded = {name: both_decode(model, one, tiles=of)[1] for name, of in tiles.items()}
+        for name, found in decoded.items():
+            assert torch.allclose(found, decoded["lists"], atol=4e-3), name
+    launches = {name: len(step_of(model, plan, 1, of)._launches) for name, of in tiles.items()}
+    saved = {name: launches["lists"] - count for name, count in launches.items()}
+    assert saved == {"lists": 0, "qkv": 1, "o": 0, "gate_up": 0, "qkv o gate_up down": 2}
+
+
+@pytest.mark.usefixtures("direct_products_run")
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_attention_that_writes_the_whole_activation(family):
+    """Before a direct product of o, a dense o, and not before o's lists: with a bias and with a window."""
+    model = make_tiny_model(family, blocks=1, heads=(3, 1)).half()
+    plan = make_plan(model, "teal")
+    attention = DirectAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
+    o = {"o": DirectTile(warps=2, cluster=2, unroll=2)}
+    plain = replace(SMALL_TILES, direct=o, attention=ShortAttentionTile(step=16))
+    tiles = replace(plain, direct_attention=attention)
+    for of in (plan, None):
+        found, expected = (both_decode(model, of, tiles=each)[1] for each in (tiles, plain))
+        assert torch.allclose(found, expected, atol=1e-3)
+    launched = {}
+    for name, of, direct in (("direct", plan, o), ("dense", None, {}), ("listed", plan, {})):
+        launches = step_of(model, of, 1, replace(tiles, direct=direct))._launches
+        launched[name] = any(one.func is direct_attention for one in launches)
+    assert launched == {"direct": True, "dense": True, "listed": False}
+
+
+def test_short_contexts_have_an_attention_of_their_own():
+    model = make_tiny_model("mistral", blocks=2)
+    tiles = replace(SMALL_TILES, attention=ShortAttentionTile(step=16))
+    expected, found = both_decode(model, make_plan(model, "teal"), tiles=tiles)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_attention_may_add_the_partial_sums():
+    model = make_tiny_model("qwen2", blocks=1)
+    tiles = replace(SMALL_TILES, consumer_adds_qkv=True)
+    expected, found = both_decode(model, make_plan(model, "teal"), tiles=tiles)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_all_kinds_of_rules_side_by_side():
+    """One block drops by top-k here, by threshold there, keeps all of a third; its MLP has a low-rank path, and
+    the next block is gated."""
+    model = make_tiny_model("llama", blocks=2)
+    plans = {name: make_plan(model, name) for name in ("teal", "wina", "rsparse", "cats")}
+    source = {"q": "wina", "v": "teal", "o": "wina", "gate": "teal", "up": "rsparse", "down": "wina"}
+    rules = {f"0.{p}": plans[method].rules[f"0.{p}"] for p, method in source.items()}
+    rules |= {"1.o": plans["rsparse"].rules["1.o"], "1.gate": plans["teal"].rules["1.gate"]}
+    gates = {1: plans["cats"].gate_thresholds[1]}
+    plan = SparsityPlan(plans["teal"].shapes, rules, gates)
+    expected, found = both_decode(model, plan, batch=2)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_step_that_is_repeated_is_bitwise_the_same():
+    model = make_tiny_model("llama", blocks=1).to(DEVICE)
+    step = step_of(model, make_plan(model, "teal"), batch=1)
+    ids = torch.tensor([5], device=DEVICE)
+    logits = []
+    for _ in range(2):
+        step.cache.length.zero_()
+        logits.append(step(ids).clone())
+    assert torch.equal(*logits)
+
+
+def test_bad_input_ends_in_one_line():
+    model = make_tiny_model("llama", blocks=2).to(DEVICE)
+    plan = make_plan(model, "cats")
+    weights = pack(model)
+    cache = StaticCache.for_model(model, weights.shape, 1, 8)
+    rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+    with pytest.raises(KernelError, match="gated blocks"):
+        TritonDecodeStep(weights, rules, cache, SMALL_TILES)
+    with pytest.raises(KernelError, match="rules for 1 blocks"):
+        TritonDecodeStep(weights, rules[:1], cache, SMALL_TILES)
+    step = TritonDecodeStep(weights, block_rules(None, weights.shape, weights.device, weights.dtype), cache)
+    with pytest.raises(KernelError, match="expected int64"):
+        step(torch.zeros(1, dtype=torch.int32, device=DEVICE))
+    if DEVICE.type == "cpu":
+        with pytest.raises(KernelError, match="need a CUDA GPU"):
+            CapturedStep(step, feed_back=False)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
+def test_a_captured_step_is_the_step():
+    model = make_tiny_model("llama").to(DEVICE)
+    plan, ids = make_plan(model, "teal"), torch.tensor([7], device=DEVICE)
+    plain, captured = step_of(model, plan, 1), step_of(model, plan, 1)
+    greedy = CapturedStep(step_of(model, plan, 1), feed_back=True)
+    graph = CapturedStep(captured, feed_back=False)
+    greedy.tokens.copy_(ids)
+    for _ in range(3):
+        expected = plain(ids)
+        assert torch.equal(graph(ids), expected)
+        assert torch.equal(greedy.replay(), expected)
+        ids = expected.argmax(-1)
+        assert torch.equal(greedy.tokens, ids)

@@ -1,0 +1,124 @@
+"""Tuning and speed measurement, dry: one call of everything that a GPU would time."""
+
+import json
+
+import pytest
+import torch
+from wisparse.kernels.bench.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
+from wisparse.kernels.decoder_weights import DecoderShape, products_of
+from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu.step_tiles import default_tiles
+from wisparse.kernels.gpu.timing import graph_clock
+from wisparse.kernels.gpu.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
+from wisparse.kernels.gpu.workload import Workload
+from wisparse.kernels.triton.gemv_tiles import Tile
+
+from ..triton_cases import DEVICE, SMALL_TILES
+
+SHAPE = DecoderShape(1, 48, 80, 4, 2, 12, 128, 1e-5, (None,))
+LLAMA_8B = DecoderShape(32, 4096, 14336, 32, 8, 128, 128256, 1e-5, (None,) * 32)
+
+
+class CountingClock:
+    """Calls the function once; the n-th call has taken 100 − n µs, so that the last candidate wins."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, function, copies):
+        function(copies - 1)
+        self.calls += 1
+        return 100.0 - self.calls
+
+
+def test_rows_say_what_was_read_and_how_exact_it_is():
+    rows = list(product_rows("tiny", SHAPE, torch.float32, DEVICE, {0.5: SMALL_TILES}, clock=CountingClock()))
+    assert [row.projection for row in rows] == ["qkv", "o", "gate_up", "down"]
+    for row in rows:
+        assert row.err < 1e-5
+        assert row.speedup == pytest.approx(row.dense_us / row.us)
+    down = rows[-1]
+    assert down.gb_s == pytest.approx(40 * 48 * 4 / down.us / 1e3)
+
+
+def test_rows_of_listing():
+    """What has no counterpart in torch has no speed-up."""
+    rows = list(
+        listing_rows("tiny", SHAPE, torch.float32, DEVICE, SMALL_TILES, contexts=(40,), clock=CountingClock())
+    )
+    assert {row.projection: row.us for row in rows} == {
+        "rms_norm+lists": 99.0,
+        "silu_mul+lists": -1.0,  # 97 with them, 98 without: this clock runs backwards
+        "attention+lists": 96.0,
+    }
+    assert {row.speedup for row in rows} == {None}
+
+
+def test_rows_of_selection():
+    """Before q, k and v, which have a list each, and before down."""
+    rows = list(selection_rows("tiny", SHAPE, torch.float32, DEVICE, clock=CountingClock()))
+    assert [(row.shape, row.backend, row.us) for row in rows] == [
+        ("tiny 48", "triton", 99.0),
+        ("tiny 80", "triton", 98.0),
+    ]
+    assert {row.projection for row in rows} == {"top_k"}
+
+
+def test_rows_of_attention():
+    """Over a context alone in a cache, beside torch's."""
+    rows = list(attention_rows("tiny", SHAPE, torch.float32, DEVICE, contexts=(24, 40), clock=CountingClock()))
+    assert [row.shape for row in rows] == ["tiny context 24", "tiny context 40"]
+    for row in rows:
+        assert row.projection == "attention"
+        assert row.err < 1e-5
+        assert row.speedup == pytest.approx(row.dense_us / row.us)
+    assert rows[0].gb_s == pytest.approx(2 * 24 * 24 * 4 / rows[0].us / 1e3)
+
+
+def test_the_search_walks_to_the_fastest_tile(monkeypatch):
+    monkeypatch.setattr("wisparse.kernels.gpu.tuning.SAMPLE", 0)
+    workload = Workload(products_of(SHAPE)[1], torch.float32, DEVICE, sparsity=0.5, list_block=32)
+    tiles = [Tile(16, 8), Tile(32, 8), Tile(32, 16), Tile(64, 16, warps=8)]  # the last is no single change away
+    clock = CountingClock()
+    assert tune(workload, tiles[0], tiles, clock) == (tiles[2], 97.0)
+    assert clock.calls == 3
+
+
+def test_tiles_are_tuned_once_and_kept(tmp_path):
+    cache, clock = TuningCache(tmp_path / "new"), CountingClock()
+    first = tuned_tiles(SHAPE, torch.float32, DEVICE, sparsity=0.52, cache=cache, clock=clock)
+    assert clock.calls == 8  # nothing but the default is worth timing at this size, dense and sparse
+    stored = json.loads(cache.path.read_text())
+    assert any("sparse 0.5" in key for key in stored)
+    assert tuned_tiles(SHAPE, torch.float32, DEVICE, sparsity=0.48, cache=cache, clock=clock) == first
+    assert clock.calls == 8
+    assert sorted(path.name for path in cache.path.parent.iterdir()) == ["tiles.json", "tiles.lock"]
+
+
+def test_a_broken_cache_is_an_empty_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path))
+    cache = TuningCache()
+    cache.path.write_text("{")
+    key = tuning_key(products_of(SHAPE)[0], torch.float16, DEVICE, 2, None, 256)
+    assert cache.find(key, Tile) is None
+    cache.store(key, Tile(64, 8), 3.0)
+    assert cache.find(key, Tile) == Tile(64, 8)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_candidates_fill_a_gpu(batch):
+    for product in products_of(LLAMA_8B):
+        for block in (None, 256):
+            tiles = candidates(product, batch, block)
+            assert len(tiles) >= 20
+            assert len(set(tiles)) == len(tiles)
+    assert bucket_of(0.47) == 0.5
+    # Behind a short context every query head of a single row has a list block of its own.
+    assert default_tiles(LLAMA_8B, batch, 256).list_blocks(LLAMA_8B)["o"] == (128 if batch == 1 else 512)
+    assert default_tiles(LLAMA_8B, batch, 4096).list_blocks(LLAMA_8B)["o"] == 512
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="for machines without a GPU")
+def test_timing_without_a_gpu_ends_in_one_line():
+    with pytest.raises(KernelError, match="there is none"):
+        graph_clock(lambda _: None, 1)

@@ -1,0 +1,191 @@
+"""results/report.html: self-contained, and its tables hold the CSVs' own numbers."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from wisparse.method.errors import UserError
+from wisparse.repro.report.page import render
+from wisparse.repro.report.plots import colours
+from wisparse.repro.tables.csv_rows import read_rows
+
+from ...conftest import ROOT
+
+RESULTS = ROOT / "results"
+LOADING = {"src", "xlink:href", "srcset", "data", "poster", "action", "background"}
+
+
+class Page(HTMLParser):
+    """Tables by id as columns of (shown, data-value), addresses that a browser would load, and headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.columns: dict[str, list[str]] = {}
+        self.rows: dict[str, list[list[tuple[str, str]]]] = {}
+        self._table = ""
+        self._cell: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.loads += [found[name] for name in LOADING & found.keys()]
+        (self.links if tag == "a" else self.loads).extend([found["href"]] if "href" in found else [])
+        self.ids += [found["id"]] if "id" in found else []
+        if tag == "table":
+            self._table = found["id"]
+            self.columns[self._table], self.rows[self._table] = [], []
+        elif tag == "th":
+            self.columns[self._table].append(found["data-column"])
+        elif tag == "tr" and self._table:
+            self.rows[self._table].append([])
+        elif tag == "td":
+            self._cell = ""
+            self._value = found["data-value"]
+
+    def handle_data(self, data):
+        if self._cell is not None:
+            self._cell += data
+
+    def handle_endtag(self, tag):
+        if tag == "td":
+            self.rows[self._table][-1].append((self._cell.strip(), self._value))
+            self._cell = None
+
+
+@cache
+def page_text(results: Path = RESULTS) -> str:
+    return render(results)
+
+
+def table_rows(page: Page, name: str) -> list[dict[str, tuple[str, str]]]:
+    return [dict(zip(page.columns[name], row, strict=True)) for row in page.rows[name] if row]
+
+
+@pytest.fixture
+def fuller(tmp_path):
+    """The results with a speed table, a cost table and figures beside them."""
+    shutil.copytree(RESULTS, tmp_path / "results")
+    results = tmp_path / "results"
+    header = (
+        "device,model,method,sparsity,realised_sparsity,batch,prompt,tok_s,baseline,baseline_tok_s,speedup,"
+        "byte_limit_speedup,bandwidth_gb_s,share_of_bandwidth"
+    )
+    row = "CPU (2 threads),llama-mini,teal,0.5,0.49871,1,5,812.345,engine-dense,600.5,1.3528,1.6,9.31,0.61"
+    (results / "speed.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    (results / "search-cost.csv").write_text("model,stage,seconds\nx<b>,coarse,12.5\n", encoding="utf-8")
+    (results / "paper").mkdir()
+    (results / "paper" / "table2.csv").write_text(
+        "model,configuration,sparsity,average,step,step_low,step_high,kept,perplexity,step_perplexity_ratio,"
+        "realised_sparsity,siqa,status\nllama3.1-8b,+ weight,0.5,61.6,2.9,1.0,4.0,93.9,,,0.5,43.60,measured\n",
+        encoding="utf-8",
+    )
+    (results / "speed-cpu.png").write_bytes(b"\x89PNG")
+    (results / "figure2.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
+    return results
+
+
+def test_nothing_is_loaded_from_elsewhere(fuller):
+    for results in (RESULTS, fuller):
+        text = page_text(results)
+        page = Page(text)
+        assert all(address.startswith(("data:", "#")) for address in page.loads), page.loads
+        assert not re.search(r"@import|url\((?!#)", text)
+        assert not re.search(r"<(script|link|iframe|object|embed)\b[^>]*(src|href|data)=", text)
+    assert sum(address.startswith("data:image/") for address in page.loads) >= 2
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_the_tables_hold_the_csvs_numbers(name):
+    expected = read_rows(RESULTS / f"{name}.csv")
+    if not expected:
+        pytest.skip(f"results/{name}.csv is not there yet")
+    rows = table_rows(Page(page_text()), f"{name}-rows")
+    assert len(rows) == len(expected)
+    for row, source in zip(rows, expected, strict=True):
+        assert {column: value for column, (_, value) in row.items()} == {c: source[c] for c in row}
+        if source["average"]:
+            assert float(row["average"][0]) == pytest.approx(float(source["average"]), abs=0.00501)
+            assert float(row["kept"][0]) == pytest.approx(float(source["kept"]), abs=0.0501)
+        else:
+            assert row["average"][0] == source["status"]
+
+
+def test_intervals_are_shown_whole():
+    row = next(row for row in table_rows(Page(page_text()), "table1-rows") if row["method"][1] == "teal")
+    shown, value = row["average_minus_dense"]
+    source = next(row for row in read_rows(RESULTS / "table1.csv") if row["method"] == "teal")
+    bounds = [float(source[f"average_minus_dense{end}"]) for end in ("", "_low", "_high")]
+    assert shown == "{:+.2f} [{:+.2f}, {:+.2f}]".format(*bounds)
+    assert value == source["average_minus_dense"]
+
+
+def test_every_claim_is_there_with_its_verdict():
+    page = Page(page_text())
+    shown = [
+        (row["claim"][0], row["verdict"][0])
+        for name in page.columns
+        if name.startswith("claims-")
+        for row in table_rows(page, name)
+    ]
+    with (RESULTS / "claims.csv").open(encoding="utf-8", newline="") as file:
+        assert sorted(shown) == sorted((row["claim"], row["verdict"]) for row in csv.DictReader(file))
+
+
+def test_what_is_there_has_a_section_and_what_is_not_says_so(fuller):
+    assert {"table1", "claims", "provenance"} <= set(Page(page_text()).ids)
+    (fuller / "table1.csv").unlink()
+    text = page_text(fuller)
+    assert 'embedded models: <span class="soft">not measured (<code>make reproduce-table1 PROFILE=full' in text
+    page = Page(text)
+    assert {"speed", "search-cost", "figures", "paper", "paper-table2"} <= set(page.ids)
+    assert table_rows(page, "paper-table2")[0]["siqa"] == ("43.6", "43.60")
+    assert table_rows(page, "speed-rows")[0]["speedup"] == ("1.35×", "1.3528")
+    assert table_rows(page, "search-cost-rows")[0]["model"] == ("x<b>", "x<b>")
+
+
+def test_the_questions_and_the_frontier_hold_their_tables_rows():
+    page = Page(page_text())
+    tables = {f"question-{path.stem}": path for path in (RESULTS / "questions").glob("*.csv")}
+    for name, path in (tables | {"frontier-rows": RESULTS / "frontier.csv"}).items():
+        shown = [row["perplexity"][1] for row in table_rows(page, name)]
+        assert shown == [row["perplexity"] for row in read_rows(path)], name
+
+
+def test_ids_are_unique_and_links_lead_somewhere():
+    page = Page(page_text())
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def test_the_legend_has_the_colours_of_the_lines():
+    rows = read_rows(RESULTS / "table1.csv")
+    text = page_text()
+    for method, colour in colours(rows).items():
+        assert f'<i style="background:{colour}"></i>{method}' in text
+        drawn = len(re.findall(rf"stroke: {colour}", text))
+        assert drawn > 0, f"no line of {method}"
+
+
+def test_the_provenance_names_device_commit_and_command():
+    text = page_text()
+    assert "NVIDIA H200 (float32)" in text
+    assert "python repro/run.py" in text
+    assert re.search(r"<dt>Commits</dt><dd><code>[0-9a-f]{10}", text)
+
+
+def test_the_same_files_give_the_same_page():
+    assert render(RESULTS) == page_text()
+
+
+def test_an_empty_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="holds no results"):
+        render(tmp_path)

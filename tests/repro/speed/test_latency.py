@@ -1,0 +1,115 @@
+"""Decode speed as a run measures it, and the table made from its records. Times are real, only their order of
+magnitude is checked: the machine decides the rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from wisparse.method.errors import UserError
+from wisparse.method.plan import SparsityPlan
+from wisparse.method.projections import projection_shapes
+from wisparse.repro.speed.latency import DecodeLatency
+from wisparse.repro.speed.transformers_decode import EAGER, TransformersDecode
+
+from ...conftest import make_calibration, make_method, make_tiny_model
+
+
+def latency(**settings) -> DecodeLatency:
+    defaults = {"name": "decode", "batch": 1, "prompt": 5, "new_tokens": 8, "repeats": 2, "seed": 0}
+    defaults |= {"baselines": (EAGER,), "realised_tolerance": None, "tune": True}
+    return DecodeLatency(**(defaults | settings))
+
+
+def planner(model, method: str = "teal_uniform"):
+    calibration = make_calibration(model)
+    return lambda sparsity: make_method(method).plan(calibration, sparsity)
+
+
+def test_a_plan_is_timed_beside_the_dense_engine_and_transformers(tiny_model):
+    plan_at = planner(tiny_model)
+    found = latency().measure(tiny_model, plan_at(0.5), plan_at)
+    assert set(found["timings"]) == {"eager", "engine-dense", "engine-sparse"}
+    assert set(found["speedups"]) == {"eager", "engine-dense"}
+    sparse, dense = (found["timings"][f"engine-{kind}"] for kind in ("sparse", "dense"))
+    assert found["speedups"]["engine-dense"] == pytest.approx(sparse["tok_s"] / dense["tok_s"])
+    assert sparse["tok_s_lowest"] <= sparse["tok_s"] <= sparse["tok_s_highest"]
+    assert 1.0 < found["byte_limit_speedup"] < 2.5
+    traffic = found["traffic"]
+    assert found["bandwidth_reached"] == pytest.approx(found["tok_s"] * traffic["bytes_per_token"])
+    # The prompt's five tokens are dense, the last token is never read.
+    assert (traffic["tokens"], traffic["sparse_tokens"]) == (12, 7)
+
+
+def test_the_dense_method_is_the_engine_without_a_plan(llama):
+    found = latency(baselines=()).measure(llama, SparsityPlan(projection_shapes(llama)), planner(llama))
+    assert set(found["timings"]) == {"engine-dense"}
+    assert found["speedups"] == {}
+    assert found["byte_limit_speedup"] == 1.0
+
+
+def test_a_batch_reads_what_any_of_its_rows_keeps(llama):
+    plan_at = planner(llama)
+    one, four = (
+        latency(baselines=(), batch=batch).measure(llama, plan_at(0.5), plan_at)["traffic"] for batch in (1, 4)
+    )
+    assert four["realised_sparsity"] < one["realised_sparsity"]
+    assert four["sparse_tokens"] == one["sparse_tokens"]
+
+
+def test_the_realised_sparsity_can_be_asked_for(llama):
+    plan_at = planner(llama)
+    free = latency(baselines=(), new_tokens=64).measure(llama, plan_at(0.5), plan_at)
+    tolerance = abs(free["traffic"]["realised_sparsity"] - 0.5) / 2
+    matched = latency(baselines=(), new_tokens=64, realised_tolerance=tolerance).measure(
+        llama, plan_at(0.5), plan_at
+    )
+    assert abs(matched["traffic"]["realised_sparsity"] - 0.5) <= tolerance
+    assert matched["nominal_sparsity"] != 0.5
+    with pytest.raises(UserError, match="realised_tolerance"):
+        latency(baselines=(), realised_tolerance=0.0).measure(llama, plan_at(0.5), plan_at)
+
+
+def test_rows_of_a_batch_are_brought_to_the_sparsity_each_by_itself(llama):
+    """What they leave out together cannot reach it, and is what the record says."""
+    plan_at = planner(llama)
+    found = latency(baselines=(), batch=4, new_tokens=64, realised_tolerance=0.02).measure(
+        llama, plan_at(0.5), plan_at
+    )
+    assert found["nominal_sparsity"] == pytest.approx(0.5, abs=0.15)
+    assert found["traffic"]["realised_sparsity"] < 0.4
+
+
+def test_the_model_is_left_as_transformers_wants_it(llama):
+    ids = torch.arange(1, 9)[None]
+    before = llama(ids).logits
+    latency(baselines=()).measure(llama, (plan_at := planner(llama))(0.5), plan_at)
+    linears = [module for module in llama.modules() if isinstance(module, torch.nn.Linear)]
+    assert all(linear.weight.is_contiguous() for linear in linears)
+    assert torch.equal(llama(ids).logits, before)
+
+
+def test_baselines_are_timed_once_for_a_model(llama, monkeypatch):
+    plan_at = planner(llama)
+    first = latency().measure(llama, plan_at(0.5), plan_at)
+    monkeypatch.setattr(TransformersDecode, "step", None)  # would fail if it were timed again
+    second = latency().measure(llama, plan_at(0.6), plan_at)
+    assert first["timings"]["eager"] == second["timings"]["eager"]
+
+
+def test_transformers_with_a_compiled_step_decodes_the_same_tokens():
+    model = make_tiny_model("llama")
+    prompt = torch.arange(1, 6)[None]
+    sequences = []
+    for mode in (EAGER, "default"):
+        decoder = TransformersDecode(model, mode, capacity=16)
+        tokens = [decoder.prefill(prompt).argmax(-1)]
+        for _ in range(6):
+            tokens.append(decoder.step(tokens[-1]).argmax(-1))
+        sequences.append(torch.cat(tokens).tolist())
+    assert sequences[0] == sequences[1]
+
+
+@pytest.mark.parametrize("settings", [{"new_tokens": 1}, {"prompt": 0}, {"repeats": 0}])
+def test_settings_that_measure_nothing_say_so(settings):
+    with pytest.raises(UserError, match="at least"):
+        latency(**settings)
