@@ -1,7 +1,8 @@
-"""Decode speed of a model under a plan, beside the engine's dense path and transformers, in one process."""
+"""Decode speed of a model under a plan, beside the engine's dense path and plain PyTorch, in one process."""
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +24,11 @@ from ...method.errors import UserError
 from ...method.plan import SparsityPlan
 from ...method.token_policy import Protocol as TokenProtocol
 from ...method.traffic import BatchTrafficCounter, TrafficCounter
+from .compiled_decoder import COMPILED_DECODER, CompiledDecoder
 from .speed_card import print_card
-from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode
+from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode, finds_compiler
+
+log = logging.getLogger(__name__)
 
 KERNELS = (build.FOLDER, compiled.FOLDER)
 SOURCES = (".cpp", ".cu", ".h")
@@ -84,7 +88,7 @@ class DecodeLatency:
     new_tokens: int
     repeats: int
     baselines: Sequence[str] | None
-    """`eager` and modes of torch.compile; None: all that the device has."""
+    """`eager`, modes of torch.compile and `compiled-decoder`; None: all that the device has."""
     tune: bool
     """Tune a GPU's launches by shape and sparsity; minutes for a new one, then found on disk."""
     realised_tolerance: float | None
@@ -94,13 +98,18 @@ class DecodeLatency:
     def __post_init__(self) -> None:
         if self.new_tokens < 2 or self.prompt < 1 or self.repeats < 1:
             raise UserError("latency.prompt and latency.repeats are at least 1, latency.new_tokens at least 2")
+        known = {EAGER, COMPILED_DECODER}.union(*COMPILE_MODES.values())
+        if unknown := sorted(set(self.baselines or ()) - known):
+            raise UserError(
+                f"latency.baselines: there is no {', '.join(unknown)}; take of {', '.join(sorted(known))}"
+            )
 
     def files(self) -> list[Path]:
         """The kernels' C++ and CUDA sources."""
         return sorted(path for folder in KERNELS for path in folder.iterdir() if path.suffix in SOURCES)
 
     def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> dict[str, Any]:
-        """Time the plan, the engine's dense path and transformers on the same model.
+        """Time the plan, the engine's dense path and the baselines on the same model.
 
         `plan_at` makes the method's plan at another nominal sparsity.
         """
@@ -147,20 +156,38 @@ class DecodeLatency:
         )
 
     def _baselines(self, model: nn.Module, prompt: Tensor) -> dict[str, Timing]:
-        """Timings of transformers, once a process for one model and setting: compiling takes minutes."""
+        """Timings without the engine, once a process for one model and setting: compiling takes minutes."""
         known = _BASELINES.setdefault(model, {})
         setting = (self.batch, self.prompt, self.new_tokens)
         if setting not in known:
-            names = self.baselines
-            if names is None:
-                names = (EAGER, *COMPILE_MODES[prompt.device.type])
             timings: dict[str, Timing] = {}
-            for name in names:
-                decoder = TransformersDecode(model, name, self.prompt + self.new_tokens)
-                label = name if name == EAGER else f"torch.compile {name}"
-                timings |= self._interleaved({label: decoder}, prompt)[0]
+            for name in self._baseline_names(prompt.device.type):
+                timings |= self._interleaved(self._baseline(model, name), prompt)[0]
+            torch._dynamo.reset()  # what was compiled holds weights, and memory of its graphs
             known[setting] = timings
         return known[setting]
+
+    def _baseline_names(self, device: str) -> tuple[str, ...]:
+        """Names of what is timed; without a compiler what needs one is left out, with a line."""
+        names = self.baselines
+        if names is None:
+            names = (EAGER, *COMPILE_MODES[device], COMPILED_DECODER)
+        compiled = [name for name in names if name != EAGER]
+        if compiled and not finds_compiler(device):
+            log.warning(
+                "there is no C compiler: %s are not timed; install one, such as gcc and g++",
+                ", ".join(compiled),
+            )
+            return tuple(name for name in names if name == EAGER)
+        return tuple(names)
+
+    def _baseline(self, model: nn.Module, name: str) -> dict[str, Decoder]:
+        """The decoder of a baseline by its name in records."""
+        capacity = self.prompt + self.new_tokens
+        if name == COMPILED_DECODER:
+            return {name: CompiledDecoder(model, self.batch, capacity)}
+        label = name if name == EAGER else f"torch.compile {name}"
+        return {label: TransformersDecode(model, name, capacity)}
 
     def _matched(
         self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt, prompt: Tensor
@@ -252,13 +279,13 @@ def _comparison(
     """Speed-ups of the measured path over every other, and how near to the byte limit it comes."""
     measured = timings.get("engine-sparse", timings["engine-dense"])
     others = {name: timing for name, timing in timings.items() if timing is not measured}
-    transformers = {name: timing for name, timing in others.items() if not name.startswith("engine")}
-    best = max(transformers, key=lambda name: transformers[name].tok_s, default=None)
+    plain = {name: timing for name, timing in others.items() if not name.startswith("engine")}
+    best = max(plain, key=lambda name: plain[name].tok_s, default=None)
     # All rows of a batch share one reading of the weights; with one row this is what a token reads.
     reached = measured.tok_s / batch * traffic["bytes_per_token"]
     return {
         "tok_s": measured.tok_s,
-        "best_transformers": best,
+        "fastest_baseline": best,
         "speedups": {name: measured.tok_s / timing.tok_s for name, timing in others.items()},
         "bandwidth_reached": reached,
         "share_of_bandwidth": reached / bandwidth,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +13,14 @@ from torch import Tensor, nn
 EAGER = "eager"
 COMPILE_MODES = {"cuda": ("default", "reduce-overhead", "max-autotune"), "cpu": ("default",)}
 """Modes of torch.compile tried on a device; those left out on a CPU concern CUDA graphs and GPU kernels."""
+COMPILERS = {"cuda": ("cc", "gcc", "clang"), "cpu": ("g++", "clang++")}
+"""Any of these is what torch.compile needs on a device, unless CC or CXX names another."""
+
+
+def finds_compiler(device: str) -> bool:
+    """Whether torch.compile finds the C or C++ compiler that it needs on a type of device."""
+    named = os.environ.get("CC" if device == "cuda" else "CXX")
+    return any(shutil.which(one) for one in ((named,) if named else COMPILERS[device]))
 
 
 @dataclass

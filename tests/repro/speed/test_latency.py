@@ -3,13 +3,20 @@ magnitude is checked: the machine decides the rest."""
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import pytest
 import torch
+from wisparse.kernels.decoder_weights import unpack
+from wisparse.kernels.engine import DecodeEngine
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
+from wisparse.repro.speed import latency as latency_module
+from wisparse.repro.speed.compiled_decoder import CompiledDecoder
 from wisparse.repro.speed.latency import DecodeLatency
-from wisparse.repro.speed.transformers_decode import EAGER, TransformersDecode
+from wisparse.repro.speed.transformers_decode import COMPILE_MODES, EAGER, TransformersDecode
 
 from ...conftest import make_calibration, make_method, make_tiny_model
 
@@ -109,7 +116,38 @@ def test_transformers_with_a_compiled_step_decodes_the_same_tokens():
     assert sequences[0] == sequences[1]
 
 
+def test_the_compact_decoder_is_timed_beside_transformers(llama, monkeypatch):
+    """On the joined weights that it leaves behind the engine continues as before; not compiled, for time."""
+    monkeypatch.setattr(latency_module, "CompiledDecoder", partial(CompiledDecoder, compiled=False))
+    prompt = torch.arange(1, 6)[None]
+    before = DecodeEngine(llama, capacity=16).generate(prompt, new_tokens=8)
+    unpack(llama)
+    plan_at = planner(llama)
+    found = latency(baselines=(EAGER, "compiled-decoder")).measure(llama, plan_at(0.5), plan_at)
+    assert set(found["timings"]) == {"eager", "compiled-decoder", "engine-dense", "engine-sparse"}
+    assert set(found["speedups"]) == {"eager", "compiled-decoder", "engine-dense"}
+    assert found["fastest_baseline"] in {"eager", "compiled-decoder"}
+    assert torch.equal(DecodeEngine(llama, capacity=16).generate(prompt, new_tokens=8), before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_a_compiler_what_needs_one_is_left_out_with_a_line(monkeypatch, caplog, device):
+    every = latency(baselines=None)
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setenv("CXX", sys.executable)
+    assert every._baseline_names(device) == (EAGER, *COMPILE_MODES[device], "compiled-decoder")
+    assert not caplog.records
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC")
+    monkeypatch.delenv("CXX")
+    assert every._baseline_names(device) == (EAGER,)
+    assert "there is no C compiler: default" in caplog.text
+    assert "compiled-decoder are not timed" in caplog.text
+
+
 @pytest.mark.parametrize("settings", [{"new_tokens": 1}, {"prompt": 0}, {"repeats": 0}])
 def test_settings_that_measure_nothing_say_so(settings):
     with pytest.raises(UserError, match="at least"):
         latency(**settings)
+    with pytest.raises(UserError, match="there is no fastest; take of compiled-decoder, default, eager"):
+        latency(baselines=("fastest",))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.figures.speed_plots import _one_way_each
-from wisparse.repro.report.speed_summary import DEVICE, speed_by_setting
+from wisparse.repro.report.speed_summary import DEVICE, _is_front, speed_by_model, speed_by_setting
 from wisparse.repro.speed.kernel_table import kernels_csv, renewed
 from wisparse.repro.tables.cells import MeasuredCell
-from wisparse.repro.tables.speed_table import SpeedData, read_speed, speed_markdown
+from wisparse.repro.tables.speed_table import SpeedData, device_of, read_speed, speed_markdown
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,49 @@ def test_the_summary_holds_every_setting_against_the_fastest_mode_of_it():
     ]
     cells = {number: MeasuredCell(record, {}, Path()) for number, record in enumerate(records)}
     assert speed_by_setting(SpeedData(cells)).splitlines()[2:] == [
-        "| m, teal_uniform | 40 % | 100 | 140 | 1.40× | 1.87× | 1.87× |",
-        "| m, teal_uniform | 50 % | 100 | 150 | 1.50× | 2.00× | 1.87× |",
-        "| m, wina | 50 % | 100 | 90 | 0.90× | 1.20× | 1.87× |",
-        "| m, teal_uniform, batch of 2 | 50 % | 100 | 120 | 1.20× | not measured | 1.87× |",
+        "| m, teal_uniform | 40 % | 100 | 140 | 1.40× | 1.87× | not measured | 1.87× |",
+        "| m, teal_uniform | 50 % | 100 | 150 | 1.50× | 2.00× | not measured | 1.87× |",
+        "| m, wina | 50 % | 100 | 90 | 0.90× | 1.20× | not measured | 1.87× |",
+        "| m, teal_uniform, batch of 2 | 50 % | 100 | 120 | 1.20× | not measured | not measured | 1.87× |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("timed", "faster"),
+    [
+        (
+            {"torch.compile default": 60.0, "torch.compile max-autotune": 75.0, "compiled-decoder": 50.0},
+            "2.00×",
+        ),
+        ({"torch.compile default": 60.0, "compiled-decoder": 100.0}, "1.50×"),
+        ({"torch.compile default": 60.0}, None),
+        ({"compiled-decoder": 100.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_plan_is_held_against_the_faster_of_two_decoders_in_plain_pytorch(kept, timed, faster):
+    """Where one of them was not timed it may be the faster one: nothing is claimed."""
+    cells = [cell for cell in kept.sorted_cells() if device_of(cell.record) == DEVICE]
+    cell = next(cell for cell in cells if _is_front(cell.record))
+    latency = cell.record["latency"] | {
+        "tok_s": 150.0,
+        "timings": {
+            name: {
+                "tok_s": rate,
+                "tok_s_lowest": rate,
+                "tok_s_highest": rate,
+                "prefill_seconds": 1.0,
+                "repeats": 5,
+            }
+            for name, rate in {"engine-dense": 120.0, "engine-sparse": 150.0, **timed}.items()
+        },
+    }
+    data = SpeedData({(): MeasuredCell(cell.record | {"latency": latency}, {}, Path())})
+    heads, _, row = (line.split(" | ") for line in speed_by_model(data).splitlines()[:3])
+    assert row[heads.index("over the faster of the two")] == (f"**{faster}**" if faster else "not measured")
+    heads, _, row = (line.split(" | ") for line in speed_markdown(data).splitlines()[-3:])
+    mode = max(timed, key=timed.get, default="").removeprefix("torch.compile ")
+    assert row[heads.index("over the faster")] == (f"{faster} {mode}" if faster else "not measured")
 
 
 def row(us: str, backend: str = "triton", sparsity: object = 0.5) -> dict[str, object]:

@@ -1,0 +1,168 @@
+"""The fastest decoder that a user can write in plain PyTorch: what speed is compared with beside transformers.
+
+One forward pass of one token: q, k and v in one product, gate and up in one, a static cache, and
+`torch.compile` with CUDA graphs and coordinate-descent tuning. It reads every weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.decoder_weights import DecoderShape, decoder_shape
+from ...kernels.static_cache import StaticCache
+
+COMPILED_DECODER = "compiled-decoder"
+SLOTS = 8
+"""Slots of the cache are a multiple of this, so that every row of scores starts at an aligned address."""
+
+
+class CompiledDecoder:
+    """Greedy decoding with a compact decoder over a model's own weights, whose step is compiled.
+
+    The model goes on working: its projections become rows of the joined weights.
+    """
+
+    def __init__(self, model: nn.Module, batch: int, capacity: int, compiled: bool = True) -> None:
+        """capacity: tokens of prompt and continuation. Raises KernelError for a model that it does not know."""
+        self._model = model
+        self._decoder = _CompactDecoder(model, batch, capacity)
+        self._forward: Any = self._decoder
+        if compiled:
+            torch._dynamo.reset()  # what was compiled before must not share its graphs' memory
+            options = torch._inductor.list_mode_options("reduce-overhead") | {"coordinate_descent_tuning": True}
+            self._forward = torch.compile(self._decoder, fullgraph=True, dynamic=False, options=options)
+
+    @torch.inference_mode()
+    def prefill(self, input_ids: Tensor) -> Tensor:
+        """Read a prompt (batch, length) through transformers; returns the last token's logits."""
+        from transformers import DynamicCache
+
+        past = DynamicCache()  # not of the model's configuration: a sliding cache would forget early tokens
+        output = self._model(input_ids=input_ids, past_key_values=past, logits_to_keep=1)
+        for block, layer in zip(self._decoder.blocks, past.layers, strict=True):
+            block.keys[:, :, : input_ids.shape[1]] = layer.keys
+            block.values[:, :, : input_ids.shape[1]] = layer.values
+        self._decoder.length.fill_(input_ids.shape[1])
+        return output.logits[:, -1]
+
+    @torch.inference_mode()
+    def step(self, token_ids: Tensor) -> Tensor:
+        """Decode one token (batch,) further; returns its logits (batch, vocabulary)."""
+        return self._forward(token_ids)
+
+
+class _CompactDecoder(nn.Module):
+    """Logits of the next token; what a graph reads at fixed addresses are parameters and buffers."""
+
+    def __init__(self, model: nn.Module, batch: int, capacity: int) -> None:
+        super().__init__()
+        shape = decoder_shape(model)
+        angles = StaticCache.for_model(model, shape, 1, capacity)
+        slots = -(-capacity // SLOTS) * SLOTS
+        self.blocks = nn.ModuleList(
+            _CompactBlock(block, shape, window, batch, slots)
+            for block, window in zip(model.model.layers, shape.windows, strict=True)
+        )
+        self.embedding = _fixed(model.model.embed_tokens.weight)
+        self.final_norm = _fixed(model.model.norm.weight)
+        self.lm_head = _fixed(model.lm_head.weight)
+        self.epsilon = shape.norm_epsilon
+        self.register_buffer("cosines", angles.cosines.to(self.embedding.dtype))
+        self.register_buffer("sines", angles.sines.to(self.embedding.dtype))
+        self.register_buffer("slots", torch.arange(slots, device=self.embedding.device))
+        self.register_buffer("length", torch.zeros(1, dtype=torch.int64, device=self.embedding.device))
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """token_ids: (batch,) → (batch, vocabulary); the cache grows by one slot."""
+        angles = self.cosines[self.length], self.sines[self.length]
+        x = F.embedding(token_ids, self.embedding)
+        for block in self.blocks:
+            x = block(x, angles, self.slots, self.length)
+        self.length.add_(1)
+        return F.linear(_rms_norm(x, self.final_norm, self.epsilon), self.lm_head)
+
+
+class _CompactBlock(nn.Module):
+    """One block with its slots of the cache."""
+
+    def __init__(self, block: Any, shape: DecoderShape, window: int | None, batch: int, slots: int) -> None:
+        super().__init__()
+        attention, mlp = block.self_attn, block.mlp
+        self.shape, self.window = shape, window
+        self.qkv, self.qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o, _ = _joined(attention.o_proj)
+        self.gate_up, _ = _joined(mlp.gate_proj, mlp.up_proj)
+        self.down, _ = _joined(mlp.down_proj)
+        self.input_norm = _fixed(block.input_layernorm.weight)
+        self.mlp_norm = _fixed(block.post_attention_layernorm.weight)
+        self.query_norm = _gain(attention, "q_norm")
+        self.key_norm = _gain(attention, "k_norm")
+        empty = torch.zeros(batch, shape.kv_heads, slots, shape.head_dim).to(self.o)
+        self.register_buffer("keys", empty)
+        self.register_buffer("values", empty.clone())
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, length: Tensor) -> Tensor:
+        """The residual stream x (batch, hidden) behind this block."""
+        x = x + F.linear(self._attention(self._normed(x, self.input_norm), angles, slots, length), self.o)
+        gate, up = F.linear(self._normed(x, self.mlp_norm), self.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+    def _attention(self, x: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, length: Tensor) -> Tensor:
+        shape = self.shape
+        widths = (shape.attention_width, shape.kv_width, shape.kv_width)
+        q, k, v = (
+            part.view(len(x), -1, 1, shape.head_dim)
+            for part in F.linear(x, self.qkv, self.qkv_bias).split(widths, dim=-1)
+        )
+        if self.query_norm is not None:
+            q, k = self._normed(q, self.query_norm), self._normed(k, self.key_norm)
+        self.keys[:, :, length] = _rotated(k, *angles)
+        self.values[:, :, length] = v
+        seen = slots <= length
+        if self.window is not None:
+            seen = seen & (slots > length - self.window)
+        found = F.scaled_dot_product_attention(
+            _rotated(q, *angles), self.keys, self.values, attn_mask=seen[None, None, None], enable_gqa=True
+        )
+        return found.reshape(len(x), -1)
+
+    def _normed(self, x: Tensor, gain: Tensor) -> Tensor:
+        return _rms_norm(x, gain, self.shape.norm_epsilon)
+
+
+def _rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+    """RMSNorm over the last dimension, rounded where transformers rounds."""
+    wide = x.float()
+    return gain * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Heads x (batch, heads, 1, head_dim) turned by the angles (1, head_dim) of its position."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+def _joined(*linears: nn.Linear) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weights (total out, in) and biases in one tensor each; the layers' own weights become rows of it."""
+    weight = linears[0].weight.data
+    if len(linears) > 1:
+        weight = torch.cat([linear.weight.data for linear in linears])
+        for linear, rows in zip(
+            linears, weight.split([linear.out_features for linear in linears]), strict=True
+        ):
+            linear.weight.data = rows
+    biases = [linear.bias for linear in linears]
+    return _fixed(weight), None if biases[0] is None else _fixed(torch.cat([bias.data for bias in biases]))
+
+
+def _gain(attention: Any, name: str) -> nn.Parameter | None:
+    """Gains of RMSNorm of queries or keys, where the family has it."""
+    return _fixed(getattr(attention, name).weight) if hasattr(attention, name) else None
+
+
+def _fixed(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.data, requires_grad=False)

@@ -1,0 +1,75 @@
+"""The plain PyTorch decoder that speed is compared with: the same logits and tokens as transformers."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from wisparse.kernels.errors import KernelError
+from wisparse.repro.speed.compiled_decoder import CompiledDecoder
+
+from ..conftest import make_tiny_model
+
+PROMPT, NEW = 18, 6  # past the window of 16 that the mistral model has
+
+
+def decoded(decoder: CompiledDecoder, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy continuation (batch, PROMPT + NEW), and the logits of each decoded token."""
+    tokens = decoder.prefill(prompt).argmax(-1)
+    found, logits = [tokens], []
+    for _ in range(NEW - 1):
+        logits.append(decoder.step(tokens).clone())
+        tokens = logits[-1].argmax(-1)
+        found.append(tokens)
+    return torch.cat([prompt, torch.stack(found, 1)], 1), torch.stack(logits, 1)
+
+
+def prompts(batch: int) -> torch.Tensor:
+    return torch.randint(1, 128, (batch, PROMPT), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_it_continues_as_generate_does(tiny_model, batch):
+    """Bias, sliding window and norms of each family; logits within rounding of float32."""
+    prompt = prompts(batch)
+    expected = tiny_model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, eos_token_id=None, pad_token_id=0,
+        do_sample=False,
+    )  # fmt: skip
+    exact = tiny_model(expected).logits[:, PROMPT : PROMPT + NEW - 1]
+    decoder = CompiledDecoder(tiny_model, batch, PROMPT + NEW, compiled=False)
+    for _ in range(2):  # a second prompt starts anew
+        sequence, logits = decoded(decoder, prompt)
+        assert sequence.tolist() == expected.tolist()
+        assert (logits - exact).abs().max() <= 2e-5 * exact.abs().max()
+
+
+def test_the_model_goes_on_working(llama):
+    prompt = prompts(1)
+    before = llama(prompt).logits
+    CompiledDecoder(llama, 1, PROMPT + NEW, compiled=False)
+    attention = llama.model.layers[0].self_attn
+    assert attention.q_proj.weight.is_contiguous()
+    assert (
+        attention.k_proj.weight.untyped_storage().data_ptr()
+        == attention.q_proj.weight.untyped_storage().data_ptr()
+    )
+    assert torch.equal(llama(prompt).logits, before)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_decodes_the_same_tokens():
+    model = make_tiny_model("qwen2", blocks=1)
+    prompt = prompts(1)
+    plain, compiled = (
+        decoded(CompiledDecoder(model, 1, PROMPT + NEW, compiled=each), prompt) for each in (False, True)
+    )
+    assert compiled[0].tolist() == plain[0].tolist()
+    assert torch.allclose(compiled[1], plain[1], atol=1e-4)
+
+
+def test_what_it_does_not_know_it_refuses(llama):
+    llama.config.model_type = "gpt2"
+    with pytest.raises(KernelError, match="not 'gpt2'"):
+        CompiledDecoder(llama, 1, 8)
