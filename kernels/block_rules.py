@@ -8,16 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .decoder_weights import DecoderShape
+from .decoder import DecoderShape
 from .errors import KernelError
-
-SITES = {
-    "attention_input": ("q", "k", "v"),
-    "attention_output": ("o",),
-    "mlp_input": ("gate", "up"),
-    "mlp_hidden": ("down",),
-}
-"""Where activations are sparse, and the projections that read them there, side by side in one tensor."""
 
 
 class Rule(Protocol):

@@ -4,84 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .decoder import HEAD_NORM_PATHS, NORM_PATHS, Decoder, DecoderShape, block_projections
 from .errors import KernelError
-
-FAMILIES = ("llama", "mistral", "qwen2")
-ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
-"""Rotary embeddings whose angles do not change while a sequence grows."""
-
-
-@dataclass(frozen=True)
-class DecoderShape:
-    """Sizes that every kernel launch follows from."""
-
-    blocks: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    norm_epsilon: float
-    windows: tuple[int | None, ...]
-    """Sliding window of each block's attention; None: the whole context."""
-
-    @property
-    def attention_width(self) -> int:
-        """Columns of q, and channels that enter o."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Columns of k, and of v."""
-        return self.kv_heads * self.head_dim
-
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """(out, in) of every block projection by key, as plans state them."""
-        by_name = {
-            "q": (self.attention_width, self.hidden),
-            "k": (self.kv_width, self.hidden),
-            "v": (self.kv_width, self.hidden),
-            "o": (self.hidden, self.attention_width),
-            "gate": (self.ffn, self.hidden),
-            "up": (self.ffn, self.hidden),
-            "down": (self.hidden, self.ffn),
-        }
-        return {f"{block}.{name}": shape for block in range(self.blocks) for name, shape in by_name.items()}
-
-
-@dataclass(frozen=True)
-class Product:
-    """One launch: projections that read the same activation."""
-
-    name: str
-    inner: int
-    widths: tuple[int, ...]
-
-    @property
-    def out(self) -> int:
-        """Columns of the weight."""
-        return sum(self.widths)
-
-    @property
-    def tiled_widths(self) -> tuple[int, ...]:
-        """Widths that are cut into tiles: gate and up are two products of one program."""
-        return self.widths[:1] if self.name == "gate_up" else self.widths
-
-
-def products_of(shape: DecoderShape) -> tuple[Product, ...]:
-    """The products of one block."""
-    return (
-        Product("qkv", shape.hidden, (shape.attention_width, shape.kv_width, shape.kv_width)),
-        Product("o", shape.attention_width, (shape.hidden,)),
-        Product("gate_up", shape.hidden, (shape.ffn, shape.ffn)),
-        Product("down", shape.ffn, (shape.hidden,)),
-    )
 
 
 @dataclass(frozen=True)
@@ -103,6 +31,10 @@ class BlockWeights:
     """(ffn, hidden), one row a neuron; given in a gated block, which reads up by neurons (CHESS, CATS)."""
     down: Tensor
     """(ffn, hidden)"""
+    query_norm: Tensor | None = None
+    """(head_dim,) gains of the RMSNorm of every head of q before it is rotated; None: there is none."""
+    key_norm: Tensor | None = None
+    """(head_dim,) gains of the same norm of k."""
 
 
 @dataclass(frozen=True)
@@ -124,31 +56,8 @@ class DecoderWeights:
 
     @property
     def device(self) -> torch.device:
-        """Data type of the projections."""
+        """Device of the projections."""
         return self.blocks[0].qkv.device
-
-
-def decoder_shape(model: nn.Module) -> DecoderShape:
-    """Sizes of a transformers causal language model. Raises KernelError for one that cannot be executed."""
-    config = model.config
-    if config.model_type not in FAMILIES:
-        raise KernelError(f"the decode engine runs {', '.join(FAMILIES)} models, not '{config.model_type}'")
-    if config.hidden_act != "silu":
-        raise KernelError(f"the decode engine knows the activation silu, not '{config.hidden_act}'")
-    rotary = config.rope_parameters["rope_type"]
-    if rotary not in ROTARY_TYPES:
-        raise KernelError(f"rotary embedding '{rotary}' is not supported; known are {', '.join(ROTARY_TYPES)}")
-    return DecoderShape(
-        blocks=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        ffn=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=model.model.layers[0].self_attn.head_dim,
-        vocabulary=config.vocab_size,
-        norm_epsilon=config.rms_norm_eps,
-        windows=tuple(_window(config, block) for block in range(config.num_hidden_layers)),
-    )
 
 
 def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights:
@@ -157,14 +66,14 @@ def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights
     Its projections become transposed views, so that prefill, hooks and `generate` read what the kernels read.
     `gated_blocks` read up by neurons. Raises KernelError for a model that cannot be executed.
     """
-    shape = decoder_shape(model)
-    blocks = tuple(_pack_block(block, index in gated_blocks) for index, block in enumerate(model.model.layers))
+    decoder = Decoder.of(model)
+    decoder.check_blocks()
     weights = DecoderWeights(
-        shape,
-        blocks,
-        embedding=model.model.embed_tokens.weight.data,
-        final_norm=model.model.norm.weight.data,
-        lm_head=model.lm_head.weight.data,
+        decoder.shape,
+        tuple(_pack_block(decoder, index, index in gated_blocks) for index in range(len(decoder.blocks))),
+        embedding=decoder.embedding.weight.data,
+        final_norm=decoder.final_norm.weight.data,
+        lm_head=decoder.lm_head.weight.data,
     )
     if weights.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise KernelError(f"weights of {weights.dtype} are not supported; load the model in bfloat16")
@@ -173,27 +82,31 @@ def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights
 
 def unpack(model: nn.Module) -> None:
     """Give a packed model's projections weights of their own again, laid out for transformers."""
-    for block in model.model.layers:
-        for linear in block.modules():
-            if isinstance(linear, nn.Linear):
-                linear.weight.data = linear.weight.data.contiguous()
+    for projection in Decoder.of(model).projections():
+        projection.linear.weight.data = projection.linear.weight.data.contiguous()
 
 
 @torch.no_grad()
-def _pack_block(block: Any, gated: bool) -> BlockWeights:
-    attention, mlp = block.self_attn, block.mlp
-    _refuse_bias(attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    biases = [linear.bias for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+def _pack_block(decoder: Decoder, index: int, gated: bool) -> BlockWeights:
+    block, head_norms = decoder.blocks[index], decoder.family.query_key_norm
+    linears = block_projections(block)
+    qkv = [linears[name] for name in ("q", "k", "v")]
+
+    def gains(path: str) -> Tensor:
+        return block.get_submodule(path).weight.data
+
     return BlockWeights(
-        input_norm=block.input_layernorm.weight.data,
-        qkv=_side_by_side(attention.q_proj, attention.k_proj, attention.v_proj),
-        qkv_bias=None if biases[0] is None else torch.cat([bias.data for bias in biases]),
-        o=_side_by_side(attention.o_proj),
-        mlp_norm=block.post_attention_layernorm.weight.data,
-        gate_up=None if gated else _side_by_side(mlp.gate_proj, mlp.up_proj),
-        gate=_side_by_side(mlp.gate_proj) if gated else None,
-        up_rows=_by_neuron(mlp.up_proj) if gated else None,
-        down=_side_by_side(mlp.down_proj),
+        input_norm=gains(NORM_PATHS["attention_input"]),
+        qkv=_side_by_side(*qkv),
+        qkv_bias=torch.cat([linear.bias.data for linear in qkv]) if decoder.family.qkv_bias else None,
+        o=_side_by_side(linears["o"]),
+        mlp_norm=gains(NORM_PATHS["mlp_input"]),
+        gate_up=None if gated else _side_by_side(linears["gate"], linears["up"]),
+        gate=_side_by_side(linears["gate"]) if gated else None,
+        up_rows=_by_neuron(linears["up"]) if gated else None,
+        down=_side_by_side(linears["down"]),
+        query_norm=gains(HEAD_NORM_PATHS["q"]) if head_norms else None,
+        key_norm=gains(HEAD_NORM_PATHS["k"]) if head_norms else None,
     )
 
 
@@ -227,15 +140,3 @@ def _by_neuron(linear: nn.Linear) -> Tensor:
     """(out, in), contiguous; the layer's weight becomes this tensor."""
     linear.weight.data = linear.weight.data.contiguous()
     return linear.weight.data
-
-
-def _refuse_bias(*linears: nn.Linear) -> None:
-    if any(linear.bias is not None for linear in linears):
-        raise KernelError("biases are supported on q, k and v only; this model has others")
-
-
-def _window(config: Any, block: int) -> int | None:
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and kinds[block] != "sliding_attention":
-        return None
-    return getattr(config, "sliding_window", None)

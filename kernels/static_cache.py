@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .decoder_weights import DecoderShape
+from .decoder import Decoder, DecoderShape
 from .errors import KernelError
 
 
@@ -35,11 +35,12 @@ class StaticCache:
         longest = model.config.max_position_embeddings
         if not 0 < capacity <= longest:
             raise KernelError(f"the model has positions for {longest} tokens, not for {capacity}")
-        weight = model.lm_head.weight
+        decoder = Decoder.of(model)
+        weight = decoder.lm_head.weight
         size = (shape.blocks, batch, shape.kv_heads, capacity, shape.head_dim)
         positions = torch.arange(capacity, device=weight.device)[None]
         angles = torch.empty(0, dtype=torch.float32, device=weight.device)  # only its dtype and device count
-        cosines, sines = model.model.rotary_emb(angles, positions)
+        cosines, sines = decoder.rotary(angles, positions)
         return cls(
             keys=torch.zeros(size, dtype=weight.dtype, device=weight.device),
             values=torch.zeros(size, dtype=weight.dtype, device=weight.device),

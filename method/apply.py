@@ -17,6 +17,7 @@ from .plan import ProjectionRule, SparsityPlan
 from .projections import (
     GATE_ACTIVATION_PATH,
     decoder_blocks,
+    decoder_of,
     model_projections,
     projection_shapes,
     split_key,
@@ -125,7 +126,7 @@ class SparseSession:
             activation = decoder_blocks(model)[block].get_submodule(GATE_ACTIVATION_PATH)
             self._hooks[block].install_gate(f"{block}.gate_activation", activation, thresholds.to(device))
         # On the inner decoder, so that callers who leave lm_head out are covered too.
-        self._handle = model.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._handle = decoder_of(model).inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def close(self) -> None:
         """Take all hooks away; the model is dense again."""

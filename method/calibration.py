@@ -18,7 +18,7 @@ from .projections import (
     GATE_ACTIVATION_PATH,
     PROJECTION_PATHS,
     SITE_OF_PROJECTION,
-    decoder_blocks,
+    decoder_of,
     model_projections,
     projection_shapes,
 )
@@ -75,7 +75,7 @@ class Calibration:
     _statistics: list[BlockStatistics] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        decoder_blocks(self.model)  # an unsupported family is refused before any work
+        decoder_of(self.model)  # an unsupported family is refused before any work
         if self.input_ids.ndim != 2 or self.input_ids.numel() == 0:
             raise UserError("calibration needs at least one sequence of tokens; give it a longer text")
 
@@ -161,7 +161,8 @@ def dense_pass(
 
     `take_states` is given what the head reads of each batch, (batch, length, hidden).
     """
-    blocks = decoder_blocks(model)
+    decoder = decoder_of(model)
+    blocks, inner = decoder.blocks, decoder.inner
     device = next(model.parameters()).device
     statistics = [BlockStatistics() for _ in blocks]
     handles: list[RemovableHandle] = []
@@ -181,7 +182,7 @@ def dense_pass(
         handles.append(up.register_forward_hook(_output_recorder(collected.up_output)))
     try:
         for batch in tqdm(input_ids.split(batch_size), desc="calibration", unit="batch", leave=False):
-            states = model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state
+            states = inner(input_ids=batch.to(device), use_cache=False).last_hidden_state
             if take_states is not None:
                 take_states(states)
     finally:
@@ -196,13 +197,14 @@ def input_moments(
 ) -> dict[str, ChannelMoments]:
     """Moments of some linear layers' inputs, by name, from one pass over `input_ids` (sequences, length)."""
     device = next(model.parameters()).device
+    inner = decoder_of(model).inner
     moments = {name: ChannelMoments() for name in linears}
     handles = [
         linear.register_forward_pre_hook(_input_recorder(moments[name])) for name, linear in linears.items()
     ]
     try:
         for batch in input_ids.split(batch_size):
-            model.model(input_ids=batch.to(device), use_cache=False)
+            inner(input_ids=batch.to(device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

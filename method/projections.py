@@ -1,84 +1,74 @@
-"""The seven projections of a block, named alike in every supported model family."""
+"""The seven projections of a block, named alike in every model family; where they are, `Decoder` knows."""
 
 from __future__ import annotations
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..kernels.decoder import (
+    GATE_ACTIVATION_PATH,
+    NORM_PATHS,
+    PROJECTION_PATHS,
+    PROJECTIONS,
+    SITE_OF_PROJECTION,
+    SITES,
+    Decoder,
+    block_projections,
+    family_of,
+    key,
+    split_key,
+)
+from ..kernels.errors import KernelError
 from .errors import UserError
 
-SUPPORTED_FAMILIES = ("llama", "mistral", "qwen2")
-
-PROJECTION_PATHS = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-PROJECTIONS = tuple(PROJECTION_PATHS)
-
-SITE_OF_PROJECTION = {
-    "q": "attention_input",
-    "k": "attention_input",
-    "v": "attention_input",
-    "o": "attention_output",
-    "gate": "mlp_input",
-    "up": "mlp_input",
-    "down": "mlp_hidden",
-}
-"""Where a projection's input comes from; projections of one site see the same activations."""
-
-NORM_PATHS = {"attention_input": "input_layernorm", "mlp_input": "post_attention_layernorm"}
-"""Norm whose output the site's projections read, by site."""
-
-GATE_ACTIVATION_PATH = "mlp.act_fn"
+__all__ = [
+    "GATE_ACTIVATION_PATH",
+    "NORM_PATHS",
+    "PROJECTIONS",
+    "PROJECTION_PATHS",
+    "SITE_OF_PROJECTION",
+    "block_projections",
+    "check_family",
+    "decoder_blocks",
+    "decoder_of",
+    "key",
+    "model_projections",
+    "parameter_shares",
+    "projection_shapes",
+    "projections_of_site",
+    "split_key",
+]
 
 
-def projections_of_site(site: str) -> list[str]:
+def projections_of_site(site: str) -> tuple[str, ...]:
     """The projections that read the activations of a site."""
-    return [name for name, own_site in SITE_OF_PROJECTION.items() if own_site == site]
+    return SITES[site]
 
 
-def check_family(model_type: str) -> None:
+def check_family(model_type: str | None) -> None:
     """Raises UserError for a model family whose blocks this suite does not know."""
-    if model_type not in SUPPORTED_FAMILIES:
-        raise UserError(
-            f"model family '{model_type}' is not supported; supported are {', '.join(SUPPORTED_FAMILIES)}"
-        )
+    try:
+        family_of(model_type)
+    except KernelError as error:
+        raise UserError(str(error)) from error
+
+
+def decoder_of(model: PreTrainedModel) -> Decoder:
+    """The parts of a causal language model. Raises UserError for an unsupported family."""
+    try:
+        return Decoder.of(model)
+    except KernelError as error:
+        raise UserError(str(error)) from error
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of a causal language model. Raises UserError for an unsupported family."""
-    check_family(model.config.model_type)
-    return model.model.layers
-
-
-def key(block: int, projection: str) -> str:
-    """Name of one projection of one block in plans and records, such as `3.down`."""
-    return f"{block}.{projection}"
-
-
-def split_key(name: str) -> tuple[int, str]:
-    """Inverse of `key`."""
-    block, projection = name.split(".")
-    return int(block), projection
-
-
-def block_projections(block: nn.Module) -> dict[str, nn.Linear]:
-    """The seven linear layers of one block, by projection."""
-    return {name: block.get_submodule(path) for name, path in PROJECTION_PATHS.items()}
+    return decoder_of(model).blocks
 
 
 def model_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """All block projections of a model, by key, in order of execution."""
-    return {
-        key(index, name): linear
-        for index, block in enumerate(decoder_blocks(model))
-        for name, linear in block_projections(block).items()
-    }
+    return {projection.key: projection.linear for projection in decoder_of(model).projections()}
 
 
 def projection_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

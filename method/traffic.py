@@ -8,24 +8,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .plan import SparsityPlan
-from .projections import PROJECTIONS, decoder_blocks, key, model_projections, split_key
+from .projections import PROJECTIONS, decoder_of, key, model_projections, split_key
 
 
 class TrafficCounter:
     """Counts dropped channels during evaluation; sums stay on the device until `report`."""
 
     def __init__(self, model: PreTrainedModel, plan: SparsityPlan) -> None:
-        linears = model_projections(model)
+        decoder, linears = decoder_of(model), model_projections(model)
         self._shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
         self._bytes_per_weight = next(iter(linears.values())).weight.element_size()
-        self._blocks = len(decoder_blocks(model))
+        self._blocks = len(decoder.blocks)
         self._ranks = {name: rule.rank for name, rule in plan.rules.items()}
         self._rotations = sum(basis.numel() for basis in plan.rotations.values())
         self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head
-            parameter.numel() for parameter in model.model.layers.parameters() if parameter.ndim == 1
+            parameter.numel() for parameter in decoder.blocks.parameters() if parameter.ndim == 1
         )
-        self._lm_head = model.lm_head.weight.numel()
-        self._always_read += model.model.norm.weight.numel() + self._lm_head
+        self._lm_head = decoder.lm_head.weight.numel()
+        self._always_read += decoder.final_norm.weight.numel() + self._lm_head
         self._dropped: dict[str, Tensor] = {}
         self._tokens: Tensor | int = 0
         self._sparse_tokens: Tensor | int = 0

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decoder_weights import DecoderShape
+from ..decoder import DecoderShape
 from ..gpu.timing import cold_copies
 from ..static_cache import StaticCache
 

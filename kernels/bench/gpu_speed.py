@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ..cuda.product import DirectTile, Given, runs_direct_products, suits_direct_products
 from ..cuda.select import direct_select
-from ..decoder_weights import DecoderShape, products_of
+from ..decoder import DecoderShape, products_of
 from ..gpu.cuda_tiles import direct_attention_tile, direct_tiles
 from ..gpu.step_tiles import StepTiles, default_tiles
 from ..gpu.timing import Clock, device_name, graph_clock

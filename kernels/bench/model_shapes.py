@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..decoder_weights import DecoderShape
+from ..decoder import DecoderShape
 
 MODEL_SHAPES = {
     "llama-3.1-8b": DecoderShape(32, 4096, 14336, 32, 8, 128, 128256, 1e-5, (None,) * 32),

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..block_rules import BlockRules
-from ..decoder_weights import BlockWeights, DecoderShape, DecoderWeights
+from ..decoder import DecoderShape
+from ..decoder_weights import BlockWeights, DecoderWeights
 from ..reference import low_rank_product
 from ..static_cache import StaticCache
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots

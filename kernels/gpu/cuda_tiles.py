@@ -6,7 +6,7 @@ import torch
 
 from ..cuda.attention import DirectAttentionTile, suits_direct_attention
 from ..cuda.product import DirectTile, runs_direct_products, suits_direct_products
-from ..decoder_weights import DecoderShape, Product, products_of
+from ..decoder import DecoderShape, Product, products_of
 from .step_tiles import LONGEST_SHORT
 
 TILES = {

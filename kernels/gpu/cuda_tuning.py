@@ -13,7 +13,8 @@ from itertools import product
 
 from ..block_rules import BlockRules
 from ..cuda.product import DirectTile
-from ..decoder_weights import DecoderWeights, Product, products_of
+from ..decoder import Product, products_of
+from ..decoder_weights import DecoderWeights
 from ..errors import KernelError
 from ..static_cache import StaticCache
 from ..triton.launch import blocks_of

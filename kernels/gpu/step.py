@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..block_rules import SITES, BlockRules
+from ..block_rules import BlockRules
 from ..cuda.product import (
     DirectTile,
     Given,
@@ -25,6 +25,7 @@ from ..cuda.product import (
     squares_of,
 )
 from ..cuda.select import direct_select
+from ..decoder import SITES
 from ..decoder_weights import BlockWeights, DecoderWeights
 from ..errors import KernelError
 from ..static_cache import StaticCache

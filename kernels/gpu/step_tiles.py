@@ -10,7 +10,7 @@ import torch
 
 from ..cuda.attention import DirectAttentionTile, direct_attention
 from ..cuda.product import DirectTile
-from ..decoder_weights import DecoderShape
+from ..decoder import DecoderShape
 from ..errors import KernelError
 from ..static_cache import StaticCache
 from ..triton.attention import AttentionTile, attention, attention_parts

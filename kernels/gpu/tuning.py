@@ -21,7 +21,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import TritonError
 
 from ..cuda.product import DirectTile
-from ..decoder_weights import DecoderShape, Product, products_of
+from ..decoder import DecoderShape, Product, products_of
 from ..errors import KernelError
 from ..triton.gemv_tiles import Tile
 from ..triton.launch import INTERPRETED, blocks_of

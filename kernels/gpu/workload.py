@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cuda.product import DirectTile, Given, direct_neurons, direct_onto, direct_product, squares_of
-from ..decoder_weights import Product
+from ..decoder import Product
 from ..triton.channel_lists import ChannelLists
 from ..triton.gemv import Activation, Columns, gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.gemv_tiles import Tile, Workspace

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..decoder_weights import DecoderShape
+from ..decoder import DecoderShape
 from ..errors import KernelError
 from ..static_cache import StaticCache
 from .channel_lists import ChannelLists, check_written

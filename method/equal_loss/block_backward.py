@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..logits import tokens_at_once
-from ..projections import decoder_blocks
+from ..projections import decoder_of
 
 LogitLoss = Callable[[Tensor, slice], Tensor]
 """Loss that is sent back: a scalar from float32 logits (tokens, vocabulary) and their slice of all tokens."""
@@ -24,8 +24,9 @@ def backward_through_blocks(
     Between the passes only what enters each block is kept, and a block is computed again on the way back: the
     activations of all blocks at once would take more memory than the model. `keywords` as of `block_keywords`.
     """
-    steps = list(zip(decoder_blocks(model), keywords, strict=True))
-    hidden = model.get_input_embeddings()(input_ids)
+    decoder = decoder_of(model)
+    steps = list(zip(decoder.blocks, keywords, strict=True))
+    hidden = decoder.embedding(input_ids)
     entering = []
     with torch.no_grad():
         for block, arguments in steps:
@@ -40,12 +41,12 @@ def backward_through_blocks(
 
 
 def _gradient_at_last_block(model: PreTrainedModel, hidden: Tensor, loss: LogitLoss) -> Tensor:
-    gradients = []
+    decoder, gradients = decoder_of(model), []
     tokens, at_once = hidden.detach().flatten(0, 1), tokens_at_once(model)
     for first in range(0, len(tokens), at_once):
         which = slice(first, first + at_once)
         with torch.enable_grad():
             part = tokens[which].requires_grad_()
-            logits = model.lm_head(model.model.norm(part)).float()
+            logits = decoder.lm_head(decoder.final_norm(part)).float()
             gradients += torch.autograd.grad(loss(logits, which), part)
     return torch.cat(gradients).view_as(hidden)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..apply import sparse_projections
 from ..calibration import Calibration
 from ..plan import ProjectionRule
-from ..projections import model_projections
+from ..projections import decoder_of, model_projections
 from ..search.block_probe import block_keywords
 from .block_backward import LogitLoss, backward_through_blocks
 
@@ -113,10 +113,11 @@ def marginal_losses(
 
 def _divergence_loss(model: PreTrainedModel, dense: Tensor) -> LogitLoss:
     """KL(dense ‖ sparse) summed over tokens, from what the dense model's head reads (tokens, hidden)."""
+    head = decoder_of(model).lm_head
 
     def loss(logits: Tensor, which: slice) -> Tensor:
         with torch.no_grad():
-            expected = model.lm_head(dense[which]).float().log_softmax(dim=-1)
+            expected = head(dense[which]).float().log_softmax(dim=-1)
         return nn.functional.kl_div(logits.log_softmax(dim=-1), expected, reduction="sum", log_target=True)
 
     return loss

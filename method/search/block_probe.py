@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..apply import sparse_projections
 from ..calibration import Calibration
 from ..plan import ProjectionRule
-from ..projections import block_projections, decoder_blocks, parameter_shares
+from ..projections import block_projections, decoder_of, parameter_shares
 from ..rules import for_rows, select
 
 BlockError = Callable[[Tensor], Tensor]
@@ -83,12 +83,12 @@ def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Ite
 
     Only one block's hidden states are held at a time.
     """
-    model, input_ids = calibration.model, calibration.search_tokens(tokens)
+    decoder, input_ids = decoder_of(calibration.model), calibration.search_tokens(tokens)
     positions = calibration.search_positions(input_ids)
-    keywords = block_keywords(model, input_ids[:1])
-    hidden = model.model.embed_tokens(input_ids)
+    keywords = block_keywords(calibration.model, input_ids[:1])
+    hidden = decoder.embedding(input_ids)
     rows = max(1, batch_tokens // input_ids.shape[1])
-    for index, block in enumerate(decoder_blocks(model)):
+    for index, block in enumerate(decoder.blocks):
         output = torch.cat([block(part, **keywords[index]) for part in hidden.split(rows)])
         yield BlockProbe(index, block, hidden, keywords[index], output, batch_tokens, positions)
         hidden = output
@@ -96,13 +96,14 @@ def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Ite
 
 def block_keywords(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, Any]]:
     """Keyword arguments that the model gives to each block; taken with one row, so that they broadcast."""
+    decoder = decoder_of(model)
     seen: list[dict[str, Any]] = []
     handles = [
         block.register_forward_pre_hook(lambda _, __, keywords: seen.append(keywords), with_kwargs=True)
-        for block in decoder_blocks(model)
+        for block in decoder.blocks
     ]
     try:
-        model.model(input_ids=input_ids, use_cache=False)
+        decoder.inner(input_ids=input_ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

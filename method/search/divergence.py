@@ -11,7 +11,7 @@ from ..apply import sparse_projections
 from ..calibration import Calibration
 from ..logits import tokens_at_once
 from ..plan import ProjectionRule
-from ..projections import block_projections, decoder_blocks, key
+from ..projections import block_projections, decoder_of, key
 from ..rules import for_rows, select
 from .block_probe import block_keywords
 
@@ -28,17 +28,18 @@ class OutputDivergence:
     def __init__(self, calibration: Calibration, tokens: int, batch_tokens: int) -> None:
         """Measure on the first `tokens` calibration tokens, at most `batch_tokens` a pass through a block."""
         self._model = calibration.model
+        self._decoder = decoder_of(calibration.model)
         self._input_ids = calibration.search_tokens(tokens)
         self._positions = calibration.search_positions(self._input_ids)
         self._keywords = block_keywords(self._model, self._input_ids[:1])
         self._batch_tokens = batch_tokens
         rows = max(1, batch_tokens // self._input_ids.shape[1])
         normed = [
-            self._model.model(input_ids=part, use_cache=False).last_hidden_state
+            self._decoder.inner(input_ids=part, use_cache=False).last_hidden_state
             for part in self._input_ids.split(rows)
         ]
         # In the model's own precision, which loses nothing; probabilities are made from them part by part.
-        self._dense_logits = self._model.lm_head(torch.cat(normed).flatten(0, 1))
+        self._dense_logits = self._decoder.lm_head(torch.cat(normed).flatten(0, 1))
 
     @torch.inference_mode()
     def __call__(self, tables: Mapping[str, ProjectionRule], choices: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class OutputDivergence:
         steps, final = shared_steps(choices)
         # One transfer: the CPU would otherwise wait for the device at every block.
         on_device = torch.cat(steps, dim=1).to(self._input_ids.device)
-        hidden = self._model.model.embed_tokens(self._input_ids)[None]
+        hidden = self._decoder.embedding(self._input_ids)[None]
         for block, step in enumerate(on_device.split([step.shape[1] for step in steps], dim=1)):
             hidden = self._through_block(block, tables, hidden, *step)
         return self._divergences(hidden).double().cpu()[final]
@@ -59,7 +60,7 @@ class OutputDivergence:
         self, index: int, tables: Mapping[str, ProjectionRule], hidden: Tensor, parents: Tensor, choices: Tensor
     ) -> Tensor:
         """Hidden states (states, rows, length, hidden) behind a block: of `hidden[parents]`, by choice."""
-        block, rows = decoder_blocks(self._model)[index], len(self._input_ids)
+        block, rows = self._decoder.blocks[index], len(self._input_ids)
         linears = block_projections(block)
         rules = {name: tables[key(index, name)] for name in linears}
         behind = hidden.new_empty(len(parents), *hidden.shape[1:])
@@ -85,7 +86,7 @@ class OutputDivergence:
             turn = max(1, at_once // len(dense))
             for state in range(0, len(hidden), turn):
                 states = slice(state, state + turn)
-                logits = self._model.lm_head(self._model.model.norm(hidden[states, tokens]))
+                logits = self._decoder.lm_head(self._decoder.final_norm(hidden[states, tokens]))
                 cross_entropy = -(probabilities * logits.float().log_softmax(dim=-1)).sum(dim=-1)
                 divergences[states, tokens] = cross_entropy - entropy
         return divergences.mean(dim=1)

@@ -22,6 +22,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from ...kernels.decoder import Decoder
 from .corpus import HELD_OUT_PACKAGES, training_and_held_out_texts
 from .recipes import BEGIN_OF_TEXT, RECIPES, VOCABULARY, Recipe
 
@@ -94,8 +95,9 @@ def prepare(cache: Path) -> tuple[Tokenizer, torch.Tensor, torch.Tensor, dict[st
 
 def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Mean next-token cross-entropy in nats of `ids` (sequences, length)."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    logits = F.linear(hidden, model.lm_head.weight).flatten(0, 1).float()
+    decoder = Decoder.of(model)
+    hidden = decoder.inner(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = F.linear(hidden, decoder.lm_head.weight).flatten(0, 1).float()
     return F.cross_entropy(logits, ids[:, 1:].flatten())
 
 
@@ -112,7 +114,7 @@ def held_out_nats(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> fl
 
 def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    matrices = [p for p in Decoder.of(model).blocks.parameters() if p.ndim == 2]
     matrix_ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in matrix_ids]
     adamw = {"betas": (0.9, 0.95), "fused": True, "lr": recipe.learning_rate}

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...kernels.decoder import FAMILIES
 from ...method.errors import UserError
 from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
@@ -17,9 +18,6 @@ from .random_models import RandomCheckpoint, build_random_model, random_checkpoi
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
-"""Families by `model_type` of config.json; their seven block projections have the same names."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -76,7 +74,7 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
     if family not in FAMILIES:
         raise UserError(
             f"{folder}: the model family '{family}' is not supported; "
-            f"take a model of {', '.join(FAMILIES.values())}"
+            f"take a model of {', '.join(known.title for known in FAMILIES.values())}"
         )
     if config.get("quantization_config"):
         raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")

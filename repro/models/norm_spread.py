@@ -24,6 +24,7 @@ def spread_norms(model: PreTrainedModel, sigma: float, seed: int) -> None:
     In place, in float64, rounded once.
     """
     generator = torch.Generator().manual_seed(seed)
+    kv_heads = model.config.num_key_value_heads
 
     def factors(channels: int) -> Tensor:
         return torch.randn(channels, generator=generator, dtype=torch.float64).mul(sigma).exp()
@@ -41,14 +42,14 @@ def spread_norms(model: PreTrainedModel, sigma: float, seed: int) -> None:
             _scale(linears[writer].weight, 1 / found[:, None])
             if linears[writer].bias is not None:
                 _scale(linears[writer].bias, 1 / found)
-            _scale(linears[reader].weight, _by_reader(found, linears[reader].in_features, block))
+            _scale(linears[reader].weight, _by_reader(found, linears[reader].in_features, kv_heads))
 
 
-def _by_reader(factors: Tensor, channels: int, block: torch.nn.Module) -> Tensor:
+def _by_reader(factors: Tensor, channels: int, kv_heads: int) -> Tensor:
     """Each kv head's factors once for every query head that shares it; down's channels are up's rows."""
     if len(factors) == channels:
         return factors
-    heads = factors.view(-1, block.self_attn.head_dim)
+    heads = factors.view(kv_heads, -1)
     return heads.repeat_interleave(channels // len(factors), dim=0).flatten()
 
 

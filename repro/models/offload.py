@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...method.errors import UserError
-from ...method.projections import decoder_blocks
+from ...method.projections import decoder_of
 
 if TYPE_CHECKING:
     from accelerate.hooks import UserCpuOffloadHook
@@ -52,10 +52,11 @@ def stream_blocks(model: PreTrainedModel, device: torch.device) -> list[UserCpuO
     """
     from accelerate import cpu_offload_with_hook  # only here: whoever has room for a model needs no accelerate
 
-    for module in (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head):
+    decoder = decoder_of(model)
+    for module in (decoder.embedding, decoder.final_norm, decoder.rotary, decoder.lm_head):
         module.to(device)
     hooks: list[UserCpuOffloadHook] = []
-    for block in decoder_blocks(model):
+    for block in decoder.blocks:
         _, hook = cpu_offload_with_hook(block, device, hooks[-1] if hooks else None)
         hooks.append(hook)
     hooks[0].hook.prev_module_hook = hooks[-1]  # the first block of the next pass sends the last one away

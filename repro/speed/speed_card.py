@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from ...method.projections import model_projections, split_key
+from ...method.projections import decoder_of
 
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7)
 
@@ -17,12 +17,13 @@ def print_card(model: PreTrainedModel, device_name: str, bandwidth: float) -> No
     """Print bytes by projection and ceilings of tokens a second at the measured bandwidth (bytes a second)."""
     by_projection: dict[str, list[int]] = defaultdict(list)
     shapes: dict[str, str] = {}
-    for key, linear in model_projections(model).items():
-        name = split_key(key)[1]
-        by_projection[name].append(linear.weight.nbytes)
-        shapes[name] = f"{linear.in_features} → {linear.out_features}"
+    decoder = decoder_of(model)
+    for projection in decoder.projections():
+        linear = projection.linear
+        by_projection[projection.kind].append(linear.weight.nbytes)
+        shapes[projection.kind] = f"{linear.in_features} → {linear.out_features}"
     blocks = sum(sum(sizes) for sizes in by_projection.values())
-    lm_head = model.lm_head.weight.nbytes
+    lm_head = decoder.lm_head.weight.nbytes
 
     title = f"{device_name}: {bandwidth / 1e9:,.1f} GB/s measured"
     card = Table(title=title, title_justify="left")
@@ -31,7 +32,7 @@ def print_card(model: PreTrainedModel, device_name: str, bandwidth: float) -> No
     for name, sizes in by_projection.items():
         launch = 1e6 * sizes[0] / bandwidth
         card.add_row(name, shapes[name], str(len(sizes)), f"{sum(sizes) / 1e6:,.1f}", f"{launch:,.1f}")
-    head = f"{model.lm_head.in_features} → {model.lm_head.out_features}"
+    head = f"{decoder.lm_head.in_features} → {decoder.lm_head.out_features}"
     card.add_row("lm_head", head, "", f"{lm_head / 1e6:,.1f}", f"{1e6 * lm_head / bandwidth:,.1f}")
     card.add_section()
     for sparsity in SPARSITIES:

@@ -20,7 +20,7 @@ from wisparse.kernels.cuda.product import (
     direct_product,
     squares_of,
 )
-from wisparse.kernels.decoder_weights import Product, products_of
+from wisparse.kernels.decoder import Product, products_of
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.cuda_tiles import tile_of
 from wisparse.kernels.gpu.workload import Workload

@@ -7,7 +7,7 @@ from wisparse.kernels.cuda import compiled as cuda_compiled
 from wisparse.kernels.cuda import select as module
 from wisparse.kernels.cuda.product import Given, Normed
 from wisparse.kernels.cuda.select import direct_select
-from wisparse.kernels.decoder_weights import products_of
+from wisparse.kernels.decoder import products_of
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.reference import dropped_by_top_k
 

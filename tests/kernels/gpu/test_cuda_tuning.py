@@ -7,7 +7,8 @@ import torch
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.product import DirectTile
-from wisparse.kernels.decoder_weights import pack, products_of
+from wisparse.kernels.decoder import products_of
+from wisparse.kernels.decoder_weights import pack
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu import cuda_tiles as direct_tiles
 from wisparse.kernels.gpu import cuda_tuning as direct_tuning

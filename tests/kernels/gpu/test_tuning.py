@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from wisparse.kernels.bench.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
-from wisparse.kernels.decoder_weights import DecoderShape, products_of
+from wisparse.kernels.decoder import DecoderShape, products_of
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step_tiles import default_tiles
 from wisparse.kernels.gpu.timing import graph_clock

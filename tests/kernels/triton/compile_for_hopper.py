@@ -35,7 +35,8 @@ def main(batch):
     triton_launch.launch = compile_only
     triton_launch.require_runnable = lambda device: None
     from wisparse.kernels.block_rules import BlockRules
-    from wisparse.kernels.decoder_weights import BlockWeights, DecoderShape, DecoderWeights
+    from wisparse.kernels.decoder import DecoderShape
+    from wisparse.kernels.decoder_weights import BlockWeights, DecoderWeights
     from wisparse.kernels.gpu.step import TritonDecodeStep
     from wisparse.kernels.static_cache import StaticCache
     from wisparse.method.plan import ProjectionRule

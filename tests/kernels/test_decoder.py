@@ -1,0 +1,79 @@
+"""A decoder's anatomy: its parts against the model's own, and that one file alone knows them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from wisparse.kernels.decoder import FAMILIES, SITES, Decoder, products_of
+from wisparse.kernels.decoder_weights import pack, unpack
+from wisparse.kernels.errors import KernelError
+
+from ..conftest import ROOT, make_tiny_model
+
+ANATOMY = re.compile(r"\bmodel\.model\b|\.model\.layers|config\.model_type|self_attn|_layernorm\b|_proj\b")
+
+
+def test_one_file_alone_knows_where_a_models_parts_are():
+    sources = [
+        path
+        for folder in ("baselines", "kernels", "library", "method", "repro")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    knowing = [str(path.relative_to(ROOT)) for path in sources if ANATOMY.search(path.read_text("utf-8"))]
+    assert knowing == ["kernels/decoder.py"]
+
+
+def test_its_shape_is_that_of_the_weights(tiny_model):
+    decoder = Decoder.of(tiny_model)
+    found = {projection.key: tuple(projection.linear.weight.shape) for projection in decoder.projections()}
+    assert decoder.shape.shapes() == found
+    assert decoder.shape.head_dim == decoder.blocks[0].self_attn.head_dim
+    assert decoder.shape.vocabulary == decoder.lm_head.out_features == decoder.embedding.num_embeddings
+    linears = [p for p in decoder.projections() if p.block == 0]
+    for product, site in zip(products_of(decoder.shape), SITES, strict=True):
+        reading = [projection.linear for projection in linears if projection.site == site]
+        assert product.widths == tuple(linear.out_features for linear in reading)
+        assert {product.inner} == {linear.in_features for linear in reading}
+
+
+def test_windows_are_those_that_attention_has(tiny_model):
+    config = tiny_model.config
+    expected = getattr(config, "sliding_window", None)
+    assert (expected is not None) == (config.model_type == "mistral")
+    assert set(Decoder.of(tiny_model).shape.windows) == {expected}
+
+
+def test_a_family_that_is_not_known_is_refused():
+    model = nn.Module()
+    model.config = type("Config", (), {"model_type": "gpt2"})
+    with pytest.raises(KernelError, match="'gpt2' is not supported; supported are llama"):
+        Decoder.of(model)
+
+
+def test_a_block_with_a_parameter_that_kernels_would_skip_is_refused(tiny_model):
+    before = [projection.linear.weight for projection in Decoder.of(tiny_model).projections()]
+    strides = [weight.stride() for weight in before]
+    tiny_model.model.layers[1].mlp.gate_proj.bias = nn.Parameter(torch.ones(80))
+    with pytest.raises(KernelError, match=r"block 1 has mlp\.gate_proj\.bias, unlike other"):
+        pack(tiny_model)
+    assert [weight.stride() for weight in before] == strides
+
+
+def test_a_family_says_what_its_blocks_have(tiny_model):
+    family = FAMILIES[tiny_model.config.model_type]
+    attention = tiny_model.model.layers[0].self_attn
+    assert family.qkv_bias == (attention.q_proj.bias is not None)
+    assert family.query_key_norm == hasattr(attention, "q_norm")
+    Decoder.of(tiny_model).check_blocks()
+
+
+def test_after_unpacking_weights_lie_as_before(tiny_model):
+    other = make_tiny_model(tiny_model.config.model_type)
+    pack(tiny_model, gated_blocks=[1])
+    unpack(tiny_model)
+    for mine, theirs in zip(tiny_model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.stride() == theirs.stride()
