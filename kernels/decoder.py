@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import KernelError
 
@@ -254,6 +254,12 @@ class Decoder:
         for index, block in enumerate(self.blocks):
             for kind, linear in block_projections(block).items():
                 yield Projection(index, kind, linear)
+
+    def gains(self, block: int, of: str) -> Tensor | None:
+        """Gains of the norm before a site or, for q and k, of their heads; None where there is none."""
+        if of in HEAD_NORM_PATHS and not self.family.query_key_norm:
+            return None
+        return self.blocks[block].get_submodule((NORM_PATHS | HEAD_NORM_PATHS)[of]).weight.data
 
     def check_blocks(self) -> None:
         """Raise KernelError where blocks have other parameters than their family's: kernels would skip them."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .decoder import HEAD_NORM_PATHS, NORM_PATHS, Decoder, DecoderShape, block_projections
+from .decoder import Decoder, DecoderShape, block_projections
 from .errors import KernelError
 
 
@@ -88,25 +88,21 @@ def unpack(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _pack_block(decoder: Decoder, index: int, gated: bool) -> BlockWeights:
-    block, head_norms = decoder.blocks[index], decoder.family.query_key_norm
-    linears = block_projections(block)
+    linears = block_projections(decoder.blocks[index])
     qkv = [linears[name] for name in ("q", "k", "v")]
 
-    def gains(path: str) -> Tensor:
-        return block.get_submodule(path).weight.data
-
     return BlockWeights(
-        input_norm=gains(NORM_PATHS["attention_input"]),
+        input_norm=decoder.gains(index, "attention_input"),
         qkv=_side_by_side(*qkv),
         qkv_bias=torch.cat([linear.bias.data for linear in qkv]) if decoder.family.qkv_bias else None,
         o=_side_by_side(linears["o"]),
-        mlp_norm=gains(NORM_PATHS["mlp_input"]),
+        mlp_norm=decoder.gains(index, "mlp_input"),
         gate_up=None if gated else _side_by_side(linears["gate"], linears["up"]),
         gate=_side_by_side(linears["gate"]) if gated else None,
         up_rows=_by_neuron(linears["up"]) if gated else None,
         down=_side_by_side(linears["down"]),
-        query_norm=gains(HEAD_NORM_PATHS["q"]) if head_norms else None,
-        key_norm=gains(HEAD_NORM_PATHS["k"]) if head_norms else None,
+        query_norm=decoder.gains(index, "q"),
+        key_norm=decoder.gains(index, "k"),
     )
 
 

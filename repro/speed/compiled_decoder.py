@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.decoder_weights import DecoderShape, decoder_shape
+from ...kernels.decoder import Decoder, DecoderShape, block_projections
 from ...kernels.static_cache import StaticCache
 
 COMPILED_DECODER = "compiled-decoder"
@@ -60,16 +60,17 @@ class _CompactDecoder(nn.Module):
 
     def __init__(self, model: nn.Module, batch: int, capacity: int) -> None:
         super().__init__()
-        shape = decoder_shape(model)
+        decoder = Decoder.of(model)
+        decoder.check_blocks()
+        shape = decoder.shape
         angles = StaticCache.for_model(model, shape, 1, capacity)
         slots = -(-capacity // SLOTS) * SLOTS
         self.blocks = nn.ModuleList(
-            _CompactBlock(block, shape, window, batch, slots)
-            for block, window in zip(model.model.layers, shape.windows, strict=True)
+            _CompactBlock(decoder, index, shape, batch, slots) for index in range(shape.blocks)
         )
-        self.embedding = _fixed(model.model.embed_tokens.weight)
-        self.final_norm = _fixed(model.model.norm.weight)
-        self.lm_head = _fixed(model.lm_head.weight)
+        self.embedding = _fixed(decoder.embedding.weight)
+        self.final_norm = _fixed(decoder.final_norm.weight)
+        self.lm_head = _fixed(decoder.lm_head.weight)
         self.epsilon = shape.norm_epsilon
         self.register_buffer("cosines", angles.cosines.to(self.embedding.dtype))
         self.register_buffer("sines", angles.sines.to(self.embedding.dtype))
@@ -89,18 +90,18 @@ class _CompactDecoder(nn.Module):
 class _CompactBlock(nn.Module):
     """One block with its slots of the cache."""
 
-    def __init__(self, block: Any, shape: DecoderShape, window: int | None, batch: int, slots: int) -> None:
+    def __init__(self, decoder: Decoder, index: int, shape: DecoderShape, batch: int, slots: int) -> None:
         super().__init__()
-        attention, mlp = block.self_attn, block.mlp
-        self.shape, self.window = shape, window
-        self.qkv, self.qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.o, _ = _joined(attention.o_proj)
-        self.gate_up, _ = _joined(mlp.gate_proj, mlp.up_proj)
-        self.down, _ = _joined(mlp.down_proj)
-        self.input_norm = _fixed(block.input_layernorm.weight)
-        self.mlp_norm = _fixed(block.post_attention_layernorm.weight)
-        self.query_norm = _gain(attention, "q_norm")
-        self.key_norm = _gain(attention, "k_norm")
+        linears = block_projections(decoder.blocks[index])
+        self.shape, self.window = shape, shape.windows[index]
+        self.qkv, self.qkv_bias = _joined(linears["q"], linears["k"], linears["v"])
+        self.o, _ = _joined(linears["o"])
+        self.gate_up, _ = _joined(linears["gate"], linears["up"])
+        self.down, _ = _joined(linears["down"])
+        self.input_norm = _fixed(decoder.gains(index, "attention_input"))
+        self.mlp_norm = _fixed(decoder.gains(index, "mlp_input"))
+        self.query_norm = _fixed(decoder.gains(index, "q"))
+        self.key_norm = _fixed(decoder.gains(index, "k"))
         empty = torch.zeros(batch, shape.kv_heads, slots, shape.head_dim).to(self.o)
         self.register_buffer("keys", empty)
         self.register_buffer("values", empty.clone())
@@ -156,13 +157,8 @@ def _joined(*linears: nn.Linear) -> tuple[nn.Parameter, nn.Parameter | None]:
         ):
             linear.weight.data = rows
     biases = [linear.bias for linear in linears]
-    return _fixed(weight), None if biases[0] is None else _fixed(torch.cat([bias.data for bias in biases]))
+    return _fixed(weight), None if biases[0] is None else _fixed(torch.cat(biases))
 
 
-def _gain(attention: Any, name: str) -> nn.Parameter | None:
-    """Gains of RMSNorm of queries or keys, where the family has it."""
-    return _fixed(getattr(attention, name).weight) if hasattr(attention, name) else None
-
-
-def _fixed(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(weight.data, requires_grad=False)
+def _fixed(weight: Tensor | None) -> nn.Parameter | None:
+    return None if weight is None else nn.Parameter(weight.data, requires_grad=False)

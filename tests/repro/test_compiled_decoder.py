@@ -71,5 +71,5 @@ def test_compiled_it_decodes_the_same_tokens():
 
 def test_what_it_does_not_know_it_refuses(llama):
     llama.config.model_type = "gpt2"
-    with pytest.raises(KernelError, match="not 'gpt2'"):
+    with pytest.raises(KernelError, match="'gpt2' is not supported"):
         CompiledDecoder(llama, 1, 8)
