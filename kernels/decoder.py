@@ -20,9 +20,9 @@ class Family:
     """Facts about a model family that its configuration does not state."""
 
     model_type: str
-    """As config.json names it."""
+    """Name in config.json."""
     title: str
-    """As its makers write it."""
+    """Name as its makers write it, for messages."""
     qkv_bias: bool = False
     """q, k and v have biases."""
     query_key_norm: bool = False
