@@ -1,4 +1,4 @@
-"""The record of a cell: what was run, with what, and what came out; written whole or not at all."""
+"""Records on disk, written whole or not at all, and what a record says of its surroundings."""
 
 from __future__ import annotations
 
@@ -15,20 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .configuration import REPOSITORY, digest, portable
+from .record import SCHEMA, SECTIONS, GitState, RecordError, Surroundings
 
-SCHEMA = 1
 RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
-
-SECTIONS = {
-    "schema", "cell", "model", "method", "protocol", "calibration", "suite", "sparsity", "realised", "tasks",
-    "average", "perplexity", "bits_per_byte", "n_documents", "n_tokens", "plan", "seconds", "memory", "seed",
-    "versions", "git", "command", "utc", "config", "items_sha256",
-}  # fmt: skip
-"""Sections of every record; a file without one of them is no finished record."""
-
-
-class RecordError(Exception):
-    """A stored record cannot be read or is incomplete."""
 
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
@@ -94,14 +83,10 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def surroundings() -> dict[str, Any]:
-    """Where and when a record was made: versions, commit, command, time."""
-    return {
-        "versions": versions(),
-        "git": git_state(),
-        "command": command_line(),
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+def surroundings() -> Surroundings:
+    """Where and when a record is made: versions, commit, command, time."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Surroundings(versions(), git_state(), command_line(), now)
 
 
 def versions() -> dict[str, str | None]:
@@ -115,17 +100,17 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def git_state() -> dict[str, Any] | None:
+def git_state() -> GitState | None:
     """Commit and whether tracked files differ from it; None outside a git checkout.
 
     GIT_COMMIT, where it is set, names the commit instead: of sources copied to a machine without their history,
     or onto another history.
     """
     if commit := os.environ.get("GIT_COMMIT"):
-        return {"commit": commit, "dirty": False}
+        return GitState(commit, dirty=False)
     try:
         commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+        return GitState(commit, dirty=bool(_git("status", "--porcelain", "--untracked-files=no")))
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -16,7 +16,9 @@ from ...method.errors import OutOfReachError, UserError
 from .. import processes
 from ..configuration import digest, files_digests, portable
 from ..models.checkpoint import Checkpoint, find_checkpoint
-from ..records import RECORD, SCHEMA, RecordError, load_record, surroundings
+from ..record import SCHEMA, RecordError
+from ..records import RECORD, load_record, surroundings
+from ..typed_json import encoded
 from .identity import sources_digest, targets
 from .planning import model_identity
 
@@ -96,7 +98,7 @@ def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
         "sparsity": cell.sparsity,
         "maximum": error.maximum,
         "reason": str(error),
-        **surroundings(),
+        **encoded(surroundings()),
     }
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from ...method.apply import applied
@@ -18,8 +17,24 @@ from ...method.errors import UserError
 from .. import processes
 from ..configuration import digest, portable
 from ..models.checkpoint import LoadedModel, load_model
-from ..records import SCHEMA, save_record, surroundings
-from ..text.overlap import checked_overlap
+from ..record import (
+    SCHEMA,
+    CalibrationFacts,
+    CellName,
+    Configured,
+    Latency,
+    Memory,
+    ModelFacts,
+    PlanFacts,
+    ProtocolFacts,
+    Realised,
+    Record,
+    Scores,
+)
+from ..records import save_record, surroundings
+from ..text.overlap import Overlap, checked_overlap
+from ..typed_json import decoded
+from .plan_cache import CachedPlan
 from .planning import Planner, ids_digest, set_seeds
 
 if TYPE_CHECKING:
@@ -49,36 +64,31 @@ def measure(cell: Cell) -> dict[str, Any]:
     with _timed(seconds, "latency"):
         latency = cell.latency.measure(loaded.model, cached.plan, lambda other: planner.plan(other).plan)
     items = evaluation.items_to_dict()
-    record = {
-        "schema": SCHEMA,
-        "cell": {"name": cell.name, "key": cell.key},
-        "model": _describe_model(loaded),
-        "method": {"name": cell.method.name, "config": portable(config.method)},
-        "protocol": {"name": cell.protocol.name, "description": cell.protocol.describe()},
-        "calibration": _describe_calibration(cell.calibration.name, input_ids) | {"overlap": overlap.to_dict()},
-        "suite": {"name": _suite_name(config.suite), "config": portable(config.suite)},
-        "sparsity": cell.sparsity,
-        "realised": realised,
-        **evaluation.to_dict(),
-        "latency": latency,
-        "plan": {
-            "key": cached.key,
-            "sha256": cached.sha256,
-            "from_cache": cached.from_cache,
-            "seconds_by_stage": cached.plan.provenance["stages"],
-            "provenance": cached.plan.provenance,
-        },
-        "seconds": seconds,
-        "memory": _peak_memory(cell.checkpoint.device),
-        "seed": config.seed,
-        **surroundings(),
-        "config": portable(config),
-        "items_sha256": digest(items),
-    }
+    record = Record(
+        schema=SCHEMA,
+        cell=CellName(cell.name, cell.key),
+        model=_model_facts(loaded),
+        method=Configured(cell.method.name, portable(config.method)),
+        protocol=ProtocolFacts(cell.protocol.name, cell.protocol.describe()),
+        calibration=_calibration_facts(cell.calibration.name, input_ids, overlap),
+        suite=Configured(cell.suite.name, portable(config.suite)),
+        sparsity=cell.sparsity,
+        realised=decoded(Realised, realised),
+        scores=decoded(Scores, evaluation.to_dict()),
+        latency=None if latency is None else decoded(Latency, latency),
+        plan=_plan_facts(cached),
+        seconds=seconds,
+        memory=_peak_memory(cell.checkpoint.device),
+        seed=config.seed,
+        surroundings=surroundings(),
+        config=portable(config),
+        items_sha256=digest(items),
+    )
     _check_finite(record)
+    content = record.to_json()
     if processes.is_main():
-        save_record(cell.folder, record, items)
-    return record
+        save_record(cell.folder, content, items)
+    return content
 
 
 @contextmanager
@@ -88,48 +98,45 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 3)
 
 
-def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
+def _model_facts(loaded: LoadedModel) -> ModelFacts:
     checkpoint = loaded.checkpoint
-    return {
-        "name": checkpoint.name,
-        "family": checkpoint.family,
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "dtype": checkpoint.dtype,
-        "device": checkpoint.device,
-        "device_name": torch.cuda.get_device_name(checkpoint.device) if "cuda" in checkpoint.device else "CPU",
-        "threads": torch.get_num_threads(),
-        "processes": processes.count(),
-        "fingerprint": checkpoint.fingerprint,
-    }
+    return ModelFacts(
+        name=checkpoint.name,
+        family=checkpoint.family,
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        dtype=checkpoint.dtype,
+        device=checkpoint.device,
+        device_name=torch.cuda.get_device_name(checkpoint.device) if "cuda" in checkpoint.device else "CPU",
+        threads=torch.get_num_threads(),
+        processes=processes.count(),
+        fingerprint=checkpoint.fingerprint,
+    )
 
 
-def _describe_calibration(name: str, input_ids: Tensor) -> dict[str, Any]:
-    return {
-        "name": name,
-        "sequences": input_ids.shape[0],
-        "length": input_ids.shape[1],
-        "tokens": input_ids.numel(),
-        "sha256": ids_digest(input_ids),
-    }
+def _calibration_facts(name: str, input_ids: Tensor, overlap: Overlap) -> CalibrationFacts:
+    sequences, length = input_ids.shape
+    return CalibrationFacts(
+        name, sequences, length, input_ids.numel(), ids_digest(input_ids), overlap=overlap.to_dict()
+    )
 
 
-def _suite_name(suite: DictConfig) -> str:
-    # EmbeddedSuite → embedded, as in conf/suite, unless several configurations share a class.
-    return suite.get("name") or suite._target_.rpartition(".")[2].removesuffix("Suite").lower()
+def _plan_facts(cached: CachedPlan) -> PlanFacts:
+    provenance = cached.plan.provenance
+    return PlanFacts(cached.key, cached.sha256, cached.from_cache, provenance["stages"], provenance)
 
 
-def _peak_memory(device: str) -> dict[str, int]:
-    """Bytes; the resident size is the process's peak so far, which in a sweep covers earlier cells too."""
-    peak = {"rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if device.startswith("cuda"):
-        peak["cuda_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peak
+def _peak_memory(device: str) -> Memory:
+    """Peaks of the process so far, which in a sweep covers earlier cells too, and of the GPU in this cell."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_gpu = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
+    return Memory(resident, cuda_bytes=on_gpu)
 
 
-def _check_finite(record: dict[str, Any]) -> None:
-    numbers = [record["average"], record["perplexity"], *(task["value"] for task in record["tasks"].values())]
+def _check_finite(record: Record) -> None:
+    scores = record.scores
+    numbers = [scores.average, scores.perplexity, *(task.value for task in scores.tasks.values())]
     if not all(math.isfinite(number) for number in numbers if number is not None):
         raise UserError(
-            f"{record['cell']['name']}: the model's outputs are not finite in {record['model']['dtype']}; "
+            f"{record.cell.name}: the model's outputs are not finite in {record.model.dtype}; "
             "try model.dtype=float32"
         )

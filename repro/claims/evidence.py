@@ -9,7 +9,8 @@ from pathlib import Path
 from ...method.errors import UserError
 from ..configuration import CONFIGURATION
 from ..embedded.names import EMBEDDED
-from ..records import RECORD, RecordError, load_items, load_record
+from ..record import RecordError, has_random_weights
+from ..records import RECORD, load_items, load_record
 from ..tables.cells import MeasuredCell, TableData, check_comparable
 from ..tables.csv_rows import Row, read_rows
 from .printed import Claim
@@ -30,9 +31,9 @@ class Evidence:
         found = []
         for path in sorted(self.results.rglob(RECORD)):
             try:
-                model = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
+                config = json.loads(path.read_text(encoding="utf-8"))["config"]
                 # Random weights tell costs, never accuracy.
-                if model["name"] in EMBEDDED or model.get("weights") == "random":
+                if config["model"]["name"] in EMBEDDED or has_random_weights(config):
                     continue
                 found.append(MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent))
             except (RecordError, OSError, ValueError, KeyError, TypeError) as error:

@@ -19,7 +19,8 @@ from typing import Any
 
 from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
-from ..records import RECORD, RecordError, load_record, write_text
+from ..record import RecordError
+from ..records import RECORD, load_record, write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
 from ..tables.text import table_row
 

@@ -99,7 +99,7 @@ def _bench(config: DictConfig) -> tuple[Bench, Row]:
         "dtype": loaded.checkpoint.dtype,
         "torch": str(found["torch"]),
         "transformers": str(found["transformers"]),
-        "commit": (git_state() or {}).get("commit", "unknown")[:10],
+        "commit": git.commit[:10] if (git := git_state()) else "unknown",
     }
     return Bench(loaded.model, calibration, float(config.sparsity), config.cost), about
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +14,8 @@ from .suites import Evaluation
 @dataclass(frozen=True)
 class NoSuite:
     """Nothing is evaluated; see `Suite`."""
+
+    name: ClassVar[str] = "none"
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
@@ -112,6 +112,9 @@ class Evaluation:
 class Suite(Protocol):
     """Anything `conf/suite/*.yaml` can name."""
 
+    name: str
+    """Name in records."""
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:
@@ -134,6 +137,8 @@ class EmbeddedSuite:
     `limit` items of each task and `documents` texts are used, None for all; both are the first of a fixed
     random order. `batch_tokens` and `batch_size` as in SparseLM.
     """
+
+    name: ClassVar[str] = "embedded"
 
     tasks: Sequence[str] = TASKS
     limit: int | None = None
@@ -178,6 +183,8 @@ class PerplexitySuite:
 
     `windows` are read from the beginning, None for all; a rest at the end that fills no window is left out.
     """
+
+    name: ClassVar[str] = "perplexity"
 
     text: str
     length: int = 512

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ...method.projections import PROJECTIONS
+from ..record import is_embedded
 from ..tables.cells import MeasuredCell, search_settings
 from ..tables.csv_rows import Row, read_rows
 from ..tables.text import (
@@ -15,7 +16,6 @@ from ..tables.text import (
     commit_text,
     device_text,
     distinct,
-    is_embedded,
     versions_text,
 )
 from .plots import mismatch
@@ -26,7 +26,7 @@ SOURCE = "Figures 2 to 6 of WiSparse, arXiv 2602.14452, measured anew: nothing i
 
 def page(records: FigureRecords, folder: Path, names: list[str]) -> str:
     """Markdown with every figure of `names`; one without a CSV in `folder` is said to be not measured."""
-    embedded = all(is_embedded(cell.record) for cell in records.cells.values())
+    embedded = all(is_embedded(cell.record["config"]) for cell in records.cells.values())
     head = ["# WiSparse's figures" + (" on the embedded models" if embedded else ""), SOURCE]
     sections = [*head, EMBEDDED_NOTE] if embedded else head
     settings = [f"- {title}: {_settings(cells)}" for title, cells in _groups(records)]
@@ -42,7 +42,7 @@ def page(records: FigureRecords, folder: Path, names: list[str]) -> str:
 
 
 def _groups(records: FigureRecords) -> Iterator[tuple[str, list[MeasuredCell]]]:
-    for title, suite in (("Figure 2", "channels"), ("Figure 3", "one_block"), ("Figures 5 and 6", "no")):
+    for title, suite in (("Figure 2", "channels"), ("Figure 3", "one_block"), ("Figures 5 and 6", "none")):
         if cells := records.under(suite):
             yield title, cells
 

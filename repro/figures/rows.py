@@ -13,7 +13,8 @@ from ...method.errors import UserError
 from ...method.projections import PROJECTIONS, key
 from ..embedded.names import EMBEDDED
 from ..models.architecture import decode_tflops, projection_sizes
-from ..records import RECORD, RecordError, load_items, load_record
+from ..record import RecordError, suite_choice
+from ..records import RECORD, load_items, load_record
 from ..tables.cells import MeasuredCell, check_comparable
 from ..tables.csv_rows import read_rows
 from ..tables.paired_bootstrap import PairedResamples, interval
@@ -53,7 +54,7 @@ def read_figures(folders: list[Path]) -> FigureRecords:
     try:
         for path in sorted(path for folder in folders for path in folder.rglob(RECORD)):
             cell = MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)
-            name = (cell.record["suite"]["name"], *cell.key)
+            name = (suite_choice(cell.record["suite"]["name"]), *cell.key)
             if name not in cells or cells[name].record["utc"] < cell.record["utc"]:
                 cells[name] = cell
     except RecordError as error:
@@ -184,4 +185,4 @@ def alpha_rows(records: FigureRecords) -> Iterator[Row]:
 
 
 def _plans(records: FigureRecords) -> list[MeasuredCell]:
-    return [cell for cell in records.under("no") if cell.key[1] == "wisparse"]
+    return [cell for cell in records.under("none") if cell.key[1] == "wisparse"]

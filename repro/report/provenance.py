@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
-from ..records import RECORD, RecordError, load_record
+from ..record import RecordError
+from ..records import RECORD, load_record
 from ..tables.text import commit_text, device_text
 
 PACKAGES = ("python", "torch", "triton", "transformers", "lm_eval", "numpy")

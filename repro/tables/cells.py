@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...method.errors import UserError
-from ..records import RECORD, UNREACHABLE, RecordError, load_items, load_note, load_record
+from ..record import RecordError, comparable
+from ..records import RECORD, UNREACHABLE, load_items, load_note, load_record
 from .paired_bootstrap import Interval, PairedResamples, interval
 
 METHOD_ORDER = ("dense", "teal", "wina", "rsparse", "cats", "chess", "wisparse")
@@ -175,7 +176,7 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
     for cell in cells:
         method = cell.record["method"]
         other = seen.setdefault(method["name"], cell)
-        if other.record["method"]["config"] != method["config"]:
+        if comparable(other.record["method"]["config"]) != comparable(method["config"]):
             raise UserError(
                 f"{other.folder.name} and {cell.folder.name} are both '{method['name']}' with different "
                 "settings; delete one of them, or give it a method.name of its own"
@@ -183,7 +184,7 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
 
 
 SHARED_SETTINGS = {
-    "protocol": lambda cell: cell.record["config"]["protocol"],
+    "protocol": lambda cell: comparable(cell.record["config"]["protocol"]),
     "suite": lambda cell: _without_machine(cell.record["config"]["suite"]),
     "task data": lambda cell: _task_settings(cell.record),
     "search": lambda cell: search_settings(cell.record),
@@ -202,7 +203,9 @@ def search_settings(record: dict[str, Any]) -> str:
 def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
     """Batch sizes, which change results by rounding alone, and the place of a mirror follow the machine."""
     return {
-        name: value for name, value in settings.items() if not name.startswith("batch_") and name != "data_root"
+        name: value
+        for name, value in comparable(settings).items()
+        if not name.startswith("batch_") and name != "data_root"
     }
 
 

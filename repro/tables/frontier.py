@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...method.errors import UserError
-from ..records import RECORD, RecordError, load_items, load_record
+from ..record import RecordError
+from ..records import RECORD, load_items, load_record
 from .cells import MeasuredCell, method_rank
 from .paired_bootstrap import Interval, PairedResamples, interval
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
+from ..record import has_random_weights
 from .cells import MeasuredCell, TableData, method_rank, read_table
 from .csv_rows import csv_text
 from .text import NOT_MEASURED, number_text, settings_lines, table_row
@@ -26,7 +27,7 @@ def read_full_size(folder: Path) -> TableData:
     """Every cell below a folder. Raises UserError for one of a trained model: its scores belong in Table 1."""
     data = read_table(folder)
     for cell in data.cells.values():
-        if cell.record["config"]["model"].get("weights") != "random":
+        if not has_random_weights(cell.record["config"]):
             raise UserError(
                 f"{cell.folder} has trained weights; this table is of random ones, Table 1 of its kind"
             )

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...method.errors import UserError
-from ..records import RECORD, RecordError, load_items, load_record
+from ..record import RecordError, comparable
+from ..records import RECORD, load_items, load_record
 from .cells import MeasuredCell, method_rank
 from .paired_bootstrap import Interval, PairedResamples, interval
 
@@ -170,7 +171,7 @@ def read_question(folder: Path) -> QuestionData:
 SHARED: dict[str, Callable[[MeasuredCell], Any]] = {
     "question": lambda cell: cell.record["config"].get("question") or _no_question(cell),
     "suite": lambda cell: {
-        k: v for k, v in cell.record["config"]["suite"].items() if not k.startswith("batch_")
+        k: v for k, v in comparable(cell.record["config"]["suite"]).items() if not k.startswith("batch_")
     },
     "search budget": lambda cell: cell.record["config"]["search"],
     "number of items": lambda cell: (

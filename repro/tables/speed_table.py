@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
-from ..records import RECORD, RecordError, load_items, load_record
+from ..record import RecordError, has_random_weights
+from ..records import RECORD, load_items, load_record
 from .cells import MeasuredCell, method_rank
 from .csv_rows import csv_text
 
@@ -238,7 +239,7 @@ def _repeats(record: dict[str, Any]) -> int:
 
 
 def _model_note(record: dict[str, Any]) -> str:
-    weights = " with random weights" if record["model"].get("weights") == "random" else ""
+    weights = " with random weights" if has_random_weights(record["config"]) else ""
     return f"{record['model']['name']}: {record['model']['parameters'] / 1e6:,.0f} M parameters{weights}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..record import is_embedded
 from .cells import OURS, Key, MeasuredCell, TableData
 from .csv_rows import csv_text
 from .paired_bootstrap import RESAMPLES, Interval
@@ -13,7 +14,6 @@ from .text import (
     EMBEDDED_NOTE,
     NOT_MEASURED,
     interval_text,
-    is_embedded,
     number_text,
     settings_lines,
     table_row,
@@ -94,7 +94,7 @@ def _header(data: TableData) -> str:
         f"Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by item (averages) and by "
         "document (perplexity). Bold: best of its block.",
     ]
-    title = EMBEDDED_TITLE if all(is_embedded(entry) for entry in records) else "# Table 1"
+    title = EMBEDDED_TITLE if all(is_embedded(entry["config"]) for entry in records) else "# Table 1"
     return "\n".join([title, "", *(f"- {line}" for line in lines)])
 
 

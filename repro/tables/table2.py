@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
+from ..record import is_embedded
 from .cells import MeasuredCell, TableData, read_table
 from .csv_rows import csv_text
 from .paired_bootstrap import RESAMPLES
@@ -14,7 +15,6 @@ from .text import (
     EMBEDDED_NOTE,
     NOT_MEASURED,
     interval_text,
-    is_embedded,
     number_text,
     settings_lines,
     table_row,
@@ -96,7 +96,7 @@ def _csv_numbers(data: TableData, cell: MeasuredCell, before: MeasuredCell | Non
 
 def table2_markdown(data: TableData) -> str:
     """Table 2 as in the paper, tasks and average by configuration, with what each stage adds."""
-    embedded = all(is_embedded(cell.record) for cell in data.cells.values())
+    embedded = all(is_embedded(cell.record["config"]) for cell in data.cells.values())
     title = f"# Table 2 on the embedded models: WiSparse stage by stage\n\n{EMBEDDED_NOTE}"
     lines = [
         *settings_lines(data),

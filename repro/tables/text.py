@@ -80,8 +80,3 @@ def commit_text(record: dict[str, Any]) -> str:
     if git is None:
         return "none (no git)"
     return f"`{git['commit'][:10]}`" + (" with local changes" if git["dirty"] else "")
-
-
-def is_embedded(record: dict[str, Any]) -> bool:
-    """Whether a record is of a model embedded in this repository."""
-    return str(record["config"]["model"].get("path", "")).startswith("repro/embedded/models/")

@@ -13,12 +13,10 @@ from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.configuration import REPOSITORY, digest, portable
 from wisparse.repro.locks import LOCKS
+from wisparse.repro.record import SCHEMA, SECTIONS, GitState, RecordError
 from wisparse.repro.records import (
     ITEMS,
     RECORD,
-    SCHEMA,
-    SECTIONS,
-    RecordError,
     git_state,
     load_record,
     save_record,
@@ -89,18 +87,18 @@ def test_the_command_names_no_path_of_the_machine(monkeypatch):
     """Where it lies inside the checkout, as a program or as the value of an override."""
     arguments = ["method=teal", f"output_dir={REPOSITORY}/outputs/here", "~a", "b=c=d"]
     monkeypatch.setattr("sys.argv", [f"{REPOSITORY}/repro/run.py", *arguments])
-    command = surroundings()["command"]
+    command = surroundings().command
     assert command == "python repro/run.py method=teal output_dir=outputs/here '~a' b=c=d"
 
 
 def test_surroundings_say_when_where_and_with_what():
     found = surroundings()
     # A wheel's metadata may leave out the build (+cu130) that torch itself names.
-    assert found["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert found["command"].startswith("python ")
-    assert found["utc"].endswith("+00:00")
+    assert found.versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert found.command.startswith("python ")
+    assert found.utc.endswith("+00:00")
     state = git_state()
-    assert state is None or len(state["commit"]) == 40
+    assert state is None or len(state.commit) == 40
 
 
 def test_git_state_is_none_outside_a_checkout(tmp_path, monkeypatch):
@@ -111,8 +109,8 @@ def test_git_state_is_none_outside_a_checkout(tmp_path, monkeypatch):
 
 def test_a_commit_that_is_named_counts_rather_than_the_checkout(monkeypatch):
     monkeypatch.setenv("GIT_COMMIT", "5" * 40)
-    assert git_state() == {"commit": "5" * 40, "dirty": False}
-    assert surroundings()["git"] == git_state()
+    assert git_state() == GitState("5" * 40, dirty=False)
+    assert surroundings().git == git_state()
 
 
 def plan(threshold: float = 0.5) -> SparsityPlan:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from wisparse.repro import run
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.records import SECTIONS
+from wisparse.repro.record import SECTIONS
 
 SMALL = ["calibration.sequences=2", "calibration.length=64", "logger=none"]
 ON_A_TEXT = [

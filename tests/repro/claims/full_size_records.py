@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from wisparse.repro.configuration import digest
-from wisparse.repro.records import SCHEMA, SECTIONS, save_record
+from wisparse.repro.record import SCHEMA, SECTIONS
+from wisparse.repro.records import save_record
 
 ITEMS = 1000
 

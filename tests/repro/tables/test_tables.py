@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import digest
-from wisparse.repro.records import SCHEMA, SECTIONS, save_record, write_json
+from wisparse.repro.record import SCHEMA, SECTIONS
+from wisparse.repro.records import save_record, write_json
 from wisparse.repro.tables.cells import read_table
 from wisparse.repro.tables.make import main
 from wisparse.repro.tables.paired_bootstrap import PairedResamples, interval

@@ -17,7 +17,7 @@ from wisparse.repro.cell.identity import import_closure, sources_digest, targets
 from wisparse.repro.configuration import portable, register_resolvers
 from wisparse.repro.evaluation.harness_tasks import harness_tasks
 
-from ..conftest import CONFIGURATION, ROOT
+from ...conftest import CONFIGURATION, ROOT
 
 FOLDERS = ("baselines", "kernels", "method", "repro", "library")
 

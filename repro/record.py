@@ -1,0 +1,296 @@
+"""The record of a cell as types: what was run, with what, and what came out; `records` keeps it on disk.
+
+Records of before a thing was measured lack its field, which is LATER then. Sections in the order of the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .typed_json import INLINE, LATER, Absent, MisfitError, decoded, encoded, required
+
+SCHEMA = 1
+EMBEDDED_MODELS = "repro/embedded/models/"
+RENAMED = {"NotMeasured": "NoLatency"}
+"""Classes that older records name otherwise."""
+
+RENAMED_SUITES = {"no": "none"}
+"""Suites that older records name otherwise."""
+
+
+class RecordError(Exception):
+    """A stored record cannot be read or is incomplete."""
+
+
+@dataclass(frozen=True)
+class CellName:
+    """Name of a cell for people, and the key that it is found again by."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model as it was loaded, and the machine that it ran on."""
+
+    name: str
+    family: str
+    parameters: int
+    dtype: str
+    device: str
+    device_name: str
+    threads: int
+    processes: int | None = field(default=None, kw_only=True, metadata=LATER)
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A method or a suite by its name, with its configuration."""
+
+    name: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProtocolFacts:
+    """Which tokens were sparse."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class CalibrationFacts:
+    """Calibration text: its size, the hash of its token ids, and what of the tasks it holds."""
+
+    name: str
+    sequences: int
+    length: int
+    tokens: int
+    sha256: str
+    overlap: dict[str, Any] | None = field(default=None, kw_only=True, metadata=LATER)
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What was left out, and bytes and operations a token; see `TrafficCounter`."""
+
+    realised_sparsity: float
+    realised_sparsity_all_tokens: float
+    sparse_token_share: float
+    by_projection: dict[str, float]
+    by_block: list[float]
+    low_rank_share: float
+    rotation_share: float | None = field(default=None, kw_only=True, metadata=LATER)
+    bytes_per_token: float
+    dense_bytes_per_token: float
+    flops_per_token: float | None = field(default=None, kw_only=True, metadata=LATER)
+    dense_flops_per_token: float | None = field(default=None, kw_only=True, metadata=LATER)
+    tokens: int
+    sparse_tokens: int
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Score of a task; see `TaskResult`."""
+
+    metric: str
+    value: float
+    stderr: float
+    n: int
+    chance: float
+    settings: dict[str, Any] | None = field(default=None, kw_only=True, metadata=LATER)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the tasks, their average in percent, and the likelihood of the held-out text."""
+
+    tasks: dict[str, TaskScore]
+    average: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    n_documents: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class TimingFacts:
+    """Speed of one decoder: median, slowest and fastest repeat."""
+
+    tok_s: float
+    tok_s_lowest: float
+    tok_s_highest: float
+    prefill_seconds: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Decode speed beside other decoders; see `DecodeLatency`. Bandwidth in bytes a second."""
+
+    batch: int
+    prompt: int
+    new_tokens: int
+    threads: int
+    kernels: str | dict[str, str]
+    """What the engine ran, by part of a step; older records name a constant, of a GPU a wrong one."""
+    nominal_sparsity: float
+    read_bandwidth: float
+    traffic: Realised
+    byte_limit_speedup: float
+    timings: dict[str, TimingFacts]
+    tok_s: float
+    best_transformers: str | Absent | None = field(default=Absent.ABSENT, kw_only=True, metadata=LATER)
+    fastest_baseline: str | Absent | None = field(default=Absent.ABSENT, kw_only=True, metadata=LATER)
+    """The fastest of the decoders that are not this project's; before, transformers alone was timed."""
+    speedups: dict[str, float]
+    bandwidth_reached: float
+    share_of_bandwidth: float
+    tflops_128_tokens: float
+    dense_tflops_128_tokens: float
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """The plan and what making it took, whether that was now or, from the cache, before."""
+
+    key: str
+    sha256: str
+    from_cache: bool
+    seconds_by_stage: dict[str, float]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks in bytes."""
+
+    rss_bytes: int
+    cuda_bytes: int | None = field(default=None, kw_only=True, metadata=LATER)
+
+
+@dataclass(frozen=True)
+class GitState:
+    """Commit of the sources, and whether they differed from it."""
+
+    commit: str
+    dirty: bool
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where and when a record was made."""
+
+    versions: dict[str, str | None]
+    git: GitState | None
+    command: str
+    utc: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything about one cell."""
+
+    schema: int
+    cell: CellName
+    model: ModelFacts
+    method: Configured
+    protocol: ProtocolFacts
+    calibration: CalibrationFacts
+    suite: Configured
+    sparsity: float
+    realised: Realised
+    scores: Scores = field(metadata=INLINE)
+    latency: Latency | None
+    plan: PlanFacts
+    seconds: dict[str, float]
+    """Seconds by part: load, plan, evaluation, and latency since speed can be measured."""
+    memory: Memory
+    seed: int
+    surroundings: Surroundings = field(metadata=INLINE)
+    config: dict[str, Any]
+    items_sha256: str
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Record:
+        """Read a record of schema 1; raises RecordError that names what is unknown, lacking or misplaced."""
+        if content.get("schema") != SCHEMA:
+            raise RecordError(f"the record has schema {content.get('schema')}, expected {SCHEMA}")
+        try:
+            return decoded(cls, {"latency": None} | content)
+        except MisfitError as error:
+            raise RecordError(f"the record is damaged or of another version: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the JSON-able form back, section by section as it was read."""
+        content = encoded(self)
+        if self.latency is None and "latency" not in self.seconds:
+            del content["latency"]  # a record of before speed could be measured
+        return content
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model is one of those in this repository."""
+        return is_embedded(self.config)
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights are random: the scores say nothing then, the costs do."""
+        return has_random_weights(self.config)
+
+    @property
+    def hardware(self) -> str:
+        """Device that the cell ran on; of a CPU with its threads."""
+        if self.model.device == "cpu":
+            return f"CPU ({self.model.threads} threads)"
+        return self.model.device_name
+
+    @property
+    def commit(self) -> str:
+        """Commit of the sources; empty outside of a checkout."""
+        git = self.surroundings.git
+        return "" if git is None else git.commit
+
+    @property
+    def suite_name(self) -> str:
+        """Name of the suite, as `suite=` takes it."""
+        return suite_choice(self.suite.name)
+
+
+SECTIONS = required(Record) - {"latency"}
+"""Sections of every record; a file without one of them is no finished record."""
+
+
+def is_embedded(config: dict[str, Any]) -> bool:
+    """Whether a record's configuration names a model of this repository."""
+    return str(config["model"].get("path", "")).startswith(EMBEDDED_MODELS)
+
+
+def has_random_weights(config: dict[str, Any]) -> bool:
+    """Whether a record's configuration asks for random weights."""
+    return config["model"].get("weights") == "random"
+
+
+def suite_choice(name: str) -> str:
+    """What `suite=` takes for the name of a suite in a record of any age."""
+    return RENAMED_SUITES.get(name, name)
+
+
+def comparable(settings: Any) -> Any:
+    """Settings with classes named by their own names alone, and by their present ones.
+
+    Where a class lies, and what it was called, makes two cells no less of the same settings.
+    """
+    if isinstance(settings, list):
+        return [comparable(entry) for entry in settings]
+    if not isinstance(settings, dict):
+        return settings
+    found = {name: comparable(value) for name, value in settings.items()}
+    if isinstance(target := settings.get("_target_"), str):
+        own = target.rpartition(".")[2]
+        found["_target_"] = RENAMED.get(own, own)
+    return found
