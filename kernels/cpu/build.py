@@ -10,6 +10,9 @@ is one OpenMP runtime and one pool of threads in the process.
 
 The compiled file lies in a folder named by everything it depends on (sources, flags, compiler, CPU), below
 `$WISPARSE_CACHE` or `~/.cache/wisparse`. `python -m wisparse.kernels.cpu.build` compiles ahead of time.
+It is compiled for the CPU it runs on, unless `$WISPARSE_MARCH` names a level of x86-64 (`x86-64-v2`,
+`x86-64-v3`, `x86-64-v4`): to see what another machine computes, or how fast. From v3 on, all levels give the
+same bits (kernels.cpp).
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
+
+from ..errors import KernelError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +37,14 @@ FOLDER = Path(__file__).parent
 TORCH_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 SOURCES = ("kernels.cpp", "selection.cpp")
 HEADERS = ("types.h",)
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra")
+FLAGS += ("-ffp-contract=off",)  # the sources say which products are fused with their addition
+MARCH_VARIABLE = "WISPARSE_MARCH"
+_V2 = ("cx16", "lahf_lm", "popcnt", "ssse3", "sse4_1", "sse4_2")
+_V3 = (*_V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
+_V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+MARCHES = {"native": (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+"""What the kernels can be compiled for, each with the flags of /proc/cpuinfo that a CPU must show to run it."""
 CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "flags")
 CPU_FACTS += ("CPU implementer", "CPU part", "Features")  # what ARM calls them
 """Lines of /proc/cpuinfo that decide which instructions -march=native means."""
@@ -81,10 +94,29 @@ def cpu_facts() -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in pairs if name.strip() in CPU_FACTS}
 
 
+def runs(march: str) -> bool:
+    """Whether this CPU can execute what is compiled for one of MARCHES."""
+    return set(MARCHES[march]) <= set(cpu_facts().get("flags", "").split())
+
+
+def march() -> str:
+    """The instruction set that the kernels are compiled for: `$WISPARSE_MARCH`, by default "native".
+
+    Raises KernelError for one that is not in MARCHES or that this CPU cannot run, which would end the process
+    at its first instruction.
+    """
+    name = os.environ.get(MARCH_VARIABLE, "native")
+    if name not in MARCHES:
+        raise KernelError(f"{MARCH_VARIABLE} is one of {', '.join(MARCHES)}, not '{name}'")
+    if not runs(name):
+        raise KernelError(f"{MARCH_VARIABLE}={name} needs instructions that this CPU lacks: leave it unset")
+    return name
+
+
 def _command(program: str) -> list[str]:
     runtime = openmp_runtime()
     link = [] if runtime is None else ["-Wl,--as-needed", runtime]  # the system's is then not needed
-    return [program, *FLAGS, *(str(FOLDER / source) for source in SOURCES), *link]
+    return [program, *FLAGS, f"-march={march()}", *(str(FOLDER / source) for source in SOURCES), *link]
 
 
 def library_path() -> Path:
@@ -101,7 +133,7 @@ def library_path() -> Path:
 def build() -> Path:
     """The compiled kernels, compiled now unless they already are.
 
-    Raises NoCompilerError, and BuildError with the first error of the compiler.
+    Raises NoCompilerError, BuildError with the first error of the compiler, and KernelError as `march`.
     """
     library = library_path()
     if library.exists():
@@ -140,6 +172,9 @@ def main() -> None:
         print(f"CPU kernels: {build()}")
     except (NoCompilerError, BuildError) as error:
         print(f"CPU kernels: not compiled, plain torch will be used: {error}")
+    except KernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,18 @@
 // Matrix-vector products that read only the kept rows of a weight stored (in, out), for CPUs.
 //
-// Compiled by cpu_build.py, called by cpu_compiled.py, which has checked every argument.
+// Compiled by build.py, called by compiled.py; gemv.py has checked every argument.
 //
 // A row of the weight belongs to one input channel, so a dropped channel is a row that is never touched.
 // Threads split the output columns, never the channels: no partial sums, no atomics, and every column is added
 // up in the same order whatever the number of threads, so results are the same to the bit.
+//
+// Nor do they depend on the width of the vectors, on how many rows a loop takes at once or on the CPU that the
+// compiler tunes for. Where lanes of a vector are added up (row_dots), there are DOT_LANES of them, in as many
+// registers as that takes. And a product is fused with its addition where multiply_add says so, nowhere else
+// (build.py: -ffp-contract=off): left to itself, GCC fuses in one loop and not in the next for Zen. So every CPU
+// that can fuse gives one result, every CPU that cannot (x86-64-v2 and older) another. A single result for all
+// would round every product before it is added: with bfloat16 weights on AVX-512 and cold caches, that costs
+// 3 % of the speed for one row of x and 8 % for four.
 //
 // Inside a thread the sums of a wide tile of columns stay in the L1 cache while ROWS kept rows at a time stream
 // past them. Why this shape: measured on one core of a Zen 4 at 50 % sparsity with cold caches, 4096 to 14336,
@@ -28,6 +36,12 @@
 #include <utility>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -39,6 +53,7 @@ constexpr int VECTOR_BYTES = 16;
 #endif
 constexpr int LANES = VECTOR_BYTES / 4;
 constexpr int BLOCK = 2 * LANES;         // columns of one step: with bfloat16, one register of the weight
+constexpr int DOT_LANES = 16;            // partial sums of a row's dot product, on every machine
 constexpr int ROWS = 8;                  // kept rows that stream at the same time
 constexpr int64_t TILE_FLOATS = 8192;    // sums of one tile, 32 KiB
 constexpr int64_t SERIAL_WORK = 1 << 15; // weights below which waking the threads costs more than they save
@@ -46,14 +61,29 @@ constexpr int64_t SERIAL_WORK = 1 << 15; // weights below which waking the threa
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
 
-// BLOCK consecutive weights as two vectors of float. Which column a lane holds depends on the type: column_of.
+// a · b + sum, fused on machines that can.
+inline Floats multiply_add(Floats a, Floats b, Floats sum) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, sum);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, sum);
+#elif defined(__aarch64__)
+  return vfmaq_f32(sum, a, b);
+#else
+  return a * b + sum;
+#endif
+}
+
+// BLOCK weights as two vectors of float. Which column a lane holds depends on the type: column_of.
 struct Pair {
   Floats first, second;
 };
 
-inline Pair load(const float *source) {
+// The second vector lies `distance` floats behind the first.
+inline Pair load(const float *source, int distance = LANES) {
   Pair pair;
-  std::memcpy(&pair, source, sizeof pair);
+  std::memcpy(&pair.first, source, sizeof pair.first);
+  std::memcpy(&pair.second, source + distance, sizeof pair.second);
   return pair;
 }
 
@@ -71,16 +101,10 @@ inline Pair load(const bfloat16 *source) {
   return pair;
 }
 
-template <class Weight> inline Pair load_partial(const Weight *source, int64_t columns) {
-  Weight padded[BLOCK] = {};
-  std::memcpy(padded, source, columns * sizeof(Weight));
-  return load(padded);
-}
-
-// Position inside its block of the column in lane `lane` of the two vectors of a Pair.
-template <class Weight> constexpr int column_of(int lane) {
-  if (sizeof(Weight) == sizeof(float)) return lane;
-  return lane < LANES ? 2 * lane : 2 * (lane - LANES) + 1;
+// Which of `2 * lanes` columns stands in place `place`, the first vectors before the second.
+template <class Weight> constexpr int column_of(int place, int lanes) {
+  if (sizeof(Weight) == sizeof(float)) return place;
+  return place < lanes ? 2 * place : 2 * (place - lanes) + 1;
 }
 
 template <class Weight> struct Matrix {
@@ -115,8 +139,9 @@ inline void add_rows(const Kept &kept, int64_t index, const Matrix<Weight> &weig
       Pair total = {loaded[0].first * values[0][b], loaded[0].second * values[0][b]};
 #pragma GCC unroll 16
       for (int i = 1; i < COUNT; ++i) {
-        total.first += loaded[i].first * values[i][b];
-        total.second += loaded[i].second * values[i][b];
+        const Floats value = values[i][b] - Floats{};
+        total.first = multiply_add(loaded[i].first, value, total.first);
+        total.second = multiply_add(loaded[i].second, value, total.second);
       }
       Pair sum = load(target + b * BLOCK);
       sum.first += total.first;
@@ -133,7 +158,13 @@ inline void add_rows(const Kept &kept, int64_t index, const Matrix<Weight> &weig
         },
         sums);
   if (const int64_t rest = end - begin - whole)
-    add_block([whole, rest](const Weight *row) { return load_partial(row + whole, rest); }, sums);
+    add_block(
+        [whole, rest](const Weight *row) {
+          Weight padded[BLOCK] = {};
+          std::memcpy(padded, row + whole, rest * sizeof(Weight));
+          return load(padded);
+        },
+        sums);
 }
 
 // out[b][begin, end) = the sums of a tile, its columns in order again.
@@ -142,7 +173,7 @@ inline void write_tile(const float *sums, int64_t begin, int64_t end, int64_t co
   for (int64_t column = begin; column < end; column += BLOCK, sums += BATCH * BLOCK)
     for (int b = 0; b < BATCH; ++b) {
       float ordered[BLOCK];
-      for (int lane = 0; lane < BLOCK; ++lane) ordered[column_of<Weight>(lane)] = sums[b * BLOCK + lane];
+      for (int lane = 0; lane < BLOCK; ++lane) ordered[column_of<Weight>(lane, LANES)] = sums[b * BLOCK + lane];
       std::memcpy(out + b * columns + column, ordered, std::min<int64_t>(BLOCK, end - column) * sizeof(float));
     }
 }
@@ -170,52 +201,65 @@ void gather_gemv(const Kept &kept, const Matrix<Weight> &weight, float *out, int
   }
 }
 
-// values[i][b] = row i · x[b] for COUNT kept rows; x is padded to whole blocks and in the order of column_of.
+constexpr int DOT_BLOCK = 2 * DOT_LANES; // columns of one step of a dot product
+constexpr int PARTS = DOT_LANES / LANES; // registers that hold DOT_LANES
+
+// Part `part` of DOT_BLOCK weights, which DOT_LANES alone arrange: their first vector, then their second.
+inline Pair load_part(const float *block, int part) { return load(block + part * LANES, DOT_LANES); }
+inline Pair load_part(const bfloat16 *block, int part) { return load(block + part * BLOCK); }
+
+// values[i][b] = row i · x[b] for COUNT kept rows; x is `arranged`.
 template <class Weight, int COUNT, int BATCH>
 inline void dot_rows(const int32_t *channels, const Matrix<Weight> &weight, const float *x, int64_t padded,
                      float *values) {
   const Weight *rows[COUNT];
-  Floats sums[COUNT][BATCH] = {};
+  Floats sums[COUNT][BATCH][PARTS] = {};
   for (int i = 0; i < COUNT; ++i) rows[i] = weight.data + channels[i] * weight.stride;
-  const auto add_block = [&](auto &&load_row, int64_t column) {
-    Pair loaded[COUNT];
+  const auto add_block = [&](auto &&block_of, int64_t column) {
 #pragma GCC unroll 16
-    for (int i = 0; i < COUNT; ++i) loaded[i] = load_row(rows[i]);
+    for (int part = 0; part < PARTS; ++part) {
+      Pair loaded[COUNT];
 #pragma GCC unroll 16
-    for (int b = 0; b < BATCH; ++b) {
-      const Pair input = load(x + b * padded + column);
+      for (int i = 0; i < COUNT; ++i) loaded[i] = load_part(block_of(i), part);
 #pragma GCC unroll 16
-      for (int i = 0; i < COUNT; ++i) {
-        sums[i][b] += loaded[i].first * input.first;
-        sums[i][b] += loaded[i].second * input.second;
+      for (int b = 0; b < BATCH; ++b) {
+        const Pair input = load_part(x + b * padded + column, part);
+#pragma GCC unroll 16
+        for (int i = 0; i < COUNT; ++i) {
+          Floats &sum = sums[i][b][part];
+          sum = multiply_add(loaded[i].second, input.second, multiply_add(loaded[i].first, input.first, sum));
+        }
       }
     }
   };
-  const int64_t whole = weight.columns / BLOCK * BLOCK;
-  for (int64_t column = 0; column < whole; column += BLOCK)
-    add_block([column](const Weight *row) { return load(row + column); }, column);
-  if (const int64_t rest = weight.columns - whole)
-    add_block([whole, rest](const Weight *row) { return load_partial(row + whole, rest); }, whole);
+  const int64_t whole = weight.columns / DOT_BLOCK * DOT_BLOCK;
+  for (int64_t column = 0; column < whole; column += DOT_BLOCK)
+    add_block([&rows, column](int i) { return rows[i] + column; }, column);
+  if (const int64_t rest = weight.columns - whole) {
+    Weight padding[COUNT][DOT_BLOCK] = {};
+    for (int i = 0; i < COUNT; ++i) std::memcpy(padding[i], rows[i] + whole, rest * sizeof(Weight));
+    add_block([&padding](int i) { return padding[i]; }, whole);
+  }
   for (int i = 0; i < COUNT; ++i)
     for (int b = 0; b < BATCH; ++b) {
-      float lanes[LANES];
-      std::memcpy(lanes, &sums[i][b], sizeof lanes);
-      for (int width = LANES / 2; width > 0; width /= 2)
+      float lanes[DOT_LANES];
+      std::memcpy(lanes, sums[i][b], sizeof lanes);
+      for (int width = DOT_LANES / 2; width > 0; width /= 2)
         for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
       values[i * BATCH + b] = lanes[0];
     }
 }
 
-// x as dot_rows wants it: float, padded with zeros to whole blocks, in the order of column_of.
+// x as dot_rows wants it: float, padded with zeros to whole blocks, each in the order of column_of.
 template <class Weight, class Input>
 std::vector<float> &arranged(const Input *x, int64_t stride, int64_t batch, int64_t columns) {
-  const int64_t padded = (columns + BLOCK - 1) / BLOCK * BLOCK;
+  const int64_t padded = (columns + DOT_BLOCK - 1) / DOT_BLOCK * DOT_BLOCK;
   thread_local std::vector<float> result; // keeps its memory from call to call
   result.assign(padded * batch, 0.0f);
   for (int64_t b = 0; b < batch; ++b)
-    for (int64_t column = 0; column < padded; ++column) {
-      const int64_t source = column / BLOCK * BLOCK + column_of<Weight>(column % BLOCK);
-      if (source < columns) result[b * padded + column] = to_float(x[b * stride + source]);
+    for (int64_t place = 0; place < padded; ++place) {
+      const int64_t column = place / DOT_BLOCK * DOT_BLOCK + column_of<Weight>(place % DOT_BLOCK, DOT_LANES);
+      if (column < columns) result[b * padded + place] = to_float(x[b * stride + column]);
     }
   return result;
 }
@@ -223,7 +267,8 @@ std::vector<float> &arranged(const Input *x, int64_t stride, int64_t batch, int6
 template <int BATCH, class Weight>
 void row_dots(const int32_t *channels, int64_t count, const Matrix<Weight> &weight, const std::vector<float> &x,
               float *values, int threads) {
-  constexpr int rows = BATCH == 1 ? 8 : BATCH <= 4 ? 4 : 2; // rows × batch sums must fit the registers
+  // Rows × batch × parts sums must fit the registers; for one row of x, 8 rows that stream are worth more.
+  constexpr int rows = BATCH == 1 ? 8 : std::max(1, (BATCH <= 4 ? 4 : 2) / PARTS);
   const int64_t padded = x.size() / BATCH;
 #pragma omp parallel num_threads(threads) if (count * weight.columns >= SERIAL_WORK)
   {

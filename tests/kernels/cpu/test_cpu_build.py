@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from wisparse.kernels.cpu import build as cpu_build
 from wisparse.kernels.cpu import gemv as cpu_gemv
 from wisparse.kernels.cpu.gemv import choose_backend, gather_gemv, keep_all
+from wisparse.kernels.errors import KernelError
 
 THREADS = """
 import os, torch
@@ -52,8 +54,12 @@ def test_without_a_compiler_torch_computes_and_says_so_once(monkeypatch, caplog,
 
 
 def test_compiled_once_for_all_processes(compiled, monkeypatch, tmp_path):
-    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path))
-    environment = os.environ | {"WISPARSE_CACHE": str(tmp_path)}
+    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path / "cache"))
+    quick = tmp_path / "g++"  # what is compiled does not matter here, and optimising it takes long
+    quick.write_text(f'#!/bin/sh\nexec {shutil.which("g++")} "$@" -O0\n')
+    quick.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    environment = dict(os.environ)
     command = [sys.executable, "-m", "wisparse.kernels.cpu.build"]
     processes = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
@@ -67,6 +73,32 @@ def test_compiled_once_for_all_processes(compiled, monkeypatch, tmp_path):
     assert library.stat().st_mtime_ns == written
     monkeypatch.setattr(cpu_build, "cpu_facts", lambda: {"model name": "another"})
     assert cpu_build.library_path() != library
+
+
+def test_each_instruction_set_has_a_library_of_its_own(compiled, monkeypatch, capsys):
+    monkeypatch.delenv(cpu_build.MARCH_VARIABLE, raising=False)
+    libraries = [cpu_build.library_path()]
+    for march in filter(cpu_build.runs, cpu_build.MARCHES):
+        monkeypatch.setenv(cpu_build.MARCH_VARIABLE, march)
+        libraries.append(cpu_build.library_path())
+    assert libraries[0] == libraries[1]  # "native" is the default
+    assert len(set(libraries)) == len(libraries) - 1
+
+
+@pytest.mark.parametrize(
+    ("march", "message"),
+    [("x86-64-v9", "is one of native, x86-64-v2, .*, not 'x86-64-v9'"), ("x86-64-v3", "that this CPU lacks")],
+)
+def test_an_instruction_set_that_cannot_run_is_refused_in_one_line(monkeypatch, capsys, march, message):
+    monkeypatch.setattr(cpu_build, "cpu_facts", lambda: {"flags": "sse4_2 avx"})
+    monkeypatch.setenv(cpu_build.MARCH_VARIABLE, march)
+    monkeypatch.setattr(cpu_gemv._Chosen, "kernels", None)
+    with pytest.raises(KernelError, match=message):  # nor does plain torch take its place
+        cpu_gemv.backend()
+    with pytest.raises(SystemExit) as ended:
+        cpu_build.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_what_stops_a_build_is_said_in_one_line(compiled, monkeypatch, tmp_path):

@@ -1,11 +1,9 @@
 import math
-import platform
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wisparse.kernels.cpu import build as cpu_build
 from wisparse.kernels.cpu.gemv import (
     choose_backend,
     compact_by_threshold,
@@ -173,24 +171,13 @@ def test_dropped_neurons_of_a_feed_forward_part(implementation):
     kept = compact_by_threshold(activation, thresholds)
     kept.values.mul_(row_dots(x, up, kept))
     masked = activation.masked_fill(dropped_by_threshold(activation, thresholds), 0.0)
-    expected = ((x @ up.T) * masked).double() @ down.double()
-    assert torch.allclose(gather_gemv(kept, down).double(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("weight_dtype", DTYPES)
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_same_bits_on_any_number_of_threads(compiled, weight_dtype, batch):
-    weight, rows = random(701, 3000, dtype=weight_dtype), random(701, 501, dtype=weight_dtype)
-    kept = compact_by_threshold(random(batch, 701, seed=1), torch.full((701,), 0.9))
-    x = random(batch, 501, seed=2)
-    products, dots = [], []
-    for threads in (1, 2, 3, 5, 2, 1):
-        torch.set_num_threads(threads)
-        for _ in range(3):
-            products.append(gather_gemv(kept, weight))
-            dots.append(row_dots(x, rows, kept))
-    assert all(torch.equal(product, products[0]) for product in products)
-    assert all(torch.equal(dot, dots[0]) for dot in dots)
+    gate = masked.double()
+    expected = ((x.double() @ up.double().T) * gate) @ down.double()
+    # Each up loses what a sum of `hidden` products may lose, its product with the gate one rounding, and what
+    # comes out what a sum of as many products as there are kept neurons may lose.
+    lost = (hidden + kept.count + 3) * 2.0**-24
+    bound = lost * ((x.double().abs() @ up.double().abs().T) * gate.abs()) @ down.double().abs()
+    assert ((gather_gemv(kept, down).double() - expected).abs() <= bound).all()
 
 
 def test_one_kept_object_serves_all_calls_of_a_shape(implementation):
@@ -245,26 +232,3 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-X86_64 = platform.machine() == "x86_64"
-
-
-@pytest.mark.skipif(not X86_64, reason="these are x86 instruction sets")
-@pytest.mark.parametrize("target", ["-march=x86-64", "-march=x86-64-v3"])
-def test_narrower_vectors_give_the_same_products(compiled, monkeypatch, tmp_path, target):
-    if target.endswith("v3") and "avx2" not in cpu_build.cpu_facts()["flags"].split():
-        pytest.skip("this CPU has no AVX2")
-    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path))
-    flags = tuple(target if flag == "-march=native" else flag for flag in cpu_build.FLAGS)
-    monkeypatch.setattr(cpu_build, "FLAGS", flags)
-    choose_backend("c++")
-    for dtype in DTYPES:
-        for batch in (1, 5):
-            x, weight = random(batch, 203, dtype=dtype), random(203, 77, dtype=dtype, seed=1)
-            kept = compact_by_top_k(x, torch.ones(203), 90)
-            assert_selects(kept, x, dropped_by_top_k(x.float(), torch.ones(203), 90))
-            assert_product(kept, weight, gather_gemv(kept, weight))
-            dots = row_dots(random(batch, 77, dtype=dtype), weight, kept)
-            exact = weight.double()[kept.channels.long()] @ random(batch, 77, dtype=dtype).double().T
-            assert torch.allclose(dots.double(), exact, rtol=1e-4, atol=1e-4)
