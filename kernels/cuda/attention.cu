@@ -10,6 +10,7 @@
 // WARPS        warps of a thread block              CLUSTER          thread blocks that share the slots
 // UNROLL       slots that a lane has on their way   QUERIES          query heads of a thread block
 // PADDED       QUERIES as a power of two            FLOAT16          1: float16 instead of bfloat16
+// HEAD_NORM    1: RMSNorm of every query and key    EPSILON          of that
 //
 // Sums are added in a fixed order: over a lane's slots, over lanes, over warps, over thread blocks of a cluster.
 
@@ -232,7 +233,8 @@ device void finish(const Shared& s, const Heads& heads, int rank, int thread, un
 
 kernel(THREADS, 1) attention_kernel(const float* sums, const unsigned short* bias, unsigned short* keys,
                                     unsigned short* values, const float* cosines, const float* sines,
-                                    const int* lengths, const int* firsts, unsigned short* x_out) {
+                                    const int* lengths, const int* firsts, unsigned short* x_out,
+                                    const unsigned short* query_gain, const unsigned short* key_gain) {
     shared(Shared, s);
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
     const int rank = block_index() % CLUSTER;
@@ -254,14 +256,14 @@ kernel(THREADS, 1) attention_kernel(const float* sums, const unsigned short* bia
     load(key, keys + own, begin, 0, WINDOW ? length : CAPACITY);
     load(value, values + own, begin, 0, WINDOW ? length : CAPACITY);
     Projections projections;
-    projections.prepare(heads, bias, cosines, sines, length - first, thread);
+    projections.prepare(heads, bias, cosines, sines, query_gain, key_gain, length - first, thread);
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn)  // what is no token's may be NaN, which no weight of 0 hides
         if (begin + turn * STRIDE < lowest || begin + turn * STRIDE >= length) value[turn] = Row{};
     cluster_wait();  // for what was announced: every thread block runs
     wait_for_producer();
     start_consumer();
-    projections.finish(heads, sums, s.queries, s.fresh, thread);
+    projections.finish(heads, sums, s.queries, s.fresh, &s.sums[0][0][0], thread);  // sums come later
     block_barrier();
 
     Softmax softmax;

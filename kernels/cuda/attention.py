@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import KernelError
 from ..static_cache import StaticCache
-from ..triton.attention import query_heads
 from ..triton.launch import blocks_of, check_tensor, power_of_two
+from ..triton.new_token import HeadNorms, gains_of, query_heads
 from .compiled import launch
 from .product import LANES, LARGEST_CLUSTER, SHARED_BYTES, VECTOR
 
@@ -91,6 +91,7 @@ def direct_attention(
     window: int | None,
     tile: DirectAttentionTile,
     *,
+    norms: HeadNorms | None = None,
     x_out: Tensor,
     pdl: bool = False,
 ) -> None:
@@ -116,6 +117,7 @@ def direct_attention(
     check_tensor("x_out", x_out, (1, heads * head_dim), cache.keys.dtype)
     if bias is not None:
         check_tensor("bias", bias, (sums.shape[2],), cache.keys.dtype)
+    *gains, epsilon = gains_of(norms, cache)
     constants = {
         **tile.constants(group, head_dim),
         "HEAD": head_dim,
@@ -126,9 +128,11 @@ def direct_attention(
         "SPLITS": sums.shape[0],
         "SCALE": f"{head_dim**-0.5 * math.log2(math.e):.9e}f",
         "FLOAT16": int(cache.keys.dtype is torch.float16),
+        "HEAD_NORM": int(norms is not None),
+        "EPSILON": f"{epsilon:.9e}f",
     }
     clusters = kv_heads * blocks_of(group, tile.queries_of(group))
     keys, values = cache.keys[block], cache.values[block]
     angles = cache.cosines, cache.sines
-    arguments = (sums, bias, keys, values, *angles, cache.length, cache.first, x_out)
+    arguments = (sums, bias, keys, values, *angles, cache.length, cache.first, x_out, *gains)
     launch("attention", constants, clusters * tile.cluster, tile.warps * LANES, arguments, pdl)

@@ -1,5 +1,5 @@
-// The new token's projections in attention: which columns of q, k and v a cluster has, and how they are added up, rounded
-// and turned. Constants in capitals are attention.cu's.
+// The new token's projections in attention: which columns of q, k and v a cluster has, and how they are added up, rounded,
+// normalised in some families, and turned. Constants in capitals are attention.cu's.
 #pragma once
 
 constexpr int THREADS = WARPS * 32;
@@ -7,6 +7,8 @@ constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int TURNS = (GROUP + QUERIES - 1) / QUERIES;  // clusters that share a key-value head
 constexpr int HALF = HEAD / 2;                          // columns that are turned into each other
 constexpr int PAIRS = ((QUERIES + 2) * HALF + THREADS - 1) / THREADS;  // that a thread turns
+constexpr int SPAN = HALF < 32 ? HALF : 32;             // lanes of a warp that have columns of the same head
+constexpr int SQUARES = HALF / SPAN;                    // sums of squares that are left of a head
 
 // Which heads a cluster has, and which columns of q, k and v.
 struct Heads {
@@ -28,11 +30,11 @@ struct Heads {
 
 // Projections of the new token and their rotary angles: two columns that are turned into each other at a time.
 struct Projections {
-    float bias[PAIRS][2], cosine[PAIRS][2], sine[PAIRS][2];
+    float bias[PAIRS][2], cosine[PAIRS][2], sine[PAIRS][2], gain[PAIRS][2];
 
     // What does not depend on the kernel before.
     device void prepare(const Heads& heads, const unsigned short* biases, const float* cosines, const float* sines,
-                        int position, int thread) {
+                        const unsigned short* query_gain, const unsigned short* key_gain, int position, int thread) {
 #pragma unroll
         for (int turn = 0; turn < PAIRS; ++turn) {
             const int pair = turn * THREADS + thread, head = pair / HALF;
@@ -42,13 +44,15 @@ struct Projections {
                 bias[turn][side] = biases && heads.real(head) ? widened(biases[heads.column(head) + d]) : 0.0f;
                 cosine[turn][side] = head <= QUERIES ? cosines[position * HEAD + d] : 1.0f;
                 sine[turn][side] = head <= QUERIES ? sines[position * HEAD + d] : 0.0f;
+                if (HEAD_NORM)
+                    gain[turn][side] = head <= QUERIES ? widened((head < QUERIES ? query_gain : key_gain)[d]) : 1.0f;
             }
         }
     }
 
-    // Add, round and turn what the kernel before has left.
+    // Add, round, normalise and turn what the kernel before has left. There is room for squares of every head.
     device void finish(const Heads& heads, const float* sums, float (&queries)[QUERIES][HEAD],
-                       unsigned short (&fresh)[2][HEAD], int thread) const {
+                       unsigned short (&fresh)[2][HEAD], float* squares, int thread) const {
         float found[PAIRS][2];
 #pragma unroll
         for (int turn = 0; turn < PAIRS; ++turn) {
@@ -62,11 +66,12 @@ struct Projections {
                         found[turn][side] += from_producer(at + split * (HEADS + 2 * KV_HEADS) * HEAD);
             }
         }
+        if (HEAD_NORM) normalise(found, squares, thread);
 #pragma unroll
         for (int turn = 0; turn < PAIRS; ++turn) {
             const int pair = turn * THREADS + thread, head = pair / HALF, d = pair % HALF;
-            const float lower = widened(rounded(found[turn][0] + bias[turn][0]));
-            const float upper = widened(rounded(found[turn][1] + bias[turn][1]));
+            const float lower = HEAD_NORM ? found[turn][0] : widened(rounded(found[turn][0] + bias[turn][0]));
+            const float upper = HEAD_NORM ? found[turn][1] : widened(rounded(found[turn][1] + bias[turn][1]));
             const unsigned short first = rounded(lower * cosine[turn][0] - upper * sine[turn][0]);
             const unsigned short second = rounded(upper * cosine[turn][1] + lower * sine[turn][1]);
             if (head < QUERIES) {
@@ -79,6 +84,33 @@ struct Projections {
                 fresh[1][d] = rounded(lower);
                 fresh[1][d + HALF] = rounded(upper);
             }
+        }
+    }
+
+    // Round with the bias, then RMSNorm of each query and key. A head may have columns in several warps, which meet
+    // through shared memory.
+    device void normalise(float (&found)[PAIRS][2], float* squares, int thread) const {
+#pragma unroll
+        for (int turn = 0; turn < PAIRS; ++turn) {
+            const int pair = turn * THREADS + thread;
+#pragma unroll
+            for (int side = 0; side < 2; ++side) found[turn][side] = widened(rounded(found[turn][side] + bias[turn][side]));
+            float square = found[turn][0] * found[turn][0] + found[turn][1] * found[turn][1];
+            for (int apart = SPAN / 2; apart > 0; apart /= 2) square += warp_exchange(square, apart);
+            if (pair % SPAN == 0 && pair < (QUERIES + 1) * HALF) squares[pair / SPAN] = square;
+        }
+        block_barrier();
+#pragma unroll
+        for (int turn = 0; turn < PAIRS; ++turn) {
+            const int head = (turn * THREADS + thread) / HALF;
+            if (head > QUERIES) continue;  // values stay as they are
+            float total = 0.0f;
+#pragma unroll
+            for (int part = 0; part < SQUARES; ++part) total += squares[head * SQUARES + part];
+            const float inverse = 1.0f / sqrtf(total / HEAD + EPSILON);
+#pragma unroll
+            for (int side = 0; side < 2; ++side)
+                found[turn][side] = widened(rounded(widened(rounded(found[turn][side] * inverse)) * gain[turn][side]));
         }
     }
 };

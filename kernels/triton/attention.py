@@ -18,30 +18,9 @@ from ..errors import KernelError
 from ..static_cache import StaticCache
 from .channel_lists import ChannelLists, check_written
 from .combine import combine, context_of, finish_alone, store_parts
-from .compact import rounded
 from .launch import blocks_of, launch, power_of_two
+from .new_token import HeadNorms, gains_of, new_token, query_heads
 from .product import WIDEN_DOTS
-
-
-@triton.jit
-def projected(sums, bias, like, start, SPLITS: tl.constexpr, STRIDE: tl.constexpr, live):
-    """Result of a projection at columns `start`: partial sums (SPLITS, STRIDE apart) and bias, rounded."""
-    total = tl.load(sums + start, mask=live, other=0.0)
-    for split in tl.static_range(1, SPLITS):
-        total += tl.load(sums + split * STRIDE + start, mask=live, other=0.0)
-    if bias is not None:
-        total += tl.load(bias + start, mask=live, other=0.0).to(tl.float32)
-    return rounded(total, like)
-
-
-@triton.jit
-def rotated(sums, bias, like, start, d, cosine, sine, SPLITS: tl.constexpr, STRIDE: tl.constexpr,
-            HEAD: tl.constexpr, live):  # fmt: skip
-    """A query or key with its rotary angles applied; `start` is its first column, d (…, head_dim)."""
-    plain = projected(sums, bias, like, start + d, SPLITS, STRIDE, live)
-    partner = tl.where(d < HEAD // 2, d + HEAD // 2, d - HEAD // 2)
-    other = projected(sums, bias, like, start + partner, SPLITS, STRIDE, live)
-    return rounded(plain * cosine + tl.where(d < HEAD // 2, -other, other) * sine, like)
 
 
 @triton.jit
@@ -104,34 +83,14 @@ def attend(
 
 
 @triton.jit
-def new_token(
-    own, bias, like, cosine, sine, head,
-    SUM_SPLITS: tl.constexpr, BATCH: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
-    QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
-):  # fmt: skip
-    """Queries (QUERIES, PADDED_HEAD), key and value (PADDED_HEAD,) of the new token, in the cache's dtype."""
-    STRIDE: tl.constexpr = BATCH * (GROUP + 2) * KV_HEADS * HEAD
-    d = tl.arange(0, PADDED_HEAD)
-    query = tl.arange(0, QUERIES)
-    real = d < HEAD
-    q_start = (head * GROUP + query) * HEAD
-    q = rotated(own, bias, like, q_start[:, None], d[None, :], cosine[None, :], sine[None, :], SUM_SPLITS,
-                STRIDE, HEAD, (query[:, None] < GROUP) & real[None, :])  # fmt: skip
-    k_start = (KV_HEADS * GROUP + head) * HEAD
-    k = rotated(own, bias, like, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
-    v = projected(own, bias, like, k_start + KV_HEADS * HEAD + d, SUM_SPLITS, STRIDE, real)
-    return q.to(like.dtype.element_ty), k.to(like.dtype.element_ty), v.to(like.dtype.element_ty)
-
-
-@triton.jit
 def attention_kernel(
-    sums, bias, keys, values, cosines, sines, lengths, firsts, parts, counters,
+    sums, bias, query_gain, key_gain, keys, values, cosines, sines, lengths, firsts, parts, counters,
     x_out, bounds, to_index, to_values, to_counts,
     SUM_SPLITS: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
     BATCH: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     PADDED_GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
     AT_ONCE: tl.constexpr, CAPACITY: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
-    COMPACT: tl.constexpr, PDL: tl.constexpr,
+    COMPACT: tl.constexpr, EPSILON: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row, one key-value head, one part of the context."""
     head = tl.program_id(0) % KV_HEADS
@@ -157,8 +116,8 @@ def attention_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     if split < active:
         own = sums + row * (GROUP + 2) * KV_HEADS * HEAD
-        q, k, v = new_token(own, bias, keys, cosine, sine, head, SUM_SPLITS, BATCH, KV_HEADS, GROUP, QUERIES,
-                            HEAD, PADDED_HEAD)  # fmt: skip
+        q, k, v = new_token(own, bias, query_gain, key_gain, keys, cosine, sine, head, SUM_SPLITS, BATCH,
+                            KV_HEADS, GROUP, QUERIES, HEAD, PADDED_HEAD, EPSILON)  # fmt: skip
         if end == length + 1:
             tl.store(keys + slots + length * HEAD + d, k, mask=real)
             tl.store(values + slots + length * HEAD + d, v, mask=real)
@@ -197,15 +156,6 @@ class AttentionTile:
         return shape.attention_width // shape.kv_heads
 
 
-def query_heads(sums: Tensor, cache: StaticCache) -> int:
-    """Query heads in sums of q, k, v (splits, batch, q + 2·kv). Raises KernelError where the cache differs."""
-    _, batch, kv_heads, _, head_dim = cache.keys.shape
-    heads = sums.shape[2] // head_dim - 2 * kv_heads
-    if sums.shape[1] != batch or heads < kv_heads or heads % kv_heads or sums.shape[2] % head_dim:
-        raise KernelError(f"sums of q, k, v are {tuple(sums.shape)}; the cache is {tuple(cache.keys.shape)}")
-    return heads
-
-
 def attention_parts(cache: StaticCache, heads: int, tile: AttentionTile) -> int:
     """float32 elements of scratch that `attention` needs."""
     return cache.batch * heads * tile.splits * (cache.keys.shape[4] + 2)
@@ -221,6 +171,7 @@ def attention(
     counters: Tensor,
     tile: AttentionTile,
     *,
+    norms: HeadNorms | None = None,
     bounds: Tensor | None = None,
     lists: ChannelLists | None = None,
     x_out: Tensor | None = None,
@@ -228,6 +179,7 @@ def attention(
 ) -> None:
     """Attention of the token whose q, k, v are `sums` (splits, batch, q + 2·kv) float32, up to its own slot.
 
+    norms: of the heads of q and k, before they are rotated.
     Its rotated key and its value go to slot `cache.length` of the block. With `bounds` (heads · head_dim,) the
     channels with |x| ≥ bound go to `lists`, one list block a key-value head; else x_out (batch, channels) is
     written. `window`: the last so many tokens, this one included. Raises KernelError for what does not fit.
@@ -244,17 +196,18 @@ def attention(
         raise KernelError("the scratch of attention is too small; see attention_parts")
     splits, rows = min(tile.splits, blocks_of(capacity, tile.step)), power_of_two(batch)
     padded_group, padded_head = power_of_two(group), max(16, power_of_two(head_dim))
+    *gains, epsilon = gains_of(norms, cache)
     # 32 values a thread for what is combined at once.
     at_once = max(1, min(power_of_two(splits), tile.warps * 32 * 32 // (rows * padded_group * padded_head)))
     launch(
         attention_kernel,
         (batch * kv_heads, splits),
-        sums, bias, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
+        sums, bias, *gains, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
         cache.first, parts, counters, x_out, bounds,
         *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
         SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step,
         SPLITS=splits, BATCH=batch, ROWS=rows, KV_HEADS=kv_heads, GROUP=group, PADDED_GROUP=padded_group,
         QUERIES=max(16, padded_group), HEAD=head_dim, PADDED_HEAD=padded_head, AT_ONCE=at_once,
         CAPACITY=capacity, SCALE=head_dim**-0.5, STAGES=tile.stages, COMPACT=lists is not None,
-        warps=tile.warps, pdl=pdl,
+        EPSILON=epsilon, warps=tile.warps, pdl=pdl,
     )  # fmt: skip

@@ -15,10 +15,11 @@ from torch import Tensor
 from ..decoder import DecoderShape
 from ..errors import KernelError
 from ..static_cache import StaticCache
-from .attention import projected, query_heads, rotated, slots_of
+from .attention import slots_of
 from .channel_lists import ChannelLists, check_written
 from .compact import rounded, store_list
 from .launch import launch, power_of_two
+from .new_token import HeadNorms, gains_of, projected, query_heads, rotated
 
 
 @triton.jit
@@ -37,11 +38,12 @@ def look_at(q, k, v, begin, end, highest, total, acc, STEP: tl.constexpr, SCALE:
 
 @triton.jit
 def short_attention_kernel(
-    sums, bias, keys, values, cosines, sines, lengths, firsts,
+    sums, bias, query_gain, key_gain, keys, values, cosines, sines, lengths, firsts,
     x_out, bounds, to_index, to_values, to_counts,
     SUM_SPLITS: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr, CAPACITY: tl.constexpr,
-    SCALE: tl.constexpr, STAGES: tl.constexpr, COMPACT: tl.constexpr, PDL: tl.constexpr,
+    SCALE: tl.constexpr, STAGES: tl.constexpr, COMPACT: tl.constexpr, EPSILON: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One query head over the whole context."""
     query = tl.program_id(0)
@@ -65,9 +67,13 @@ def short_attention_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    q = rotated(sums, bias, keys, query * HEAD, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
+    q = rotated(
+        sums, bias, query_gain, keys, query * HEAD, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, EPSILON, real
+    )
     k_start = (HEADS + head) * HEAD
-    new_key = rotated(sums, bias, keys, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, real)
+    new_key = rotated(
+        sums, bias, key_gain, keys, k_start, d, cosine, sine, SUM_SPLITS, STRIDE, HEAD, EPSILON, real
+    )
     new_value = projected(sums, bias, keys, k_start + KV_HEADS * HEAD + d, SUM_SPLITS, STRIDE, real)
     highest = tl.sum(q * new_key, 0) * SCALE
     highest, total, acc = look_at(q, k, v, lowest, length, highest, 1.0, new_value, STEP, SCALE)
@@ -111,6 +117,7 @@ def short_attention(
     window: int | None,
     tile: ShortAttentionTile,
     *,
+    norms: HeadNorms | None = None,
     bounds: Tensor | None = None,
     lists: ChannelLists | None = None,
     x_out: Tensor | None = None,
@@ -127,12 +134,13 @@ def short_attention(
     if lists is not None and (lists.block, lists.blocks) != (head_dim, heads):
         raise KernelError(f"o's list needs {heads} blocks of {head_dim}, not {lists.blocks} of {lists.block}")
     check_written(bounds, lists, x_out)
+    *gains, epsilon = gains_of(norms, cache)
     launch(
         short_attention_kernel,
         (heads,),
-        sums, bias, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
+        sums, bias, *gains, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
         cache.first, x_out, bounds, *((lists.index, lists.values, lists.counts) if lists else (None,) * 3),
         SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step, HEADS=heads, KV_HEADS=kv_heads,
         HEAD=head_dim, PADDED_HEAD=power_of_two(head_dim), CAPACITY=capacity, SCALE=head_dim**-0.5,
-        STAGES=tile.stages, COMPACT=lists is not None, warps=tile.warps, pdl=pdl,
+        STAGES=tile.stages, COMPACT=lists is not None, EPSILON=epsilon, warps=tile.warps, pdl=pdl,
     )  # fmt: skip

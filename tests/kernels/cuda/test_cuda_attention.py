@@ -14,8 +14,9 @@ from wisparse.kernels.cuda.attention import DirectAttentionTile, direct_attentio
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu import cuda_tiles as direct_tiles
 from wisparse.kernels.static_cache import StaticCache
+from wisparse.kernels.triton.new_token import HeadNorms
 
-from ..triton.test_triton_attention import expected, make_cache
+from ..triton.test_triton_attention import expected, make_cache, make_norms
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
 
 pytestmark = pytest.mark.usefixtures("direct_products_run")
@@ -34,9 +35,9 @@ def case(
 
 
 def attended(sums: Tensor, bias: Tensor | None, cache: StaticCache, heads: int, tile: DirectAttentionTile,
-             window: int | None = None) -> Tensor:  # fmt: skip
+             window: int | None = None, norms: HeadNorms | None = None) -> Tensor:  # fmt: skip
     x = torch.empty(1, heads * cache.keys.shape[-1], device=DEVICE, dtype=cache.keys.dtype)
-    direct_attention(sums, bias, cache, 0, window, tile, x_out=x)
+    direct_attention(sums, bias, cache, 0, window, tile, norms=norms, x_out=x)
     return x
 
 
@@ -74,6 +75,31 @@ def test_against_float64(
         assert relative_error(slots[0, 0, :, length], fresh) < TOLERANCE[torch.float16]
         assert slots[0, 0, :, length + 1 :].isnan().all()
     assert torch.equal(x, attended(sums, bias, cache, heads, tile, window))
+
+
+@pytest.mark.parametrize(
+    ("tile", "heads", "kv_heads", "head_dim"),
+    [
+        (SMALL, 4, 2, 128),  # a head's columns in two warps, which take it in turns
+        (replace(SMALL, warps=4, cluster=1, unroll=4, queries=4), 7, 1, 128),
+        (replace(SMALL, warps=3), 2, 1, 64),
+        (SMALL, 2, 2, 32),
+        (replace(SMALL, unroll=1), 3, 3, 16),
+        (replace(SMALL, warps=2), 1, 1, 256),
+    ],
+)
+def test_norms_of_heads(tile: DirectAttentionTile, heads: int, kv_heads: int, head_dim: int) -> None:
+    """Of queries and keys with gains of their own, behind a bias; values stay as they are."""
+    sums, bias, cache = case(heads, kv_heads, head_dim, 9)
+    norms = make_norms(cache)
+    exact, new = expected(sums, bias, cache, heads, None, norms)
+    x = attended(sums, bias, cache, heads, tile, None, norms)
+    assert relative_error(x, exact) < TOLERANCE[torch.float16]
+    for slots, fresh in zip((cache.keys, cache.values), new[0], strict=True):
+        assert relative_error(slots[0, 0, :, 9], fresh) < TOLERANCE[torch.float16]
+    assert torch.equal(x, attended(sums, bias, cache, heads, tile, None, norms))
+    with pytest.raises(KernelError, match="the gain of queries is"):
+        attended(sums, bias, cache, heads, tile, None, replace(norms, query=norms.query.float()))
 
 
 def test_in_bfloat16() -> None:
@@ -134,10 +160,10 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
-@pytest.mark.parametrize("window", [None, 128])
+@pytest.mark.parametrize(("window", "normed"), [(None, False), (128, False), (None, True)])
 @pytest.mark.parametrize("tile", [direct_tiles.SHORT_ATTENTION, direct_tiles.ATTENTION])
 def test_compiles_for_the_large_models(
-    name: str, window: int | None, tile: DirectAttentionTile, monkeypatch: pytest.MonkeyPatch
+    name: str, window: int | None, normed: bool, tile: DirectAttentionTile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For compute capability 9.0, with the tiles that are used there; no GPU is needed."""
     pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
@@ -150,5 +176,5 @@ def test_compiles_for_the_large_models(
     shape = MODEL_SHAPES[name]
     cache = make_cache(1, shape.kv_heads, shape.head_dim, 205, 128, torch.bfloat16)
     sums = torch.empty(1, 1, shape.attention_width + 2 * shape.kv_width, device=DEVICE)
-    attended(sums, None, cache, shape.heads, tile, window)
+    attended(sums, None, cache, shape.heads, tile, window, make_norms(cache) if normed else None)
     assert sizes[0] > 0

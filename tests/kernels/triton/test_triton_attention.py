@@ -1,5 +1,7 @@
 """Attention of one token over a static cache against float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from wisparse.kernels.errors import KernelError
@@ -8,6 +10,7 @@ from wisparse.kernels.static_cache import StaticCache
 from wisparse.kernels.triton.attention import AttentionTile, attention, attention_parts
 from wisparse.kernels.triton.channel_lists import ChannelLists
 from wisparse.kernels.triton.gemv_tiles import Tile
+from wisparse.kernels.triton.new_token import HeadNorms
 from wisparse.kernels.triton.short_attention import ShortAttentionTile, short_attention
 
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
@@ -33,7 +36,18 @@ def rotate(x, cache, position):
     return x * cache.cosines[position].double() + turned * cache.sines[position].double()
 
 
-def expected(sums, bias, cache, heads, window):
+def make_norms(cache, epsilon=1e-3):
+    """Gains of heads that differ from 1, and an epsilon that shows."""
+    head_dim, dtype = cache.keys.shape[-1], cache.keys.dtype
+    query, key = (random(head_dim, seed=seed).abs() + 0.5 for seed in (8, 9))
+    return HeadNorms(query.to(dtype), key.to(dtype), epsilon)
+
+
+def normalised(x, gain, epsilon):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * gain.double()
+
+
+def expected(sums, bias, cache, heads, window, norms=None):
     """(batch, channels) float64, and what the cache must hold at the new slot."""
     _, batch, kv_heads, _, head_dim = cache.keys.shape
     length, outputs, new = int(cache.length), [], []
@@ -41,8 +55,10 @@ def expected(sums, bias, cache, heads, window):
     for row in range(batch):
         first = int(cache.first[row])
         q, k, v = total[row].split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])
-        q = rotate(q.view(heads, head_dim), cache, length - first)
-        k, v = rotate(k.view(kv_heads, head_dim), cache, length - first), v.view(kv_heads, head_dim)
+        q, k, v = (part.view(-1, head_dim) for part in (q, k, v))
+        if norms is not None:
+            q, k = normalised(q, norms.query, norms.epsilon), normalised(k, norms.key, norms.epsilon)
+        q, k = (rotate(part, cache, length - first) for part in (q, k))
         begin = first if window is None else max(first, length + 1 - window)
         keys = torch.cat([cache.keys[0, row, :, begin:length].double(), k[:, None]], 1)
         values = torch.cat([cache.values[0, row, :, begin:length].double(), v[:, None]], 1)
@@ -67,23 +83,42 @@ ROWS = [(TILES[0], *case) for case in CASES if len(case[-1]) > 1]
 
 
 @pytest.mark.parametrize(("tile", "heads", "kv_heads", "head_dim", "length", "window", "first"), ONE_ROW + ROWS)
-@pytest.mark.parametrize("splits", [1, 2])
-def test_attention(tile, heads, kv_heads, head_dim, length, window, first, splits):
+@pytest.mark.parametrize(("splits", "normed"), [(1, False), (2, False), (2, True)])
+def test_attention(tile, heads, kv_heads, head_dim, length, window, first, splits, normed):
     batch = len(first)
     cache = make_cache(batch, kv_heads, head_dim, 64, length, first=first)
     width = (heads + 2 * kv_heads) * head_dim
     sums, bias = random(splits, batch, width), random(width, seed=1)
-    exact, new = expected(sums, bias, cache, heads, window)
+    norms = make_norms(cache) if normed else None
+    exact, new = expected(sums, bias, cache, heads, window, norms)
     x = torch.empty(batch, heads * head_dim, device=DEVICE)
     attend = StepTiles.uniform(Tile(), attention=tile).attention_over(cache, heads)
-    attend(sums, bias, cache, 0, window, x_out=x)
+    attend(sums, bias, cache, 0, window, norms=norms, x_out=x)
     assert relative_error(x, exact) < 1e-5
     for row, (key, value) in enumerate(new):
         assert relative_error(cache.keys[0, row, :, length], key) < 1e-5
         assert relative_error(cache.values[0, row, :, length], value) < 1e-5
     again = torch.empty_like(x)
-    attend(sums, bias, cache, 0, window, x_out=again)  # with the counters that the first call left
+    attend(sums, bias, cache, 0, window, norms=norms, x_out=again)  # with the counters that the first call left
     assert torch.equal(x, again)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_norms_of_heads_are_rounded_where_the_model_rounds(tile):
+    """To the bit as transformers does it in float16, where a key is put into the cache."""
+    cache = make_cache(1, 1, 64, 24, 5, torch.float16)
+    cache.cosines.fill_(1.0)
+    cache.sines.zero_()
+    sums, norms = random(1, 1, 3 * 64, scale=40.0), make_norms(cache)
+    attend = StepTiles.uniform(Tile(), attention=tile).attention_over(cache, 1)
+    attend(
+        sums, None, cache, 0, None, norms=norms, x_out=torch.empty(1, 64, dtype=torch.float16, device=DEVICE)
+    )
+    key = sums[0, 0, 64:128].half().float()
+    plain = (key * torch.rsqrt(key.square().mean() + norms.epsilon)).half() * norms.key
+    steps = (cache.keys[0, 0, 0, 5].view(torch.int16) - plain.view(torch.int16)).abs()
+    assert steps.max() <= 1  # 1/√ differs by an ulp between machines
+    assert (steps == 0).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -126,6 +161,9 @@ def test_bad_input_ends_in_one_line():
         attention(random(1, 2, 128), None, cache, 0, None, parts, counters, tile, x_out=x)
     with pytest.raises(KernelError, match="attention_parts"):
         attention(random(1, 1, 128), None, cache, 0, None, parts[:10], counters, tile, x_out=x)
+    norms = replace(make_norms(cache), key=torch.ones(8, device=DEVICE))
+    with pytest.raises(KernelError, match="the gain of keys has shape"):
+        attention(random(1, 1, 128), None, cache, 0, None, parts, counters, tile, norms=norms, x_out=x)
     lists = ChannelLists.empty(1, 1, 64, 16, DEVICE)
     with pytest.raises(KernelError, match="2 blocks of 32"):
         attention(random(1, 1, 128), None, cache, 0, None, parts, counters, tile, bounds=x[0], lists=lists)

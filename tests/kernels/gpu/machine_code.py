@@ -1,8 +1,8 @@
 """Print a hash of the machine code of every launch of a decode step, for sm_90, on a machine without a GPU.
 
-`python tests/kernels/machine_code.py > before`, the same after a change, then `diff before after`: moves and
-renames leave it empty. Steps have the shapes of 7-8B models. Names of kernels and files do not count, nor do
-line numbers. NVRTC and cuda-bindings, of torch's CUDA build, must be there. Run it without TRITON_INTERPRET.
+`python -m tests.kernels.gpu.machine_code > before`, the same after a change, then `diff before after`: moves
+and renames leave it empty. Steps have the shapes of 7-8B models. Names of kernels and files do not count, nor
+do line numbers. NVRTC and cuda-bindings, of torch's CUDA build, must be there. Run it without TRITON_INTERPRET.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 import triton
 
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
-from compile_for_hopper import HopperDriver
+from ..triton.compile_for_hopper import HopperDriver
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MULTIPROCESSORS = 132

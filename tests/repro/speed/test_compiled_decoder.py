@@ -9,7 +9,7 @@ import torch
 from wisparse.kernels.errors import KernelError
 from wisparse.repro.speed.compiled_decoder import CompiledDecoder
 
-from ..conftest import make_tiny_model
+from ...conftest import make_tiny_model
 
 PROMPT, NEW = 18, 6  # past the window of 16 that the mistral model has
 
