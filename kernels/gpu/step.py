@@ -33,6 +33,7 @@ from ..triton.compact import compact, embed, norm_compact
 from ..triton.gemv import Columns, gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import neurons, times_rows
+from ..triton.new_token import HeadNorms
 from .cuda_tiles import direct_attention_tile, direct_tiles
 from .sites import Buffers, Site, make_site
 from .step_tiles import StepTiles, default_tiles
@@ -149,8 +150,13 @@ class TritonDecodeStep:
         window = shape.windows[index]
         written = self._written(output, self._direct("o", output))
         attention = self._whole_attention if "x_out" in written else self._attention
-        self._add(attention, sums, bias, self.cache, index, window, **written)
+        self._add(attention, sums, bias, self.cache, index, window, norms=self._head_norms(packed), **written)
         return self._onto_residual(output, packed.o, "o")
+
+    def _head_norms(self, packed: BlockWeights) -> HeadNorms | None:
+        if packed.query_norm is None:
+            return None
+        return HeadNorms(packed.query_norm, packed.key_norm, self.weights.shape.norm_epsilon)
 
     def _qkv(self, site: Site, packed: BlockWeights, sums: Tensor) -> tuple[Tensor, Tensor | None]:
         """The product behind RMSNorm's launch; its sums and the bias that attention has yet to add."""
