@@ -37,6 +37,7 @@ FAMILIES = {
         Family("llama", "Llama"),
         Family("mistral", "Mistral", sliding_window=True),
         Family("qwen2", "Qwen2", qkv_bias=True, sliding_window=True),
+        Family("qwen3", "Qwen3", query_key_norm=True, sliding_window=True),
     )
 }
 """Families by the `model_type` of config.json."""

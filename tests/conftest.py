@@ -1,4 +1,4 @@
-"""Small real models for all tests: the three families with random weights."""
+"""Small real models for all tests: every family with random weights."""
 
 import os
 
@@ -15,13 +15,16 @@ if not torch.cuda.is_available():
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from wisparse.method.calibration import Calibration
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "conf"
 METHODS = sorted(path.stem for path in (CONFIGURATION / "method").glob("*.yaml"))
-FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+OWN_SETTINGS = {"mistral": {"sliding_window": 16}, "qwen3": {"head_dim": 16, "intermediate_size": 112}}
+"""What a family's configuration has besides; Qwen3's heads together are wider than its hidden states, and its
+MLP keeps its share of a block."""
 
 # A search budget that runs every stage in a second.
 TINY_SEARCH = [
@@ -41,7 +44,6 @@ def make_tiny_model(family: str, blocks: int = 2, seed: int = 0, heads: tuple[in
     """A random model of a family whose activations can be sparsified; heads: of q, of k and v."""
     configuration = FAMILIES[family](
         hidden_size=48,
-        intermediate_size=80,
         num_hidden_layers=blocks,
         num_attention_heads=heads[0],
         num_key_value_heads=heads[1],
@@ -49,7 +51,7 @@ def make_tiny_model(family: str, blocks: int = 2, seed: int = 0, heads: tuple[in
         max_position_embeddings=128,
         tie_word_embeddings=False,
         initializer_range=0.2,
-        **({"sliding_window": 16} if family == "mistral" else {}),
+        **{"intermediate_size": 80} | OWN_SETTINGS.get(family, {}),
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()

@@ -73,6 +73,9 @@ class CPUBlock:
         self._keys, self._values = cache.keys[index], cache.values[index]
         self._window = shape.windows[index]
         self._input_norm, self._mlp_norm = weights.input_norm.float(), weights.mlp_norm.float()
+        self._query_norm, self._key_norm = (
+            None if gains is None else gains.float() for gains in (weights.query_norm, weights.key_norm)
+        )
         widths = {"q": shape.attention_width, "k": shape.kv_width, "v": shape.kv_width, "o": shape.hidden}
         widths |= {"gate": shape.ffn, "up": shape.ffn, "down": shape.hidden}
 
@@ -92,8 +95,9 @@ class CPUBlock:
         hidden = hidden + self._o(self._attention(self._normed(hidden, self._input_norm), position))
         return hidden + self._mlp(self._normed(hidden, self._mlp_norm))
 
-    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, (self._shape.hidden,), weight, self._shape.norm_epsilon)
+    def _normed(self, x: Tensor, gains: Tensor | None) -> Tensor:
+        """RMSNorm over the last dimension; x as it is where there is no norm."""
+        return x if gains is None else F.rms_norm(x, gains.shape, gains, self._shape.norm_epsilon)
 
     def _attention(self, x: Tensor, position: _Position) -> Tensor:
         shape, batch, slot = self._shape, x.shape[0], position.slot
@@ -102,6 +106,7 @@ class CPUBlock:
             qkv += self._weights.qkv_bias
         heads = qkv.view(batch, -1, shape.head_dim)
         q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+        q, k = self._normed(q, self._query_norm), self._normed(k, self._key_norm)
         self._keys[:, :, slot] = position.rotated(k)
         self._values[:, :, slot] = v
         begin, mask = position.visible(self._window)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from ...kernels.decoder import shape_from
 from ..configuration import CONFIGURATION, register_resolvers
 
 
@@ -26,12 +28,8 @@ def architecture(model: str) -> dict[str, Any]:
 
 def projection_sizes(model: str) -> dict[str, int]:
     """Weights of each projection of a block, by its name."""
-    sizes = architecture(model)
-    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    head = sizes.get("head_dim", hidden // heads)
-    query, key_value = hidden * head * heads, hidden * head * sizes["num_key_value_heads"]
-    attention = {"q": query, "k": key_value, "v": key_value, "o": query}
-    return attention | dict.fromkeys(("gate", "up", "down"), hidden * sizes["intermediate_size"])
+    shape = shape_from(SimpleNamespace(**architecture(model)))
+    return {name: out * inner for name, (out, inner) in shape.projection_shapes().items()}
 
 
 def decode_tflops(model: str, tokens: int, sparsity: float) -> float:

@@ -101,6 +101,30 @@ def test_without_a_plan_the_engine_is_the_dense_model(tiny_model):
     )
 
 
+def test_a_head_tied_to_the_embedding_continues_as_generate_does():
+    config = make_tiny_model("qwen3").config
+    config.tie_word_embeddings = True
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    plan, input_ids = plan_for(model, "teal_uniform"), prompts(model, 2)
+    engine = DecodeEngine(model, plan, batch=2, capacity=40)
+    assert engine.weights.lm_head.data_ptr() == engine.weights.embedding.data_ptr()
+    expected = generated(model, plan, "decode_only", input_ids, 16)
+    assert engine.generate(input_ids, new_tokens=16).tolist() == expected.tolist()
+
+
+def test_heads_that_are_normalised_are_not_left_as_they_are():
+    model = make_tiny_model("qwen3")
+    logits = []
+    for gain in (1.0, 2.0):
+        for block in model.model.layers:
+            block.self_attn.q_norm.weight.fill_(gain)
+        engine = DecodeEngine(model, capacity=40)
+        engine.prefill(prompts(model, 1))
+        logits.append(engine.step(torch.tensor([5])).clone())
+    assert not torch.allclose(*logits, atol=1e-2)
+
+
 def test_a_stopped_row_is_filled_while_others_go_on(llama):
     input_ids = prompts(llama, 2)
     engine = DecodeEngine(llama, batch=2, capacity=40)

@@ -101,7 +101,7 @@ def _write(name: str, text: str):
         (_write("config.json", "{"), "not valid JSON"),
         (_unlink("model.safetensors.index.json"), "holds no safetensors weights"),
         (_write("model.safetensors.index.json", "{}"), "lists no weights"),
-        (_other_family, "'gpt2' is not supported; take a model of Llama, Mistral, Qwen2"),
+        (_other_family, "'gpt2' is not supported; take a model of Llama, Mistral, Qwen2, Qwen3"),
         (_quantize, "quantized"),
         (_unlink("tokenizer.json"), "has no tokenizer"),
         (_write("tokenizer.json", "{}"), "the tokenizer cannot be loaded"),

@@ -26,6 +26,8 @@ SIZES = {
     "mistral-7b-base": 7_248_023_552,
     "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-7b-base": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-0.6b": 596_049_920,
 }
 """Parameters that the checkpoints' own cards and indices state."""
 
@@ -58,7 +60,7 @@ def test_the_architecture_has_the_size_of_the_real_model(name):
     assert sum(weight.numel() for weight in model.parameters()) == SIZES[name]
 
 
-@pytest.mark.parametrize("name", ["llama3.1-8b", "mistral-7b", "qwen2.5-7b"])
+@pytest.mark.parametrize("name", ["llama3.1-8b", "mistral-7b", "qwen2.5-7b", "qwen3-0.6b"])
 def test_random_weights_are_drawn_as_the_configuration_says(name):
     loaded = load_model(find_checkpoint(shrunk(name)))
     model = loaded.model
