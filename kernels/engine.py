@@ -72,11 +72,6 @@ class DecodeEngine:
     def _make_step(self, tuned_for: float | None) -> DecodeStep:
         weights, cache = self.weights, self.cache
         if weights.device.type == "cuda":
-            if weights.blocks[0].query_norm is not None:
-                raise KernelError(
-                    "on a GPU the decode engine does not normalise heads of q and k yet, as this model does; "
-                    "decode it on the CPU, or take latency=none"
-                )
             from .gpu.captured_step import CapturedStep
             from .gpu.cuda_tuning import tuned_step_tiles
             from .gpu.step import TritonDecodeStep
