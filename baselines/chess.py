@@ -12,8 +12,8 @@ from ..method.calibration import BlockStatistics, Calibration
 from ..method.errors import OutOfReachError, UserError
 from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTIONS, decoder_blocks, key, parameter_shares
+from ..method.provenance import SearchCost
 from ..method.rules import RuleBuilder, StaticThreshold
-from ..method.stages import SearchCost
 
 IMPORTANCE_WEIGHTS = {
     "2024": lambda statistics: statistics.up_output.mean_squared().sqrt(),
@@ -62,22 +62,23 @@ class CHESS(Method):
         wanted = torch.tensor([touched_sparsity])
         return statistics.magnitudes["gate_activation"].thresholds(weights, wanted)[0]
 
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        cost = SearchCost()
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """Only some projections are touched."""
+        self.touched_sparsity(calibration, sparsity)
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         touched_sparsity = self.touched_sparsity(calibration, sparsity)
-        with cost.stage("calibration"):
-            statistics = calibration.statistics
         with cost.stage("thresholds"):
             builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
             attention = {
                 key(block, name): touched_sparsity
-                for block in range(len(statistics))
+                for block in range(calibration.blocks)
                 for name in PROJECTIONS
                 if self.attention and name in ("q", "o")
             }
-            plan = builder.plan(attention, {"touched_sparsity": touched_sparsity})
+            plan = builder.plan(attention, touched_sparsity=touched_sparsity)
             plan.gate_thresholds = {
-                block: self._gate_thresholds(one, touched_sparsity) for block, one in enumerate(statistics)
+                block: self._gate_thresholds(one, touched_sparsity)
+                for block, one in enumerate(calibration.statistics)
             }
-        plan.provenance |= cost.to_dict()
         return plan

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.plan import SparsityPlan
+from ..method.provenance import SearchCost
 
 
 @dataclass(frozen=True)
 class Dense(Method):
     """No projection is sparse, whatever the sparsity asked for."""
 
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        return SparsityPlan(shapes=calibration.shapes, provenance={"stages": {}, "evaluations": 0})
+    needs = frozenset()
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        return SparsityPlan(calibration.shapes)

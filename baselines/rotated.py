@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError
 from ..method.plan import SparsityPlan
+from ..method.projections import key
+from ..method.provenance import SearchCost
 from ..method.rotation import orthogonal_column_bases, rotated
 from .teal import TEAL
 
@@ -22,26 +24,39 @@ class RotatedTEAL(TEAL):
     rotation_counted: bool
     """Whether the two dense products a block come out of the budget; the published figures leave them out."""
 
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        if sparsity == 0.0:
-            return super()._plan(calibration, sparsity)  # nothing is dropped in any basis
-        model = calibration.model
-        bases = orthogonal_column_bases(model, ROTATED_FOR)
-        weights = sum(math.prod(shape) for shape in calibration.shapes.values())
-        share = sum(basis.numel() for basis in bases.values()) / weights if self.rotation_counted else 0.0
+    needs = frozenset()  # what activations look like in other bases is measured there
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """What rotations read is not there to be dropped."""
+        share = self._rotation_share(calibration, sparsity)
         if sparsity + share >= 1.0:
             raise OutOfReachError(
                 f"{self.name} reads rotations of {share:.3f} of the blocks' weights and cannot reach block "
                 f"sparsity {sparsity} on this model; the maximum is below {1.0 - share:.3f}",
                 maximum=1.0 - share,
             )
-        with rotated(model, bases):
-            inside = Calibration(
-                model, calibration.input_ids, calibration.batch_size, calibration.search_protocol
-            )
-            plan = super()._plan(inside, sparsity + share)
-        plan.rotations = bases
-        return plan
+
+    def _rotation_share(self, calibration: Calibration, sparsity: float) -> float:
+        """Share of the blocks' weights that the rotations are, where they come out of the budget."""
+        if sparsity == 0.0 or not self.rotation_counted:
+            return 0.0
+        shapes = calibration.shapes
+        rotations = sum(
+            shapes[key(block, name)][1] ** 2
+            for block in range(calibration.blocks)
+            for name in ROTATED_FOR.values()
+        )
+        return rotations / sum(math.prod(shape) for shape in shapes.values())
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        # At 0 nothing is dropped in any basis.
+        bases = orthogonal_column_bases(calibration.model, ROTATED_FOR) if sparsity > 0.0 else {}
+        with rotated(calibration.model, bases):
+            inside = replace(calibration) if bases else calibration
+            with cost.stage("calibration"):
+                inside.prepare(super().needs)
+            plan = super()._plan(inside, sparsity + self._rotation_share(calibration, sparsity), cost)
+        return replace(plan, rotations=bases)
 
 
 @dataclass(frozen=True)

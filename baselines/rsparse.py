@@ -16,8 +16,8 @@ from ..method.calibration import Calibration
 from ..method.errors import UserError
 from ..method.plan import ProjectionRule, SparsityPlan
 from ..method.projections import model_projections
+from ..method.provenance import PlanProvenance, SearchCost
 from ..method.rules import RuleBuilder, StaticThreshold, final
-from ..method.stages import SearchCost
 
 Shares = tuple[float, ...]
 """Share ρ of each projection's budget that goes to its channels; the rest goes to its low-rank path."""
@@ -121,10 +121,7 @@ class RSparse(Method):
         if not all(0.0 <= share <= 1.0 for share in (self.share, *self.choices)):
             raise UserError("method.share and method.choices must lie between 0 and 1")
 
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        cost = SearchCost()
-        with cost.stage("calibration"):
-            _ = calibration.statistics
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         budgeted = BudgetedRules(calibration, sparsity, self.score)
         shares: Shares = (self.share,) * len(calibration.shapes)
         if sparsity == 0.0:
@@ -133,9 +130,9 @@ class RSparse(Method):
             with cost.stage("share search"):
                 shares = self._search(calibration, budgeted, cost)
         with cost.stage("thresholds"):
-            plan = SparsityPlan(shapes=calibration.shapes, rules=budgeted.rules(shares))
-        plan.provenance |= {"shares": dict(zip(calibration.shapes, shares, strict=True)), **cost.to_dict()}
-        return plan
+            rules = budgeted.rules(shares)
+        found = PlanProvenance(details={"shares": dict(zip(calibration.shapes, shares, strict=True))})
+        return SparsityPlan(calibration.shapes, rules, provenance=found)
 
     def _search(self, calibration: Calibration, budgeted: BudgetedRules, cost: SearchCost) -> Shares:
         """Evolutionary search of ρ by calibration perplexity.

@@ -8,11 +8,11 @@ from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.plan import SparsityPlan
 from ..method.projections import split_key
+from ..method.provenance import SearchCost
 from ..method.rules import MaskRule, RuleBuilder
-from ..method.search.allocation import uniform_inside_blocks, uniform_over_blocks
+from ..method.search.allocation import uniform_inside_blocks
 from ..method.search.block_probe import late_norm_error
 from ..method.search.greedy import GreedySettings, allocate_greedily
-from ..method.stages import SearchCost
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,11 @@ class TEAL(Method):
         alphas = {name: self._alpha(split_key(name)[1]) for name in calibration.shapes}
         return RuleBuilder(calibration, self.mask, alphas)
 
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        cost = SearchCost()
-        with cost.stage("calibration"):
-            builder = self.rule_builder(calibration)
-            _ = calibration.statistics
-        blocks = uniform_over_blocks(calibration, sparsity)
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        builder, blocks = self.rule_builder(calibration), [sparsity] * calibration.blocks
         sparsities = uniform_inside_blocks(blocks)
         if self.greedy:
             with cost.stage("greedy"):
                 sparsities = allocate_greedily(calibration, builder, blocks, self.greedy_settings, cost)
         with cost.stage("thresholds"):
-            plan = builder.plan(sparsities, {"block_sparsities": blocks})
-        plan.provenance |= cost.to_dict()
-        return plan
+            return builder.plan(sparsities, block_sparsities=blocks)

@@ -16,7 +16,7 @@ from .method.errors import UserError
 
 if TYPE_CHECKING:
     from .method.base import Method
-    from .method.token_policy import Protocol as TokenPolicy
+    from .method.token_policy import TokenPolicy
 
 CONFIGURATION = Path(method_package.__file__).resolve().parents[1] / "conf"
 """Folder of the configuration, beside the packages in a checkout and in an installed wheel alike."""

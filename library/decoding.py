@@ -18,7 +18,7 @@ from .kernels.errors import KernelError
 from .kernels.sampling import Sampler
 from .method.apply import SparseSession, applied
 from .method.plan import SparsityPlan
-from .method.token_policy import Protocol as TokenPolicy
+from .method.token_policy import TokenPolicy
 from .method.traffic import BatchTrafficCounter
 
 TOKENS = "half"
@@ -132,7 +132,7 @@ def engine(
     """
     if capacity is None:
         capacity = min(CAPACITY, model.config.max_position_embeddings)
-    tuned_for = float(plan.provenance["sparsity"]) if tune and plan is not None else None
+    tuned_for = plan.provenance.sparsity if tune and plan is not None else None
     try:
         decoder = DecodeEngine(model, plan, batch=batch, capacity=capacity, tuned_for=tuned_for)
         yield Engine(model, plan, token_policy(tokens), decoder)

@@ -15,7 +15,7 @@ from .method.base import Method
 from .method.calibration import Calibration
 from .method.errors import UserError
 from .method.plan import SparsityPlan
-from .method.token_policy import Protocol as TokenPolicy
+from .method.token_policy import TokenPolicy
 from .method.tokens import pack
 
 SEQUENCES, LENGTH = 16, 512

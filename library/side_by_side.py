@@ -88,7 +88,7 @@ class Answers:
         capacity = self._ids.shape[1] + self._new_tokens
         try:
             dense = Answer("dense", DecodeEngine(self._model, None, capacity=capacity))
-            title = str(self._plan.provenance.get("method", "sparse"))
+            title = str(self._plan.provenance.method or "sparse")
             sparse = Answer(title, DecodeEngine(self._model, self._plan, capacity=capacity))
             with torch.inference_mode():
                 screen = Screen(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..kernels.reference import dropped_by_threshold, dropped_by_top_k, low_rank_product
 from .errors import UserError
+from .hooks import hooked
 from .plan import ProjectionRule, SparsityPlan
 from .projections import (
     GATE_ACTIVATION_PATH,
@@ -23,7 +24,7 @@ from .projections import (
     split_key,
 )
 from .rotation import rotated
-from .token_policy import Protocol
+from .token_policy import TokenPolicy
 from .traffic import TrafficCounter
 
 
@@ -36,10 +37,9 @@ class ProjectionHooks:
     def __init__(self, counter: TrafficCounter | None = None) -> None:
         self.sparse_positions: Tensor | None = None
         self._counter = counter
-        self._handles: list[RemovableHandle] = []
 
-    def install(self, name: str, linear: nn.Linear, rule: ProjectionRule) -> None:
-        """Drop the channels of `linear`'s input that `rule` does not keep."""
+    def on_projection(self, name: str, linear: nn.Linear, rule: ProjectionRule) -> Iterator[RemovableHandle]:
+        """Register what drops the channels of `linear`'s input that `rule` does not keep."""
         dropped: list[Tensor] = []  # from the pre-hook to the forward hook of the same call
 
         def drop_channels(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -53,22 +53,17 @@ class ProjectionHooks:
             # Where a token is dense nothing was dropped, and the product is zero.
             return output + low_rank_product(dropped.pop(), rule.left, rule.right)
 
-        self._handles.append(linear.register_forward_pre_hook(drop_channels))
+        yield linear.register_forward_pre_hook(drop_channels)
         if rule.left is not None:
-            self._handles.append(linear.register_forward_hook(add_low_rank))
+            yield linear.register_forward_hook(add_low_rank)
 
-    def install_gate(self, name: str, activation: nn.Module, thresholds: Tensor) -> None:
-        """Zero the neurons of a gate activation below their thresholds (CATS, CHESS)."""
+    def on_gate(self, name: str, activation: nn.Module, thresholds: Tensor) -> Iterator[RemovableHandle]:
+        """Register what zeroes the neurons of a gate activation below their thresholds (CATS, CHESS)."""
 
         def drop_neurons(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return self._without(name, output, dropped_by_threshold(output, thresholds))
 
-        self._handles.append(activation.register_forward_hook(drop_neurons))
-
-    def remove(self) -> None:
-        """Take all hooks away."""
-        while self._handles:
-            self._handles.pop().remove()
+        yield activation.register_forward_hook(drop_neurons)
 
     @staticmethod
     def _dropped(x: Tensor, rule: ProjectionRule) -> Tensor:
@@ -98,41 +93,38 @@ def sparse_projections(
     """
     hooks = ProjectionHooks()
     hooks.sparse_positions = sparse_positions
-    try:
-        for name, rule in rules.items():
-            hooks.install(name, linears[name], rule)
+    with hooked(
+        handle for name, rule in rules.items() for handle in hooks.on_projection(name, linears[name], rule)
+    ):
         yield
-    finally:
-        hooks.remove()
 
 
 class SparseSession:
-    """A model under a plan and a protocol: tells the hooks which tokens are sparse, and reports traffic."""
+    """A model under a plan and a token policy: tells the hooks which tokens are sparse, and reports traffic."""
 
     def __init__(
-        self, model: PreTrainedModel, plan: SparsityPlan, protocol: Protocol, counter: TrafficCounter
+        self, model: PreTrainedModel, plan: SparsityPlan, policy: TokenPolicy, counter: TrafficCounter
     ) -> None:
         self.prompt_lengths: Tensor | None = None
         """(rows,) real tokens of each row that are prompt, for the next forward pass; None: all are."""
-        self._protocol = protocol
+        self._policy = policy
         self._counter = counter
         self._only: tuple[int, ...] | None = None
         self._hooks = [ProjectionHooks(counter) for _ in decoder_blocks(model)]
-        device = next(model.parameters()).device
-        linears = model_projections(model)
-        for name, rule in plan.rules.items():
-            self._hooks[split_key(name)[0]].install(name, linears[name], rule.to(device))
-        for block, thresholds in plan.gate_thresholds.items():
-            activation = decoder_blocks(model)[block].get_submodule(GATE_ACTIVATION_PATH)
-            self._hooks[block].install_gate(f"{block}.gate_activation", activation, thresholds.to(device))
-        # On the inner decoder, so that callers who leave lm_head out are covered too.
-        self._handle = decoder_of(model).inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._model, self._plan = model, plan
 
-    def close(self) -> None:
-        """Take all hooks away; the model is dense again."""
-        self._handle.remove()
-        for hooks in self._hooks:
-            hooks.remove()
+    def hooks(self) -> Iterator[RemovableHandle]:
+        """Register all hooks of the plan on the model."""
+        decoder, linears = decoder_of(self._model), model_projections(self._model)
+        device = next(self._model.parameters()).device
+        for name, rule in self._plan.rules.items():
+            yield from self._hooks[split_key(name)[0]].on_projection(name, linears[name], rule.to(device))
+        for block, thresholds in self._plan.gate_thresholds.items():
+            activation = decoder.blocks[block].get_submodule(GATE_ACTIVATION_PATH)
+            name = f"{block}.gate_activation"
+            yield from self._hooks[block].on_gate(name, activation, thresholds.to(device))
+        # On the inner decoder, so that callers who leave lm_head out are covered too.
+        yield decoder.inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @contextmanager
     def only_blocks(self, *blocks: int) -> Iterator[None]:
@@ -163,7 +155,7 @@ class SparseSession:
         if cache is not None and cache.get_seq_length() > 0:
             sparse = real  # generated tokens
         else:
-            sparse = self._protocol.sparse_positions(real, self.prompt_lengths)
+            sparse = self._policy.sparse_positions(real, self.prompt_lengths)
         dense = torch.zeros_like(sparse)
         for block, hooks in enumerate(self._hooks):
             hooks.sparse_positions = sparse if self._only is None or block in self._only else dense
@@ -174,7 +166,7 @@ class SparseSession:
 def applied(
     model: PreTrainedModel,
     plan: SparsityPlan,
-    protocol: Protocol,
+    policy: TokenPolicy,
     counting: type[TrafficCounter] = TrafficCounter,
 ) -> Iterator[SparseSession]:
     """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
@@ -183,8 +175,6 @@ def applied(
     of other shapes.
     """
     plan.check_model(projection_shapes(model))
-    with ExitStack() as stack:
-        stack.enter_context(rotated(model, plan.rotations))
-        session = SparseSession(model, plan, protocol, counting(model, plan))
-        stack.callback(session.close)
+    session = SparseSession(model, plan, policy, counting(model, plan))
+    with rotated(model, plan.rotations), hooked(session.hooks()):
         yield session

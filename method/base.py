@@ -1,33 +1,54 @@
-"""Base of all methods: a named recipe that turns a calibration and a sparsity into a plan."""
+"""What a method is: a named recipe that turns a calibration and a sparsity into a plan."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .calibration import Calibration
+from .calibration import Calibration, Need
 from .errors import UserError
 from .plan import SparsityPlan
+from .provenance import SearchCost
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A method; its fields are its configuration, `conf/method/*.yaml` documents them."""
+    """A method; its fields are its configuration, `conf/method/*.yaml` documents them.
+
+    A new method defines `_plan`. Its other members are for methods that need other measurements than most, or
+    that cannot reach every sparsity.
+    """
 
     name: str
-    """Name in tables and records."""
+    """As in tables and records."""
 
     def plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         """The plan for a block sparsity: share of the block projections' weights not read, in [0, 1).
 
-        Raises UserError for a sparsity out of range or out of the method's reach.
+        Raises UserError for a sparsity out of range, OutOfReachError for one out of the method's reach.
         """
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must be at least 0 and below 1, not {sparsity}; try sparsity=0.5")
-        plan = self._plan(calibration, sparsity)
-        plan.provenance |= {"method": self.name, "sparsity": sparsity}
-        return plan
+        self.check_reach(calibration, sparsity)
+        cost = SearchCost()
+        if self.needs:
+            with cost.stage("calibration"):
+                calibration.prepare(self.needs)
+        plan = self._plan(calibration, sparsity, cost)
+        made = replace(plan.provenance, method=self.name, sparsity=sparsity, search=cost)
+        return replace(plan, provenance=made)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What `_plan` reads of the calibration; collected in one pass before it is called."""
+        return frozenset({"statistics"})
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:  # noqa: B027 - most have no limit
+        """Raises OutOfReachError where the method cannot reach the sparsity on this model."""
 
     @abstractmethod
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        """Build the plan; the sparsity is in range."""
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        """Build the plan; the sparsity is in range and what the method needs has been measured.
+
+        Whoever searches times its stages with `cost.stage` and counts its evaluations with `cost.count`.
+        """

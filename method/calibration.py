@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from .errors import UserError
 from .histogram import ChannelHistogram
+from .hooks import hooked
 from .projections import (
     GATE_ACTIVATION_PATH,
     PROJECTION_PATHS,
@@ -22,7 +24,11 @@ from .projections import (
     model_projections,
     projection_shapes,
 )
-from .token_policy import Protocol
+from .token_policy import TokenPolicy
+
+Found = TypeVar("Found")
+Need = Literal["statistics", "final_states"]
+"""What can be collected of the dense model on the calibration text; attributes of `Calibration`."""
 
 
 @dataclass
@@ -60,29 +66,64 @@ class BlockStatistics:
 
 @dataclass
 class Calibration:
-    """A model with its calibration tokens; statistics are streamed once, when first asked for."""
+    """A model with its calibration tokens, and what was measured of them: once, for all methods."""
 
     model: PreTrainedModel
     input_ids: Tensor
     """(sequences, length), every position a real token."""
     batch_size: int = 8
     """Sequences a forward pass."""
-    search_protocol: Protocol | None = None
+    search_policy: TokenPolicy | None = None
     """Which tokens are sparse while a method searches; None: all of them."""
-    sensitivities: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    """Result of `channel_sensitivities` by seed of the drawn labels and sequences; all plans share it."""
-    _norms: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _statistics: list[BlockStatistics] | None = field(default=None, init=False, repr=False)
+    _final_states: Tensor | None = field(default=None, init=False, repr=False)
+    _found: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         decoder_of(self.model)  # an unsupported family is refused before any work
         if self.input_ids.ndim != 2 or self.input_ids.numel() == 0:
             raise UserError("calibration needs at least one sequence of tokens; give it a longer text")
 
+    def prepare(self, needs: Collection[Need]) -> None:
+        """Collect what is needed and not there yet, all of it in one dense pass over the calibration text."""
+        wanted = set(needs)
+        if self._statistics is not None:
+            wanted.discard("statistics")
+        if self._final_states is not None:
+            wanted.discard("final_states")
+        if not wanted:
+            return
+        if self._statistics is None:
+            wanted.add("statistics")  # they cost a pass next to nothing, and most methods ask for them later
+        statistics, states = dense_pass(self.model, self.input_ids, self.batch_size, wanted)
+        self._statistics = statistics or self._statistics
+        self._final_states = self._final_states if states is None else states
+
+    @property
+    def statistics(self) -> list[BlockStatistics]:
+        """Activation statistics by block; collected now where `prepare` was not asked for them."""
+        self.prepare({"statistics"})
+        return self._statistics
+
+    @property
+    def final_states(self) -> Tensor:
+        """What the dense model's head reads, (sequences, length, hidden); few methods have use for this much.
+
+        Raises RuntimeError before `prepare` was asked for them: a pass of their own is not made unasked.
+        """
+        if self._final_states is None:
+            raise RuntimeError("no final states yet: name 'final_states' in the method's `needs`")
+        return self._final_states
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def blocks(self) -> int:
+        """Number of the model's blocks."""
+        return len(decoder_of(self.model).blocks)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -96,29 +137,20 @@ class Calibration:
 
     def norms_of(self, order: int) -> dict[str, Tensor]:
         """‖W[:, i]‖ of that order of every projection, (in,) float32; computed once."""
-        if order not in self._norms:
-            self._norms[order] = {
+
+        def norms() -> dict[str, Tensor]:
+            return {
                 name: linear.weight.detach().float().norm(order, dim=0)
                 for name, linear in model_projections(self.model).items()
             }
-        return self._norms[order]
 
-    @property
-    def statistics(self) -> list[BlockStatistics]:
-        """Activation statistics by block, from one pass over all calibration tokens."""
-        if self._statistics is None:
-            self._statistics = dense_pass(self.model, self.input_ids, self.batch_size)
-        return self._statistics
+        return self.remembered(("norms", order), norms)
 
-    @cached_property
-    def final_states(self) -> Tensor:
-        """Input of the dense model's head, (sequences, length, hidden).
-
-        Asked for before the statistics, both come from one pass; few methods have room or use for this one.
-        """
-        states: list[Tensor] = []
-        self._statistics = dense_pass(self.model, self.input_ids, self.batch_size, states.append)
-        return torch.cat(states)
+    def remembered(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` finds on this model and text, found once by that key and then shared by all plans."""
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
     def search_tokens(self, tokens: int) -> Tensor:
         """The first sequences that together hold `tokens` tokens, shortened where one sequence is longer.
@@ -144,51 +176,51 @@ class Calibration:
 
     def search_positions(self, input_ids: Tensor) -> Tensor | None:
         """Sparse positions (1, length) of search sequences (rows, length); None: every token is sparse."""
-        if self.search_protocol is None:
+        if self.search_policy is None:
             return None
         real = torch.ones_like(input_ids[:1], dtype=torch.bool)
-        return self.search_protocol.sparse_positions(real, None)
+        return self.search_policy.sparse_positions(real, None)
 
 
 @torch.inference_mode()
 def dense_pass(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    batch_size: int,
-    take_states: Callable[[Tensor], None] | None = None,
-) -> list[BlockStatistics]:
-    """Histograms and moments of every block from one pass over `input_ids` (sequences, length).
+    model: PreTrainedModel, input_ids: Tensor, batch_size: int, wanted: Collection[Need]
+) -> tuple[list[BlockStatistics], Tensor | None]:
+    """One pass over `input_ids` (sequences, length), in which all that is wanted is collected.
 
-    `take_states` is given what the head reads of each batch, (batch, length, hidden).
+    Returns histograms and moments of every block, empty where they are not wanted, and what the head reads,
+    (sequences, length, hidden), None where it is not.
     """
-    decoder = decoder_of(model)
-    blocks, inner = decoder.blocks, decoder.inner
+    device, inner = next(model.parameters()).device, decoder_of(model).inner
+    statistics: list[BlockStatistics] = []
+    states: list[Tensor] = []
+    with hooked(_statistics_hooks(model, statistics) if "statistics" in wanted else ()):
+        for batch in tqdm(input_ids.split(batch_size), desc="calibration", unit="batch", leave=False):
+            found = inner(input_ids=batch.to(device), use_cache=False).last_hidden_state
+            if "final_states" in wanted:
+                states.append(found)
+    return statistics, torch.cat(states) if states else None
+
+
+def _statistics_hooks(model: PreTrainedModel, statistics: list[BlockStatistics]) -> Iterator[RemovableHandle]:
+    """Register what fills the statistics of every block, which are appended."""
     device = next(model.parameters()).device
-    statistics = [BlockStatistics() for _ in blocks]
-    handles: list[RemovableHandle] = []
     # One projection of each site stands for all that share its input.
     site_projection = {site: name for name, site in reversed(SITE_OF_PROJECTION.items())}
-    for block, collected in zip(blocks, statistics, strict=True):
+    for block in decoder_of(model).blocks:
+        collected = BlockStatistics()
+        statistics.append(collected)
         for site, name in site_projection.items():
             linear = block.get_submodule(PROJECTION_PATHS[name])
             histogram = ChannelHistogram(linear.in_features, device)
             collected.magnitudes[site] = histogram
-            handles.append(linear.register_forward_pre_hook(_input_recorder(histogram)))
+            yield linear.register_forward_pre_hook(_input_recorder(histogram))
         up = block.get_submodule(PROJECTION_PATHS["up"])
         gate_histogram = ChannelHistogram(up.out_features, device)
         collected.magnitudes["gate_activation"] = gate_histogram
         activation = block.get_submodule(GATE_ACTIVATION_PATH)
-        handles.append(activation.register_forward_hook(_output_recorder(gate_histogram)))
-        handles.append(up.register_forward_hook(_output_recorder(collected.up_output)))
-    try:
-        for batch in tqdm(input_ids.split(batch_size), desc="calibration", unit="batch", leave=False):
-            states = inner(input_ids=batch.to(device), use_cache=False).last_hidden_state
-            if take_states is not None:
-                take_states(states)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return statistics
+        yield activation.register_forward_hook(_output_recorder(gate_histogram))
+        yield up.register_forward_hook(_output_recorder(collected.up_output))
 
 
 @torch.inference_mode()
@@ -199,15 +231,11 @@ def input_moments(
     device = next(model.parameters()).device
     inner = decoder_of(model).inner
     moments = {name: ChannelMoments() for name in linears}
-    handles = [
+    with hooked(
         linear.register_forward_pre_hook(_input_recorder(moments[name])) for name, linear in linears.items()
-    ]
-    try:
+    ):
         for batch in input_ids.split(batch_size):
             inner(input_ids=batch.to(device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return moments
 
 

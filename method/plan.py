@@ -8,13 +8,20 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .provenance import PlanProvenance
+
 FORMAT_VERSION = 1
+TENSORS, DOCUMENT = "plan.safetensors", "plan.json"
+"""Files of a plan that is a folder."""
+METADATA = "wisparse_plan"
+"""Entry of the safetensors metadata that holds the JSON document of a plan that is one file."""
 
 
 class PlanError(Exception):
@@ -73,8 +80,8 @@ class SparsityPlan:
     rotations: dict[str, Tensor] = field(default_factory=dict)
     """(hidden, hidden) orthogonal matrices by block and site (`3.mlp_input`), which its projections' inputs are
     multiplied with; rules then are on the rotated channels."""
-    provenance: dict[str, object] = field(default_factory=dict)
-    """JSON-able facts: method, sparsity, stages in seconds, evaluations, allocation, ..."""
+    provenance: PlanProvenance = field(default_factory=PlanProvenance)
+    """Method, sparsity, what making the plan took, and what the method found."""
 
     def check_model(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises PlanError when a model with projections of these shapes is not the plan's model."""
@@ -85,66 +92,100 @@ class SparsityPlan:
                 f"{next(iter(shapes.items()), None)}"
             )
 
-    def save(self, folder: Path | str) -> None:
-        """Write `plan.safetensors` and `plan.json` into `folder`, which appears complete or not at all."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {}
-        top_k: dict[str, int] = {}
-        for name, rule in self.rules.items():
-            for part, value in vars(rule).items():
-                if isinstance(value, Tensor):
-                    tensors[f"{name}.{part}"] = value.detach().cpu().contiguous()
-            if rule.top_k is not None:
-                top_k[name] = int(rule.top_k)
-        for block, thresholds in self.gate_thresholds.items():
-            tensors[f"gate_thresholds.{block}"] = thresholds.detach().cpu().contiguous()
-        for site, basis in self.rotations.items():
-            tensors[f"{site}.rotation"] = basis.detach().cpu().contiguous()
-        document = {
-            "format": FORMAT_VERSION,
-            "shapes": self.shapes,
-            "rules": list(self.rules),
-            "top_k": top_k,
-            "provenance": self.provenance,
-        }
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    def save(self, path: Path | str) -> None:
+        """Write the plan to `path`, which appears complete or not at all.
+
+        `NAME.safetensors` becomes one file; any other path a folder with `plan.safetensors` and `plan.json`.
+        Raises PlanError for a folder that holds anything but a plan.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_replaceable(path)
+        # Beside the path: a rename is atomic inside one file system only.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
-            save_file(tensors, temporary / "plan.safetensors")
-            (temporary / "plan.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.replace(folder)
+            if path.suffix == ".safetensors":
+                document = json.dumps(self._document())
+                save_file(self._tensors(), temporary / TENSORS, metadata={METADATA: document})
+                (temporary / TENSORS).replace(path)
+            else:
+                save_file(self._tensors(), temporary / TENSORS)
+                document = json.dumps(self._document(), indent=1) + "\n"
+                (temporary / DOCUMENT).write_text(document, encoding="utf-8")
+                shutil.rmtree(path, ignore_errors=True)
+                temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> SparsityPlan:
-        """Read what `save` wrote. Raises PlanError when it is missing, truncated or of another format."""
-        folder = Path(folder)
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> SparsityPlan:
+        """Read what `save` wrote, file or folder. Raises PlanError for what is missing or no plan."""
+        path = Path(path)
         try:
-            document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+            folder = path.is_dir()
+            with safe_open(path / TENSORS if folder else path, "pt", device=str(device)) as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+                metadata = stored.metadata() or {}
+            text = (path / DOCUMENT).read_text(encoding="utf-8") if folder else metadata[METADATA]
+            document = json.loads(text)
             if document["format"] != FORMAT_VERSION:
-                raise PlanError(f"{folder}: plan format {document['format']}, expected {FORMAT_VERSION}")
-            parts: dict[str, dict[str, Tensor | int]] = {name: {} for name in document["rules"]}
-            gates: dict[int, Tensor] = {}
-            rotations: dict[str, Tensor] = {}
-            with safe_open(folder / "plan.safetensors", "pt", device=str(device)) as stored:
-                for full_name in stored.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    owner, part = full_name.rsplit(".", 1)
-                    if owner == "gate_thresholds":
-                        gates[int(part)] = stored.get_tensor(full_name)
-                    elif part == "rotation":
-                        rotations[owner] = stored.get_tensor(full_name)
-                    else:
-                        parts[owner][part] = stored.get_tensor(full_name)
-            for name, k in document["top_k"].items():
-                parts[name]["top_k"] = k
-            return cls(
-                shapes={name: tuple(shape) for name, shape in document["shapes"].items()},
-                rules={name: ProjectionRule(**fields) for name, fields in parts.items()},
-                gate_thresholds=gates,
-                rotations=rotations,
-                provenance=document["provenance"],
-            )
+                raise PlanError(f"{path}: plan format {document['format']}, expected {FORMAT_VERSION}")
+            return cls._from_parts(document, tensors)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise PlanError(f"{folder}: not a readable plan ({error})") from error
+            raise PlanError(f"{path}: not a readable plan ({error})") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors of the plan, by owner and part."""
+        found = {
+            f"{name}.{part}": value
+            for name, rule in self.rules.items()
+            for part, value in vars(rule).items()
+            if isinstance(value, Tensor)
+        }
+        found |= {f"gate_thresholds.{block}": value for block, value in self.gate_thresholds.items()}
+        found |= {f"{site}.rotation": basis for site, basis in self.rotations.items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+    def _document(self) -> dict[str, Any]:
+        """All of the plan that is no tensor; JSON-able."""
+        return {
+            "format": FORMAT_VERSION,
+            "shapes": self.shapes,
+            "rules": list(self.rules),
+            "top_k": {name: int(rule.top_k) for name, rule in self.rules.items() if rule.top_k is not None},
+            "provenance": self.provenance.to_dict(),
+        }
+
+    @classmethod
+    def _from_parts(cls, document: dict[str, Any], tensors: Mapping[str, Tensor]) -> SparsityPlan:
+        """Inverse of `_document` and `_tensors`."""
+        parts: dict[str, dict[str, Tensor | int]] = {name: {} for name in document["rules"]}
+        gates: dict[int, Tensor] = {}
+        rotations: dict[str, Tensor] = {}
+        for full_name, tensor in tensors.items():
+            owner, part = full_name.rsplit(".", 1)
+            if owner == "gate_thresholds":
+                gates[int(part)] = tensor
+            elif part == "rotation":
+                rotations[owner] = tensor
+            else:
+                parts[owner][part] = tensor
+        for name, k in document["top_k"].items():
+            parts[name]["top_k"] = k
+        return cls(
+            shapes={name: tuple(shape) for name, shape in document["shapes"].items()},
+            rules={name: ProjectionRule(**fields) for name, fields in parts.items()},
+            gate_thresholds=gates,
+            rotations=rotations,
+            provenance=PlanProvenance.from_dict(document["provenance"]),
+        )
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises PlanError where saving a plan would take away a folder that is no plan."""
+    if not path.is_dir():
+        return
+    if path.suffix == ".safetensors":
+        raise PlanError(f"{path} is a folder; a plan of that name is one file: choose another name")
+    if others := sorted({entry.name for entry in path.iterdir()} - {TENSORS, DOCUMENT}):
+        raise PlanError(f"{path} is a folder with other files, {others[0]} for one; choose another name")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .hooks import hooked
 from .projections import (
     NORM_PATHS,
     PROJECTION_PATHS,
@@ -64,14 +65,13 @@ def _rotated_site(block: nn.Module, site: str, basis: Tensor) -> Iterator[None]:
     linears = [block.get_submodule(PROJECTION_PATHS[name]) for name in projections_of_site(site)]
     gains, weights = norm.weight.data, [linear.weight.data for linear in linears]
     exact, online = basis.to(gains.device).double(), basis.to(gains)
-    handle = norm.register_forward_hook(lambda _, __, output: output @ online)
     try:
-        norm.weight.data = torch.ones_like(gains)
-        for linear, weight in zip(linears, weights, strict=True):
-            linear.weight.data = (weight.double() * gains.double() @ exact).to(weight.dtype)
-        yield
+        with hooked([norm.register_forward_hook(lambda _, __, output: output @ online)]):
+            norm.weight.data = torch.ones_like(gains)
+            for linear, weight in zip(linears, weights, strict=True):
+                linear.weight.data = (weight.double() * gains.double() @ exact).to(weight.dtype)
+            yield
     finally:
-        handle.remove()
         norm.weight.data = gains
         for linear, weight in zip(linears, weights, strict=True):
             linear.weight.data = weight

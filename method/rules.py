@@ -13,6 +13,7 @@ from .calibration import Calibration
 from .histogram import ChannelHistogram
 from .plan import ProjectionRule, SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
+from .provenance import PlanProvenance
 from .score import channel_weights
 
 
@@ -105,14 +106,14 @@ class RuleBuilder:
             self._known[name, sparsity] = self.candidates(name, torch.tensor([sparsity]))
         return self._known[name, sparsity]
 
-    def plan(self, sparsities: Mapping[str, float], provenance: dict[str, object]) -> SparsityPlan:
-        """The finished plan for given sparsities of the projections, by key."""
+    def plan(self, sparsities: Mapping[str, float], **details: object) -> SparsityPlan:
+        """The finished plan for given sparsities of the projections, by key.
+
+        details: what else its provenance shall say, JSON-able.
+        """
+        found = {"sparsities": dict(sparsities), "alphas": dict(self.alphas), **details}
         return SparsityPlan(
             shapes=self.calibration.shapes,
             rules={name: final(self.one(name, sparsity)) for name, sparsity in sparsities.items()},
-            provenance={
-                "sparsities": dict(sparsities),
-                "alphas": dict(self.alphas),
-                **provenance,
-            },
+            provenance=PlanProvenance(details=found),
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Protocol:
+class TokenPolicy:
     """Which positions of a sequence are computed densely; all others, and all generated tokens, are sparse.
 
     Positions count real tokens only, never padding. In a scored sequence (prompt and continuation in one

@@ -11,6 +11,7 @@ from .base import Method
 from .calibration import Calibration
 from .plan import SparsityPlan
 from .projections import PROJECTIONS, key
+from .provenance import SearchCost
 from .rules import MaskRule, RuleBuilder
 from .search.allocation import BlockSearch, BlockSearchSettings, uniform_inside_blocks, uniform_over_blocks
 from .search.allocators import BlockAllocator
@@ -18,7 +19,6 @@ from .search.alpha_search import search_alphas
 from .search.block_probe import squared_error, walk_blocks
 from .search.divergence import OutputDivergence
 from .search.greedy import GreedySettings, allocate_greedily
-from .stages import SearchCost
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,8 @@ class WiSparse(Method):
         alphas = dict.fromkeys(calibration.shapes, self.alpha)
         return RuleBuilder(calibration, self.mask, alphas, self.norm_order)
 
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        cost = SearchCost()
-        with cost.stage("calibration"):
-            builder = self.rule_builder(calibration)
-            _ = calibration.statistics
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        builder = self.rule_builder(calibration)
         searching = sparsity > 0.0  # a dense plan leaves nothing to search
         blocks, history = uniform_over_blocks(calibration, sparsity), []
         if self.coarse and searching:
@@ -91,10 +88,7 @@ class WiSparse(Method):
                 alphas = self._search_alphas(calibration, builder, sparsities, cost)
                 builder = replace(builder, alphas=alphas)
         with cost.stage("thresholds"):
-            provenance = {"block_sparsities": blocks, "divergence_by_generation": history}
-            plan = builder.plan(sparsities, provenance)
-        plan.provenance |= cost.to_dict()
-        return plan
+            return builder.plan(sparsities, block_sparsities=blocks, divergence_by_generation=history)
 
     @torch.inference_mode()
     def _search_alphas(

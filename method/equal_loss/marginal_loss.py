@@ -7,18 +7,20 @@ changes the divergence by −x_i·G_i to first order, whatever else is dropped. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..apply import sparse_projections
 from ..calibration import Calibration
+from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import decoder_of, model_projections
 from ..search.block_probe import block_keywords
@@ -91,20 +93,20 @@ def marginal_losses(
     with torch.no_grad():
         keywords = block_keywords(model, input_ids[:1])
     found: dict[str, list[Tensor]] = {name: [] for name in linears}
-    handles = []
-    for name, linear in linears.items():
-        before, after = _recorders(
-            rules[name].thresholds, sensitivities[name].to(device), positions, found[name]
-        )
-        handles += [linear.register_forward_pre_hook(before), linear.register_full_backward_hook(after)]
-    try:
+
+    def recorders() -> Iterator[RemovableHandle]:
+        for name, linear in linears.items():
+            before, after = _recorders(
+                rules[name].thresholds, sensitivities[name].to(device), positions, found[name]
+            )
+            yield linear.register_forward_pre_hook(before)
+            yield linear.register_full_backward_hook(after)
+
+    with hooked(recorders()):
         batches = zip(*(of_all.split(calibration.batch_size) for of_all in (input_ids, dense)), strict=True)
         for batch, states in tqdm(list(batches), desc="marginal loss", leave=False):
             with sparse_projections(linears, rules, positions):
                 backward_through_blocks(model, batch, keywords, _divergence_loss(model, states.flatten(0, 1)))
-    finally:
-        for handle in handles:
-            handle.remove()
     by_projection = [torch.cat(found[name], dim=1).movedim(2, 0) for name in calibration.shapes]
     cost, near = pad_sequence(by_projection, batch_first=True).double().permute(2, 0, 3, 1)
     outs = torch.tensor([out for out, _ in calibration.shapes.values()], device=device)

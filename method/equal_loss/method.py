@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..base import Method
-from ..calibration import Calibration
+from ..calibration import Calibration, Need
 from ..errors import UserError
 from ..plan import ProjectionRule, SparsityPlan
-from ..stages import SearchCost
+from ..provenance import PlanProvenance, SearchCost
 from .loss_threshold import LossThreshold
 from .marginal_loss import MarginalLosses, marginal_losses
 from .sensitivity import channel_sensitivities
@@ -51,10 +51,12 @@ class EqualLoss(Method):
                 "method.correction_sequences and method.correction_bound at least 1"
             )
 
-    def _plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
-        cost = SearchCost()
-        with cost.stage("calibration"):
-            _ = calibration.final_states if self.correction_rounds else calibration.statistics
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Corrections compare with the dense model's predictions."""
+        return super().needs | ({"final_states"} if self.correction_rounds else set())
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         with cost.stage("sensitivity"):
             sensitivities = channel_sensitivities(calibration, self.seed, self.sensitivity_sequences)
             cost.count(
@@ -78,7 +80,7 @@ class EqualLoss(Method):
             sparsities, typical = threshold.sparsities(thresholds), threshold.means(corrections.log())
         rules = {name: ProjectionRule(thresholds=found) for name, found in threshold.by_key(thresholds).items()}
         corrected = {name: math.exp(found) for name, found in typical.items()}
-        provenance = {"sparsities": sparsities, "corrections": corrected, **cost.to_dict()}
+        provenance = PlanProvenance(details={"sparsities": sparsities, "corrections": corrected})
         return SparsityPlan(calibration.shapes, rules, provenance=provenance)
 
     def _factors(self, losses: MarginalLosses, calibration: Calibration) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..calibration import Calibration
 from ..errors import UserError
+from ..hooks import hooked
 from ..projections import model_projections
 from ..search.block_probe import block_keywords
 from .block_backward import LogitLoss, backward_through_blocks
@@ -26,10 +27,10 @@ def channel_sensitivities(calibration: Calibration, seed: int, sequences: int) -
     The mean is over the tokens, sparse while methods search, of so many sequences from all over the text; one
     label is drawn for each.
     """
-    if (seed, sequences) not in calibration.sensitivities:
-        input_ids = calibration.input_ids[calibration.spread(sequences)]
-        calibration.sensitivities[seed, sequences] = _measured(calibration, input_ids, seed)
-    return calibration.sensitivities[seed, sequences]
+    input_ids = calibration.input_ids[calibration.spread(sequences)]
+    return calibration.remembered(
+        ("sensitivities", seed, sequences), lambda: _measured(calibration, input_ids, seed)
+    )
 
 
 def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[str, Tensor]:
@@ -40,11 +41,10 @@ def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[st
     sums = {name: torch.zeros(linear.in_features, device=device).double() for name, linear in linears.items()}
     with torch.no_grad():
         keywords = block_keywords(model, input_ids[:1].to(device))
-    handles = [
-        linear.register_full_backward_hook(_recorder(sums[name], positions)) for name, linear in linears.items()
-    ]
     tokens = 0
-    try:
+    with hooked(
+        linear.register_full_backward_hook(_recorder(sums[name], positions)) for name, linear in linears.items()
+    ):
         batches = input_ids.split(calibration.batch_size)
         for batch in tqdm(batches, desc="sensitivity", unit="batch", leave=False):
             counted = torch.ones_like(batch, dtype=torch.bool, device=device)
@@ -53,9 +53,6 @@ def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[st
             loss = _label_loss(counted, generator)
             backward_through_blocks(model, batch.to(device), keywords, loss)
             tokens += int(counted.sum())
-    finally:
-        for handle in handles:
-            handle.remove()
     broken = [name for name, total in sums.items() if not total.isfinite().all()]
     if broken:
         raise UserError(

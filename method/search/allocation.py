@@ -10,8 +10,8 @@ from torch import Tensor
 from ..calibration import Calibration
 from ..errors import UserError
 from ..projections import PROJECTIONS, decoder_blocks, key
+from ..provenance import SearchCost
 from ..rules import RuleBuilder
-from ..stages import SearchCost
 from .allocators import BlockAllocator, reach
 from .divergence import OutputDivergence
 

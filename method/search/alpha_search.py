@@ -8,8 +8,8 @@ import torch
 
 from ..plan import ProjectionRule
 from ..projections import PROJECTIONS, key
+from ..provenance import SearchCost
 from ..rules import RuleBuilder, select
-from ..stages import SearchCost
 from .block_probe import BlockProbe, squared_error
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..apply import sparse_projections
 from ..calibration import Calibration
+from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import block_projections, decoder_of, parameter_shares
 from ..rules import for_rows, select
@@ -98,13 +99,9 @@ def block_keywords(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, 
     """Keyword arguments that the model gives to each block; taken with one row, so that they broadcast."""
     decoder = decoder_of(model)
     seen: list[dict[str, Any]] = []
-    handles = [
+    with hooked(
         block.register_forward_pre_hook(lambda _, __, keywords: seen.append(keywords), with_kwargs=True)
         for block in decoder.blocks
-    ]
-    try:
+    ):
         decoder.inner(input_ids=input_ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen

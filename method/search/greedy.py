@@ -11,8 +11,8 @@ from tqdm import tqdm
 from ..calibration import Calibration
 from ..plan import ProjectionRule
 from ..projections import PROJECTIONS, key
+from ..provenance import SearchCost
 from ..rules import RuleBuilder, select
-from ..stages import SearchCost
 from .block_probe import BlockError, BlockProbe, walk_blocks
 
 SMALLEST_STEP = 1e-9

@@ -121,7 +121,7 @@ def _calibration_facts(name: str, input_ids: Tensor, overlap: Overlap) -> Calibr
 
 
 def _plan_facts(cached: CachedPlan) -> PlanFacts:
-    provenance = cached.plan.provenance
+    provenance = cached.plan.provenance.to_dict()
     return PlanFacts(cached.key, cached.sha256, cached.from_cache, provenance["stages"], provenance)
 
 

@@ -17,7 +17,7 @@ from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
-from ...method.token_policy import Protocol
+from ...method.token_policy import TokenPolicy
 from ..configuration import portable
 from ..models.checkpoint import Checkpoint, LoadedModel
 from .identity import sources_digest, targets
@@ -33,7 +33,7 @@ class Planner:
 
     config: DictConfig
     method: Method
-    protocol: Protocol
+    protocol: TokenPolicy
     batch_size: int
     """Calibration sequences a forward pass."""
     loaded: LoadedModel
@@ -44,7 +44,7 @@ class Planner:
         """The method's plan at a sparsity, from the cache where it is there."""
         settings = {
             "method": portable(self.config.method),
-            "search_tokens": self._search_protocol() and portable(self.config.protocol),
+            "search_tokens": self._search_policy() and portable(self.config.protocol),
         }
         identity = {
             **settings,
@@ -62,11 +62,11 @@ class Planner:
         def make() -> SparsityPlan:
             set_seeds(self.config.seed)
             text = _CalibrationText(ids_digest(self.input_ids), self.batch_size, self.input_ids)
-            return self.method.plan(_calibration(self.loaded, text, self._search_protocol()), sparsity)
+            return self.method.plan(_calibration(self.loaded, text, self._search_policy()), sparsity)
 
         return PlanCache(Path(self.config.cache_dir)).find_or_make(identity, make)
 
-    def _search_protocol(self) -> Protocol | None:
+    def _search_policy(self) -> TokenPolicy | None:
         """Which tokens are sparse while the method searches; None: all."""
         wanted = self.config.search.sparse_tokens
         if wanted not in ("all", "protocol"):
@@ -84,8 +84,8 @@ class _CalibrationText:
 
 
 @lru_cache(maxsize=1)  # its statistics are shared by all methods of a sweep on the same model and text
-def _calibration(loaded: LoadedModel, text: _CalibrationText, search_protocol: Protocol | None) -> Calibration:
-    return Calibration(loaded.model, text.input_ids, text.batch_size, search_protocol)
+def _calibration(loaded: LoadedModel, text: _CalibrationText, search_policy: TokenPolicy | None) -> Calibration:
+    return Calibration(loaded.model, text.input_ids, text.batch_size, search_policy)
 
 
 def model_identity(checkpoint: Checkpoint) -> dict[str, str]:

@@ -16,7 +16,6 @@ from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.plan import SparsityPlan
 from ...method.projections import decoder_blocks, model_projections
-from ...method.search.allocation import uniform_inside_blocks, uniform_over_blocks
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ class Bench:
         if isinstance(method, RSparse):
             shapes = self.calibration.shapes
             return SparsityPlan(shapes, self.random_factors(method).rules((method.share,) * len(shapes)))
-        sparsities = uniform_inside_blocks(uniform_over_blocks(self.calibration, self.sparsity))
-        return method.rule_builder(self.calibration).plan(sparsities, {})
+        sparsities = dict.fromkeys(self.calibration.shapes, self.sparsity)
+        return method.rule_builder(self.calibration).plan(sparsities)
 
     def random_factors(self, method: RSparse) -> BudgetedRules:
         """R-Sparse's rules with random factors of the largest rank: what they hold changes no cost."""

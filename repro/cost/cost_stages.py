@@ -17,12 +17,12 @@ from ...method.projections import (
     block_projections,
     decoder_blocks,
 )
+from ...method.provenance import SearchCost
 from ...method.search.allocation import BlockSearch
 from ...method.search.alpha_search import search_alphas
 from ...method.search.block_probe import walk_blocks
 from ...method.search.greedy import greedy_allocation
-from ...method.stages import SearchCost
-from ...method.token_policy import Protocol
+from ...method.token_policy import TokenPolicy
 from ..evaluation.language_model import reproducible_attention
 from .cost_bench import Bench, Measurement, Watch
 
@@ -31,7 +31,7 @@ ROWS, LENGTH = 8, 512
 SHARE_EVALUATIONS = 16
 MORE_EVALUATIONS = 8
 """Evaluations of the evolutionary search on more tokens than configured, whose memory is what is asked for."""
-EVERY_TOKEN = Protocol(name="all", source="cost of masks at its highest")
+EVERY_TOKEN = TokenPolicy(name="all", source="cost of masks at its highest")
 
 Stage = Callable[[Bench, Any], list[Measurement]]
 
@@ -176,7 +176,7 @@ def plan(bench: Bench, method: Method) -> list[Measurement]:
     """A method that is made whole in seconds, stage by stage as it reports them itself."""
     with Watch() as watch:
         made = method.plan(bench.calibration, bench.sparsity)
-    evaluations = made.provenance["evaluations_by_stage"]
+    evaluations = made.provenance.search.evaluations
     length = bench.calibration.input_ids.shape[1]
     return [
         Measurement(
@@ -188,7 +188,7 @@ def plan(bench: Bench, method: Method) -> list[Measurement]:
             evaluations.get(stage, 1),
             peak_bytes=watch.peak_bytes,
         )
-        for stage, seconds in made.provenance["stages"].items()
+        for stage, seconds in made.provenance.search.stages.items()
         if stage != "calibration"  # shared, and measured by itself
     ]
 

@@ -22,7 +22,7 @@ from ...kernels.engine import DecodeEngine
 from ...method.apply import applied
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
-from ...method.token_policy import Protocol as TokenProtocol
+from ...method.token_policy import TokenPolicy
 from ...method.traffic import BatchTrafficCounter, TrafficCounter
 from .compiled_decoder import COMPILED_DECODER, CompiledDecoder
 from .speed_card import print_card
@@ -36,7 +36,7 @@ SOURCES = (".cpp", ".cu", ".h")
 
 MATCHING_ROUNDS = 6
 PlanAt = Callable[[float], SparsityPlan]
-GENERATED = TokenProtocol(name="decode_only", source="generated tokens", dense_prompt=True)
+GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)
 
 
 class Decoder(Protocol):
@@ -146,7 +146,7 @@ class DecodeLatency:
         }
 
     def _engine(self, model: nn.Module, plan: SparsityPlan | None) -> DecodeEngine:
-        sparsity = 0.0 if plan is None else float(plan.provenance["sparsity"])
+        sparsity = 0.0 if plan is None else plan.provenance.sparsity
         return DecodeEngine(
             model,
             plan,
@@ -198,7 +198,7 @@ class DecodeLatency:
         """
         if _is_dense(plan):
             return plan, 0.0
-        wanted = nominal = float(plan.provenance["sparsity"])
+        wanted = nominal = plan.provenance.sparsity
         if self.realised_tolerance is None:
             return plan, nominal
         for _ in range(MATCHING_ROUNDS):

@@ -38,7 +38,7 @@ def test_touched_sparsity_makes_up_for_what_stays_dense(llama):
     shares = parameter_shares(llama.model.layers[0])
     for name, touched in (("chess", ("q", "o", "up", "down")), ("chess_ffn", ("up", "down"))):
         plan = make_method(name).plan(calibration, 0.35)
-        k = plan.provenance["touched_sparsity"]
+        k = plan.provenance.details["touched_sparsity"]
         assert k * sum(shares[n] for n in touched) == pytest.approx(0.35)
         assert set(plan.rules) == {f"{b}.{n}" for b in range(2) for n in touched if n in "qo"}
 

@@ -36,7 +36,7 @@ def test_a_plan_is_made_saved_and_used_to_generate(monkeypatch, capsys, tmp_path
     common = ("--model", str(MODEL), "--device", "cpu")
     arguments = ("--method", "chess", "--calibration", str(text), "--output", str(saved))
     assert run(monkeypatch, "plan", *common, *arguments) == 0
-    assert load_plan(saved).provenance["method"] == "chess"
+    assert load_plan(saved).provenance.method == "chess"
     assert str(text) in capsys.readouterr().err
     assert run(monkeypatch, "generate", *common, "--plan", str(saved), "--new-tokens", "8", "import os") == 0
     shown = capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_a_saved_plan_is_the_plan(llama, tmp_path):
     plan = planned(llama, "wisparse")
     plan.save(tmp_path / "plan.safetensors")
     loaded = wisparse.load_plan(tmp_path / "plan.safetensors")
-    assert loaded.provenance["method"] == "wisparse"
+    assert loaded.provenance.method == "wisparse"
     with wisparse.sparse(llama, plan):
         expected = continued(llama)
     with wisparse.sparse(llama, loaded):

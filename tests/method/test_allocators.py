@@ -64,7 +64,7 @@ def test_every_allocation_through_wisparse(llama, allocation, evaluations):
         "wisparse", f"allocation={allocation}", "method.fine=false", "method.alpha_search=false"
     )
     plan = method.plan(make_calibration(llama), 0.4)
-    found = plan.provenance["evaluations"]
-    assert sum(plan.provenance["block_sparsities"]) / 2 == pytest.approx(0.4)
+    found = sum(plan.provenance.search.evaluations.values())
+    assert sum(plan.provenance.details["block_sparsities"]) / 2 == pytest.approx(0.4)
     assert found > 0 if evaluations is None else found <= evaluations
     assert (found == 0) == (allocation == "uniform")

@@ -33,26 +33,11 @@ def test_gradients_that_are_not_finite_end_in_one_line_that_names_the_projection
         channel_sensitivities(make_calibration(llama), seed=0, sequences=2)
 
 
-def test_one_pass_gives_statistics_and_what_the_head_reads(llama):
-    calibration = make_calibration(llama, sequences=3, length=8)
-    passes = []
-    handle = llama.model.register_forward_hook(lambda *_: passes.append(1))
-    try:
-        plain = Calibration(llama, calibration.input_ids).statistics
-        states, statistics = calibration.final_states, calibration.statistics
-    finally:
-        handle.remove()
-    assert len(passes) == 2
-    assert states.shape == (3, 8, llama.config.hidden_size)
-    assert torch.allclose(llama.lm_head(states), llama(calibration.input_ids).logits, atol=1e-5)
-    assert [one.up_output.tokens for one in statistics] == [one.up_output.tokens for one in plain]
-
-
 @pytest.mark.parametrize("protocol", [None, "half"])
 def test_sensitivities_are_gradients_at_the_input_of_each_projection(llama, protocol):
     calibration = make_calibration(llama, sequences=2, length=8)
     if protocol is not None:
-        calibration = Calibration(llama, calibration.input_ids, search_protocol=make_protocol(protocol))
+        calibration = Calibration(llama, calibration.input_ids, search_policy=make_protocol(protocol))
     found = channel_sensitivities(calibration, seed=5, sequences=2)
     # The same labels, and a zero added to each projection's own input, whose gradient is what is looked for.
     shifts, handles = {}, []
@@ -98,9 +83,10 @@ def test_sensitivity_predicts_what_dropping_a_channel_costs(llama):
 
 @pytest.mark.parametrize("protocol", [None, "half"])
 def test_marginal_losses_are_gradients_at_the_sparse_model(llama, protocol):
-    search_protocol = None if protocol is None else make_protocol(protocol)
+    search_policy = None if protocol is None else make_protocol(protocol)
     ids = make_calibration(llama, sequences=2, length=8).input_ids
-    calibration = Calibration(llama, ids, search_protocol=search_protocol)
+    calibration = Calibration(llama, ids, search_policy=search_policy)
+    calibration.prepare({"final_states"})
     sensitivities = channel_sensitivities(calibration, seed=0, sequences=2)
     threshold = LossThreshold(calibration)
     thresholds = threshold.by_key(threshold.thresholds(threshold.together(sensitivities), 0.5))
@@ -171,12 +157,13 @@ def test_a_channel_or_text_that_tells_no_noise_is_like_its_projection():
 
 def test_corrections_move_sparsity_to_where_the_sparse_model_minds_less(llama):
     calibration = make_calibration(llama)
-    plain = make_method("equal_loss", "method.correction_rounds=0").plan(calibration, 0.5).provenance
+    plain = make_method("equal_loss", "method.correction_rounds=0").plan(calibration, 0.5)
     once = (
         make_method("equal_loss", "method.correction_rounds=1", "method.correction_bound=1e6")
         .plan(calibration, 0.5)
         .provenance
     )
+    plain, search, once = plain.provenance.details, once.search, once.details
     assert set(plain["corrections"].values()) == {1.0}
     corrections = once["corrections"]
     assert len(set(corrections.values())) > 1
@@ -186,7 +173,7 @@ def test_corrections_move_sparsity_to_where_the_sparse_model_minds_less(llama):
     sizes = {name: out * inner for name, (out, inner) in calibration.shapes.items()}
     mean = sum(sizes[name] * share for name, share in once["sparsities"].items()) / sum(sizes.values())
     assert mean == pytest.approx(0.5, abs=1e-4)
-    assert once["evaluations_by_stage"]["correction"] > 0
+    assert search.evaluations["correction"] > 0
 
 
 def test_a_rescale_that_changes_no_output_changes_no_choice():
@@ -202,7 +189,7 @@ def test_what_nothing_depends_on_is_dropped_first(llama):
     # With up at zero the feed-forward part gives nothing: its three projections, 31 % of the weights, are free.
     llama.model.layers[0].mlp.up_proj.weight.zero_()
     plan = make_method("equal_loss").plan(make_calibration(llama), 0.3)
-    sparsities = plan.provenance["sparsities"]
+    sparsities = plan.provenance.details["sparsities"]
     free = {"0.gate", "0.up", "0.down"}
     assert min(sparsities[name] for name in free) > 0.85
     assert max(found for name, found in sparsities.items() if name not in free) < 0.05

@@ -9,12 +9,12 @@ from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import PROJECTIONS, key, parameter_shares
+from wisparse.method.provenance import SearchCost
 from wisparse.method.rules import RuleBuilder, StaticThreshold, TopK
 from wisparse.method.search.alpha_search import search_alphas
 from wisparse.method.search.block_probe import late_norm_error, squared_error, walk_blocks
 from wisparse.method.search.divergence import OutputDivergence
 from wisparse.method.search.greedy import greedy_allocation
-from wisparse.method.stages import SearchCost
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
 
@@ -114,7 +114,7 @@ def test_block_errors_equal_those_of_the_whole_model(llama):
     llama(input_ids=ids)
     sparsities = torch.tensor([0.3, 0.6, 0.8])
     for sparsity in sparsities.tolist():
-        plan = builder.plan({key(1, "down"): sparsity, key(1, "q"): sparsity}, {})
+        plan = builder.plan({key(1, "down"): sparsity, key(1, "q"): sparsity})
         logits_under(llama, plan, ids)
     handle.remove()
     probe = list(walk_blocks(calibration, 128, 64))[1]
@@ -154,7 +154,7 @@ def test_divergence_is_the_kl_of_the_applied_plan(llama):
     batched = OutputDivergence(calibration, 96, batch_tokens=200)(rules, every_block_alike)
     dense = llama(input_ids=ids).logits.log_softmax(-1)
     for found, sparsity in zip(batched.tolist(), sparsities.tolist(), strict=True):
-        plan = builder.plan(dict.fromkeys(calibration.shapes, sparsity), {})
+        plan = builder.plan(dict.fromkeys(calibration.shapes, sparsity))
         sparse = logits_under(llama, plan, ids).log_softmax(-1)
         kl = F.kl_div(sparse, dense, log_target=True, reduction="none").sum(-1).mean().item()
         assert found == pytest.approx(kl, abs=1e-5)
@@ -191,14 +191,14 @@ def test_candidates_that_share_blocks_get_what_each_gets_alone(at_once, monkeypa
 
 def test_wisparse_keeps_the_budget_through_all_its_stages(llama):
     plan = make_method("wisparse").plan(make_calibration(llama), 0.5)
-    blocks = plan.provenance["block_sparsities"]
+    blocks = plan.provenance.details["block_sparsities"]
     assert sum(blocks) / len(blocks) == pytest.approx(0.5, abs=1e-12)
     shares = parameter_shares(llama.model.layers[0])
     for block, target in enumerate(blocks):
-        inside = sum(plan.provenance["sparsities"][key(block, n)] * shares[n] for n in PROJECTIONS)
+        inside = sum(plan.provenance.details["sparsities"][key(block, n)] * shares[n] for n in PROJECTIONS)
         assert inside == pytest.approx(target, abs=1e-6)
-    assert list(plan.provenance["stages"]) == ["calibration", "coarse", "greedy", "alpha", "thresholds"]
-    assert 1 <= plan.provenance["evaluations_by_stage"]["coarse"] <= 3 * 4  # none twice
+    assert list(plan.provenance.search.stages) == ["calibration", "coarse", "greedy", "alpha", "thresholds"]
+    assert 1 <= plan.provenance.search.evaluations["coarse"] <= 3 * 4  # none twice
 
 
 @pytest.mark.parametrize("stage", ["coarse", "fine", "alpha_search"])
@@ -206,8 +206,8 @@ def test_every_stage_can_be_left_out(llama, stage):
     calibration = make_calibration(llama)
     plan = make_method("wisparse", f"method.{stage}=false").plan(calibration, 0.5)
     left_out = {"coarse": "coarse", "fine": "greedy", "alpha_search": "alpha"}[stage]
-    assert left_out not in plan.provenance["stages"]
-    assert len(plan.provenance["stages"]) == 4
+    assert left_out not in plan.provenance.search.stages
+    assert len(plan.provenance.search.stages) == 4
 
 
 def test_too_high_a_sparsity_for_the_block_bounds_says_what_to_move(llama):
@@ -229,14 +229,14 @@ def test_a_plan_keeps_its_shapes(llama):
 def test_a_search_under_a_protocol_measures_what_that_protocol_does(llama):
     """The divergence of candidates under `half` is the KL of the plan applied under `half`."""
     calibration = make_calibration(llama)
-    calibration.search_protocol = make_protocol("half")
+    calibration.search_policy = make_protocol("half")
     builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 1.0))
     ids = calibration.search_tokens(64)
     rules = {name: builder.candidates(name, torch.tensor([0.6])) for name in calibration.shapes}
     first = torch.zeros(1, len(llama.model.layers), dtype=torch.long)
     found = OutputDivergence(calibration, 64, batch_tokens=64)(rules, first).item()
     dense = llama(input_ids=ids).logits.log_softmax(-1)
-    plan = builder.plan(dict.fromkeys(calibration.shapes, 0.6), {})
+    plan = builder.plan(dict.fromkeys(calibration.shapes, 0.6))
     sparse = logits_under(llama, plan, ids, "half").log_softmax(-1)
     kl = F.kl_div(sparse, dense, log_target=True, reduction="none").sum(-1)
     assert found == pytest.approx(kl.mean().item(), abs=1e-5)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.method.provenance import PlanProvenance, SearchCost
 from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.configuration import REPOSITORY, digest, portable
 from wisparse.repro.locks import LOCKS
@@ -115,7 +116,9 @@ def test_a_commit_that_is_named_counts_rather_than_the_checkout(monkeypatch):
 
 def plan(threshold: float = 0.5) -> SparsityPlan:
     rule = ProjectionRule(thresholds=torch.full((4,), threshold))
-    return SparsityPlan({"0.q": (4, 4)}, {"0.q": rule}, provenance={"stages": {"thresholds": 0.1}})
+    return SparsityPlan(
+        {"0.q": (4, 4)}, {"0.q": rule}, provenance=PlanProvenance(search=SearchCost({"thresholds": 0.1}))
+    )
 
 
 def refuse() -> SparsityPlan:

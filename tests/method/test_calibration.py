@@ -1,0 +1,94 @@
+"""What is collected on calibration text: all of it in one pass, whatever is asked for first."""
+
+import pytest
+import torch
+from wisparse.baselines.teal import TEAL
+from wisparse.method.calibration import Calibration
+from wisparse.method.hooks import hooked
+
+from ..conftest import make_calibration, make_method
+
+BOTH = {"statistics", "final_states"}
+
+
+@pytest.fixture
+def passes(llama):
+    """A list that grows by one with every pass through the model."""
+    found = []
+    with hooked([llama.model.register_forward_hook(lambda *_: found.append(1))]):
+        yield found
+
+
+def test_one_pass_gives_all_that_is_needed(llama, passes):
+    calibration = make_calibration(llama, sequences=3, length=8)
+    calibration.prepare(BOTH)
+    states, statistics = calibration.final_states, calibration.statistics
+    calibration.prepare(BOTH)
+    assert len(passes) == 1
+    assert states.shape == (3, 8, llama.config.hidden_size)
+    assert torch.allclose(llama.lm_head(states), llama(calibration.input_ids).logits, atol=1e-5)
+    plain = Calibration(llama, calibration.input_ids).statistics
+    assert [one.up_output.tokens for one in statistics] == [one.up_output.tokens for one in plain]
+
+
+def test_states_before_statistics_cost_no_second_pass(llama, passes):
+    calibration = make_calibration(llama)
+    calibration.prepare({"final_states"})
+    assert calibration.statistics
+    assert len(passes) == 1
+
+
+def test_states_after_statistics_leave_the_statistics_alone(llama, passes):
+    calibration = make_calibration(llama)
+    before = calibration.statistics
+    calibration.prepare(BOTH)
+    assert calibration.statistics is before
+    assert len(passes) == 2
+    assert len(calibration.final_states) == len(calibration.input_ids)
+
+
+def test_states_that_nobody_asked_for_are_not_collected_in_silence(llama):
+    calibration = make_calibration(llama)
+    assert calibration.statistics
+    with pytest.raises(RuntimeError, match=r"name 'final_states' in the method's `needs`"):
+        _ = calibration.final_states
+
+
+@pytest.mark.parametrize(("rounds", "needs"), [(0, {"statistics"}), (1, BOTH)])
+def test_a_method_needs_what_it_reads(llama, passes, rounds, needs):
+    method = make_method("equal_loss", f"method.correction_rounds={rounds}", "method.correction_sequences=2")
+    assert method.needs == needs
+    plan = method.plan(make_calibration(llama), 0.5)
+    assert next(iter(plan.provenance.search.stages)) == "calibration"
+    assert len(passes) == 2 + rounds  # of calibration one; the others ask what blocks are called with
+
+
+def test_what_is_remembered_is_found_once(llama):
+    calibration, found = make_calibration(llama), []
+    for _ in range(2):
+        assert calibration.remembered("one", lambda: found.append(1) or "value") == "value"
+    assert found == [1]
+    assert calibration.norms_of(2) is calibration.column_norms
+    assert set(calibration.norms_of(1)) == set(calibration.shapes)
+
+
+def test_hooks_are_gone_where_one_cannot_be_placed(llama):
+    norm = llama.model.norm
+
+    def registered():
+        yield norm.register_forward_hook(lambda *_: None)
+        raise LookupError
+
+    with pytest.raises(LookupError), hooked(registered()):
+        pass
+    assert not norm._forward_hooks
+    with pytest.raises(ZeroDivisionError), hooked([norm.register_forward_hook(lambda *_: None)]):
+        _ = 1 / 0
+    assert not norm._forward_hooks
+
+
+def test_dense_and_rotated_need_nothing_of_the_original_basis(llama, passes):
+    assert make_method("dense").needs == make_method("wina_rotated").needs == frozenset()
+    make_method("dense").plan(make_calibration(llama), 0.0)
+    assert not passes
+    assert issubclass(type(make_method("wina_rotated")), TEAL)

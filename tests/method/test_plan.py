@@ -1,0 +1,112 @@
+"""Plans on disk: one file or a folder, whole or not at all; plans of older versions stay readable."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
+from wisparse.method.provenance import PlanProvenance, SearchCost
+
+from ..conftest import make_calibration, make_method
+
+STORED_FACTS = {
+    "sparsities": {"0.q": 0.5},
+    "stages": {"calibration": 0.25, "thresholds": 0.125},
+    "evaluations": 7,
+    "evaluations_by_stage": {"greedy": 7},
+    "method": "teal",
+    "sparsity": 0.5,
+}
+
+
+def small_plan() -> SparsityPlan:
+    rules = {
+        "0.q": ProjectionRule(thresholds=torch.arange(4.0)),
+        "0.k": ProjectionRule(top_k=2, weights=torch.ones(4), left=torch.ones(3, 1), right=torch.ones(1, 4)),
+    }
+    shapes = dict.fromkeys(("0.q", "0.k"), (3, 4))
+    return SparsityPlan(
+        shapes, rules, {0: torch.ones(5)}, {"0.mlp_input": torch.eye(4)}, PlanProvenance.from_dict(STORED_FACTS)
+    )
+
+
+@pytest.mark.parametrize("name", ["plan", "teal-0.5", "teal-50.safetensors"])
+def test_file_and_folder_hold_the_same_plan(tmp_path, name):
+    path = tmp_path / "new" / name
+    for _ in range(2):  # the second takes the first one's place
+        small_plan().save(path)
+    assert path.is_file() == (path.suffix == ".safetensors")
+    assert [entry.name for entry in path.parent.iterdir()] == [name]
+    found, expected = SparsityPlan.load(path), small_plan()
+    assert found.shapes == expected.shapes
+    assert found.provenance == expected.provenance
+    assert torch.equal(found.rules["0.q"].thresholds, expected.rules["0.q"].thresholds)
+    assert found.rules["0.k"].top_k == 2
+    assert found.rules["0.k"].rank == 1
+    assert torch.equal(found.gate_thresholds[0], torch.ones(5))
+    assert torch.equal(found.rotations["0.mlp_input"], torch.eye(4))
+
+
+def test_a_plan_without_a_tensor_is_a_plan(tmp_path):
+    SparsityPlan({"0.q": (3, 4)}).save(tmp_path / "dense.safetensors")
+    assert SparsityPlan.load(tmp_path / "dense.safetensors") == SparsityPlan({"0.q": (3, 4)})
+
+
+def test_what_versions_before_wrote_is_read(tmp_path):
+    """Format 1 as it was first written: provenance was a plain dictionary, and dense plans had no stages."""
+    document = {
+        "format": 1,
+        "shapes": {"0.q": [3, 4]},
+        "rules": ["0.q"],
+        "top_k": {},
+        "provenance": STORED_FACTS,
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(document), encoding="utf-8")
+    save_file({"0.q.thresholds": torch.arange(4.0)}, tmp_path / "plan.safetensors")
+    plan = SparsityPlan.load(tmp_path)
+    assert torch.equal(plan.rules["0.q"].thresholds, torch.arange(4.0))
+    assert plan.provenance.to_dict() == STORED_FACTS
+    assert plan.provenance.search == SearchCost({"calibration": 0.25, "thresholds": 0.125}, {"greedy": 7})
+    document["provenance"] = {"stages": {}, "evaluations": 0}
+    (tmp_path / "plan.json").write_text(json.dumps(document), encoding="utf-8")
+    assert SparsityPlan.load(tmp_path).provenance == PlanProvenance()
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None])
+def test_what_is_no_plan_says_so(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    if content is None:
+        save_file({"a": torch.ones(1)}, path)  # tensors of something else
+    else:
+        path.write_bytes(content)
+    with pytest.raises(PlanError, match=r"weights\.safetensors: not a readable plan"):
+        SparsityPlan.load(path)
+    with pytest.raises(PlanError, match="not a readable plan"):
+        SparsityPlan.load(tmp_path / "absent.safetensors")
+
+
+def test_no_folder_of_something_else_is_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(PlanError, match=r"thesis\.tex"):
+        small_plan().save(tmp_path)
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(PlanError, match="is a folder"):
+        small_plan().save(tmp_path / "a.safetensors")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["dense", "chess", "teal"])
+def test_provenance_says_method_sparsity_and_cost(llama, name):
+    facts = make_method(name).plan(make_calibration(llama), 0.3).provenance.to_dict()
+    assert (facts["method"], facts["sparsity"]) == (name, 0.3)
+    assert facts["evaluations"] == sum(facts["evaluations_by_stage"].values())
+    assert (
+        facts["stages"].keys()
+        == {
+            "dense": set(),
+            "chess": {"calibration", "thresholds"},
+            "teal": {"calibration", "greedy", "thresholds"},
+        }[name]
+    )
+    assert json.loads(json.dumps(facts)) == facts
