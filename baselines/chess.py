@@ -28,9 +28,10 @@ by |a|·E|u|; with weight 1 the score is that of CATS (arXiv 2404.08763)."""
 class CHESS(Method):
     """A dropped neuron skips a row of up and a column of down; gate, k and v stay dense."""
 
-    attention: bool
+    name: str = "chess"
+    attention: bool = True
     """Selective sparsification of attention: one threshold each on the inputs of q and o."""
-    release: str
+    release: str = "2024"
     """Which importance: 2024, 2025, or cats."""
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from ..method.provenance import SearchCost
 class Dense(Method):
     """No projection is sparse, whatever the sparsity asked for."""
 
+    name: str = "dense"
     needs = frozenset()
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError
@@ -11,6 +11,8 @@ from ..method.plan import SparsityPlan
 from ..method.projections import key
 from ..method.provenance import SearchCost
 from ..method.rotation import orthogonal_column_bases, rotated
+from ..method.rules import MaskRule, TopK
+from ..method.search.budget import QUICK
 from .teal import TEAL
 
 ROTATED_FOR = {"attention_input": "k", "mlp_input": "gate"}
@@ -21,7 +23,8 @@ ROTATED_FOR = {"attention_input": "k", "mlp_input": "gate"}
 class RotatedTEAL(TEAL):
     """|x_i| ≥ t after a rotation that gives k and gate orthogonal columns; o and down keep their own inputs."""
 
-    rotation_counted: bool
+    name: str = "teal_rotated"
+    rotation_counted: bool = True
     """Whether the two dense products a block come out of the budget; the published figures leave them out."""
 
     needs = frozenset()  # what activations look like in other bases is measured there
@@ -62,6 +65,10 @@ class RotatedTEAL(TEAL):
 @dataclass(frozen=True)
 class RotatedWINA(RotatedTEAL):
     """The k highest scores of each token: |x_i|·c_i on k and gate, whose columns are orthogonal, else |x_i|."""
+
+    name: str = "wina_rotated"
+    mask: MaskRule = field(default_factory=TopK)
+    greedy_step: float = QUICK.wina_greedy_step
 
     def _alpha(self, projection: str) -> float:
         return 1.0 if projection in ROTATED_FOR.values() else 0.0

@@ -17,7 +17,8 @@ from ..method.errors import UserError
 from ..method.plan import ProjectionRule, SparsityPlan
 from ..method.projections import model_projections
 from ..method.provenance import PlanProvenance, SearchCost
-from ..method.rules import RuleBuilder, StaticThreshold, final
+from ..method.rules import RuleBuilder, StaticThreshold
+from ..method.search.budget import QUICK
 
 Shares = tuple[float, ...]
 """Share ρ of each projection's budget that goes to its channels; the rest goes to its low-rank path."""
@@ -67,7 +68,7 @@ class BudgetedRules:
             # The published code weighs |x| by column norms where there is a low-rank path; the paper does not.
             alpha = 1.0 if self.score == "code" and share < 1.0 else 0.0
             builder = RuleBuilder(self.calibration, StaticThreshold(), {name: alpha})
-            rule = final(builder.one(name, 1.0 - self.kept_channels(name, share)))
+            rule = builder.one(name, 1.0 - self.kept_channels(name, share)).only()
             rank = self.rank(name, share)
             if rank:
                 if name not in self.factors:
@@ -101,25 +102,30 @@ def calibration_loss(calibration: Calibration, input_ids: Tensor, rules: dict[st
 class RSparse(Method):
     """y = σ(x)·Wᵀ + (x − σ(x))·(A·B)ᵀ, with σ keeping |x_i| ≥ t, at one kept fraction for every projection."""
 
-    score: str
+    name: str = "rsparse"
+    score: str = "paper"
     """`paper`: |x|; `code`: |x|·c wherever there is a low-rank path."""
-    search: bool
+    search: bool = True
     """Search ρ of each projection; without it all have `share`."""
-    share: float
-    choices: tuple[float, ...]
+    share: float = 0.95
+    """ρ of every projection without a search."""
+    choices: tuple[float, ...] = (1.0, 0.95, 0.9, 0.8, 0.7)
     """Values of ρ that the search may take."""
-    population: int
-    generations: int
-    mutation: float
+    population: int = QUICK.share_population
+    """Individuals of the search."""
+    generations: int = QUICK.share_generations
+    mutation: float = 0.1
     """Probability that an offspring's ρ is drawn anew, for each projection."""
-    search_tokens: int
-    seed: int
+    search_tokens: int = QUICK.block_tokens
+    """Calibration tokens whose cross entropy is the fitness."""
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.score not in ("paper", "code"):
             raise UserError(f"method.score must be paper or code, not '{self.score}'")
         if not all(0.0 <= share <= 1.0 for share in (self.share, *self.choices)):
             raise UserError("method.share and method.choices must lie between 0 and 1")
+        object.__setattr__(self, "choices", tuple(self.choices))  # a configuration file gives a list
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         budgeted = BudgetedRules(calibration, sparsity, self.score)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.plan import SparsityPlan
 from ..method.projections import split_key
 from ..method.provenance import SearchCost
-from ..method.rules import MaskRule, RuleBuilder
-from ..method.search.allocation import uniform_inside_blocks
+from ..method.rules import MaskRule, RuleBuilder, StaticThreshold
 from ..method.search.block_probe import late_norm_error
+from ..method.search.blocks import uniform_inside_blocks
+from ..method.search.budget import QUICK
 from ..method.search.greedy import GreedySettings, allocate_greedily
 
 
@@ -23,13 +24,17 @@ class TEAL(Method):
     right for symmetric activations only.
     """
 
-    mask: MaskRule
+    name: str = "teal"
+    mask: MaskRule = field(default_factory=StaticThreshold)
     """How scores become a mask."""
-    greedy: bool
+    greedy: bool = True
     """Greedy allocation inside each block; without it every projection has the same sparsity."""
-    greedy_step: float
-    block_tokens: int
-    batch_tokens: int
+    greedy_step: float = QUICK.greedy_step
+    """Parameters that one step removes, relative to q."""
+    block_tokens: int = QUICK.block_tokens
+    """Calibration tokens for block-output errors."""
+    batch_tokens: int = QUICK.batch_tokens
+    """Tokens a forward pass."""
 
     def _alpha(self, projection: str) -> float:
         """Exponent of the column norms in a projection's score."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..method.rules import MaskRule, TopK
+from ..method.search.budget import QUICK
 from .teal import TEAL
 
 
 @dataclass(frozen=True)
 class WINA(TEAL):
     """TEAL's allocation with the paper's score, |x_i|·c_i, no rotation."""
+
+    name: str = "wina"
+    mask: MaskRule = field(default_factory=TopK)
+    greedy_step: float = QUICK.wina_greedy_step
 
     def _alpha(self, projection: str) -> float:
         return 1.0

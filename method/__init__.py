@@ -1,1 +1,1 @@
-"""The core all methods share: scores, mask rules, allocators, the plan and its execution; and WiSparse."""
+"""The core all methods share: calibration, rules, the plan and its execution; below it searches and methods."""

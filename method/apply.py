@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..kernels.reference import dropped_by_threshold, dropped_by_top_k, low_rank_product
+from .candidates import CandidateRules
 from .errors import UserError
 from .hooks import hooked
 from .plan import ProjectionRule, SparsityPlan
@@ -27,6 +28,9 @@ from .rotation import rotated
 from .token_policy import TokenPolicy
 from .traffic import TrafficCounter
 
+Rule = ProjectionRule | CandidateRules
+"""How a projection drops channels: one rule for every row, or in a search one for each."""
+
 
 class ProjectionHooks:
     """Forward hooks that drop input channels of linear layers according to rules.
@@ -38,7 +42,7 @@ class ProjectionHooks:
         self.sparse_positions: Tensor | None = None
         self._counter = counter
 
-    def on_projection(self, name: str, linear: nn.Linear, rule: ProjectionRule) -> Iterator[RemovableHandle]:
+    def on_projection(self, name: str, linear: nn.Linear, rule: Rule) -> Iterator[RemovableHandle]:
         """Register what drops the channels of `linear`'s input that `rule` does not keep."""
         dropped: list[Tensor] = []  # from the pre-hook to the forward hook of the same call
 
@@ -66,7 +70,7 @@ class ProjectionHooks:
         yield activation.register_forward_hook(drop_neurons)
 
     @staticmethod
-    def _dropped(x: Tensor, rule: ProjectionRule) -> Tensor:
+    def _dropped(x: Tensor, rule: Rule) -> Tensor:
         if rule.thresholds is not None:
             return dropped_by_threshold(x, rule.thresholds)
         return dropped_by_top_k(x, rule.weights, rule.top_k)
@@ -84,7 +88,7 @@ class ProjectionHooks:
 @contextmanager
 def sparse_projections(
     linears: Mapping[str, nn.Linear],
-    rules: Mapping[str, ProjectionRule],
+    rules: Mapping[str, Rule],
     sparse_positions: Tensor | None = None,
 ) -> Iterator[None]:
     """Context in which these layers compute the tokens at `sparse_positions` sparsely.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from wisparse.method.errors import UserError
+from wisparse.method.search.budget import QUICK, SearchBudget
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 from wisparse.repro.tables.table2 import STAGES
 
@@ -94,11 +97,45 @@ def test_a_paper_profile_is_the_papers_models_text_and_budget(part):
 
 
 def test_each_stage_of_the_ablation_adds_one_thing():
-    switches = ("coarse", "fine", "alpha_search", "alpha")
     methods = [composed(f"method={method}").method for method in STAGES if method != "dense"]
-    assert [[method[switch] for switch in switches] for method in methods] == [
-        [False, False, False, 0.0],
-        [False, False, True, 1.0],
-        [True, False, True, 1.0],
-        [True, True, True, 1.0],
+    assert [(one.allocator.name, one.fine, one.alpha_search, one.alpha) for one in methods] == [
+        ("uniform", False, False, 0.0),
+        ("uniform", False, True, 1.0),
+        ("evolutionary", False, True, 1.0),
+        ("evolutionary", True, True, 1.0),
     ]
+
+
+def test_the_defaults_of_a_method_are_its_configuration():
+    """Each configuration builds its class with no argument, or with the values its own file changes."""
+    for choice in choices("method"):
+        own = OmegaConf.load(CONFIGURATION / "method" / f"{choice}.yaml")
+        made = instantiate(composed(f"method={choice}").method)
+        values = {}
+        if "_target_" not in own:  # a variant: of the class of the configuration that it begins with
+            values = {key: instantiate(value) for key, value in own.items() if key != "defaults"}
+        assert made == type(made)(**values), choice
+
+
+def test_the_defaults_of_an_allocation_are_its_configuration():
+    made = {
+        choice: instantiate(composed(f"allocation={choice}").allocation) for choice in choices("allocation")
+    }
+    changed = {"elitist": {"elitism": True, "name": "elitist"}}
+    assert made == {choice: type(one)(**changed.get(choice, {})) for choice, one in made.items()}
+
+
+@pytest.mark.parametrize("choice", choices("search"))
+def test_a_search_budget_is_its_configuration(choice):
+    assert SearchBudget(**composed(f"search={choice}").search) == SearchBudget.named(choice)
+
+
+def test_the_budget_that_methods_have_without_another_is_the_default_one():
+    assert composed().search.name == QUICK.name
+
+
+def test_a_budget_that_there_is_not_is_refused_in_one_line():
+    with pytest.raises(UserError, match="choose from minimal, quick, medium, paper"):
+        SearchBudget.named("endless")
+    with pytest.raises(UserError, match="neither all nor protocol"):
+        replace(QUICK, sparse_tokens="some")

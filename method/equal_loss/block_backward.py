@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..logits import tokens_at_once
 from ..projections import decoder_of
+from ..search.logits import tokens_at_once
 
 LogitLoss = Callable[[Tensor, slice], Tensor]
 """Loss that is sent back: a scalar from float32 logits (tokens, vocabulary) and their slice of all tokens."""

@@ -30,17 +30,18 @@ class EqualLoss(Method):
     It is a plan of static thresholds, t_i = √(τ·out / (c·h_i)), and runs on every kernel as it is.
     """
 
-    sensitivity_sequences: int
+    name: str = "equal_loss"
+    sensitivity_sequences: int = 16
     """Calibration sequences that h is measured on, where there are as many."""
-    correction_rounds: int
+    correction_rounds: int = 8
     """0: c is 1 everywhere."""
-    correction_sequences: int
+    correction_sequences: int = 32
     """Calibration sequences of one round; the next takes others where there are more."""
-    correction_exponent: float
+    correction_exponent: float = 0.3
     """Each round multiplies c by (channel's marginal loss / that of all weights) to this power."""
-    correction_bound: float
+    correction_bound: float = 3.0
     """Largest ratio of a projection to all weights, and of a channel to its projection; least: its inverse."""
-    seed: int
+    seed: int = 0
     """Seed of the labels that gradients are drawn for."""
 
     def __post_init__(self) -> None:

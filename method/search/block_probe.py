@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 
 from ..apply import sparse_projections
 from ..calibration import Calibration
+from ..candidates import CandidateRules
 from ..hooks import hooked
-from ..plan import ProjectionRule
 from ..projections import block_projections, decoder_of, parameter_shares
-from ..rules import for_rows, select
 
 BlockError = Callable[[Tensor], Tensor]
 """Error of candidates from output differences (candidates, rows, length, hidden) → (candidates,)."""
@@ -54,7 +53,7 @@ class BlockProbe:
         """Parameter share of each projection."""
         return parameter_shares(self.block)
 
-    def errors(self, rules: Mapping[str, ProjectionRule], candidates: int, error: BlockError) -> Tensor:
+    def errors(self, rules: Mapping[str, CandidateRules], candidates: int, error: BlockError) -> Tensor:
         """Output error of each candidate; rules by projection.
 
         A rule with one candidate serves all. Returns (candidates,) on the CPU, float64.
@@ -65,17 +64,13 @@ class BlockProbe:
         found = []
         for index in torch.arange(candidates).split(turn):
             chosen = {
-                name: for_rows(rule if _candidates(rule) == 1 else select(rule, index), rows)
+                name: (rule if len(rule) == 1 else rule.select(index)).for_rows(rows)
                 for name, rule in rules.items()
             }
             with sparse_projections(linears, chosen, self.sparse_positions):
                 output = self.block(self.hidden.repeat(len(index), 1, 1), **self.keywords)
             found.append(error(output.view(len(index), rows, length, -1) - self.output))
         return torch.cat(found).double().cpu()
-
-
-def _candidates(rule: ProjectionRule) -> int:
-    return len(rule.top_k if rule.thresholds is None else rule.thresholds)
 
 
 @torch.inference_mode()

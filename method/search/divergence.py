@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..apply import sparse_projections
 from ..calibration import Calibration
-from ..logits import tokens_at_once
-from ..plan import ProjectionRule
+from ..candidates import CandidateRules
 from ..projections import block_projections, decoder_of, key
-from ..rules import for_rows, select
 from .block_probe import block_keywords
+from .logits import tokens_at_once
 
 
 class OutputDivergence:
@@ -42,7 +41,7 @@ class OutputDivergence:
         self._dense_logits = self._decoder.lm_head(torch.cat(normed).flatten(0, 1))
 
     @torch.inference_mode()
-    def __call__(self, tables: Mapping[str, ProjectionRule], choices: Tensor) -> Tensor:
+    def __call__(self, tables: Mapping[str, CandidateRules], choices: Tensor) -> Tensor:
         """Divergence of each candidate in nats, (candidates,) float64 on the CPU.
 
         tables: by key, the rules that a projection may have, as candidates of one rule; choices: (candidates,
@@ -57,7 +56,7 @@ class OutputDivergence:
         return self._divergences(hidden).double().cpu()[final]
 
     def _through_block(
-        self, index: int, tables: Mapping[str, ProjectionRule], hidden: Tensor, parents: Tensor, choices: Tensor
+        self, index: int, tables: Mapping[str, CandidateRules], hidden: Tensor, parents: Tensor, choices: Tensor
     ) -> Tensor:
         """Hidden states (states, rows, length, hidden) behind a block: of `hidden[parents]`, by choice."""
         block, rows = self._decoder.blocks[index], len(self._input_ids)
@@ -67,7 +66,7 @@ class OutputDivergence:
         turn = max(1, self._batch_tokens // self._input_ids.numel())
         for first in range(0, len(parents), turn):
             part = slice(first, first + turn)
-            chosen = {name: for_rows(select(rule, choices[part]), rows) for name, rule in rules.items()}
+            chosen = {name: rule.select(choices[part]).for_rows(rows) for name, rule in rules.items()}
             with sparse_projections(linears, chosen, self._positions):
                 output = block(hidden[parents[part]].flatten(0, 1), **self._keywords[index])
             behind[part] = output.view_as(behind[part])

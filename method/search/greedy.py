@@ -9,10 +9,10 @@ import torch
 from tqdm import tqdm
 
 from ..calibration import Calibration
-from ..plan import ProjectionRule
+from ..candidates import CandidateRules
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
-from ..rules import RuleBuilder, select
+from ..rules import RuleBuilder
 from .block_probe import BlockError, BlockProbe, walk_blocks
 
 SMALLEST_STEP = 1e-9
@@ -62,7 +62,7 @@ def greedy_allocation(
             at = dict.fromkeys(PROJECTIONS, 0)
         open_ones = [name for name in PROJECTIONS if levels[name][at[name]] < 1.0]
         rules = {
-            name: select(tables[name], torch.tensor([at[name] + (name == raised) for raised in open_ones]))
+            name: tables[name].select(torch.tensor([at[name] + (name == raised) for raised in open_ones]))
             for name in PROJECTIONS
         }
         errors = probe.errors(rules, len(open_ones), error)
@@ -84,7 +84,7 @@ def _levels(rise: float) -> list[float]:
 
 def _tables(
     builder: RuleBuilder, probe: BlockProbe, levels: Mapping[str, Sequence[float]]
-) -> dict[str, ProjectionRule]:
+) -> dict[str, CandidateRules]:
     """The rules of every level of each projection, made at once: one by one they cost more than the errors."""
     return {
         name: builder.candidates(key(probe.index, name), torch.tensor(found)) for name, found in levels.items()

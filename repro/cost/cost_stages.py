@@ -18,11 +18,11 @@ from ...method.projections import (
     decoder_blocks,
 )
 from ...method.provenance import SearchCost
-from ...method.search.allocation import BlockSearch
-from ...method.search.alpha_search import search_alphas
 from ...method.search.block_probe import walk_blocks
+from ...method.search.blocks import BlockSearch
 from ...method.search.greedy import greedy_allocation
 from ...method.token_policy import TokenPolicy
+from ...method.wisparse.alpha_search import search_alphas
 from ..evaluation.language_model import reproducible_attention
 from .cost_bench import Bench, Measurement, Watch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,8 +22,12 @@ SUITE_TOKENS = REPOSITORY / "results" / "suite-tokens.csv"
 BYTES_A_WEIGHT = 2
 SPARSITY = 0.5
 """Sparsity at which plans were measured; what they cost hardly depends on it."""
-SWITCHES = {"coarse": "coarse", "greedy": "fine", "alpha": "alpha_search"}
-"""Setting that leaves a stage out, by stage."""
+SWITCHES: dict[str, Callable[[DictConfig], bool]] = {
+    "coarse": lambda method: method.allocator.name != "uniform",
+    "greedy": lambda method: method.get("fine", method.get("greedy")),  # WiSparse's name for it, and TEAL's
+    "alpha": lambda method: method.alpha_search,
+}
+"""By stage that can be left out, whether a method's settings have it."""
 EVALUATION = ("scoring", "generation")
 APART = ("calibration", "application", *EVALUATION)
 """Stages of conf/search_cost.yaml that are no part of making one method's plan."""
@@ -81,7 +85,7 @@ class Rates:
         wanted = [
             stage
             for stage in _composed("search_cost").cost.stages[costed]
-            if stage not in APART and settings.get(SWITCHES.get(stage, ""), True)
+            if stage not in APART and (stage not in SWITCHES or SWITCHES[stage](settings))
         ]
         minutes = float(self._row(job.model, "dense", "calibration")["minutes"])
         for stage in wanted:

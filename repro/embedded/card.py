@@ -21,7 +21,7 @@ from ...method.apply import sparse_projections
 from ...method.calibration import Calibration
 from ...method.plan import ProjectionRule
 from ...method.projections import PROJECTIONS, decoder_blocks, key, model_projections, split_key
-from ...method.rules import RuleBuilder, StaticThreshold, final
+from ...method.rules import RuleBuilder, StaticThreshold
 from ...method.tokens import pack
 from ..records import write_json, write_text
 from .calibration import expected_package_texts
@@ -59,7 +59,7 @@ def measure(folder: Path) -> dict[str, object]:
     input_ids = held_out_sample(tokenizer)
     calibration = Calibration(model, pack(expected_package_texts(), tokenizer, 16, LENGTH, "calibration"))
     builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
-    rules = {name: final(builder.one(name, SPARSITY)) for name in calibration.shapes}
+    rules = {name: builder.one(name, SPARSITY).only() for name in calibration.shapes}
     blocks = range(len(decoder_blocks(model)))
     by_block = [
         perplexity(model, input_ids, {n: r for n, r in rules.items() if split_key(n)[0] == block})

@@ -4,15 +4,13 @@ import itertools
 
 import pytest
 import torch
-from wisparse.method.search.allocators import BlockCurves, GreedyBlocks, UniformBlocks
-from wisparse.method.search.evolutionary import EvolutionarySearch
+from wisparse.method.search.blocks import BlockCurves, EvolutionarySearch, GreedyBlocks
 
 from ..conftest import make_calibration, make_method
 
 WEIGHTS = torch.tensor([4.0, 1.0, 2.0, 0.5], dtype=torch.float64)
 BOUNDS = {"step": 0.1, "minimum": 0.0, "maximum": 0.9}
 ALLOCATORS = [
-    UniformBlocks(),
     GreedyBlocks(**BOUNDS),
     BlockCurves(**BOUNDS),
     EvolutionarySearch(generations=60, offspring=16, elitism=True, **BOUNDS),

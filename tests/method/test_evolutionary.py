@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from wisparse.method.search.evolutionary import EvolutionarySearch
+from wisparse.method.search.blocks import EvolutionarySearch
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from wisparse.method.histogram import ChannelHistogram
-from wisparse.method.score import SMALLEST_WEIGHT, channel_weights
+from wisparse.method.rules import SMALLEST_WEIGHT, channel_weights
 
 
 def histogram_of(x):

@@ -11,14 +11,14 @@ from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import PROJECTIONS, key, parameter_shares
 from wisparse.method.provenance import SearchCost
 from wisparse.method.rules import RuleBuilder, StaticThreshold, TopK
-from wisparse.method.search.alpha_search import search_alphas
 from wisparse.method.search.block_probe import late_norm_error, squared_error, walk_blocks
 from wisparse.method.search.divergence import OutputDivergence
 from wisparse.method.search.greedy import greedy_allocation
+from wisparse.method.wisparse.alpha_search import search_alphas
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
 
-WITHOUT_SEARCH = ("method.coarse=false", "method.fine=false", "method.alpha_search=false")
+WITHOUT_SEARCH = ("allocation=uniform", "method.fine=false", "method.alpha_search=false")
 
 
 def logits_under(model, plan, ids, protocol="all"):
@@ -174,7 +174,7 @@ def test_candidates_that_share_blocks_get_what_each_gets_alone(at_once, monkeypa
         block.register_forward_pre_hook(lambda _, inputs, index=index: entered.append((index, len(inputs[0]))))
         for index, block in enumerate(model.model.layers)
     ]
-    monkeypatch.setattr("wisparse.method.logits.LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr("wisparse.method.search.logits.LOGITS_AT_ONCE", at_once)
     divergence = OutputDivergence(calibration, 64, batch_tokens=128)
     alone = torch.cat([divergence(tables, choice[None]) for choice in choices])
     entered.clear()
@@ -201,11 +201,12 @@ def test_wisparse_keeps_the_budget_through_all_its_stages(llama):
     assert 1 <= plan.provenance.search.evaluations["coarse"] <= 3 * 4  # none twice
 
 
-@pytest.mark.parametrize("stage", ["coarse", "fine", "alpha_search"])
-def test_every_stage_can_be_left_out(llama, stage):
-    calibration = make_calibration(llama)
-    plan = make_method("wisparse", f"method.{stage}=false").plan(calibration, 0.5)
-    left_out = {"coarse": "coarse", "fine": "greedy", "alpha_search": "alpha"}[stage]
+@pytest.mark.parametrize(
+    ("switch", "left_out"),
+    [("allocation=uniform", "coarse"), ("method.fine=false", "greedy"), ("method.alpha_search=false", "alpha")],
+)
+def test_every_stage_can_be_left_out(llama, switch, left_out):
+    plan = make_method("wisparse", switch).plan(make_calibration(llama), 0.5)
     assert left_out not in plan.provenance.search.stages
     assert len(plan.provenance.search.stages) == 4
 

@@ -30,7 +30,7 @@ def test_a_score_that_knows_the_weights_follows_and_the_magnitude_alone_does_not
     spread_norms(spread.model, 2.0, seed=1)
     moved = {}
     for name in ("teal_uniform", "wisparse_alpha_1"):
-        overrides = () if name == "teal_uniform" else ("method.coarse=false", "method.fine=false")
+        overrides = () if name == "teal_uniform" else ("allocation=uniform", "method.fine=false")
         before, after = (make_method(name, *overrides).plan(one, 0.5).rules for one in (plain, spread))
         # The factor by which a channel's activations shrank; its threshold should shrink alike.
         factors = {key: spread.column_norms[key] / plain.column_norms[key] for key in before}

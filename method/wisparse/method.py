@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
 
-from .base import Method
-from .calibration import Calibration
-from .plan import SparsityPlan
-from .projections import PROJECTIONS, key
-from .provenance import SearchCost
-from .rules import MaskRule, RuleBuilder
-from .search.allocation import BlockSearch, BlockSearchSettings, uniform_inside_blocks, uniform_over_blocks
-from .search.allocators import BlockAllocator
-from .search.alpha_search import search_alphas
-from .search.block_probe import squared_error, walk_blocks
-from .search.divergence import OutputDivergence
-from .search.greedy import GreedySettings, allocate_greedily
+from ..base import Method
+from ..calibration import Calibration
+from ..plan import SparsityPlan
+from ..projections import PROJECTIONS, key
+from ..provenance import SearchCost
+from ..rules import MaskRule, RuleBuilder, StaticThreshold
+from ..search.block_probe import squared_error, walk_blocks
+from ..search.blocks import (
+    BlockAllocator,
+    BlockSearch,
+    BlockSearchSettings,
+    EvolutionarySearch,
+    UniformBlocks,
+    uniform_inside_blocks,
+)
+from ..search.budget import QUICK
+from ..search.divergence import OutputDivergence
+from ..search.greedy import GreedySettings, allocate_greedily
+from .alpha_search import search_alphas
 
 
 @dataclass(frozen=True)
 class WiSparse(Method):
     """Scores |x|·c^α under static thresholds; sparsity over blocks, then inside them, then α by layer.
 
-    Each stage can be left out: without `coarse` every block has the same sparsity, without `fine` every
+    Each stage can be left out: with `UniformBlocks` every block has the same sparsity, without `fine` every
     projection of a block, without `alpha_search` every layer has the exponent `alpha`.
     """
 
-    coarse: bool
-    fine: bool
-    alpha_search: bool
-    alpha: float
+    name: str = "wisparse"
+    fine: bool = True
+    alpha_search: bool = True
+    alpha: float = 1.0
     """Exponent while stages 1 and 2 search, and the start of stage 3; the paper does not say."""
-    alpha_step: float
-    alpha_largest: float
-    others_sparse: bool
+    alpha_step: float = QUICK.alpha_step
+    """Spacing of the grid of exponents, which begins at 0."""
+    alpha_largest: float = 1.45
+    others_sparse: bool = True
     """Whether the other projections of the block are sparse while one α is searched; the paper does not say."""
-    allocator: BlockAllocator
+    allocator: BlockAllocator | UniformBlocks = field(default_factory=EvolutionarySearch)
     """Finds the blocks' sparsities; the paper's is the evolutionary search."""
-    mask: MaskRule
+    mask: MaskRule = field(default_factory=StaticThreshold)
     """How scores become a mask; the paper's is the static threshold."""
-    norm_order: int
+    norm_order: int = 2
     """Order of the column norms in the score; the paper's is 2."""
-    greedy_step: float
-    divergence_tokens: int
-    block_tokens: int
-    batch_tokens: int
-    seed: int
+    greedy_step: float = QUICK.greedy_step
+    """Parameters that one step of stage 2 removes, relative to q."""
+    divergence_tokens: int = QUICK.divergence_tokens
+    """Calibration tokens that stage 1 compares candidates on."""
+    block_tokens: int = QUICK.block_tokens
+    """Calibration tokens of stages 2 and 3."""
+    batch_tokens: int = QUICK.batch_tokens
+    """Tokens a forward pass."""
+    seed: int = 0
 
     @property
     def alpha_grid(self) -> list[float]:
@@ -74,8 +86,8 @@ class WiSparse(Method):
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         builder = self.rule_builder(calibration)
         searching = sparsity > 0.0  # a dense plan leaves nothing to search
-        blocks, history = uniform_over_blocks(calibration, sparsity), []
-        if self.coarse and searching:
+        blocks, history = [sparsity] * calibration.blocks, []
+        if searching and not isinstance(self.allocator, UniformBlocks):
             with cost.stage("coarse"):
                 search = BlockSearch(calibration, builder, sparsity, self.block_search_settings, cost)
                 blocks, history = search.run(self.seed)
@@ -107,6 +119,8 @@ class WiSparse(Method):
 @dataclass(frozen=True)
 class OneAlphaWiSparse(WiSparse):
     """One exponent for all layers: the one whose plan keeps the predictions closest to the dense model's."""
+
+    name: str = "wisparse_one_alpha"
 
     @torch.inference_mode()
     def _search_alphas(

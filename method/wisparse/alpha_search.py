@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..plan import ProjectionRule
+from ..candidates import CandidateRules
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
-from ..rules import RuleBuilder, select
-from .block_probe import BlockProbe, squared_error
+from ..rules import RuleBuilder
+from ..search.block_probe import BlockProbe, squared_error
 
 
 def search_alphas(
@@ -30,7 +30,7 @@ def search_alphas(
     alphas = {name: builder.alphas[key(probe.index, name)] for name in PROJECTIONS}
     candidates = torch.tensor(grid, device=probe.hidden.device)[:, None]
 
-    def rules_of(name: str, alpha: float | torch.Tensor, count: int) -> ProjectionRule:
+    def rules_of(name: str, alpha: float | torch.Tensor, count: int) -> CandidateRules:
         wanted = torch.full((count,), sparsities[name])
         return builder.candidates(key(probe.index, name), wanted, alpha)
 
@@ -44,5 +44,5 @@ def search_alphas(
         best = errors.argmin()
         alphas[name] = grid[int(best)]
         if others_sparse:
-            current[name] = select(found, best[None])
+            current[name] = found.select(best[None])
     return alphas

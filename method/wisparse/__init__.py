@@ -1,0 +1,1 @@
+"""The method `wisparse`: searched sparsities of blocks and projections, and searched exponents."""
