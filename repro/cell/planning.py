@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...method.base import Method
 from ...method.calibration import Calibration
-from ...method.errors import UserError
 from ...method.plan import SparsityPlan
+from ...method.search.budget import SearchBudget
 from ...method.token_policy import TokenPolicy
 from ..configuration import portable
 from ..models.checkpoint import Checkpoint, LoadedModel
@@ -68,10 +68,7 @@ class Planner:
 
     def _search_policy(self) -> TokenPolicy | None:
         """Which tokens are sparse while the method searches; None: all."""
-        wanted = self.config.search.sparse_tokens
-        if wanted not in ("all", "protocol"):
-            raise UserError(f"search.sparse_tokens={wanted} is neither all nor protocol")
-        return self.protocol if wanted == "protocol" else None
+        return self.protocol if SearchBudget(**self.config.search).sparse_tokens == "protocol" else None
 
 
 @dataclass(frozen=True)
