@@ -13,6 +13,7 @@ import yaml
 
 from . import method as method_package  # the folder alone: a list of methods must not wait for torch
 from .method.errors import UserError
+from .method.search.budget import SearchBudget
 
 if TYPE_CHECKING:
     from .method.base import Method
@@ -43,12 +44,12 @@ def methods() -> dict[str, MethodDescription]:
 
 
 def make_method(name: str, search: str = "quick", seed: int = 0) -> Method:
-    """The method of `conf/method/NAME.yaml` with the budget of `conf/search/SEARCH.yaml`.
+    """The method of `conf/method/NAME.yaml` with the preset SEARCH of `SearchBudget`.
 
     Raises UserError for a name that there is no file of.
     """
     values = {
-        "search": _read("search", search),
+        "search": vars(SearchBudget.named(search)),
         "allocation": _read("allocation", "evolutionary"),
         "seed": seed,
         "rotations_counted": ROTATIONS_COUNTED,

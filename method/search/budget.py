@@ -119,7 +119,7 @@ class SearchBudget:
         """The preset of that name. Raises UserError for a name that none has."""
         presets = {preset.name: preset for preset in (cls.minimal(), cls.quick(), cls.medium(), cls.paper())}
         if name not in presets:
-            raise UserError(f"no search budget is called '{name}'; choose from {', '.join(presets)}")
+            raise UserError(f"no search is called '{name}'; choose from {', '.join(sorted(presets))}")
         return presets[name]
 
 

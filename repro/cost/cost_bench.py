@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...baselines.rsparse import BudgetedRules, RSparse
+from ...baselines.teal import TEAL
 from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.plan import SparsityPlan
 from ...method.projections import decoder_blocks, model_projections
+from ...method.wisparse.method import WiSparse
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,13 @@ class Bench:
 
         R-Sparse's has random factors, and the share of its budget that it has without a search.
         """
-        if method.name == "dense":
-            return method.plan(self.calibration, 0.0)
         if isinstance(method, RSparse):
             shapes = self.calibration.shapes
             return SparsityPlan(shapes, self.random_factors(method).rules((method.share,) * len(shapes)))
-        sparsities = dict.fromkeys(self.calibration.shapes, self.sparsity)
-        return method.rule_builder(self.calibration).plan(sparsities)
+        if isinstance(method, TEAL | WiSparse):
+            sparsities = dict.fromkeys(self.calibration.shapes, self.sparsity)
+            return method.rule_builder(self.calibration).plan(sparsities)
+        return method.plan(self.calibration, self.sparsity)
 
     def random_factors(self, method: RSparse) -> BudgetedRules:
         """R-Sparse's rules with random factors of the largest rank: what they hold changes no cost."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ...baselines.rsparse import calibration_loss, low_rank_factors
+from ...baselines.rsparse import RSparse, calibration_loss, low_rank_factors
+from ...baselines.teal import TEAL
 from ...method.apply import applied
 from ...method.base import Method
 from ...method.projections import (
@@ -23,6 +24,7 @@ from ...method.search.blocks import BlockSearch
 from ...method.search.greedy import greedy_allocation
 from ...method.token_policy import TokenPolicy
 from ...method.wisparse.alpha_search import search_alphas
+from ...method.wisparse.method import WiSparse
 from ..evaluation.language_model import reproducible_attention
 from .cost_bench import Bench, Measurement, Watch
 
@@ -40,18 +42,19 @@ def calibration(bench: Bench, _: Method) -> list[Measurement]:
     """Histograms and moments of all calibration text, and column norms."""
     sequences, length = bench.calibration.input_ids.shape
     with Watch() as watch:
-        _ = bench.calibration.statistics, bench.calibration.column_norms
+        bench.calibration.prepare({"statistics"})
+        _ = bench.calibration.column_norms
     return [_whole("calibration", "sequence", length, sequences, watch)]
 
 
-def coarse(bench: Bench, method: Any) -> list[Measurement]:
+def coarse(bench: Bench, method: WiSparse) -> list[Measurement]:
     """The evolutionary search over blocks, on the configured tokens and, for its memory, on more."""
     wanted = {method.block_search_settings.tokens: bench.cost.evaluations}
     wanted |= dict.fromkeys(bench.cost.more_tokens, MORE_EVALUATIONS)
     return [_coarse(bench, method, tokens, evaluations) for tokens, evaluations in wanted.items()]
 
 
-def _coarse(bench: Bench, method: Any, tokens: int, evaluations: int) -> Measurement:
+def _coarse(bench: Bench, method: WiSparse, tokens: int, evaluations: int) -> Measurement:
     settings, cost = replace(method.block_search_settings, tokens=tokens), SearchCost()
     evolution = settings.allocator
     offspring = min(evolution.offspring, evaluations)
@@ -79,7 +82,7 @@ def _coarse(bench: Bench, method: Any, tokens: int, evaluations: int) -> Measure
     )
 
 
-def greedy(bench: Bench, method: Any) -> list[Measurement]:
+def greedy(bench: Bench, method: TEAL | WiSparse) -> list[Measurement]:
     """Greedy allocation of the first block, whole; each block counts as as many evaluations."""
     settings, cost = method.greedy_settings, SearchCost()
     builder = method.rule_builder(bench.calibration)
@@ -98,7 +101,7 @@ def greedy(bench: Bench, method: Any) -> list[Measurement]:
     ]
 
 
-def alpha(bench: Bench, method: Any) -> list[Measurement]:
+def alpha(bench: Bench, method: WiSparse) -> list[Measurement]:
     """The α search of one block."""
     cost, builder = SearchCost(), method.rule_builder(bench.calibration)
     inside = dict.fromkeys(PROJECTIONS, bench.sparsity)
@@ -119,14 +122,14 @@ def alpha(bench: Bench, method: Any) -> list[Measurement]:
     ]
 
 
-def thresholds(bench: Bench, method: Any) -> list[Measurement]:
+def thresholds(bench: Bench, method: Method) -> list[Measurement]:
     """The finished plan from the histograms."""
     with Watch() as watch:
         plan = bench.made_plan(method)
     return [_whole("thresholds", "projection", 0, len(plan.rules), watch)]
 
 
-def application(bench: Bench, method: Any) -> list[Measurement]:
+def application(bench: Bench, method: Method) -> list[Measurement]:
     """Putting a plan on the model and taking it off again."""
     plan = bench.plan(method)
     with Watch() as watch, applied(bench.model, plan, EVERY_TOKEN):
@@ -135,7 +138,7 @@ def application(bench: Bench, method: Any) -> list[Measurement]:
 
 
 @torch.inference_mode()
-def scoring(bench: Bench, method: Any) -> list[Measurement]:
+def scoring(bench: Bench, method: Method) -> list[Measurement]:
     """A token scored in evaluation, under the plan."""
     ids = bench.random_ids(ROWS, LENGTH, seed=1)
     with applied(bench.model, bench.plan(method), EVERY_TOKEN), reproducible_attention():
@@ -148,7 +151,7 @@ def scoring(bench: Bench, method: Any) -> list[Measurement]:
 
 
 @torch.inference_mode()
-def generation(bench: Bench, method: Any) -> list[Measurement]:
+def generation(bench: Bench, method: Method) -> list[Measurement]:
     """A step in which evaluation adds one token to each row, under the plan; without the prompt's pass."""
     ids = bench.random_ids(ROWS, LENGTH, seed=1)
 
@@ -203,7 +206,7 @@ def factors(bench: Bench, _: Method) -> list[Measurement]:
     return [Measurement("factors", "block", 0, 1, watch.seconds, bench.blocks, peak_bytes=watch.peak_bytes)]
 
 
-def shares(bench: Bench, method: Any) -> list[Measurement]:
+def shares(bench: Bench, method: RSparse) -> list[Measurement]:
     """R-Sparse's search, with factors that are random: what they hold changes no evaluation's cost."""
     budgeted = bench.random_factors(method)
     input_ids = bench.calibration.search_tokens(method.search_tokens)
