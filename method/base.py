@@ -20,7 +20,7 @@ class Method(ABC):
     """
 
     name: str
-    """As in tables and records."""
+    """Name in tables and records."""
 
     def plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         """The plan for a block sparsity: share of the block projections' weights not read, in [0, 1).

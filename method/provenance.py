@@ -17,7 +17,7 @@ class SearchCost:
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, in order."""
     evaluations: dict[str, int] = field(default_factory=dict)
-    """By stage: model evaluations (evolutionary) or block evaluations (greedy, α)."""
+    """Evaluations by stage: of the model (evolutionary), or of a block (greedy, α)."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

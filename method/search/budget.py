@@ -12,7 +12,7 @@ class SearchBudget:
     """Sizes of all searches; each method takes those of its own."""
 
     name: str
-    """As in tables and records."""
+    """Name in tables and records."""
     generations: int
     """Generations of the evolutionary search over blocks."""
     offspring: int
@@ -80,7 +80,7 @@ class SearchBudget:
 
     @classmethod
     def medium(cls) -> SearchBudget:
-        """Between quick and paper: seconds a method on a GPU for small models, minutes on two cores."""
+        """A budget between quick and paper: for small models seconds on a GPU, minutes on two cores."""
         return cls(
             name="medium",
             generations=100,

@@ -27,7 +27,7 @@ SWITCHES: dict[str, Callable[[DictConfig], bool]] = {
     "greedy": lambda method: method.get("fine", method.get("greedy")),  # WiSparse's name for it, and TEAL's
     "alpha": lambda method: method.alpha_search,
 }
-"""By stage that can be left out, whether a method's settings have it."""
+"""Tells from a method's settings whether it has a stage that can be left out, by stage."""
 EVALUATION = ("scoring", "generation")
 APART = ("calibration", "application", *EVALUATION)
 """Stages of conf/search_cost.yaml that are no part of making one method's plan."""

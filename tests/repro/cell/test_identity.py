@@ -107,7 +107,7 @@ def test_a_new_baseline_leaves_every_cell_and_plan(checkout):
     [
         ("method/plan.py", "from __future__", "# why not\nfrom __future__"),
         ("method/plan.py", '"""', '"""Changed: '),
-        ("method/wisparse.py", '    """Exponent while', '    """The exponent while'),
+        ("method/wisparse/method.py", '    """Exponent while', '    """The exponent while'),
         ("baselines/teal.py", "return 0.0", "return (\n            0.0\n        )"),
         ("repro/embedded/calibration.py", "if TYPE_CHECKING:\n", "if TYPE_CHECKING:\n    import numpy\n"),
     ],
@@ -140,11 +140,10 @@ def test_a_kernel_changes_the_cells_that_measure_speed_alone(checkout):
 
 
 def test_an_allocator_and_a_mask_that_a_configuration_names_count(checkout):
-    module = "wisparse.method.search.evolutionary"
-    assert module in targets(settings("method=wisparse"))
-    greedy = settings("method=wisparse", "allocation=greedy")
-    assert module not in import_closure({cell.MEASURE, *targets(greedy)})
-    assert {"wisparse.method.rules"} <= targets(settings("method=teal"))
+    blocks, rules = "wisparse.method.search.blocks", "wisparse.method.rules"
+    assert {blocks, rules} <= targets(settings("method=wisparse"))
+    assert rules in targets(settings("method=teal"))
+    assert blocks not in targets(settings("method=teal"))
 
 
 def test_the_key_does_not_depend_on_where_the_package_lies(checkout):
