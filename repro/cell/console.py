@@ -1,55 +1,121 @@
-"""Table on the console: what a person sees of a record."""
+"""Table on the console: what a person sees of a record, beside the dense model's where that is known."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 
-def print_record(record: dict[str, Any]) -> None:
-    """Print the results of one cell as a table on stdout."""
-    realised = record["realised"]
+class Row(NamedTuple):
+    """One measure; what is not known is empty."""
+
+    measure: str
+    value: str
+    dense: str = ""
+    difference: str = ""
+    stderr: str = ""
+    n: str = ""
+    chance: str = ""
+
+
+HEADS = Row("measure", "value", "dense", "difference", "± stderr", "n", "chance")
+
+
+def print_record(record: dict[str, Any], dense: dict[str, Any] | None = None) -> None:
+    """Print the results of one cell as a table on stdout.
+
+    dense: the record of the dense model under the same settings; None where there is none.
+    """
+    sections = [rows for rows in (_scores(record, dense), _reading(record), _speed(record)) if rows]
+    shown = [place for place in range(len(HEADS)) if any(row[place] for rows in sections for row in rows)]
     table = Table(title=record["cell"]["name"], title_justify="left", caption_justify="left")
-    for column in ("measure", "value", "± stderr", "n", "chance"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    for name, task in record["tasks"].items():
-        table.add_row(
-            f"{name} ({task['metric']})",
-            f"{100 * task['value']:.1f} %",
-            f"{100 * task['stderr']:.1f}",
-            str(task["n"]),
-            f"{100 * task['chance']:.1f}",
-        )
-    table.add_section()
-    if record["average"] is not None:
-        table.add_row("average", f"{record['average']:.2f} %")
-    if record["perplexity"] is not None:
-        documents = str(record["n_documents"])
-        table.add_row("perplexity", f"{record['perplexity']:.3f}", "", documents)
-        table.add_row("bits per byte", f"{record['bits_per_byte']:.4f}", "", documents)
-    table.add_row("realised sparsity", f"{100 * realised['realised_sparsity']:.2f} %")
-    table.add_row("bytes read per token", f"{realised['bytes_per_token']:,.0f}")
-    table.add_row("of dense", f"{100 * realised['bytes_per_token'] / realised['dense_bytes_per_token']:.1f} %")
-    if record["latency"] is not None:
+    for place in shown:
+        table.add_column(HEADS[place], justify="right" if place else "left")
+    for rows in sections:
+        for row in rows:
+            table.add_row(*(row[place] for place in shown))
         table.add_section()
-        _add_latency(table, record["latency"])
-    table.caption = (
-        f"protocol {record['protocol']['name']}: {record['protocol']['description']}; seed {record['seed']}; "
-        f"{sum(record['seconds'].values()):.0f} s"
-    )
+    table.caption = "; ".join(_caption(record, dense))
     Console().print(table)
 
 
-def _add_latency(table: Table, latency: dict[str, Any]) -> None:
+def _evaluated(record: dict[str, Any]) -> bool:
+    """Whether any text went through the model: without a suite only the speed was measured."""
+    return record["realised"]["tokens"] > 0
+
+
+def _caption(record: dict[str, Any], dense: dict[str, Any] | None) -> Iterator[str]:
+    if _evaluated(record):
+        yield f"protocol {record['protocol']['name']}: {record['protocol']['description']}"
+    if dense is not None:
+        yield "difference: to dense in points, perplexity and bytes as ratios"
+    yield f"seed {record['seed']}"
+    yield f"{sum(record['seconds'].values()):.0f} s"
+
+
+def _scores(record: dict[str, Any], dense: dict[str, Any] | None) -> list[Row]:
+    rows = []
+    for name, task in record["tasks"].items():
+        other = dense and dense["tasks"][name]["value"]
+        rows.append(
+            Row(
+                f"{name} ({task['metric']})",
+                f"{100 * task['value']:.1f} %",
+                "" if other is None else f"{100 * other:.1f} %",
+                "" if other is None else f"{100 * (task['value'] - other):+.1f}",
+                f"{100 * task['stderr']:.1f}",
+                str(task["n"]),
+                f"{100 * task['chance']:.1f}",
+            )
+        )
+    average, perplexity = record["average"], record["perplexity"]
+    if average is not None:
+        other = dense and dense["average"]
+        known = () if other is None else (f"{other:.2f} %", f"{average - other:+.2f}")
+        rows.append(Row("average", f"{average:.2f} %", *known))
+    if perplexity is not None:
+        documents = str(record["n_documents"])
+        other = dense and dense["perplexity"]
+        known = () if other is None else (f"{other:.3f}", f"× {perplexity / other:.4f}")
+        rows.append(Row("perplexity", f"{perplexity:.3f}", *known, n=documents))
+        bits, other = record["bits_per_byte"], dense and dense["bits_per_byte"]
+        known = () if other is None else (f"{other:.4f}", f"{bits - other:+.4f}")
+        rows.append(Row("bits per byte", f"{bits:.4f}", *known, n=documents))
+    return rows
+
+
+def _reading(record: dict[str, Any]) -> list[Row]:
+    """What was left out while the suite was answered."""
+    return _bytes(record["realised"], "realised sparsity") if _evaluated(record) else []
+
+
+def _bytes(traffic: dict[str, Any], title: str) -> list[Row]:
+    own, dense = traffic["bytes_per_token"], traffic["dense_bytes_per_token"]
+    return [
+        Row(title, f"{100 * traffic['realised_sparsity']:.2f} %"),
+        Row("bytes read per token", f"{own:,.0f}", f"{dense:,.0f}", f"× {own / dense:.3f}"),
+    ]
+
+
+def _speed(record: dict[str, Any]) -> list[Row]:
     """Tokens a second of each decoder; ± is half the distance of the fastest from the slowest repeat."""
+    latency = record.get("latency")  # which records of before speed could be measured lack
+    if latency is None:
+        return []
+    rows = []
     for name, timing in latency["timings"].items():
         spread = (timing["tok_s_highest"] - timing["tok_s_lowest"]) / 2
-        table.add_row(f"{name}, tok/s", f"{timing['tok_s']:.1f}", f"{spread:.1f}", str(timing["repeats"]))
-    for name, speedup in latency["speedups"].items():
-        table.add_row(f"speed-up over {name}", f"{speedup:.2f} ×")
-    table.add_row("byte limit of the speed-up", f"{latency['byte_limit_speedup']:.2f} ×")
-    table.add_row("realised sparsity while decoding", f"{100 * latency['traffic']['realised_sparsity']:.2f} %")
-    table.add_row("bandwidth reached", f"{latency['bandwidth_reached'] / 1e9:.1f} GB/s")
-    table.add_row("of measured bandwidth", f"{100 * latency['share_of_bandwidth']:.0f} %")
+        rows.append(
+            Row(f"{name}, tok/s", f"{timing['tok_s']:.1f}", stderr=f"{spread:.1f}", n=str(timing["repeats"]))
+        )
+    rows += [Row(f"speed-up over {name}", f"{speedup:.2f} ×") for name, speedup in latency["speedups"].items()]
+    return [
+        *rows,
+        Row("byte limit of the speed-up", f"{latency['byte_limit_speedup']:.2f} ×"),
+        *_bytes(latency["traffic"], "realised sparsity while decoding"),
+        Row("bandwidth reached", f"{latency['bandwidth_reached'] / 1e9:.1f} GB/s"),
+        Row("of measured bandwidth", f"{100 * latency['share_of_bandwidth']:.0f} %"),
+    ]

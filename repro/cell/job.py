@@ -63,20 +63,21 @@ class CellJob:
             self._folder().mkdir(parents=True, exist_ok=True)  # now it is known that a job has started
         # Whatever a library prints while the cell is computed belongs on stderr: stdout ends with the record.
         with contextlib.redirect_stdout(sys.stderr):
-            record, outcome = self._attempt(config)
+            record, dense, outcome = self._attempt(config)
         if not processes.is_main():
             return
         if record is not None:
             from .cell import record_line
             from .console import print_record
 
-            print_record(record)
+            print_record(record, dense)
             print(record_line(record), flush=True)
         elif os.getpid() != self._started_in:  # for the job's own log
             print(f"{outcome.status}: {outcome.cell}: {outcome.line}", file=sys.stderr, flush=True)
         self._leave(outcome)
 
-    def _attempt(self, config: DictConfig) -> tuple[dict[str, Any] | None, Outcome]:
+    def _attempt(self, config: DictConfig) -> tuple[dict[str, Any] | None, dict[str, Any] | None, Outcome]:
+        """The record of the cell and, of a single run, the dense model's; None for what there is not."""
         from .. import processes
         from .cell import prepare
 
@@ -85,16 +86,18 @@ class CellJob:
             _check_launcher()
             logger = _instantiate(config.logger)
             cell = prepare(config)
-            return _finished_or_measured(cell, logger), Outcome(FINISHED)
+            record, fresh = _finished_or_measured(cell, logger)
+            dense = None if _is_sweep() else _dense_record(cell, record, fresh, config.debug)
+            return record, dense, Outcome(FINISHED)
         except Exception as error:
             # Kept, not raised: Hydra would end the sweep, and print its own account of the error.
             if not isinstance(error, processes.OtherProcessError):
                 processes.announce(f"{type(error).__name__}: {error}")
             if isinstance(error, OutOfReachError) and _is_sweep():
                 _note_unreachable(cell, error)
-                return None, Outcome(OUT_OF_REACH, str(error), cell=cell.name)
+                return None, None, Outcome(OUT_OF_REACH, str(error), cell=cell.name)
             code, line = failure(error, config.debug)
-            return None, Outcome(FAILED, line, code, _where(cell))
+            return None, None, Outcome(FAILED, line, code, _where(cell))
 
     def _leave(self, outcome: Outcome) -> None:
         from ..records import write_json
@@ -110,10 +113,16 @@ class CellJob:
 def prepare_process() -> None:
     """Prepare a process for its first cell, whoever started it."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_says_more_than_no_gpu)
     log.setLevel(logging.INFO)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+
+
+def _says_more_than_no_gpu(entry: logging.LogRecord) -> bool:
+    """All that torch says when it looks for a compiler, but that a machine with CUDA's files has no GPU."""
+    return not str(entry.msg).startswith("No CUDA runtime is found")
 
 
 def failure(error: BaseException, debug: bool) -> tuple[int, str]:
@@ -133,8 +142,11 @@ def _check_launcher() -> None:
         raise UserError(f"hydra/launcher={launcher} starts processes itself: run it without accelerate launch")
 
 
-def _finished_or_measured(cell: Cell, logger: Any) -> dict[str, Any]:
-    """The cell's record; of several jobs with one cell one computes it, and of several processes all do."""
+def _finished_or_measured(cell: Cell, logger: Any) -> tuple[dict[str, Any], bool]:
+    """The cell's record, and whether it was computed now.
+
+    Of several jobs with one cell one computes it, and of several processes all do.
+    """
     from .. import processes
     from ..locks import held
     from .cell import finished_record
@@ -145,13 +157,33 @@ def _finished_or_measured(cell: Cell, logger: Any) -> dict[str, Any]:
         if record is not None:
             if processes.is_main():
                 log.info("%s is finished already (force=true computes it again): %s", cell.name, cell.folder)
-            return record
+            return record, False
         if processes.is_main():
             log.info("%s → %s", cell.name, cell.folder)
         record = measure(cell)
         if processes.is_main():
             logger.log(record)
-        return record
+        return record, True
+
+
+def _dense_record(cell: Cell, record: dict[str, Any], fresh: bool, debug: bool) -> dict[str, Any] | None:
+    """The dense model's record, to be shown beside: found, or measured where that is cheap."""
+    from .. import processes
+    from .loggers import NoLogger
+    from .reference import dense_cell, is_cheap, wanted
+
+    if not wanted(cell, record):
+        return None
+    try:
+        dense = dense_cell(cell)
+        return _finished_or_measured(dense, NoLogger())[0] if is_cheap(dense, record, fresh) else None
+    except Exception as error:
+        if isinstance(error, processes.OtherProcessError):
+            raise
+        # The cell that was asked for is finished and kept: that there is nothing beside it does not undo it.
+        processes.announce(f"{type(error).__name__}: {error}")
+        log.warning("the dense model could not be measured beside it: %s", failure(error, debug)[1])
+        return None
 
 
 def _instantiate(section: DictConfig) -> Any:

@@ -52,7 +52,7 @@ def measured(processes: int, overrides: list[str]) -> dict[str, Any]:
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
     command = [sys.executable, *([*launch, "--num_processes", str(processes)] if processes > 1 else [])]
     folder = REPOSITORY / "outputs" / "process_scaling" / str(processes)
-    settings = [f"output_dir={folder}", "force=true", "logger=none"]
+    settings = [f"output_dir={folder}", "force=true", "logger=none", "reference=false"]
     ran = subprocess.run(
         [*command, str(REPOSITORY / "repro/run.py"), *overrides, *settings],
         stdout=subprocess.PIPE,

@@ -9,10 +9,11 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
+from lm_eval.api import task as requests
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -276,11 +277,13 @@ def _announced(session: Session | None, prompt_lengths: torch.Tensor) -> Iterato
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's log to errors inside."""
+    """Keep lm-eval's log to errors inside, and leave out its nameless bars, one a task, that stay behind."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    bar, requests.tqdm = requests.tqdm, partial(requests.tqdm, disable=True)
     try:
         yield
     finally:
         logger.setLevel(level)
+        requests.tqdm = bar

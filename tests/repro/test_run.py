@@ -165,6 +165,44 @@ def test_the_embedded_suite_and_wandb_offline(start, monkeypatch, folders):
     assert json.loads(logged.read_text())["data"][0][0] == "next_line"
 
 
+def test_a_single_run_is_shown_beside_the_dense_model_which_is_kept_as_a_cell(start, folders):
+    other = [*ON_A_TEXT[:-1], "suite.windows=3", *SMALL]
+    code, out, err = start("method=teal_uniform", "sparsity=0.4", *other)
+    assert code == 0, err
+    assert json.loads(out[-1])["method"]["name"] == "teal_uniform"
+    assert "llama-mini-dense-0 →" in err
+    shown = next(line for line in out if "perplexity" in line and "×" in line)
+    code, out, err = start("method=dense", *other)
+    dense = json.loads(out[-1])
+    assert code == 0
+    assert "is finished already" in err
+    assert f"{dense['perplexity']:.3f}" in shown
+    assert dense["sparsity"] == 0.0
+    # From its record, now that there is one.
+    assert "×" in "".join(start("method=teal_uniform", "sparsity=0.4", *other)[1][:-1])
+
+
+def test_no_dense_model_is_measured_where_it_is_not_wanted_or_in_a_sweep(start, folders):
+    other = [*ON_A_TEXT[:-1], "suite.windows=2", *SMALL]
+    for overrides in (["sparsity=0.4", "reference=false"], ["-m", "sparsity=0.5,0.6"]):
+        code, out, err = start(*overrides, "method=teal_uniform", *other)
+        assert code == 0, err
+        assert "dense" not in err
+        records = [json.loads(line) for line in out if line.startswith("{")]
+        assert {record["method"]["name"] for record in records} == {"teal_uniform"}
+
+
+def test_a_dense_model_that_cannot_be_measured_loses_nothing(start, folders, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("wisparse.repro.cell.reference.dense_cell", fail)
+    code, out, err = start("method=teal_uniform", "sparsity=0.35", *ON_A_TEXT, *SMALL)
+    assert code == 0
+    assert json.loads(out[-1])["sparsity"] == 0.35
+    assert "could not be measured beside it: RuntimeError: out of luck" in err
+
+
 def test_a_sweep_goes_on_after_a_cell_out_of_reach(start, folders):
     code, out, err = start("-m", "method=dense,chess", "sparsity=0.3,0.9", *ON_A_TEXT, *SMALL)
     records = [json.loads(line) for line in out if line.startswith("{")]

@@ -1,0 +1,94 @@
+"""Folders of records as one compressed file each: hundreds of JSON files take a twentieth of the space so.
+
+An archive is the same bytes whenever it is made of the same files. Whoever reads a folder of records reads
+an archive as well, by its name with or without the ending: it is unpacked once, into the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from ..method.errors import UserError
+from .configuration import REPOSITORY
+from .records import RECORD
+
+ENDING = ".tar.xz"
+CACHE = REPOSITORY / ".cache" / "records"
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Write every file below a folder into an archive, whole or not at all; times and owners are left out."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{archive.name}-", dir=archive.parent)
+    try:
+        with (
+            os.fdopen(handle, "wb") as file,
+            lzma.open(file, "wb", preset=9) as compressed,
+            tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as opened,
+        ):
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                member = tarfile.TarInfo(path.relative_to(folder).as_posix())
+                member.size, member.mode = path.stat().st_size, 0o644
+                with path.open("rb") as content:
+                    opened.addfile(member, content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(archive)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def unpacked(path: Path) -> Path:
+    """The folder with an archive's files; of anything else the path itself.
+
+    path: a folder, an archive, or an archive's name without its ending. Raises UserError where one is damaged.
+    """
+    if not path.name.endswith(ENDING):
+        archive = path.with_name(path.name + ENDING)
+        if path.exists() or not archive.is_file():
+            return path
+        path = archive
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        folder = CACHE / f"{path.name.removesuffix(ENDING)}-{digest[:16]}"
+        if not folder.is_dir():
+            _unpack(path, folder)
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+        raise UserError(f"{path} cannot be unpacked ({error})") from error
+    return folder
+
+
+def record_files(root: Path) -> list[Path]:
+    """Every record.json below a folder, those in archives there included, or in an archive; sorted."""
+    folder = unpacked(root)
+    archives = sorted(folder.rglob(f"*{ENDING}"))
+    inside = (path for archive in archives for path in unpacked(archive).rglob(RECORD))
+    return sorted([*folder.rglob(RECORD), *inside])
+
+
+def remove(target: Path) -> None:
+    """Remove kept records, be they a folder or an archive."""
+    name = target.name.removesuffix(ENDING)
+    shutil.rmtree(target.with_name(name), ignore_errors=True)
+    target.with_name(name + ENDING).unlink(missing_ok=True)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack beside the folder, then rename: of several processes one wins, and none sees half."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with tarfile.open(archive) as opened:
+            # Early releases of Python 3.10 and 3.11 know no filters, and take no argument of that name.
+            opened.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            opened.extractall(staging)
+        if not folder.is_dir():
+            staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
