@@ -1,10 +1,17 @@
 """The README's own code, run as it stands but for a smaller calibration."""
 
+import importlib.util
 import re
+import sys
 
+import pytest
 import torch
+import wisparse
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from wisparse.method.apply import applied
 
-from ..conftest import ROOT
+from ..conftest import ROOT, make_calibration, make_protocol
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,3 +34,36 @@ def test_the_lines_for_a_users_own_model_run(monkeypatch):
     assert found["tokens"].shape == (1, found["inputs"].input_ids.shape[1] + 20)
     assert 0.3 < found["engine"].report()["realised_sparsity"] < 0.7
     assert torch.equal(found["tokens"][:, : found["inputs"].input_ids.shape[1]], found["inputs"].input_ids)
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The example of a method as its configuration makes it, imported as if it lay in baselines/."""
+    code, settings = block("python", "# baselines/"), block("yaml", "# conf/method/")
+    (name,) = re.findall(r"^# baselines/(\w+)\.py$", code, re.MULTILINE)
+    assert f"# conf/method/{name}.yaml" in settings
+    path = tmp_path / f"{name}.py"
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"wisparse.baselines.{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return instantiate(OmegaConf.create(settings))
+
+
+def test_the_example_of_a_method_keeps_its_sparsity(example, tiny_model):
+    calibration = make_calibration(tiny_model)
+    plan = example.plan(calibration, 0.5)
+    assert plan.provenance.method == example.name
+    with applied(tiny_model, plan, make_protocol("all")) as session:
+        assert tiny_model(input_ids=calibration.input_ids).logits.isfinite().all()
+    assert session.report()["realised_sparsity"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_example_of_a_method_decodes_in_the_engine(example, llama):
+    ids = make_calibration(llama).input_ids
+    plan = wisparse.plan(llama, None, ids, method=example)
+    with wisparse.sparse(llama, plan):
+        expected = llama.generate(ids[:1, :7], max_new_tokens=8, do_sample=False, eos_token_id=None)
+    with wisparse.engine(llama, plan) as engine:
+        assert torch.equal(engine.generate(ids[:1, :7], new_tokens=8), expected)
