@@ -74,10 +74,10 @@ class DecodeEngine:
         if weights.device.type == "cuda":
             from .gpu.captured_step import CapturedStep
             from .gpu.cuda_tuning import tuned_step_tiles
-            from .gpu.step import TritonDecodeStep
+            from .gpu.step import GPUDecodeStep
 
             tiles = None if tuned_for is None else tuned_step_tiles(weights, self.rules, cache, tuned_for)
-            return CapturedStep(TritonDecodeStep(weights, self.rules, cache, tiles), feed_back=False)
+            return CapturedStep(GPUDecodeStep(weights, self.rules, cache, tiles), feed_back=False)
         if self.weights.device.type == "cpu":
             from .cpu.step import CPUDecodeStep
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..cuda.product import DirectTile, Given, runs_direct_products, suits_direct_products
-from ..cuda.select import direct_select
+from ..cuda.product import CUDATile, Given, runs_cuda_products, suits_cuda_products
+from ..cuda.select import cuda_select
 from ..decoder import DecoderShape, products_of
-from ..gpu.cuda_tiles import direct_attention_tile, direct_tiles
-from ..gpu.step_tiles import StepTiles, default_tiles
+from ..gpu.cuda_tiles import chosen, cuda_attention_tile
+from ..gpu.step_tiles import Chosen, StepTiles, default_tiles
 from ..gpu.timing import Clock, device_name, graph_clock
 from ..gpu.tuning import tuned_tiles
 from ..gpu.workload import Workload
@@ -34,7 +34,7 @@ TRITON, CUDA = "triton", "cuda c++"
 CUDA_DEPENDENT = f"{CUDA}, dependent launch"
 """Started while the launch before ends, as in a decode step, where other launches are not cuBLAS's."""
 
-Way = tuple[str, Tile | DirectTile | Callable[..., None], bool]
+Way = tuple[str, Tile | CUDATile | Callable[..., None], bool]
 """Backend, tile or attention, and whether the launch before lets it start early, as in a decode step."""
 
 
@@ -88,10 +88,10 @@ def product_rows(
             workload = Workload(product, dtype, device, batch, sparsity or None, block)
             if dense_us is None:
                 dense_us = _dense_microseconds(workload, clock)
-            direct = direct_tiles(shape, dtype, device, batch) if tiles.direct is None else tiles.direct
+            cuda = chosen(tiles.cuda, shape, dtype, device, batch, CONTEXTS[0]).products
             sizes = f"{name} {product.inner}x{product.out}"
             row = partial(SpeedRow, device_name(device), sizes, product.name, _named(dtype), sparsity)
-            yield from _timed(row, dense_us, workload, _ways(tiles, direct, product.name, sparsity), clock)
+            yield from _timed(row, dense_us, workload, _ways(tiles, cuda, product.name, sparsity), clock)
 
 
 def _timed(
@@ -108,10 +108,10 @@ def _timed(
         yield row(us, backend, dense_us, workload.bytes_read / us / 1e3, error)
 
 
-def _ways(tiles: StepTiles, direct: dict[str, DirectTile], product: str, sparsity: float) -> list[Way]:
+def _ways(tiles: StepTiles, cuda: dict[str, CUDATile], product: str, sparsity: float) -> list[Way]:
     listed = (f"{TRITON}, lists given", tiles.listed[product], False)
     ways: list[Way] = [listed if sparsity else (TRITON, tiles.dense[product], False)]
-    if tile := direct.get(product):
+    if tile := cuda.get(product):
         ways += [(CUDA, tile, False), (CUDA_DEPENDENT, tile, True)]
     return ways
 
@@ -138,8 +138,8 @@ def attention_rows(
         workload = AttentionWorkload(shape, dtype, device, 1, context)
         tiles = default_tiles(shape, 1, context)
         ways: list[Way] = [(TRITON, tiles.attention_onto(workload.cache, shape.heads), False)]
-        if tile := direct_attention_tile(shape, dtype, device, 1, context):
-            attend = replace(tiles, direct_attention=tile).attention_onto(workload.cache, shape.heads)
+        if tile := cuda_attention_tile(shape, dtype, device, 1, context):
+            attend = replace(tiles, cuda=Chosen({}, tile)).attention_onto(workload.cache, shape.heads)
             ways += [(CUDA, attend, False), (CUDA_DEPENDENT, attend, True)]
         row = partial(
             SpeedRow, device_name(device), f"{name} context {context}", "attention", _named(dtype), 0.0
@@ -227,8 +227,8 @@ def selection_rows(
         kept = torch.full((lists,), round((1.0 - sparsity) * channels), dtype=torch.int32, device=device)
         arguments = (weights, kept, torch.empty(lists, 1, device=device))
         ways = {TRITON: partial(select_smallest, x, *arguments)}
-        if runs_direct_products(device) and suits_direct_products(dtype, (), channels):
-            ways[CUDA] = partial(direct_select, Given(x), *arguments)
+        if runs_cuda_products(device) and suits_cuda_products(dtype, (), channels):
+            ways[CUDA] = partial(cuda_select, Given(x), *arguments)
             ways[CUDA_DEPENDENT] = partial(ways[CUDA], pdl=True)
         row = partial(SpeedRow, device_name(device), f"{name} {channels}", "top_k", _named(dtype), sparsity)
         for backend, start in ways.items():

@@ -45,7 +45,7 @@ struct alignas(8) Pairs {
 };
 
 // Keys or values of a lane's next slots, zeros outside of `lowest` to `end` - 1.
-device void load(Row (&rows)[UNROLL], const unsigned short* at, int slot, int lowest, int end) {
+WS_DEVICE void load(Row (&rows)[UNROLL], const unsigned short* at, int slot, int lowest, int end) {
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn, slot += STRIDE) {
         rows[turn] = Row{};
@@ -53,7 +53,7 @@ device void load(Row (&rows)[UNROLL], const unsigned short* at, int slot, int lo
     }
 }
 
-device void widen(const Row& row, float (&values)[8]) {
+WS_DEVICE void widen(const Row& row, float (&values)[8]) {
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
         values[2 * word] = widened(row.words[word] & 0xffffu);
@@ -64,7 +64,7 @@ device void widen(const Row& row, float (&values)[8]) {
 // Add values over the lanes of a slot; each lane keeps KEPT of the sums. Halves are exchanged, so that there are about
 // as many exchanges as values.
 template <int APART, int COUNT>
-device void share_sums(float* values, int lane) {
+WS_DEVICE void share_sums(float* values, int lane) {
     if constexpr (COUNT > 1) {
         const bool upper = lane & APART;
 #pragma unroll
@@ -84,13 +84,13 @@ struct Softmax {
     float totals[QUERIES] = {};  // over the lane's slots
     float sums[QUERIES][8] = {};
 
-    device Softmax() {
+    WS_DEVICE Softmax() {
 #pragma unroll
         for (int each = 0; each < KEPT; ++each) highest[each] = LOWEST;
     }
 
     // Weights of a step's slots, left for the warp; slots before `lowest` and after `length` have none.
-    device void weigh(const Row (&keys)[UNROLL], Shared& s, int begin, int lowest, int length, int warp, int lane) {
+    WS_DEVICE void weigh(const Row (&keys)[UNROLL], Shared& s, int begin, int lowest, int length, int warp, int lane) {
         float scores[UNROLL * PADDED] = {};
 #pragma unroll
         for (int head = 0; head < QUERIES; ++head) {
@@ -122,7 +122,7 @@ struct Softmax {
         warp_barrier();
     }
 
-    device void add(const Row (&values)[UNROLL], Shared& s, bool again, int warp, int lane) {
+    WS_DEVICE void add(const Row (&values)[UNROLL], Shared& s, bool again, int warp, int lane) {
         if (again) {
 #pragma unroll
             for (int head = 0; head < QUERIES; ++head) {
@@ -147,7 +147,7 @@ struct Softmax {
     }
 
     // Leave the warp's sums for the thread block.
-    device void leave(Shared& s, int warp, int lane) {
+    WS_DEVICE void leave(Shared& s, int warp, int lane) {
 #pragma unroll
         for (int head = 0; head < QUERIES; ++head) {
             for (int apart = LANES; apart < 32; apart *= 2) {
@@ -174,7 +174,7 @@ struct Softmax {
 
 // How much of each part of a softmax counts, and the highest score of all.
 template <int COUNT>
-device float shares_of(const float (&highest)[COUNT][QUERIES], int head, float (&shares)[COUNT]) {
+WS_DEVICE float shares_of(const float (&highest)[COUNT][QUERIES], int head, float (&shares)[COUNT]) {
     float higher = highest[0][head];
 #pragma unroll
     for (int part = 1; part < COUNT; ++part) higher = fmaxf(higher, highest[part][head]);
@@ -183,13 +183,13 @@ device float shares_of(const float (&highest)[COUNT][QUERIES], int head, float (
     return higher;
 }
 
-device void add_share(Four& sum, float share, const Four& part) {
+WS_DEVICE void add_share(Four& sum, float share, const Four& part) {
 #pragma unroll
     for (int each = 0; each < 4; ++each) sum.values[each] += share * part.values[each];
 }
 
 // Add what the warps of a thread block found, for the thread blocks that finish it.
-device void hand_out(Shared& s, int rank, int thread) {
+WS_DEVICE void hand_out(Shared& s, int rank, int thread) {
     for (int four = thread; four < FOURS; four += THREADS) {
         const int head = four * 4 / HEAD;
         float shares[WARPS], total = 0.0f;
@@ -209,7 +209,7 @@ device void hand_out(Shared& s, int rank, int thread) {
 }
 
 // Add what the thread blocks found, and store this one's share of x.
-device void finish(const Shared& s, const Heads& heads, int rank, int thread, unsigned short* x_out) {
+WS_DEVICE void finish(const Shared& s, const Heads& heads, int rank, int thread, unsigned short* x_out) {
     for (int own = thread; own < SHARE; own += THREADS) {
         const int four = rank * SHARE + own, head = four * 4 / HEAD;
         if (four >= FOURS || head >= heads.count) break;
@@ -231,11 +231,11 @@ device void finish(const Shared& s, const Heads& heads, int rank, int thread, un
     }
 }
 
-kernel(THREADS, 1) attention_kernel(const float* sums, const unsigned short* bias, unsigned short* keys,
+WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* bias, unsigned short* keys,
                                     unsigned short* values, const float* cosines, const float* sines,
                                     const int* lengths, const int* firsts, unsigned short* x_out,
                                     const unsigned short* query_gain, const unsigned short* key_gain) {
-    shared(Shared, s);
+    WS_SHARED(Shared, s);
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
     const int rank = block_index() % CLUSTER;
     const Heads heads(block_index() / CLUSTER);

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import KernelError
 from ..static_cache import StaticCache
+from ..stored_tile import StoredTile
 from ..triton.launch import blocks_of, check_tensor, power_of_two
 from ..triton.new_token import HeadNorms, gains_of, query_heads
 from .compiled import launch
@@ -25,7 +26,7 @@ HEADS_OF = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class DirectAttentionTile:
+class CUDAAttentionTile(StoredTile):
     """The share of one thread block."""
 
     warps: int = 4
@@ -78,18 +79,18 @@ class DirectAttentionTile:
         }
 
 
-def suits_direct_attention(dtype: torch.dtype, head_dim: int) -> bool:
+def suits_cuda_attention(dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the cache is in half precision, and lanes of a warp share a head evenly."""
     return dtype in (torch.bfloat16, torch.float16) and head_dim in HEADS_OF
 
 
-def direct_attention(
+def cuda_attention(
     sums: Tensor,
     bias: Tensor | None,
     cache: StaticCache,
     block: int,
     window: int | None,
-    tile: DirectAttentionTile,
+    tile: CUDAAttentionTile,
     *,
     norms: HeadNorms | None = None,
     x_out: Tensor,
@@ -101,10 +102,10 @@ def direct_attention(
     """
     _, batch, kv_heads, capacity, head_dim = cache.keys.shape
     if batch != 1:
-        raise KernelError(f"direct attention takes one row, not {batch}; use attention for a batch")
-    if not suits_direct_attention(cache.keys.dtype, head_dim):
+        raise KernelError(f"CUDA attention takes one row, not {batch}; use attention for a batch")
+    if not suits_cuda_attention(cache.keys.dtype, head_dim):
         raise KernelError(
-            f"direct attention takes bfloat16 or float16 and heads of {', '.join(map(str, HEADS_OF))} columns, "
+            f"CUDA attention takes bfloat16 or float16 and heads of {', '.join(map(str, HEADS_OF))} columns, "
             f"not {cache.keys.dtype} and {head_dim}"
         )
     heads = query_heads(sums, cache)

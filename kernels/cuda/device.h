@@ -1,9 +1,9 @@
 // What *.cu need of a GPU of compute capability 9.0 or newer.
 #pragma once
 
-#define device __device__ __forceinline__
-#define kernel(threads, resident) extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(threads, resident)
-#define shared(type, name) __shared__ type name
+#define WS_DEVICE __device__ __forceinline__
+#define WS_KERNEL(threads, resident) extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(threads, resident)
+#define WS_SHARED(type, name) __shared__ type name
 
 // Sixteen bytes of a row, eight columns.
 struct alignas(16) Row {
@@ -13,44 +13,44 @@ struct alignas(16) Four {
     float values[4];
 };
 
-device int thread_index() { return threadIdx.x; }
-device int block_index() { return blockIdx.x; }
-device void block_barrier() { __syncthreads(); }
-device void warp_barrier() { __syncwarp(); }
-device unsigned warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+WS_DEVICE int thread_index() { return threadIdx.x; }
+WS_DEVICE int block_index() { return blockIdx.x; }
+WS_DEVICE void block_barrier() { __syncthreads(); }
+WS_DEVICE void warp_barrier() { __syncwarp(); }
+WS_DEVICE unsigned warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 template <typename T>
-device T warp_exchange(T value, int apart) {
+WS_DEVICE T warp_exchange(T value, int apart) {
     return __shfl_xor_sync(0xffffffffu, value, apart);
 }
-device int bits_of(unsigned mask) { return __popc(mask); }
-device unsigned bits_of_float(float value) { return __float_as_uint(value); }
-device float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
-device void count_in_block(int* at) { atomicAdd(at, 1); }
+WS_DEVICE int bits_of(unsigned mask) { return __popc(mask); }
+WS_DEVICE unsigned bits_of_float(float value) { return __float_as_uint(value); }
+WS_DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
+WS_DEVICE void count_in_block(int* at) { atomicAdd(at, 1); }
 
 // The sum of a value over the lanes, the same in all of them.
 template <typename T>
-device T warp_sum(T value) {
+WS_DEVICE T warp_sum(T value) {
 #pragma unroll
     for (int apart = 16; apart > 0; apart /= 2) value += warp_exchange(value, apart);
     return value;
 }
 
 // Programmatic dependent launch: wait for the kernel before, and let the one behind start.
-device void wait_for_producer() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-device void start_consumer() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+WS_DEVICE void wait_for_producer() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+WS_DEVICE void start_consumer() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // Say that this thread block runs. Nothing is ordered by that, which an arrival below waits for all its stores to be.
-device void cluster_announce() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-device void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-device void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+WS_DEVICE void cluster_announce() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+WS_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+WS_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // Where the same place lies in the shared memory of another thread block of the cluster.
-device unsigned place_in_block(const void* at, int rank) {
+WS_DEVICE unsigned place_in_block(const void* at, int rank) {
     unsigned here = static_cast<unsigned>(__cvta_generic_to_shared(at)), there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
     return there;
 }
-device void store_in_block(float* at, int rank, float value) {
+WS_DEVICE void store_in_block(float* at, int rank, float value) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_block(at, rank)), "f"(value) : "memory");
 }
 
@@ -58,13 +58,13 @@ device void store_in_block(float* at, int rank, float value) {
 struct alignas(8) Arrivals {
     unsigned long long state;
 };
-device void expect(Arrivals& arrivals, unsigned bytes) {
+WS_DEVICE void expect(Arrivals& arrivals, unsigned bytes) {
     const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(&arrivals));
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-device void wait_for_arrivals(Arrivals& arrivals) {
+WS_DEVICE void wait_for_arrivals(Arrivals& arrivals) {
     const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(&arrivals));
     unsigned done = 0;
     while (!done)
@@ -73,13 +73,13 @@ device void wait_for_arrivals(Arrivals& arrivals) {
                      : "r"(at)
                      : "memory");
 }
-device void send_to_block(float* at, int rank, float value, Arrivals& arrivals) {
+WS_DEVICE void send_to_block(float* at, int rank, float value, Arrivals& arrivals) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
                      place_in_block(at, rank)),
                  "f"(value), "r"(place_in_block(&arrivals, rank))
                  : "memory");
 }
-device void send_to_block(Four* at, int rank, Four value, Arrivals& arrivals) {
+WS_DEVICE void send_to_block(Four* at, int rank, Four value, Arrivals& arrivals) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
                      place_in_block(at, rank)),
                  "f"(value.values[0]), "f"(value.values[1]), "f"(value.values[2]), "f"(value.values[3]),
@@ -88,7 +88,7 @@ device void send_to_block(Four* at, int rank, Four value, Arrivals& arrivals) {
 }
 
 // Weights are read once a token: they need not stay in the first cache.
-device Row streamed_row(const unsigned short* at) {
+WS_DEVICE Row streamed_row(const unsigned short* at) {
     Row row;
     asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
         : "=r"(row.words[0]), "=r"(row.words[1]), "=r"(row.words[2]), "=r"(row.words[3])
@@ -97,7 +97,7 @@ device Row streamed_row(const unsigned short* at) {
 }
 
 // What earlier launches wrote and this one may append to, from the second cache; asked for where it stands.
-device Row cached_row(const unsigned short* at) {
+WS_DEVICE Row cached_row(const unsigned short* at) {
     Row row;
     asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(row.words[0]), "=r"(row.words[1]), "=r"(row.words[2]), "=r"(row.words[3])
@@ -106,31 +106,31 @@ device Row cached_row(const unsigned short* at) {
 }
 
 // What another kernel wrote, from the second cache, which all multiprocessors share.
-device float from_producer(const float* at) {
+WS_DEVICE float from_producer(const float* at) {
     float value;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(at) : "memory");
     return value;
 }
-device unsigned short from_producer(const unsigned short* at) {
+WS_DEVICE unsigned short from_producer(const unsigned short* at) {
     unsigned short bits;
     asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(bits) : "l"(at) : "memory");
     return bits;
 }
 
 #if FLOAT16
-device float widened(unsigned bits) {
+WS_DEVICE float widened(unsigned bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(bits)));
     return value;
 }
-device unsigned short rounded(float value) {
+WS_DEVICE unsigned short rounded(float value) {
     unsigned short bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
 #else
-device float widened(unsigned bits) { return __uint_as_float(bits << 16); }
-device unsigned short rounded(float value) {
+WS_DEVICE float widened(unsigned bits) { return __uint_as_float(bits << 16); }
+WS_DEVICE unsigned short rounded(float value) {
     unsigned short bits;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;

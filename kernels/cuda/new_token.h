@@ -15,15 +15,15 @@ struct Heads {
     int kv_head, first, count;
     bool appends;  // the new key and value to the cache
 
-    device explicit Heads(int cluster) {
+    WS_DEVICE explicit Heads(int cluster) {
         const int turn = cluster % TURNS;
         kv_head = cluster / TURNS;
         first = kv_head * GROUP + turn * QUERIES;
         count = turn + 1 < TURNS ? QUERIES : GROUP - turn * QUERIES;
         appends = turn == 0;
     }
-    device bool real(int head) const { return head < count || (head >= QUERIES && head < QUERIES + 2); }
-    device int column(int head) const {
+    WS_DEVICE bool real(int head) const { return head < count || (head >= QUERIES && head < QUERIES + 2); }
+    WS_DEVICE int column(int head) const {
         return (head < QUERIES ? first + head : HEADS + (head - QUERIES) * KV_HEADS + kv_head) * HEAD;
     }
 };
@@ -33,7 +33,7 @@ struct Projections {
     float bias[PAIRS][2], cosine[PAIRS][2], sine[PAIRS][2], gain[PAIRS][2];
 
     // What does not depend on the kernel before.
-    device void prepare(const Heads& heads, const unsigned short* biases, const float* cosines, const float* sines,
+    WS_DEVICE void prepare(const Heads& heads, const unsigned short* biases, const float* cosines, const float* sines,
                         const unsigned short* query_gain, const unsigned short* key_gain, int position, int thread) {
 #pragma unroll
         for (int turn = 0; turn < PAIRS; ++turn) {
@@ -51,7 +51,7 @@ struct Projections {
     }
 
     // Add, round, normalise and turn what the kernel before has left. There is room for squares of every head.
-    device void finish(const Heads& heads, const float* sums, float (&queries)[QUERIES][HEAD],
+    WS_DEVICE void finish(const Heads& heads, const float* sums, float (&queries)[QUERIES][HEAD],
                        unsigned short (&fresh)[2][HEAD], float* squares, int thread) const {
         float found[PAIRS][2];
 #pragma unroll
@@ -89,7 +89,7 @@ struct Projections {
 
     // Round with the bias, then RMSNorm of each query and key. A head may have columns in several warps, which meet
     // through shared memory.
-    device void normalise(float (&found)[PAIRS][2], float* squares, int thread) const {
+    WS_DEVICE void normalise(float (&found)[PAIRS][2], float* squares, int thread) const {
 #pragma unroll
         for (int turn = 0; turn < PAIRS; ++turn) {
             const int pair = turn * THREADS + thread;

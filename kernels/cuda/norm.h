@@ -4,13 +4,13 @@
 #pragma once
 
 // What is normalised, float32, or x itself, in half precision.
-device float from_source(const void* source, int channel) {
+WS_DEVICE float from_source(const void* source, int channel) {
     return NORM ? from_producer(static_cast<const float*>(source) + channel)
                 : widened(from_producer(static_cast<const unsigned short*>(source) + channel));
 }
 
 // 1/sqrt(mean square + epsilon); every warp adds the parts itself.
-device float inverse_norm(const float* squares, int lane) {
+WS_DEVICE float inverse_norm(const float* squares, int lane) {
     float total = 0.0f;
 #pragma unroll
     for (int part = 0; part < (SQUARES + 31) / 32; ++part) {
@@ -20,6 +20,6 @@ device float inverse_norm(const float* squares, int lane) {
     return 1.0f / sqrtf(warp_sum(total) / IN + EPSILON);
 }
 
-device float normalised(float value, float inverse, float gain) {
+WS_DEVICE float normalised(float value, float inverse, float gain) {
     return widened(rounded(widened(rounded(value * inverse)) * gain));
 }

@@ -36,7 +36,7 @@ struct Shared {
 };
 
 // Add the rows of one list to a lane's sums of eight columns.
-device void multiply(const unsigned* list, int kept, const unsigned short* columns, bool inside, int first,
+WS_DEVICE void multiply(const unsigned* list, int kept, const unsigned short* columns, bool inside, int first,
                      float (&sums)[8]) {
     for (int begin = first; begin < kept; begin += UNROLL * WARPS * ROWS) {
         Row row[UNROLL];
@@ -63,10 +63,10 @@ device void multiply(const unsigned* list, int kept, const unsigned short* colum
     }
 }
 
-kernel(THREADS, RESIDENT) product_kernel(const unsigned short* weight, const void* source, const float* squares,
+WS_KERNEL(THREADS, RESIDENT) product_kernel(const unsigned short* weight, const void* source, const float* squares,
                                          const unsigned short* gain, const float* bounds, const float* smallest,
                                          const unsigned short* bias, void* out, float* out_squares) {
-    shared(Shared, s);
+    WS_SHARED(Shared, s);
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
     const int rank = block_index() % CLUSTER;
     int tile = block_index() / CLUSTER, projection = 0, start = 0;

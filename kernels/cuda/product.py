@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
+from ..stored_tile import StoredTile
 from ..triton.launch import blocks_of, check_tensor
 from .compiled import launch
 
@@ -33,7 +34,7 @@ MOST_CHANNELS = 1 << 16
 
 
 @dataclass(frozen=True)
-class DirectTile:
+class CUDATile(StoredTile):
     """The share of one thread block."""
 
     columns: int = 64
@@ -130,7 +131,7 @@ Source = Normed | Given
 """Where a product's activation comes from."""
 
 
-def runs_direct_products(device: torch.device) -> bool:
+def runs_cuda_products(device: torch.device) -> bool:
     """Whether the device has clusters, and CUDA C++ can be compiled for it here."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9 and _has_bindings()
 
@@ -148,7 +149,7 @@ def _has_bindings() -> bool:
     return True
 
 
-def suits_direct_products(dtype: torch.dtype, widths: tuple[int, ...], channels: int) -> bool:
+def suits_cuda_products(dtype: torch.dtype, widths: tuple[int, ...], channels: int) -> bool:
     """Whether rows are whole vectors of sixteen bytes in half precision, and channels fit into 16 bits."""
     return (
         dtype in (torch.bfloat16, torch.float16)
@@ -157,13 +158,13 @@ def suits_direct_products(dtype: torch.dtype, widths: tuple[int, ...], channels:
     )
 
 
-def direct_product(
+def cuda_product(
     source: Source,
     bounds: Tensor,
     weight: Tensor,
     widths: tuple[int, ...],
     out: Tensor,
-    tile: DirectTile,
+    tile: CUDATile,
     bias: Tensor | None = None,
     smallest: Tensor | None = None,
     pdl: bool = False,
@@ -179,18 +180,18 @@ def direct_product(
     _start(source, (bounds, smallest), weight, widths, tile, constants, (bias, out, None), pdl)
 
 
-def direct_neurons(
+def cuda_neurons(
     source: Source,
     bounds: Tensor,
     weight: Tensor,
     hidden: Tensor,
-    tile: DirectTile,
+    tile: CUDATile,
     smallest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Hidden (1, ffn) = silu(x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
 
-    bounds (2, in) float32 of gate and up, smallest as for `direct_product`. Raises KernelError for tensors that
+    bounds (2, in) float32 of gate and up, smallest as for `cuda_product`. Raises KernelError for tensors that
     do not fit.
     """
     ffn = weight.shape[1] // 2
@@ -199,19 +200,19 @@ def direct_neurons(
     _start(source, (bounds, smallest), weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
 
 
-def direct_onto(
+def cuda_onto(
     source: Source,
     bounds: Tensor,
     weight: Tensor,
     residual: Tensor,
     squares: Tensor,
-    tile: DirectTile,
+    tile: CUDATile,
     smallest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Add x · weight (in, out) to residual (1, out) float32; squares (1, ⌈out / 32⌉) are those of its parts.
 
-    bounds (1, in) float32, smallest as for `direct_product`. Raises KernelError for tensors that do not fit.
+    bounds (1, in) float32, smallest as for `cuda_product`. Raises KernelError for tensors that do not fit.
     """
     check_tensor("residual", residual, (1, weight.shape[1]), torch.float32)
     check_tensor("squares", squares, (1, squares_of(weight.shape[1])), torch.float32)
@@ -222,7 +223,7 @@ def direct_onto(
 
 
 def squares_of(columns: int) -> int:
-    """Parts in which `direct_onto` leaves the residual stream's sum of squares."""
+    """Parts in which `cuda_onto` leaves the residual stream's sum of squares."""
     return blocks_of(columns, LANES)
 
 
@@ -231,7 +232,7 @@ def _start(
     rules: tuple[Tensor, Tensor | None],
     weight: Tensor,
     widths: tuple[int, ...],
-    tile: DirectTile,
+    tile: CUDATile,
     constants: dict[str, object],
     targets: tuple[Tensor | None, ...],
     pdl: bool,
@@ -266,12 +267,12 @@ def _check(
     smallest: Tensor | None,
     weight: Tensor,
     widths: tuple[int, ...],
-    tile: DirectTile,
+    tile: CUDATile,
 ) -> None:
     channels, row = weight.shape
-    if not suits_direct_products(weight.dtype, widths, channels) or not 1 <= len(widths) <= 3:
+    if not suits_cuda_products(weight.dtype, widths, channels) or not 1 <= len(widths) <= 3:
         raise KernelError(
-            f"direct products take one to three projections in bfloat16 or float16, of multiples of {VECTOR} "
+            f"CUDA products take one to three projections in bfloat16 or float16, of multiples of {VECTOR} "
             f"columns and at most {MOST_CHANNELS} channels, not {weight.dtype} {channels} → {widths}"
         )
     if sum(widths) != row or not weight.is_contiguous() or weight.data_ptr() % 16:

@@ -27,7 +27,7 @@ struct Shared {
 };
 
 // The digit of the `wanted`-th highest score, and how many scores have a higher one; the same in all threads.
-device void find_digit(Shared& s, const int* bins, int count, int wanted, int thread) {
+WS_DEVICE void find_digit(Shared& s, const int* bins, int count, int wanted, int thread) {
     const int each = (count + THREADS - 1) / THREADS, warp = thread / 32, lane = thread % 32;
     const int last = count - 1 - thread * each;  // a thread's bins, the highest first
     int own = 0;
@@ -51,9 +51,9 @@ device void find_digit(Shared& s, const int* bins, int count, int wanted, int th
     block_barrier();
 }
 
-kernel(THREADS, 1) select_kernel(const void* source, const float* squares, const unsigned short* gain,
+WS_KERNEL(THREADS, 1) select_kernel(const void* source, const float* squares, const unsigned short* gain,
                                  const float* score_weights, const int* kept, float* smallest, unsigned short* x_out) {
-    shared(Shared, s);
+    WS_SHARED(Shared, s);
     const int thread = thread_index(), list = block_index();
     float weight[STEPS], scale[STEPS];
     unsigned bits[STEPS];

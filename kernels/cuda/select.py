@@ -1,6 +1,7 @@
 """The smallest score that per-token top-k keeps (WINA, arXiv 2505.19427), one token: CUDA C++.
 
-For compute capability 9.0 on, before a direct product; `triton_select` does it everywhere, and for batches.
+For compute capability 9.0 on, before a product that lists its channels itself; `triton.select` does it
+everywhere, and for batches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CHANNELS_OF_WARP = 64
 """Fewer warps for fewer channels."""
 
 
-def direct_select(
+def cuda_select(
     source: Source,
     score_weights: Tensor,
     kept: Tensor,

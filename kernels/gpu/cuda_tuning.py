@@ -1,4 +1,4 @@
-"""Tiles of direct products, tuned inside the decode step that they are for; the results stay on disk.
+"""Tiles of CUDA C++ products, tuned inside the decode step that they are for; the results stay on disk.
 
 Alone in a graph another tile is the fastest than between the launches of a step, which overlap with it.
 """
@@ -12,7 +12,7 @@ from functools import partial
 from itertools import product
 
 from ..block_rules import BlockRules
-from ..cuda.product import DirectTile
+from ..cuda.product import CUDATile
 from ..decoder import Product, products_of
 from ..decoder_weights import DecoderWeights
 from ..errors import KernelError
@@ -20,10 +20,10 @@ from ..static_cache import StaticCache
 from ..triton.launch import blocks_of
 from .captured_step import CapturedStep
 from .cuda_tiles import multiprocessors_of
-from .step import TritonDecodeStep
+from .step import GPUDecodeStep
 from .step_tiles import StepTiles
-from .timing import device_name, median_milliseconds
-from .tuning import TuningCache, bucket_of, launch_key, tuned_tiles
+from .timing import median_milliseconds
+from .tuning import TuningCache, bucket_of, fastest, launch_key, tuned_tiles
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ THREADS = 2048
 LEAST_ON_ITS_WAY = 40 << 10
 """Bytes that a multiprocessor has to ask for ahead, to keep its share of the memory busy."""
 
-StepClock = Callable[[TritonDecodeStep], float]
+StepClock = Callable[[GPUDecodeStep], float]
 """Milliseconds of one call."""
 
 
-def step_clock(step: TritonDecodeStep) -> float:
+def step_clock(step: GPUDecodeStep) -> float:
     """Median of a captured step, which leaves the cache as long as it was. Raises KernelError without a GPU."""
     length = step.cache.length.clone()
     rewind = partial(step.cache.length.copy_, length)
@@ -48,13 +48,13 @@ def step_clock(step: TritonDecodeStep) -> float:
     return milliseconds
 
 
-def direct_candidates(launched: Product, multiprocessors: int) -> list[DirectTile]:
+def cuda_candidates(launched: Product, multiprocessors: int) -> list[CUDATile]:
     """Tiles of a product whose thread blocks all run at once, each thread with registers for its rows."""
     found = []
     for columns, warps, cluster, unroll in product((64, 128), (2, 4, 8), (1, 2, 3, 4, 6, 8), (3, 4, 6, 8)):
         if columns > warps * 32:
             continue
-        tile = DirectTile(columns=columns, warps=warps, cluster=cluster, unroll=unroll)
+        tile = CUDATile(columns=columns, warps=warps, cluster=cluster, unroll=unroll)
         resident = blocks_of(tile.blocks(launched.tiled_widths), multiprocessors)
         threads = resident * warps * 32
         registers = 32 + 4 * unroll + (8 if launched.name == "gate_up" else 0)
@@ -81,39 +81,40 @@ def tuned_step_tiles(
     sparsity: the plan's.
     """
     stored = stored or TuningCache()
-    step = TritonDecodeStep(weights, rules, cache)
+    step = GPUDecodeStep(weights, rules, cache)
     tiles, products = step.tiles, products_of(weights.shape)
-    if len(step.direct_launches) < len(products) * weights.shape.blocks:
+    if len(step.cuda_products) < len(products) * weights.shape.blocks:
         common = (weights.shape, weights.dtype, weights.device, cache.batch, sparsity, cache.capacity)
-        others = tuned_tiles(*common, stored)
-        tiles = replace(others, direct=tiles.direct, direct_attention=tiles.direct_attention)
+        tiles = replace(tuned_tiles(*common, stored), cuda=tiles.cuda)
     # The largest first: the others are tuned beside what it has become.
     for one in sorted(products, key=lambda one: -one.inner * one.out):
-        if one.name in step.direct_launches:
-            search = partial(_fastest, one, weights, rules, cache, tiles, clock)
-            key = f"{launch_key('direct', one, weights.dtype, weights.device)} | {bucket_of(sparsity):g}"
-            tile = stored.tuned(key, DirectTile, search)
-            tiles = replace(tiles, direct=tiles.direct | {one.name: tile})
+        if one.name in step.cuda_products:
+            measure = partial(_step_times, one.name, weights, rules, cache, tiles, clock)
+            every = [tiles.cuda.products[one.name], *cuda_candidates(one, multiprocessors_of(weights.device))]
+            key = f"{launch_key('cuda', one, weights.dtype, weights.device)} | {bucket_of(sparsity):g}"
+            tile = stored.tuned(key, CUDATile, partial(fastest, every, measure, one.name))
+            tiles = _with_tile(tiles, one.name, tile)
     return tiles
 
 
-def _fastest(
-    one: Product,
+def _with_tile(tiles: StepTiles, product: str, tile: CUDATile) -> StepTiles:
+    return replace(tiles, cuda=replace(tiles.cuda, products=tiles.cuda.products | {product: tile}))
+
+
+def _step_times(
+    product: str,
     weights: DecoderWeights,
     rules: tuple[BlockRules, ...],
     cache: StaticCache,
     tiles: StepTiles,
     clock: StepClock,
-) -> tuple[DirectTile, float]:
-    """The tile of one product with which the step is fastest, and that step's microseconds."""
-    times: dict[DirectTile, float] = {}
-    for tile in (tiles.direct[one.name], *direct_candidates(one, multiprocessors_of(weights.device))):
-        direct = tiles.direct | {one.name: tile}
+    every: list[CUDATile],
+) -> dict[CUDATile, float]:
+    """Microseconds of the step with each of these tiles for one product; those that are refused are missing."""
+    times: dict[CUDATile, float] = {}
+    for tile in every:
         try:
-            times[tile] = clock(TritonDecodeStep(weights, rules, cache, replace(tiles, direct=direct)))
+            times[tile] = 1e3 * clock(GPUDecodeStep(weights, rules, cache, _with_tile(tiles, product, tile)))
         except KernelError as error:  # the compiler or the driver refuses the tile
             log.debug("%s: %s", tile, error)
-    if not times:
-        raise KernelError(f"no tile works for {one.name} on {device_name(weights.device)}")
-    fastest = min(times, key=times.__getitem__)
-    return fastest, 1e3 * times[fastest]
+    return times

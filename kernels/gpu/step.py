@@ -14,32 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..block_rules import BlockRules
-from ..cuda.product import (
-    DirectTile,
-    Given,
-    Normed,
-    Source,
-    direct_neurons,
-    direct_onto,
-    direct_product,
-    squares_of,
-)
-from ..cuda.select import direct_select
-from ..decoder import SITES
+from ..cuda.product import Given, Normed, Source, cuda_neurons, cuda_onto, cuda_product, squares_of
+from ..cuda.select import cuda_select
+from ..decoder import Product, products_of
 from ..decoder_weights import BlockWeights, DecoderWeights
 from ..errors import KernelError
 from ..static_cache import StaticCache
 from ..triton.compact import compact, embed, norm_compact
-from ..triton.gemv import Columns, gemv, gemv_onto, gemv_partials, tiles_of
+from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import neurons, times_rows
 from ..triton.new_token import HeadNorms
-from .cuda_tiles import direct_attention_tile, direct_tiles
-from .sites import Buffers, Site, make_site
+from ..triton.select import select_smallest
+from .buffers import Buffers
+from .cuda_tiles import chosen
+from .sites import Reads, Site, make_site
 from .step_tiles import StepTiles, default_tiles
 
 
-class TritonDecodeStep:
+class GPUDecodeStep:
     """Logits of the next token from one token a row; appends to the cache and increases its length by one.
 
     Everything is allocated here, so that a call can be captured in a CUDA graph.
@@ -67,21 +60,20 @@ class TritonDecodeStep:
             raise KernelError(f"the cache is on {cache.keys.device}, the weights on {weights.device}")
         self.weights, self.cache = weights, cache
         tiles = tiles or default_tiles(shape, cache.batch, cache.capacity)
-        if tiles.direct is None:
-            common = (shape, weights.dtype, weights.device, cache.batch)
-            attention = tiles.direct_attention or direct_attention_tile(*common, cache.capacity)
-            tiles = replace(tiles, direct=direct_tiles(*common), direct_attention=attention)
-        self.tiles = tiles
+        cuda = chosen(tiles.cuda, shape, weights.dtype, weights.device, cache.batch, cache.capacity)
+        self.tiles = replace(tiles, cuda=cuda)
+        self.cuda_products: list[str] = []
+        """Names of the products of all blocks that are CUDA C++, which list their channels themselves."""
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
-        self.direct_launches: list[str] = []
-        """Products of all blocks that list their channels themselves."""
+        self._products = {product.name: product for product in products_of(shape)}
+        self._products["gate"] = Product("gate", shape.hidden, (shape.ffn,))
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
         self._attention = self.tiles.attention_over(cache, shape.heads)
         self._whole_attention = self.tiles.attention_onto(cache, shape.heads)
         self._tokens = torch.zeros(cache.batch, dtype=torch.int64, device=weights.device)
-        self._plan(rules)
+        self._lay_out(rules)
 
     @property
     def batch(self) -> int:
@@ -107,169 +99,173 @@ class TritonDecodeStep:
         """Fix all addresses, for a CUDA graph that holds them."""
         self._buffers.workspace.freeze()
 
-    def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
-        self._launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
-
-    def _add_direct(self, name: str, *arguments: object, **keywords: object) -> None:
-        self._add(*arguments, **keywords)
-        self.direct_launches.append(name)
-
-    def _plan(self, rules: tuple[BlockRules, ...]) -> None:
+    def _lay_out(self, rules: tuple[BlockRules, ...]) -> None:
         shape, weights = self.weights.shape, self.weights
         block = min(self.tiles.list_block, power_of_two(shape.hidden))
         squares = self._buffers.sums("squares", self.batch, blocks_of(shape.hidden, block))
         # A copy of the tokens comes before, on which no launch can depend programmatically.
         self._launches.append(partial(embed, self._tokens, weights.embedding, self._residual, squares))
         for index, (packed, block_rules) in enumerate(zip(weights.blocks, rules, strict=True)):
-            squares = self._plan_attention(index, packed, block_rules, squares)
-            squares = self._plan_mlp(index, packed, block_rules, squares)
+            squares = self._lay_out_attention(index, packed, block_rules, squares)
+            squares = self._lay_out_mlp(index, packed, block_rules, squares)
         x = self._buffers.x("final", shape.hidden)
         self._add(
             norm_compact, self._residual, squares, weights.final_norm, shape.norm_epsilon, None, None,
             x_out=x, length=self.cache.length,
         )  # fmt: skip
 
-    def _plan_attention(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:
-        shape, tiles, buffers = self.weights.shape, self.tiles, self._buffers
-        widths = dict(
-            zip(SITES["attention_input"], (shape.attention_width, *[shape.kv_width] * 2), strict=True)
-        )
-        site = self._site("attention_input", widths, shape.hidden, rules, tiles.list_block)
-        sums, bias = buffers.sums("qkv", 1, self.batch, sum(widths.values())), None
-        if direct := self._direct("qkv", site):
-            source, bounds, smallest = self._read_by(site, squares, packed.input_norm)
-            self._add_direct(
-                "qkv", direct_product, source, bounds, packed.qkv, tuple(widths.values()), sums[0], direct,
-                bias=packed.qkv_bias, smallest=smallest,
-            )  # fmt: skip
-        else:
-            self._after_norm(site, packed.input_norm, squares)
-            sums, bias = self._qkv(site, packed, sums)
-        block = tiles.attention.list_block(shape)
-        output = self._site("attention_output", {"o": shape.hidden}, shape.attention_width, rules, block)
-        window = shape.windows[index]
-        written = self._written(output, self._direct("o", output))
-        attention = self._whole_attention if "x_out" in written else self._attention
-        self._add(attention, sums, bias, self.cache, index, window, norms=self._head_norms(packed), **written)
-        return self._onto_residual(output, packed.o, "o")
+    def _lay_out_attention(
+        self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor
+    ) -> Tensor:
+        shape, tiles = self.weights.shape, self.tiles
+        qkv = self._site("qkv", packed.qkv, rules, tiles.list_block)
+        o = self._site("o", packed.o, rules, tiles.attention.list_block(shape))
+        sums, bias = self._queries_keys_values(qkv, packed, squares)
+        attention = self._whole_attention if "x_out" in o.written else self._attention
+        window, norms = shape.windows[index], self._head_norms(packed)
+        self._add(attention, sums, bias, self.cache, index, window, norms=norms, **o.written)
+        return self._onto_residual(o)
+
+    def _queries_keys_values(
+        self, qkv: Site, packed: BlockWeights, squares: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The product behind RMSNorm: its sums, and the bias that attention has yet to add."""
+        buffers, columns = self._buffers, sum(qkv.widths)
+        sums = buffers.sums("qkv", 1, self.batch, columns)
+        if qkv.cuda:
+            self._add_cuda(
+                qkv,
+                cuda_product,
+                qkv.widths,
+                sums[0],
+                behind=(squares, packed.input_norm),
+                bias=packed.qkv_bias,
+            )
+            return sums, None
+        self._after_norm(qkv, packed.input_norm, squares)
+        if self.tiles.consumer_adds_qkv and qkv.reads.low_rank is None:
+            splits = qkv.tile.splits(qkv.activation.lists, self.weights.shape.hidden)
+            sums = buffers.sums("qkv", splits, self.batch, columns)
+            self._add(gemv_partials, qkv.activation, qkv.weight, qkv.columns, sums, qkv.tile)
+            return sums, packed.qkv_bias
+        self._add(
+            gemv, qkv.activation, qkv.weight, qkv.columns, sums[0], qkv.tile, buffers.workspace,
+            bias=packed.qkv_bias, addend=qkv.addend,
+        )  # fmt: skip
+        return sums, None
 
     def _head_norms(self, packed: BlockWeights) -> HeadNorms | None:
         if packed.query_norm is None:
             return None
         return HeadNorms(packed.query_norm, packed.key_norm, self.weights.shape.norm_epsilon)
 
-    def _qkv(self, site: Site, packed: BlockWeights, sums: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The product behind RMSNorm's launch; its sums and the bias that attention has yet to add."""
-        columns = Columns.side_by_side(self.weights.shape.attention_width, *[self.weights.shape.kv_width] * 2)
-        tile = (self.tiles.dense if site.lists is None else self.tiles.listed)["qkv"]
-        if self.tiles.consumer_adds_qkv and site.low_rank is None:
-            splits = tile.splits(site.activation.lists, self.weights.shape.hidden)
-            sums = self._buffers.sums("qkv", splits, *sums.shape[1:])
-            self._add(gemv_partials, site.activation, packed.qkv, columns, sums, tile)
-            return sums, packed.qkv_bias
-        self._add(
-            gemv, site.activation, packed.qkv, columns, sums[0], tile, self._buffers.workspace,
-            bias=packed.qkv_bias, addend=site.addend,
-        )  # fmt: skip
-        return sums, None
-
-    def _plan_mlp(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:
-        shape, tiles = self.weights.shape, self.tiles
+    def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:
         gated = rules.gate_thresholds is not None
         if gated == (packed.gate_up is not None):
             raise KernelError(
                 f"block {index}: pack the weights with the plan's gated blocks, pack(model, gated_blocks)"
             )
-        names = ("gate",) if gated else SITES["mlp_input"]
-        site = self._site("mlp_input", dict.fromkeys(names, shape.ffn), shape.hidden, rules, tiles.list_block)
-        product = "gate" if gated else "gate_up"
-        tile = (tiles.dense if site.lists is None else tiles.listed)[product]
-        weight = packed.gate if gated else packed.gate_up
-        hidden = self._site("mlp_hidden", {"down": shape.hidden}, shape.ffn, rules, tile.columns)
-        direct_down = self._direct("down", hidden)
-        direct = None if gated or (hidden.fused and not direct_down) else self._direct("gate_up", site)
-        if direct:
-            source, bounds, smallest = self._read_by(site, squares, packed.mlp_norm)
-            self._add_direct(
-                "gate_up", direct_neurons, source, bounds, weight, hidden.x, direct, smallest=smallest
-            )
-            return self._onto_residual(hidden, packed.down, "down")
-        self._after_norm(site, packed.mlp_norm, squares, whole=gated)
-        common = (site.activation, weight, shape.ffn, tile, self._buffers.workspace)
+        name, weight = ("gate", packed.gate) if gated else ("gate_up", packed.gate_up)
+        mlp = self._site(name, weight, rules, self.tiles.list_block)
+        down = self._site("down", packed.down, rules, mlp.tile.columns)
         if gated:
-            lists = self._buffers.lists("gated", 1, shape.ffn, tile.columns)
-            self._add(neurons, *common, bounds=rules.gate_thresholds, lists=lists, addend=site.addend)
-            self._add(times_rows, lists, packed.up_rows, site.x, tiles.up_rows)
-            hidden = Site(hidden.x, lists, None, None, 1, None)
-            return self._product_onto_residual(hidden, packed.down, "down")
-        self._add(neurons, *common, **self._written(hidden, direct_down), addend=site.addend)
-        return self._onto_residual(hidden, packed.down, "down")
+            return self._lay_out_gated(mlp, down, packed, rules, squares)
+        if mlp.cuda and (down.cuda or not down.fused):  # it has nobody to list down's channels for
+            self._add_cuda(mlp, cuda_neurons, down.reads.x, behind=(squares, packed.mlp_norm))
+            return self._onto_residual(down)
+        self._after_norm(mlp, packed.mlp_norm, squares)
+        self._add_neurons(mlp, **down.written)
+        return self._onto_residual(down)
 
-    def _site(self, name: str, widths: dict[str, int], channels: int, rules: BlockRules, block: int) -> Site:
-        return make_site(name, widths, channels, rules, block, self.tiles.list_block, self._buffers)
+    def _lay_out_gated(
+        self, gate: Site, down: Site, packed: BlockWeights, rules: BlockRules, squares: Tensor
+    ) -> Tensor:
+        """The neurons that pass the gate are down's channels, and the only rows of up that are read."""
+        self._after_norm(gate, packed.mlp_norm, squares, whole=True)
+        lists = self._buffers.lists("gated", 1, self.weights.shape.ffn, gate.tile.columns)
+        self._add_neurons(gate, bounds=rules.gate_thresholds, lists=lists)
+        self._add(times_rows, lists, packed.up_rows, gate.reads.x, self.tiles.up_rows)
+        reads = Reads(down.reads.x, lists)
+        return self._add_onto_residual(replace(down, reads=reads, tile=self.tiles.listed["down"], cuda=None))
+
+    def _site(self, name: str, weight: Tensor, rules: BlockRules, block: int) -> Site:
+        return make_site(self._products[name], weight, rules, self.tiles, block, self._buffers)
 
     def _after_norm(self, site: Site, gain: Tensor, squares: Tensor, whole: bool = False) -> None:
         """RMSNorm, the site's lists, its low-rank path; `whole`: something reads all of x beside the lists."""
-        epsilon = self.weights.shape.norm_epsilon
-        if site.kept is not None:
-            self._add(site.select, self._residual, (squares, gain, epsilon))
-        x = site.x if whole or site.lists is None else None
-        self._add(norm_compact, self._residual, squares, gain, epsilon, site.rules, site.lists, x_out=x)
-        self._low_rank(site)
+        epsilon, reads = self.weights.shape.norm_epsilon, site.reads
+        if reads.kept is not None:
+            self._add_select(reads, self._residual, (squares, gain, epsilon))
+        x = reads.x if whole or reads.lists is None else None
+        self._add(norm_compact, self._residual, squares, gain, epsilon, reads.rules, reads.lists, x_out=x)
+        self._add_low_rank(reads)
 
-    def _low_rank(self, site: Site) -> None:
-        if site.low_rank is not None:
-            tiles = self.tiles.listed
-            self._add(site.low_rank.run, tiles["right"], tiles["left"], self._buffers.workspace)
-
-    def _direct(self, name: str, site: Site) -> DirectTile | None:
-        """The tile of a product that lists its channels itself; None where launches before it do."""
-        return self.tiles.direct.get(name) if site.direct else None
-
-    def _read_by(
-        self, site: Site, squares: Tensor | None = None, gain: Tensor | None = None
-    ) -> tuple[Source, Tensor, Tensor | None]:
-        """Inputs of a direct product: activation, bounds, and the smallest score, which is found before it."""
-        normed = gain is not None
-        source = (
-            Normed(self._residual, squares, gain, self.weights.shape.norm_epsilon) if normed else Given(site.x)
-        )
-        if site.kept is None:
-            return source, site.rules.bounds, None
-        weights, smallest = site.rules.score_weights, site.rules.smallest
-        # It leaves the normalised activation for the product: both must see the same scores.
-        self._add(direct_select, source, weights, site.kept, smallest, x_out=site.x if normed else None)
-        return Given(site.x), weights, smallest
-
-    @staticmethod
-    def _written(site: Site, direct: DirectTile | None) -> dict[str, object]:
-        """Outputs of the kernel that computes a site's activation: its lists where it can, else x."""
-        if site.fused and not direct:
-            return {"bounds": site.rules.bounds[0], "lists": site.lists}
-        return {"x_out": site.x}
-
-    def _onto_residual(self, site: Site, weight: Tensor, name: str) -> Tensor:
-        """The lists that were not made with the activation, then the product."""
-        if direct := self._direct(name, site):
-            squares = self._buffers.sums(("squares", name), self.batch, squares_of(weight.shape[1]))
-            source, bounds, smallest = self._read_by(site)
-            self._add_direct(
-                name, direct_onto, source, bounds, weight, self._residual, squares, direct, smallest=smallest
-            )
+    def _onto_residual(self, site: Site) -> Tensor:
+        """The lists that were not made with the activation, then the product; returns squares of the sum."""
+        reads = site.reads
+        if site.cuda:
+            columns = site.weight.shape[1]
+            squares = self._buffers.sums(("squares", site.name), self.batch, squares_of(columns))
+            self._add_cuda(site, cuda_onto, self._residual, squares)
             return squares
-        if site.lists is not None and not site.fused:
-            if site.kept is not None:
-                self._add(site.select, site.x, None)
-            self._add(compact, site.x, site.rules, site.lists)
-            self._low_rank(site)
-        return self._product_onto_residual(site, weight, name)
+        if reads.lists is not None and not site.fused:
+            if reads.kept is not None:
+                self._add_select(reads, reads.x, None)
+            self._add(compact, reads.x, reads.rules, reads.lists)
+            self._add_low_rank(reads)
+        return self._add_onto_residual(site)
 
-    def _product_onto_residual(self, site: Site, weight: Tensor, name: str) -> Tensor:
-        tile = (self.tiles.dense if site.lists is None else self.tiles.listed)[name]
-        columns = Columns.side_by_side(weight.shape[1])
-        squares = self._buffers.sums(("squares", name), self.batch, tiles_of(columns, tile))
+    def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
+        self._launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
+
+    def _add_cuda(
+        self,
+        site: Site,
+        function: Callable[..., None],
+        *arguments: object,
+        behind: tuple[Tensor, Tensor] | None = None,
+        **keywords: object,
+    ) -> None:
+        """A product that lists its channels itself: of x, or behind RMSNorm (squares and gain)."""
+        source, bounds, smallest = self._source(site.reads, behind)
+        keywords |= {"smallest": smallest}
+        self._add(function, source, bounds, site.weight, *arguments, site.cuda, **keywords)
+        self.cuda_products.append(site.name)
+
+    def _source(
+        self, reads: Reads, behind: tuple[Tensor, Tensor] | None
+    ) -> tuple[Source, Tensor, Tensor | None]:
+        """Activation of a CUDA C++ product, bounds, and the smallest score, which is found before it."""
+        source = Given(reads.x)
+        if behind is not None:
+            source = Normed(self._residual, *behind, self.weights.shape.norm_epsilon)
+        if reads.kept is None:
+            return source, reads.rules.bounds, None
+        weights, smallest = reads.rules.score_weights, reads.rules.smallest
+        # It leaves the normalised activation for the product: both must see the same scores.
+        self._add(cuda_select, source, weights, reads.kept, smallest, x_out=None if behind is None else reads.x)
+        return Given(reads.x), weights, smallest
+
+    def _add_select(self, reads: Reads, source: Tensor, norm: tuple[Tensor, Tensor, float] | None) -> None:
+        """Where lists are by top-k, find the smallest score that each row keeps."""
+        self._add(select_smallest, source, reads.rules.score_weights, reads.kept, reads.rules.smallest, norm)
+
+    def _add_low_rank(self, reads: Reads) -> None:
+        if reads.low_rank is not None:
+            tiles = self.tiles.listed
+            self._add(reads.low_rank.run, tiles["right"], tiles["left"], self._buffers.workspace)
+
+    def _add_neurons(self, site: Site, **written: object) -> None:
         self._add(
-            gemv_onto, site.activation, weight, self._residual, squares, tile, self._buffers.workspace,
-            addend=site.addend,
+            neurons, site.activation, site.weight, self.weights.shape.ffn, site.tile, self._buffers.workspace,
+            addend=site.addend, **written,
+        )  # fmt: skip
+
+    def _add_onto_residual(self, site: Site) -> Tensor:
+        tiles = tiles_of(site.columns, site.tile)
+        squares = self._buffers.sums(("squares", site.name), self.batch, tiles)
+        self._add(
+            gemv_onto, site.activation, site.weight, self._residual, squares, site.tile,
+            self._buffers.workspace, addend=site.addend,
         )  # fmt: skip
         return squares

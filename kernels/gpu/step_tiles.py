@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from ..cuda.attention import DirectAttentionTile, direct_attention
-from ..cuda.product import DirectTile
+from ..cuda.attention import CUDAAttentionTile, cuda_attention
+from ..cuda.product import CUDATile
 from ..decoder import DecoderShape
 from ..errors import KernelError
 from ..static_cache import StaticCache
@@ -25,6 +25,27 @@ LONGEST_SHORT = 512
 
 
 @dataclass(frozen=True)
+class Auto:
+    """CUDA C++ with tiles that suit the device, where the device runs it; see `cuda_tiles.chosen`."""
+
+
+@dataclass(frozen=True)
+class Never:
+    """Triton alone."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """CUDA C++ wherever there is a tile for it."""
+
+    products: dict[str, CUDATile]
+    """Tiles by product (qkv, o, gate_up, down) of those that list their channels themselves, where thresholds
+    alone or top-k alone decide."""
+    attention: CUDAAttentionTile | None = None
+    """Tile of the attention that takes over where the whole activation is written; None: Triton's always."""
+
+
+@dataclass(frozen=True)
 class StepTiles:
     """Tiles by launch, for products over lists and over whole activations."""
 
@@ -36,11 +57,8 @@ class StepTiles:
     """Channels of one list block after RMSNorm; a power of two."""
     consumer_adds_qkv: bool = False
     """Attention adds the partial sums of q, k and v itself, instead of the last program of each tile."""
-    direct: dict[str, DirectTile] | None = None
-    """Tiles by product (qkv, o, gate_up, down) of those that list their channels themselves, if thresholds
-    alone decide; None: those that suit the device, and the attention that does (`cuda_tiles`)."""
-    direct_attention: DirectAttentionTile | None = None
-    """Tile of the attention that takes over where the whole activation is written; None: `attention` always."""
+    cuda: Auto | Never | Chosen = field(default_factory=Auto)
+    """Which launches are CUDA C++."""
 
     def __post_init__(self) -> None:
         for kind, tiles in (("listed", self.listed), ("dense", self.dense)):
@@ -58,9 +76,9 @@ class StepTiles:
 
     def attention_onto(self, cache: StaticCache, heads: int) -> Callable[..., None]:
         """Attention like `attention_over`, for what writes the whole activation, x_out."""
-        if self.direct_attention is None:
-            return self.attention_over(cache, heads)
-        return partial(direct_attention, tile=self.direct_attention)
+        if isinstance(self.cuda, Chosen) and self.cuda.attention is not None:
+            return partial(cuda_attention, tile=self.cuda.attention)
+        return self.attention_over(cache, heads)
 
     def attention_over(self, cache: StaticCache, heads: int) -> Callable[..., None]:
         """The attention that these tiles are for, with its scratch: takes sums, bias, cache, block, window."""

@@ -8,7 +8,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,16 +20,16 @@ from filelock import FileLock  # torch needs it, so it is there
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import TritonError
 
-from ..cuda.product import DirectTile
 from ..decoder import DecoderShape, Product, products_of
 from ..errors import KernelError
+from ..stored_tile import StoredTile
 from ..triton.gemv_tiles import Tile
 from ..triton.launch import INTERPRETED, blocks_of
 from .step_tiles import StepTiles, default_tiles
 from .timing import Clock, device_name, graph_clock
 from .workload import Workload
 
-T = TypeVar("T", Tile, DirectTile)
+T = TypeVar("T", bound=StoredTile)
 CACHE_VARIABLE = "WISPARSE_CACHE"
 SPARSITY_BUCKETS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FEWEST_PROGRAMS = 120
@@ -47,15 +47,15 @@ class TuningCache:
         self.path = (folder or cache_folder()) / "tiles.json"
 
     def find(self, key: str, kind: type[T]) -> T | None:
-        """The tile of a key; None where it was never tuned, or the file cannot be read."""
+        """The tile of a key; None where it was never tuned, or not in this version, or the file is damaged."""
         stored = self._read().get(key)
-        return None if stored is None else kind(**stored["tile"])
+        return None if stored is None else kind.from_key(stored["tile"])
 
-    def store(self, key: str, tile: Tile | DirectTile, microseconds: float) -> None:
+    def store(self, key: str, tile: StoredTile, microseconds: float) -> None:
         """Keep a tile; the file appears complete or not at all, and processes that tune at once lose none."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
-            entries = self._read() | {key: {"tile": asdict(tile), "us": round(microseconds, 3)}}
+            entries = self._read() | {key: {"tile": tile.key(), "us": round(microseconds, 3)}}
             handle, name = tempfile.mkstemp(prefix=".tiles-", dir=self.path.parent)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(entries, file, indent=1, sort_keys=True)
@@ -139,33 +139,55 @@ def _fills(tile: Tile, programs: int) -> bool:
     return FEWEST_PROGRAMS <= programs <= MOST_PROGRAMS and on_its_way >= LEAST_ON_ITS_WAY
 
 
+def fastest(
+    first: list[T],
+    measure: Callable[[list[T]], dict[T, float]],
+    name: str,
+    next_to: Callable[[T], list[T]] = lambda _: [],
+) -> tuple[T, float]:
+    """The fastest tile found and its microseconds.
+
+    `first` are timed, then those next to the fastest, until none is faster. `measure` leaves out what does not
+    work. Raises KernelError, with the product's name, where none does.
+    """
+    times: dict[T, float] = {}
+    wanted = first
+    for _ in range(ROUNDS):
+        best = min(times, key=times.__getitem__, default=None)
+        times |= measure([tile for tile in dict.fromkeys(wanted) if tile not in times])
+        if not times:
+            raise KernelError(f"none of {len(wanted)} tiles works for {name}")
+        found = min(times, key=times.__getitem__)
+        if found == best:
+            break
+        wanted = next_to(found)
+    return found, times[found]
+
+
 def tune(workload: Workload, start: Tile, every: list[Tile], clock: Clock = graph_clock) -> tuple[Tile, float]:
     """The fastest tile found and its microseconds a launch, epilogue included.
 
-    `start` and a sample of `every` are timed, then the tiles that differ from the best in one thing, until none
-    is faster. A tile that does not compile is passed over; raises KernelError where none compiles.
+    `start` and a sample of `every` are timed, then the tiles that differ from the best in one thing.
     """
-    times: dict[Tile, float] = {}
-    wanted = [start, *random.Random(0).sample(every, min(SAMPLE, len(every)))]
-    for _ in range(ROUNDS):
-        best = min(times, key=times.__getitem__, default=None)
-        _time(workload, [tile for tile in dict.fromkeys(wanted) if tile not in times], times, clock)
-        if not times:
-            raise KernelError(f"none of {len(wanted)} tiles compiles for {workload.product.name}")
-        fastest = min(times, key=times.__getitem__)
-        if fastest == best:
-            break
-        wanted = [tile for tile in every if _differences(tile, fastest) == 1]
-    return fastest, times[fastest]
+    sample = random.Random(0).sample(every, min(SAMPLE, len(every)))
+    return fastest(
+        [start, *sample],
+        partial(_launch_times, workload, clock),
+        workload.product.name,
+        lambda best: [tile for tile in every if _differences(tile, best) == 1],
+    )
 
 
-def _time(workload: Workload, tiles: list[Tile], times: dict[Tile, float], clock: Clock) -> None:
+def _launch_times(workload: Workload, clock: Clock, tiles: list[Tile]) -> dict[Tile, float]:
+    """Microseconds of a launch with each of these tiles; those that do not compile are missing."""
     # Compiling takes most of the time, and all processors; the interpreter knows one program at a time.
     with ThreadPoolExecutor(1 if INTERPRETED else os.cpu_count()) as pool:
         compiled = list(pool.map(lambda tile: _compiles(workload, tile), tiles))
-    for tile, usable in zip(tiles, compiled, strict=True):
-        if usable:
-            times[tile] = clock(lambda copy, tile=tile: workload.start(tile, copy), workload.copies)
+    return {
+        tile: clock(lambda copy, tile=tile: workload.start(tile, copy), workload.copies)
+        for tile, usable in zip(tiles, compiled, strict=True)
+        if usable
+    }
 
 
 def _differences(one: Tile, other: Tile) -> int:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cuda.product import DirectTile, Given, direct_neurons, direct_onto, direct_product, squares_of
+from ..cuda.product import CUDATile, Given, cuda_neurons, cuda_onto, cuda_product, squares_of
 from ..decoder import Product
 from ..triton.channel_lists import ChannelLists
 from ..triton.gemv import Activation, Columns, gemv, gemv_onto, gemv_partials, tiles_of
@@ -52,10 +52,10 @@ class Workload:
         self._squares = torch.zeros(1, squares_of(product.out), device=device)
         self._buffers: dict[int, object] = {}
 
-    def start(self, tile: Tile | DirectTile, copy: int = 0, pdl: bool = False) -> None:
-        """Launch the product with its epilogue of a decode step; a direct one makes its lists, too."""
-        if isinstance(tile, DirectTile):
-            self._start_direct(tile, self.weights[copy], pdl)
+    def start(self, tile: Tile | CUDATile, copy: int = 0, pdl: bool = False) -> None:
+        """Launch the product with its epilogue of a decode step; in CUDA C++ it makes its lists, too."""
+        if isinstance(tile, CUDATile):
+            self._start_cuda(tile, self.weights[copy], pdl)
             return
         weight, name = self.weights[copy], self.product.name
         common = {"workspace": self._workspace, "pdl": pdl}
@@ -69,14 +69,14 @@ class Workload:
             squares = self._buffers.setdefault(tile.columns, squares)
             gemv_onto(self.activation, weight, self._out, squares, tile, **common)
 
-    def _start_direct(self, tile: DirectTile, weight: Tensor, pdl: bool) -> None:
+    def _start_cuda(self, tile: CUDATile, weight: Tensor, pdl: bool) -> None:
         source, name = Given(self.x), self.product.name
         if name == "qkv":
-            direct_product(source, self._bounds, weight, self.product.widths, self._out, tile, pdl=pdl)
+            cuda_product(source, self._bounds, weight, self.product.widths, self._out, tile, pdl=pdl)
         elif name == "gate_up":
-            direct_neurons(source, self._bounds, weight, self._hidden, tile, pdl=pdl)
+            cuda_neurons(source, self._bounds, weight, self._hidden, tile, pdl=pdl)
         else:
-            direct_onto(source, self._bounds, weight, self._out, self._squares, tile, pdl=pdl)
+            cuda_onto(source, self._bounds, weight, self._out, self._squares, tile, pdl=pdl)
 
     def start_partial(self, tile: Tile, copy: int = 0) -> None:
         """Launch the product alone, its partial sums left as they are."""
@@ -98,7 +98,7 @@ class Workload:
         kept = lists.counts.sum(1).tolist()
         return float(sum(k * w for k, w in zip(kept, self.product.widths, strict=True)) * self.x.element_size())
 
-    def error(self, tile: Tile | DirectTile) -> float:
+    def error(self, tile: Tile | CUDATile) -> float:
         """Highest error relative to the highest exact value, against float64."""
         self._out.zero_()
         self.start(tile)
@@ -109,7 +109,7 @@ class Workload:
             return ((self._out - exact).abs().max() / exact.abs().max()).item()
         gate, up = exact.split(self.product.widths, dim=1)
         exact = F.silu(gate) * up
-        hidden = self._hidden if isinstance(tile, DirectTile) else self._hidden_lists(tile).dense()[0]
+        hidden = self._hidden if isinstance(tile, CUDATile) else self._hidden_lists(tile).dense()[0]
         found = hidden.double()
         return ((found - exact).abs() * (found != 0)).max().item() / exact.abs().max().item()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..decoder import DecoderShape
 from ..errors import KernelError
 from ..static_cache import StaticCache
+from ..stored_tile import StoredTile
 from .channel_lists import ChannelLists, check_written
 from .combine import combine, context_of, finish_alone, store_parts
 from .launch import blocks_of, launch, power_of_two
@@ -141,7 +142,7 @@ def attention_kernel(
 
 
 @dataclass(frozen=True)
-class AttentionTile:
+class AttentionTile(StoredTile):
     """The share of one program."""
 
     step: int = 32

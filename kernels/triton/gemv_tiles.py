@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import KernelError
+from ..stored_tile import StoredTile
 from .channel_lists import ChannelLists
 from .launch import blocks_of, power_of_two
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tile(StoredTile):
     """The share of one program."""
 
     columns: int = 256

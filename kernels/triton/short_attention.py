@@ -15,6 +15,7 @@ from torch import Tensor
 from ..decoder import DecoderShape
 from ..errors import KernelError
 from ..static_cache import StaticCache
+from ..stored_tile import StoredTile
 from .attention import slots_of
 from .channel_lists import ChannelLists, check_written
 from .compact import rounded, store_list
@@ -96,7 +97,7 @@ def short_attention_kernel(
 
 
 @dataclass(frozen=True)
-class ShortAttentionTile:
+class ShortAttentionTile(StoredTile):
     """The steps of one program."""
 
     step: int = 128

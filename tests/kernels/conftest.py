@@ -10,9 +10,9 @@ import pytest
 import torch
 from wisparse.kernels.cpu.build import NoCompilerError
 from wisparse.kernels.cpu.gemv import choose_backend
-from wisparse.kernels.cuda import attention as direct_attention
-from wisparse.kernels.cuda import product as direct_product
-from wisparse.kernels.cuda import select as direct_select
+from wisparse.kernels.cuda import attention as cuda_attention
+from wisparse.kernels.cuda import product as cuda_product
+from wisparse.kernels.cuda import select as cuda_select
 
 
 def choose_or_skip(name: str) -> None:
@@ -46,7 +46,7 @@ def emulated_launch(tmp_path_factory):
         library = folder / f"{name}-{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}.so"
         if not library.exists():
             command = ["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", "-w", *flags, f"-I{here}"]
-            command += [f"-I{Path(direct_product.__file__).parent}", str(here / f"{name}_emulated.cpp")]
+            command += [f"-I{Path(cuda_product.__file__).parent}", str(here / f"{name}_emulated.cpp")]
             subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
         pointers = [None if one is None else one.data_ptr() for one in arguments]
         ctypes.CDLL(str(library)).run(blocks, *map(ctypes.c_void_p, pointers))
@@ -55,11 +55,11 @@ def emulated_launch(tmp_path_factory):
 
 
 @pytest.fixture
-def direct_products_run(request, monkeypatch):
-    """Direct products, attention and selection compiled on a GPU that can run them, else emulated."""
-    if torch.cuda.is_available() and direct_product.runs_direct_products(torch.device("cuda")):
+def cuda_kernels_run(request, monkeypatch):
+    """Products, attention and selection of CUDA C++ compiled on a GPU that can run them, else emulated."""
+    if torch.cuda.is_available() and cuda_product.runs_cuda_products(torch.device("cuda")):
         return
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to emulate CUDA kernels with")
-    for module in (direct_product, direct_attention, direct_select):
+    for module in (cuda_product, cuda_attention, cuda_select):
         monkeypatch.setattr(module, "launch", request.getfixturevalue("emulated_launch"))

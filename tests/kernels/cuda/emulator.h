@@ -135,9 +135,9 @@ inline unsigned short rounded(float value) {
 #endif
 
 #define EMULATED
-#define device inline
-#define kernel(threads, resident) void
-#define shared(type, name) type& name = *reinterpret_cast<type*>(place.own->memory.data())
+#define WS_DEVICE inline
+#define WS_KERNEL(threads, resident) void
+#define WS_SHARED(type, name) type& name = *reinterpret_cast<type*>(place.own->memory.data())
 
 // Run a kernel, one cluster after the other.
 template <typename Kernel>

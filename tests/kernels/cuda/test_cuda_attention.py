@@ -10,17 +10,17 @@ from torch import Tensor
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda import attention as module
 from wisparse.kernels.cuda import compiled as cuda_compiled
-from wisparse.kernels.cuda.attention import DirectAttentionTile, direct_attention
+from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gpu import cuda_tiles as direct_tiles
+from wisparse.kernels.gpu import cuda_tiles
 from wisparse.kernels.static_cache import StaticCache
 from wisparse.kernels.triton.new_token import HeadNorms
 
 from ..triton.test_triton_attention import expected, make_cache, make_norms
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
 
-pytestmark = pytest.mark.usefixtures("direct_products_run")
-SMALL = DirectAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
+pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
+SMALL = CUDAAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
 
 
 def case(
@@ -34,10 +34,10 @@ def case(
     return random(2, 1, width), random(width, seed=1, dtype=dtype), cache
 
 
-def attended(sums: Tensor, bias: Tensor | None, cache: StaticCache, heads: int, tile: DirectAttentionTile,
+def attended(sums: Tensor, bias: Tensor | None, cache: StaticCache, heads: int, tile: CUDAAttentionTile,
              window: int | None = None, norms: HeadNorms | None = None) -> Tensor:  # fmt: skip
     x = torch.empty(1, heads * cache.keys.shape[-1], device=DEVICE, dtype=cache.keys.dtype)
-    direct_attention(sums, bias, cache, 0, window, tile, norms=norms, x_out=x)
+    cuda_attention(sums, bias, cache, 0, window, tile, norms=norms, x_out=x)
     return x
 
 
@@ -58,7 +58,7 @@ def attended(sums: Tensor, bias: Tensor | None, cache: StaticCache, heads: int, 
     ],
 )
 def test_against_float64(
-    tile: DirectAttentionTile,
+    tile: CUDAAttentionTile,
     heads: int,
     kv_heads: int,
     head_dim: int,
@@ -88,7 +88,7 @@ def test_against_float64(
         (replace(SMALL, warps=2), 1, 1, 256),
     ],
 )
-def test_norms_of_heads(tile: DirectAttentionTile, heads: int, kv_heads: int, head_dim: int) -> None:
+def test_norms_of_heads(tile: CUDAAttentionTile, heads: int, kv_heads: int, head_dim: int) -> None:
     """Of queries and keys with gains of their own, behind a bias; values stay as they are."""
     sums, bias, cache = case(heads, kv_heads, head_dim, 9)
     norms = make_norms(cache)
@@ -133,24 +133,24 @@ def test_what_does_not_fit_is_refused() -> None:
     sums, bias, cache = case(4, 2, 64, 3)
     for wrong in ({"warps": 0}, {"cluster": 9}, {"unroll": 3}, {"queries": 0}):
         with pytest.raises(KernelError, match="tile"):
-            DirectAttentionTile(**wrong)
+            CUDAAttentionTile(**wrong)
     with pytest.raises(KernelError, match="x_out is"):
-        direct_attention(sums, bias, cache, 0, None, SMALL, x_out=torch.empty(1, 256, device=DEVICE))
+        cuda_attention(sums, bias, cache, 0, None, SMALL, x_out=torch.empty(1, 256, device=DEVICE))
     with pytest.raises(KernelError, match="bfloat16 or float16"):
         attended(random(1, 1, 96), None, make_cache(1, 2, 12, 32, 4, torch.float16), 4, SMALL)
     with pytest.raises(KernelError, match="one row"):
-        direct_attention(sums, bias, make_cache(2, 2, 64, 8, 3), 0, None, SMALL, x_out=sums[0])
+        cuda_attention(sums, bias, make_cache(2, 2, 64, 8, 3), 0, None, SMALL, x_out=sums[0])
     with pytest.raises(KernelError, match="does not fit into"):
         attended(*case(4, 1, 256, 3), 4, replace(SMALL, warps=16, queries=4))
 
 
 def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """One row in half precision, heads that lanes share evenly, contexts within reach of one cluster."""
-    monkeypatch.setattr(direct_tiles, "runs_direct_products", lambda _: True)
-    shape, longest = MODEL_SHAPES["llama-3.1-8b"], direct_tiles.LONGEST_DIRECT
+    monkeypatch.setattr(cuda_tiles, "runs_cuda_products", lambda _: True)
+    shape, longest = MODEL_SHAPES["llama-3.1-8b"], cuda_tiles.LONGEST_CLUSTERED
 
     def taken(of=shape, dtype=torch.bfloat16, batch=1, capacity=longest) -> bool:
-        return direct_tiles.direct_attention_tile(of, dtype, DEVICE, batch, capacity) is not None
+        return cuda_tiles.cuda_attention_tile(of, dtype, DEVICE, batch, capacity) is not None
 
     assert taken()
     assert not taken(dtype=torch.float32)
@@ -161,9 +161,9 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 @pytest.mark.parametrize(("window", "normed"), [(None, False), (128, False), (None, True)])
-@pytest.mark.parametrize("tile", [direct_tiles.SHORT_ATTENTION, direct_tiles.ATTENTION])
+@pytest.mark.parametrize("tile", [cuda_tiles.SHORT_ATTENTION, cuda_tiles.ATTENTION])
 def test_compiles_for_the_large_models(
-    name: str, window: int | None, normed: bool, tile: DirectAttentionTile, monkeypatch: pytest.MonkeyPatch
+    name: str, window: int | None, normed: bool, tile: CUDAAttentionTile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For compute capability 9.0, with the tiles that are used there; no GPU is needed."""
     pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")

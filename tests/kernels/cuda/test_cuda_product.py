@@ -12,12 +12,12 @@ from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda import compiled as cuda_compiled
 from wisparse.kernels.cuda import product as module
 from wisparse.kernels.cuda.product import (
-    DirectTile,
+    CUDATile,
     Given,
     Normed,
-    direct_neurons,
-    direct_onto,
-    direct_product,
+    cuda_neurons,
+    cuda_onto,
+    cuda_product,
     squares_of,
 )
 from wisparse.kernels.decoder import Product, products_of
@@ -27,9 +27,9 @@ from wisparse.kernels.gpu.workload import Workload
 
 from ..triton_cases import DEVICE
 
-pytestmark = pytest.mark.usefixtures("direct_products_run")
-SMALL = DirectTile(warps=2, unroll=2)
-TILES = (SMALL, DirectTile(warps=2, cluster=2, unroll=3), DirectTile(columns=128, warps=4, cluster=3, unroll=1))
+pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
+SMALL = CUDATile(warps=2, unroll=2)
+TILES = (SMALL, CUDATile(warps=2, cluster=2, unroll=3), CUDATile(columns=128, warps=4, cluster=3, unroll=1))
 TOLERANCE = {torch.bfloat16: 2e-6, torch.float16: 2e-6}
 """Of float32 sums, relative to the highest exact value; rounded outputs are compared within one step."""
 
@@ -68,68 +68,68 @@ def assert_close(found: Tensor, exact: Tensor, tolerance: float) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("tile", TILES)
-def test_a_product_of_three_projections(tile: DirectTile, dtype: torch.dtype) -> None:
+def test_a_product_of_three_projections(tile: CUDATile, dtype: torch.dtype) -> None:
     """Widths that fill no tile, channels that fill no step, each projection with its own list, and a bias."""
     widths = (72, 64, 8)
     x, bounds, weight = case(200, widths, dtype)
     out, bias = torch.full((1, sum(widths)), 7.0, device=DEVICE), drawn(sum(widths), seed=5, dtype=dtype)
-    direct_product(Given(x), bounds, weight, widths, out, tile, bias)
+    cuda_product(Given(x), bounds, weight, widths, out, tile, bias)
     assert_close(out, masked_product(x, bounds, weight, widths) + bias.double(), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_top_k_by_a_score(tile: DirectTile) -> None:
+def test_top_k_by_a_score(tile: CUDATile) -> None:
     """Each projection keeps the channels whose |x|·w is not below its own smallest, ties and NaN too."""
     widths = (72, 64, 8)
     x, weights, weight = case(200, widths, torch.bfloat16)
     scores = x.float().abs() * weights
     smallest = scores.sort(descending=True).values[:, [40, 199, 0]].diagonal()[:, None].contiguous()
     out = torch.zeros(1, sum(widths), device=DEVICE)
-    direct_product(Given(x), weights, weight, widths, out, tile, smallest=smallest)
+    cuda_product(Given(x), weights, weight, widths, out, tile, smallest=smallest)
     bounds = torch.where(scores >= smallest, 0.0, torch.inf)
     assert (bounds == 0).sum(1).tolist()[1:] == [200, 1]
     assert_close(out, masked_product(x, bounds, weight, widths), 2e-6)
     x[0, 3] = float("nan")
-    direct_product(Given(x), weights, weight, widths, out, tile, smallest=smallest)
+    cuda_product(Given(x), weights, weight, widths, out, tile, smallest=smallest)
     assert out.isnan().all()
     with pytest.raises(KernelError, match="smallest"):
-        direct_product(Given(x), weights, weight, widths, out, tile, smallest=smallest[:2])
+        cuda_product(Given(x), weights, weight, widths, out, tile, smallest=smallest[:2])
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_behind_rmsnorm(tile: DirectTile) -> None:
+def test_behind_rmsnorm(tile: CUDATile) -> None:
     """The activation is normalised and rounded like the model does, by every thread block for itself."""
     widths = (64, 16, 8)
     source, x = normed(264, torch.bfloat16)
     _, bounds, weight = case(264, widths, torch.bfloat16)
     bounds[:, 7] = float("inf")
     out = torch.zeros(1, 88, device=DEVICE)
-    direct_product(source, bounds, weight, widths, out, tile)
+    cuda_product(source, bounds, weight, widths, out, tile)
     exact = masked_product(x, bounds, weight, widths)
     # 1/√ differs by an ulp between machines: single roundings of x may differ, not more.
     assert_close(out, exact, 2e-3)
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_neurons(tile: DirectTile) -> None:
+def test_neurons(tile: CUDATile) -> None:
     """silu(gate)·up of 72 neurons, rounded in between like the model rounds."""
     source, x = normed(136, torch.bfloat16)
     _, bounds, weight = case(136, (72, 72), torch.bfloat16)
     hidden = torch.zeros(1, 72, device=DEVICE, dtype=torch.bfloat16)
-    direct_neurons(source, bounds, weight, hidden, tile)
+    cuda_neurons(source, bounds, weight, hidden, tile)
     gate, up = masked_product(x, bounds, weight, (72, 72)).split(72, dim=1)
     exact = F.silu(gate.bfloat16().float()).bfloat16() * up.bfloat16()
     assert_close(hidden, exact.double(), 1e-2)
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_onto_the_residual_stream(tile: DirectTile) -> None:
+def test_onto_the_residual_stream(tile: CUDATile) -> None:
     """The sum is added, and the squares of every 32 columns are left for RMSNorm."""
     x, bounds, weight = case(96, (104,), torch.float16)
     residual = drawn(1, 104, seed=6)
     expected = residual.double() + masked_product(x, bounds, weight, (104,))
     squares = torch.zeros(1, squares_of(104), device=DEVICE)
-    direct_onto(Given(x), bounds, weight, residual, squares, tile)
+    cuda_onto(Given(x), bounds, weight, residual, squares, tile)
     assert_close(residual, expected, 2e-6)
     parts = torch.stack([part.square().sum() for part in residual[0].double().split(32)])
     assert_close(squares[0], parts, 1e-6)
@@ -140,7 +140,7 @@ def test_all_kept_and_none_kept(bound: float) -> None:
     """With no channel left the product is 0, with all it is the dense one."""
     x, bounds, weight = case(100, (64,), torch.bfloat16)
     out = torch.full((1, 64), 7.0, device=DEVICE)
-    direct_product(Given(x), torch.full_like(bounds, bound), weight, (64,), out, TILES[1])
+    cuda_product(Given(x), torch.full_like(bounds, bound), weight, (64,), out, TILES[1])
     exact = torch.zeros_like(out).double() if bound else x.double() @ weight.double()
     assert (out.double() - exact).abs().max() <= 2e-6 * max(exact.abs().max().item(), 1.0)
 
@@ -150,14 +150,14 @@ def test_ties_are_kept_and_nan_shows() -> None:
     x, bounds, weight = case(64, (64,), torch.bfloat16)
     bounds = x.float().abs()
     out = torch.zeros(1, 64, device=DEVICE)
-    direct_product(Given(x), bounds, weight, (64,), out, SMALL)
+    cuda_product(Given(x), bounds, weight, (64,), out, SMALL)
     assert_close(out, x.double() @ weight.double(), 2e-6)
     x[0, 3] = float("nan")
     bounds.fill_(1e30)
-    direct_product(Given(x), bounds, weight, (64,), out, SMALL)
+    cuda_product(Given(x), bounds, weight, (64,), out, SMALL)
     assert out.isnan().all()
     x[0, 3] = float("inf")
-    direct_product(Given(x), bounds, weight, (64,), out, SMALL)
+    cuda_product(Given(x), bounds, weight, (64,), out, SMALL)
     assert out.isinf().all()
 
 
@@ -166,7 +166,7 @@ def test_the_same_bits_every_time() -> None:
     x, bounds, weight = case(192, (64, 64, 64), torch.bfloat16)
     outs = [torch.zeros(1, 192, device=DEVICE) for _ in range(3)]
     for out in outs:
-        direct_product(Given(x), bounds, weight, (64, 64, 64), out, TILES[1])
+        cuda_product(Given(x), bounds, weight, (64, 64, 64), out, TILES[1])
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 
@@ -176,7 +176,7 @@ def test_missing_bindings_are_said(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setitem(sys.modules, "cuda", None)
     module._has_bindings.cache_clear()
-    assert not module.runs_direct_products(torch.device("cuda"))
+    assert not module.runs_cuda_products(torch.device("cuda"))
     assert "pip install cuda-bindings" in caplog.text
     module._has_bindings.cache_clear()
 
@@ -186,19 +186,19 @@ def test_what_does_not_fit_is_refused() -> None:
     x, bounds, weight = case(64, (64,), torch.bfloat16)
     out = torch.zeros(1, 64, device=DEVICE)
     with pytest.raises(KernelError, match="multiples of 8"):
-        direct_product(Given(x), bounds, weight[:, :60].contiguous(), (60,), out[:, :60].contiguous(), SMALL)
+        cuda_product(Given(x), bounds, weight[:, :60].contiguous(), (60,), out[:, :60].contiguous(), SMALL)
     with pytest.raises(KernelError, match="bfloat16 or float16"):
-        direct_product(Given(x.float()), bounds, weight.float(), (64,), out, SMALL)
+        cuda_product(Given(x.float()), bounds, weight.float(), (64,), out, SMALL)
     with pytest.raises(KernelError, match="x has shape"):
-        direct_product(Given(x[:, :32].contiguous()), bounds, weight, (64,), out, SMALL)
+        cuda_product(Given(x[:, :32].contiguous()), bounds, weight, (64,), out, SMALL)
     with pytest.raises(KernelError, match="contiguous"):
-        direct_product(Given(x), bounds, weight.T.contiguous().T, (64,), out, SMALL)
+        cuda_product(Given(x), bounds, weight.T.contiguous().T, (64,), out, SMALL)
     long, bounds, weight = case(16384, (64,), torch.bfloat16)
     with pytest.raises(KernelError, match="larger cluster"):
-        direct_product(Given(long), bounds, weight, (64,), out, SMALL)
+        cuda_product(Given(long), bounds, weight, (64,), out, SMALL)
     for wrong in ({"columns": 96}, {"columns": 256, "warps": 4}, {"cluster": 9}):
         with pytest.raises(KernelError, match="tile"):
-            DirectTile(**wrong)
+            CUDATile(**wrong)
 
 
 @pytest.mark.parametrize("sparsity", [0.5, None])
@@ -226,12 +226,12 @@ def test_every_launch_of_the_large_models_compiles(name: str, monkeypatch: pytes
         x, bounds = torch.empty(1, one.inner, dtype=torch.bfloat16), torch.empty(len(one.widths), one.inner)
         tile, out = tile_of(one, 132), torch.empty(1, one.out)
         if one.name == "qkv":
-            direct_product(Given(x), bounds, weight, one.widths, out, tile)
+            cuda_product(Given(x), bounds, weight, one.widths, out, tile)
         elif one.name == "gate_up":
             source = Normed(out[:, : one.inner].contiguous(), torch.empty(1, 128), x[0], 1e-5)
-            direct_neurons(source, bounds, weight, torch.empty(1, one.widths[0], dtype=torch.bfloat16), tile)
+            cuda_neurons(source, bounds, weight, torch.empty(1, one.widths[0], dtype=torch.bfloat16), tile)
         else:
-            direct_onto(Given(x), bounds, weight, out, torch.empty(1, squares_of(one.out)), tile)
+            cuda_onto(Given(x), bounds, weight, out, torch.empty(1, squares_of(one.out)), tile)
     assert len(sizes) == 4
     assert min(sizes) > 0
 

@@ -6,7 +6,7 @@ from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda import compiled as cuda_compiled
 from wisparse.kernels.cuda import select as module
 from wisparse.kernels.cuda.product import Given, Normed
-from wisparse.kernels.cuda.select import direct_select
+from wisparse.kernels.cuda.select import cuda_select
 from wisparse.kernels.decoder import products_of
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.reference import dropped_by_top_k
@@ -14,7 +14,7 @@ from wisparse.kernels.reference import dropped_by_top_k
 from ..triton_cases import DEVICE
 from .test_cuda_product import drawn, normed
 
-pytestmark = pytest.mark.usefixtures("direct_products_run")
+pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
 
 
 def numbers(*kept):
@@ -31,7 +31,7 @@ def test_it_is_exactly_the_references(channels, dtype):
     weights[0] = 1.0
     kept = (channels // 3, channels // 2, 1, 0, channels)
     smallest = torch.empty(5, 1, device=DEVICE)
-    direct_select(Given(x), weights, numbers(*kept), smallest)
+    cuda_select(Given(x), weights, numbers(*kept), smallest)
     for weight, bound, k in zip(weights, smallest, kept, strict=True):
         assert torch.equal(x.float().abs() * weight < bound, dropped_by_top_k(x.float(), weight, k))
 
@@ -43,16 +43,16 @@ def test_scores_of_one_value_of_zero_of_nan_and_of_infinity():
         torch.ones(1, 96, device=DEVICE),
     )
     smallest = torch.empty(1, 1, device=DEVICE)
-    direct_select(Given(x), weights, numbers(40), smallest)
+    cuda_select(Given(x), weights, numbers(40), smallest)
     assert smallest.item() == 2.0
-    direct_select(Given(torch.zeros_like(x)), weights, numbers(40), smallest)
+    cuda_select(Given(torch.zeros_like(x)), weights, numbers(40), smallest)
     assert smallest.item() == 0.0
     x[0, 3], x[0, 4] = float("nan"), float("inf")
-    direct_select(Given(x), weights, numbers(1), smallest)
+    cuda_select(Given(x), weights, numbers(1), smallest)
     assert smallest.isnan().all()
-    direct_select(Given(x), weights, numbers(2), smallest)
+    cuda_select(Given(x), weights, numbers(2), smallest)
     assert smallest.isinf().all()
-    direct_select(Given(x), weights, numbers(3), smallest)
+    cuda_select(Given(x), weights, numbers(3), smallest)
     assert smallest.item() == 2.0
 
 
@@ -61,7 +61,7 @@ def test_behind_rmsnorm_it_leaves_the_activation():
     source, expected = normed(200, torch.bfloat16)
     weights, smallest = drawn(2, 200, seed=5).abs(), torch.empty(2, 1, device=DEVICE)
     x = torch.zeros(1, 200, device=DEVICE, dtype=torch.bfloat16)
-    direct_select(source, weights, numbers(50, 120), smallest, x)
+    cuda_select(source, weights, numbers(50, 120), smallest, x)
     # 1/√ differs by an ulp between machines: single roundings of x may differ, not more.
     assert torch.allclose(x.float(), expected.float(), rtol=1e-2)
     for weight, bound, k in zip(weights, smallest, (50, 120), strict=True):
@@ -71,13 +71,13 @@ def test_behind_rmsnorm_it_leaves_the_activation():
 def test_what_does_not_fit_is_refused():
     x, weights, smallest = drawn(1, 64, dtype=torch.bfloat16), drawn(2, 64), torch.empty(2, 1, device=DEVICE)
     with pytest.raises(KernelError, match="bfloat16 or float16"):
-        direct_select(Given(x.float()), weights, numbers(1, 2), smallest)
+        cuda_select(Given(x.float()), weights, numbers(1, 2), smallest)
     with pytest.raises(KernelError, match="kept has"):
-        direct_select(Given(x), weights, numbers(1), smallest)
+        cuda_select(Given(x), weights, numbers(1), smallest)
     with pytest.raises(KernelError, match="smallest has"):
-        direct_select(Given(x), weights, numbers(1, 2), smallest[:1])
+        cuda_select(Given(x), weights, numbers(1, 2), smallest[:1])
     with pytest.raises(KernelError, match="x_out"):
-        direct_select(Given(x), weights, numbers(1, 2), smallest, x.float())
+        cuda_select(Given(x), weights, numbers(1, 2), smallest, x.float())
 
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
@@ -97,6 +97,6 @@ def test_it_compiles_for_the_large_models(name, monkeypatch):
         residual = torch.empty(1, one.inner)
         behind_norm = one.name in ("qkv", "gate_up")
         source = Normed(residual, torch.empty(1, 128), x[0], 1e-5) if behind_norm else Given(x)
-        direct_select(source, weights, kept, smallest, x if behind_norm else None)
+        cuda_select(source, weights, kept, smallest, x if behind_norm else None)
     assert len(sizes) == 4
     assert min(sizes) > 0

@@ -108,8 +108,8 @@ def launches(name, kind, batch, capacity, cuda):
     """Lay a step of one block out and compile all of it."""
     from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
     from wisparse.kernels.decoder_weights import DecoderWeights
-    from wisparse.kernels.gpu.step import TritonDecodeStep
-    from wisparse.kernels.gpu.step_tiles import default_tiles
+    from wisparse.kernels.gpu.step import GPUDecodeStep
+    from wisparse.kernels.gpu.step_tiles import Never, default_tiles
     from wisparse.kernels.static_cache import StaticCache
 
     shape = replace(MODEL_SHAPES[name], blocks=1, vocabulary=64, windows=(128 if "mistral" in name else None,))
@@ -119,8 +119,8 @@ def launches(name, kind, batch, capacity, cuda):
     slots = torch.zeros(1, batch, shape.kv_heads, capacity, shape.head_dim, dtype=torch.bfloat16)
     angles, integers = torch.zeros(capacity, shape.head_dim), torch.zeros(batch, dtype=torch.int32)
     kv = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
-    tiles = None if cuda else replace(default_tiles(shape, batch, capacity), direct={})
-    TritonDecodeStep(weights, (rules_of(kind, shape),), kv, tiles)(torch.zeros(batch, dtype=torch.int64))
+    tiles = None if cuda else replace(default_tiles(shape, batch, capacity), cuda=Never())
+    GPUDecodeStep(weights, (rules_of(kind, shape),), kv, tiles)(torch.zeros(batch, dtype=torch.int64))
 
 
 def main():
@@ -134,7 +134,7 @@ def main():
 
     for module in (attention, product, select):
         module.launch = cuda_launch
-    cuda_tiles.runs_direct_products = lambda device: True
+    cuda_tiles.runs_cuda_products = lambda device: True
     cuda_tiles.multiprocessors_of = lambda device: MULTIPROCESSORS
     cases = [
         (name, kind, 1, 205, True) for name in ("llama", "qwen") for kind in ("dense", "thresholds", "top-k")

@@ -1,4 +1,4 @@
-"""Tiles of direct products chosen inside a decode step, dry: a clock that tells what it was asked to time."""
+"""Tiles of CUDA C++ products chosen inside a decode step, dry: a clock that tells what it was asked to time."""
 
 import json
 
@@ -6,13 +6,12 @@ import pytest
 import torch
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.block_rules import block_rules
-from wisparse.kernels.cuda.product import DirectTile
+from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.decoder import products_of
 from wisparse.kernels.decoder_weights import pack
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gpu import cuda_tiles as direct_tiles
-from wisparse.kernels.gpu import cuda_tuning as direct_tuning
-from wisparse.kernels.gpu.cuda_tuning import direct_candidates, step_clock, tuned_step_tiles
+from wisparse.kernels.gpu import cuda_tiles, cuda_tuning
+from wisparse.kernels.gpu.cuda_tuning import cuda_candidates, step_clock, tuned_step_tiles
 from wisparse.kernels.gpu.step_tiles import default_tiles
 from wisparse.kernels.gpu.timing import median_milliseconds
 from wisparse.kernels.gpu.tuning import TuningCache
@@ -23,10 +22,10 @@ from ..triton_cases import DEVICE
 from .test_triton_step import make_plan
 
 WANTED = {
-    "qkv": DirectTile(warps=2, cluster=2),
-    "o": DirectTile(warps=4),
-    "gate_up": DirectTile(warps=2, cluster=3),
-    "down": DirectTile(warps=4, cluster=2, unroll=3),
+    "qkv": CUDATile(warps=2, cluster=2),
+    "o": CUDATile(warps=4),
+    "gate_up": CUDATile(warps=2, cluster=3),
+    "down": CUDATile(warps=4, cluster=2, unroll=3),
 }
 
 
@@ -37,20 +36,20 @@ class Clock:
         self.refused, self.steps = refused, []
 
     def __call__(self, step):
-        if self.refused in step.tiles.direct.values():
-            raise KernelError("direct_product: CUDA answered CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
-        self.steps.append(step.tiles.direct)
-        return 9.0 - sum(step.tiles.direct[name] == tile for name, tile in WANTED.items())
+        if self.refused in step.tiles.cuda.products.values():
+            raise KernelError("cuda_product: CUDA answered CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
+        self.steps.append(step.tiles.cuda.products)
+        return 9.0 - sum(step.tiles.cuda.products[name] == tile for name, tile in WANTED.items())
 
 
 @pytest.fixture
 def setting(monkeypatch):
-    """Weights, rules and cache of a tiny model, and a device that is said to run direct products."""
-    for module in (direct_tiles, direct_tuning):
+    """Weights, rules and cache of a tiny model, and a device that is said to run CUDA C++."""
+    for module in (cuda_tiles, cuda_tuning):
         monkeypatch.setattr(module, "multiprocessors_of", lambda _: 4)
-    monkeypatch.setattr(direct_tiles, "runs_direct_products", lambda _: True)
+    monkeypatch.setattr(cuda_tiles, "runs_cuda_products", lambda _: True)
     monkeypatch.setattr(
-        direct_tuning, "direct_candidates", lambda one, _: [WANTED[one.name], DirectTile(warps=8, unroll=2)]
+        cuda_tuning, "cuda_candidates", lambda one, _: [WANTED[one.name], CUDATile(warps=8, unroll=2)]
     )
 
     def make(method):
@@ -68,24 +67,24 @@ def test_every_product_is_tuned_beside_the_others_and_once(setting, tmp_path):
     stored, clock = TuningCache(tmp_path), Clock()
     arguments = setting("teal")
     tiles = tuned_step_tiles(*arguments, 0.52, stored, clock)
-    assert tiles.direct == WANTED
+    assert tiles.cuda.products == WANTED
     assert len(clock.steps) == 4 * 3  # the default and two candidates each
     assert clock.steps[-1]["gate_up"] == WANTED["gate_up"]
     kept = json.loads(stored.path.read_text())
     assert len(kept) == 4
-    assert all("| direct |" in key and key.endswith("| 0.5") for key in kept)
-    assert tuned_step_tiles(*arguments, 0.48, stored, clock).direct == WANTED
+    assert all("| cuda |" in key and key.endswith("| 0.5") for key in kept)
+    assert tuned_step_tiles(*arguments, 0.48, stored, clock).cuda.products == WANTED
     assert len(clock.steps) == 4 * 3
 
 
 def test_a_tile_that_the_driver_refuses_is_passed_over(setting, tmp_path):
     clock = Clock(refused=WANTED["down"])
     tiles = tuned_step_tiles(*setting("teal"), 0.5, TuningCache(tmp_path), clock)
-    assert tiles.direct["down"] != WANTED["down"]
-    assert tiles.direct["o"] == WANTED["o"]
+    assert tiles.cuda.products["down"] != WANTED["down"]
+    assert tiles.cuda.products["o"] == WANTED["o"]
 
 
-def test_launches_that_are_not_direct_have_their_own_tiles_tuned(setting, tmp_path, monkeypatch):
+def test_launches_in_triton_have_their_own_tiles_tuned(setting, tmp_path, monkeypatch):
     """Low-rank paths take the products over lists, thresholds none of them."""
     asked = []
 
@@ -93,7 +92,7 @@ def test_launches_that_are_not_direct_have_their_own_tiles_tuned(setting, tmp_pa
         asked.append((batch, sparsity, capacity))
         return default_tiles(shape, batch, capacity)
 
-    monkeypatch.setattr(direct_tuning, "tuned_tiles", tuned)
+    monkeypatch.setattr(cuda_tuning, "tuned_tiles", tuned)
     tuned_step_tiles(*setting("teal"), 0.5, TuningCache(tmp_path), Clock())
     assert asked == []
     tuned_step_tiles(*setting("rsparse"), 0.5, TuningCache(tmp_path), Clock())
@@ -103,7 +102,7 @@ def test_launches_that_are_not_direct_have_their_own_tiles_tuned(setting, tmp_pa
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 def test_thread_blocks_of_candidates_run_at_once(name):
     for one in products_of(MODEL_SHAPES[name]):
-        tiles = direct_candidates(one, 132)
+        tiles = cuda_candidates(one, 132)
         assert len(set(tiles)) == len(tiles) >= 15
         assert all(tile.blocks(one.tiled_widths) <= 132 * tile.resident for tile in tiles)
         assert all(tile.resident * tile.warps <= 64 for tile in tiles)
@@ -135,7 +134,7 @@ def test_every_timed_call_is_prepared_outside_of_its_time(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_timing_a_step_without_a_gpu_ends_in_one_line(setting):
-    from wisparse.kernels.gpu.step import TritonDecodeStep
+    from wisparse.kernels.gpu.step import GPUDecodeStep
 
     with pytest.raises(KernelError, match="CUDA graphs need a CUDA GPU"):
-        step_clock(TritonDecodeStep(*setting("teal")))
+        step_clock(GPUDecodeStep(*setting("teal")))

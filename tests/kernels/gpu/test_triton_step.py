@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 from wisparse.kernels.block_rules import block_rules
-from wisparse.kernels.cuda.attention import DirectAttentionTile, direct_attention
-from wisparse.kernels.cuda.product import DirectTile
+from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
+from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.decoder_weights import pack
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.captured_step import CapturedStep
-from wisparse.kernels.gpu.step import TritonDecodeStep
+from wisparse.kernels.gpu.step import GPUDecodeStep
+from wisparse.kernels.gpu.step_tiles import Chosen, Never
 from wisparse.kernels.static_cache import StaticCache
 from wisparse.kernels.triton.short_attention import ShortAttentionTile
 from wisparse.method.apply import applied
@@ -32,7 +33,7 @@ def step_of(model, plan, batch, tiles=SMALL_TILES):
     weights = pack(model, plan.gate_thresholds if plan else ())
     cache = StaticCache.for_model(model, weights.shape, batch, PROMPT + NEW)
     rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
-    return TritonDecodeStep(weights, rules, cache, tiles)
+    return GPUDecodeStep(weights, rules, cache, tiles)
 
 
 @torch.no_grad()
@@ -74,15 +75,15 @@ def test_every_kind_of_plan(method):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.usefixtures("direct_products_run")
+@pytest.mark.usefixtures("cuda_kernels_run")
 def test_products_that_list_their_channels_themselves():
     """The same decode in fewer launches, dense too; gate_up alone has nobody to list down's channels for."""
     model = make_tiny_model("qwen2", blocks=1).half()
     plan = make_plan(model, "teal")
-    tiles = {"lists": replace(SMALL_TILES, direct={})}
+    tiles = {"lists": replace(SMALL_TILES, cuda=Never())}
     for names in ("qkv", "o", "gate_up", "qkv o gate_up down"):
-        tile = DirectTile(warps=2, cluster=2, unroll=2)
-        tiles[names] = replace(SMALL_TILES, direct=dict.fromkeys(names.split(), tile))
+        tile = CUDATile(warps=2, cluster=2, unroll=2)
+        tiles[names] = replace(SMALL_TILES, cuda=Chosen(dict.fromkeys(names.split(), tile)))
     for one in (plan, make_plan(model, "wina"), None):
         decoded = {name: both_decode(model, one, tiles=of)[1] for name, of in tiles.items()}
         for name, found in decoded.items():
@@ -92,24 +93,24 @@ def test_products_that_list_their_channels_themselves():
     assert saved == {"lists": 0, "qkv": 1, "o": 0, "gate_up": 0, "qkv o gate_up down": 2}
 
 
-@pytest.mark.usefixtures("direct_products_run")
-@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+@pytest.mark.usefixtures("cuda_kernels_run")
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "qwen3"])
 def test_attention_that_writes_the_whole_activation(family):
-    """Before a direct product of o, a dense o, and not before o's lists: with a bias and with a window."""
+    """Before o in CUDA C++, a dense o, and not before o's lists: with a bias, a window and norms of heads."""
     model = make_tiny_model(family, blocks=1, heads=(3, 1)).half()
     plan = make_plan(model, "teal")
-    attention = DirectAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
-    o = {"o": DirectTile(warps=2, cluster=2, unroll=2)}
-    plain = replace(SMALL_TILES, direct=o, attention=ShortAttentionTile(step=16))
-    tiles = replace(plain, direct_attention=attention)
+    attention = CUDAAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
+    o = {"o": CUDATile(warps=2, cluster=2, unroll=2)}
+    plain = replace(SMALL_TILES, cuda=Chosen(o), attention=ShortAttentionTile(step=16))
+    tiles = replace(plain, cuda=Chosen(o, attention))
     for of in (plan, None):
         found, expected = (both_decode(model, of, tiles=each)[1] for each in (tiles, plain))
         assert torch.allclose(found, expected, atol=1e-3)
     launched = {}
-    for name, of, direct in (("direct", plan, o), ("dense", None, {}), ("listed", plan, {})):
-        launches = step_of(model, of, 1, replace(tiles, direct=direct))._launches
-        launched[name] = any(one.func is direct_attention for one in launches)
-    assert launched == {"direct": True, "dense": True, "listed": False}
+    for name, of, products in (("cuda", plan, o), ("dense", None, {}), ("listed", plan, {})):
+        launches = step_of(model, of, 1, replace(tiles, cuda=Chosen(products, attention)))._launches
+        launched[name] = any(one.func is cuda_attention for one in launches)
+    assert launched == {"cuda": True, "dense": True, "listed": False}
 
 
 def test_short_contexts_have_an_attention_of_their_own():
@@ -158,10 +159,10 @@ def test_bad_input_ends_in_one_line():
     cache = StaticCache.for_model(model, weights.shape, 1, 8)
     rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
     with pytest.raises(KernelError, match="gated blocks"):
-        TritonDecodeStep(weights, rules, cache, SMALL_TILES)
+        GPUDecodeStep(weights, rules, cache, SMALL_TILES)
     with pytest.raises(KernelError, match="rules for 1 blocks"):
-        TritonDecodeStep(weights, rules[:1], cache, SMALL_TILES)
-    step = TritonDecodeStep(weights, block_rules(None, weights.shape, weights.device, weights.dtype), cache)
+        GPUDecodeStep(weights, rules[:1], cache, SMALL_TILES)
+    step = GPUDecodeStep(weights, block_rules(None, weights.shape, weights.device, weights.dtype), cache)
     with pytest.raises(KernelError, match="expected int64"):
         step(torch.zeros(1, dtype=torch.int32, device=DEVICE))
     if DEVICE.type == "cpu":

@@ -105,6 +105,15 @@ def test_a_broken_cache_is_an_empty_one(tmp_path, monkeypatch):
     assert cache.find(key, Tile) == Tile(64, 8)
 
 
+def test_a_tile_of_another_version_was_never_tuned(tmp_path):
+    """A field that is gone, and a value that is no longer allowed."""
+    cache = TuningCache(tmp_path)
+    for broken in ({"colums": 64}, {"columns": 65}):
+        cache.path.write_text(json.dumps({"key": {"tile": broken, "us": 1.0}}))
+        assert cache.find("key", Tile) is None
+    assert cache.tuned("key", Tile, lambda: (Tile(32), 2.0)) == Tile(32) == cache.find("key", Tile)
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_candidates_fill_a_gpu(batch):
     for product in products_of(LLAMA_8B):

@@ -37,7 +37,7 @@ def main(batch):
     from wisparse.kernels.block_rules import BlockRules
     from wisparse.kernels.decoder import DecoderShape
     from wisparse.kernels.decoder_weights import BlockWeights, DecoderWeights
-    from wisparse.kernels.gpu.step import TritonDecodeStep
+    from wisparse.kernels.gpu.step import GPUDecodeStep
     from wisparse.kernels.static_cache import StaticCache
     from wisparse.method.plan import ProjectionRule
 
@@ -79,7 +79,7 @@ def main(batch):
     slots = weight(2, batch, kv_heads, 256, head_dim)
     angles, integers = torch.zeros(256, head_dim), torch.zeros(batch, dtype=torch.int32)
     cache = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
-    step = TritonDecodeStep(weights, (BlockRules(rules, None), BlockRules({}, torch.zeros(ffn))), cache)
+    step = GPUDecodeStep(weights, (BlockRules(rules, None), BlockRules({}, torch.zeros(ffn))), cache)
     step(torch.zeros(batch, dtype=torch.int64))
 
 
