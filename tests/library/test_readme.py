@@ -39,9 +39,9 @@ def test_the_lines_for_a_users_own_model_run(monkeypatch):
 @pytest.fixture
 def example(tmp_path, monkeypatch):
     """The example of a method as its configuration makes it, imported as if it lay in baselines/."""
-    code, settings = block("python", "# baselines/"), block("yaml", "# conf/method/")
-    (name,) = re.findall(r"^# baselines/(\w+)\.py$", code, re.MULTILINE)
-    assert f"# conf/method/{name}.yaml" in settings
+    code, settings = block("python", "(Method)"), block("yaml", "_target_")
+    (name,) = re.findall(r"^`conf/method/(\w+)\.yaml`", README, re.MULTILINE)
+    assert f"`baselines/{name}.py`:" in README
     path = tmp_path / f"{name}.py"
     path.write_text(code, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"wisparse.baselines.{name}", path)
