@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .block_rules import Plan, block_rules
-from .decoder_weights import DecoderWeights, pack
+from .block_rules import BlockRules, Plan, block_rules
+from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
 from .sampling import Greedy, Sampler
 from .static_cache import StaticCache
@@ -21,12 +23,40 @@ LARGEST_BATCH = 8
 class DecodeStep(Protocol):
     """One token a row: appends to the static cache and returns what comes next."""
 
-    kernels: str
-    """Kind of kernels that execute it, for records: triton, c++ or torch."""
-
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids: (batch,). Returns logits (batch, vocabulary) float32, overwritten by the next call."""
         ...
+
+    def ran(self) -> dict[str, str]:
+        """Language of the kernels of each part (products, attention, norms, ...), for records."""
+        ...
+
+
+MakeStep = Callable[[DecoderWeights, tuple[BlockRules, ...], StaticCache, float | None], DecodeStep]
+"""Makes the step of a backend; the last argument is `tuned_for` of `DecodeEngine`."""
+
+
+def _gpu_step(
+    weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache, tuned_for: float | None
+) -> DecodeStep:
+    from .gpu.captured_step import CapturedStep
+    from .gpu.cuda_tuning import tuned_step_tiles
+    from .gpu.step import GPUDecodeStep
+
+    tiles = None if tuned_for is None else tuned_step_tiles(weights, rules, cache, tuned_for)
+    return CapturedStep(GPUDecodeStep(weights, rules, cache, tiles), feed_back=False)
+
+
+def _cpu_step(
+    weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache, _: float | None
+) -> DecodeStep:
+    from .cpu.step import CPUDecodeStep
+
+    return CPUDecodeStep(weights, rules, cache)
+
+
+BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
+"""Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +72,8 @@ class PreparedPrompt:
 class DecodeEngine:
     """Decodes with a static cache; the weights of dropped channels are never read.
 
-    The model stays usable: prefill runs through it, on the same weights. What prefill computes sparsely is the
-    model's affair (hooks that are installed on it run); every generated token is sparse.
+    A context: after it the model's weights lie as before, and the engine's memory is free. Within it the model
+    stays usable, on the same weights, and a prompt is read through it. Every generated token is sparse.
     """
 
     def __init__(
@@ -54,35 +84,57 @@ class DecodeEngine:
         batch: int = 1,
         capacity: int = 2048,
         tuned_for: float | None = None,
+        reading_prompts: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Pack the model's weights and check the plan; capacity: tokens of prompt and continuation.
 
         tuned_for: the sparsity that a GPU's launches are tuned for (minutes, then found on disk); None: tiles
-        that suit a large GPU. Raises KernelError for what cannot be executed.
+        that suit a large GPU. reading_prompts: gives the context in which the model reads a prompt, such as
+        hooks that compute its tokens sparsely; without it the prompt is dense. Raises KernelError for what
+        cannot be executed, and leaves the model as it was.
         """
         if not 1 <= batch <= LARGEST_BATCH:
             raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
         self.model = model
+        self.closed = False
+        self._reading_prompts = reading_prompts
         self.weights: DecoderWeights = pack(model, () if plan is None else plan.gate_thresholds)
-        weights = self.weights
-        self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
-        self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
-        self.step: DecodeStep = self._make_step(tuned_for)
+        try:
+            weights = self.weights
+            self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+            self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
+            if weights.device.type not in BACKENDS:
+                known = " and ".join(BACKENDS)
+                raise KernelError(f"the decode engine runs on {known}, not on {weights.device.type}")
+            self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
+        except BaseException:
+            unpack(model)
+            raise
 
-    def _make_step(self, tuned_for: float | None) -> DecodeStep:
-        weights, cache = self.weights, self.cache
-        if weights.device.type == "cuda":
-            from .gpu.captured_step import CapturedStep
-            from .gpu.cuda_tuning import tuned_step_tiles
-            from .gpu.step import GPUDecodeStep
+    def __enter__(self) -> DecodeEngine:
+        return self
 
-            tiles = None if tuned_for is None else tuned_step_tiles(weights, self.rules, cache, tuned_for)
-            return CapturedStep(GPUDecodeStep(weights, self.rules, cache, tiles), feed_back=False)
-        if self.weights.device.type == "cpu":
-            from .cpu.step import CPUDecodeStep
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-            return CPUDecodeStep(self.weights, self.rules, self.cache)
-        raise KernelError(f"the decode engine runs on cuda and cpu, not on {self.weights.device.type}")
+    def close(self) -> None:
+        """Lay the model's weights out as before, and drop the engine's; it decodes nothing any more."""
+        if not self.closed:
+            self.closed = True
+            # First, so that no weight is held twice for longer than its copy takes.
+            del self.step, self.cache, self.rules, self.weights
+            unpack(self.model)
+
+    def ran(self) -> dict[str, str]:
+        """Language of the kernels of each part of a decode step, for records."""
+        self._check_open()
+        return self.step.ran()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise KernelError("this decode engine is closed, its context has ended; make another one")
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -96,13 +148,14 @@ class DecodeEngine:
         prompt = self._prepared(input_ids, attention_mask)
         cache = DynamicCache()  # not of the model's configuration: a sliding cache would forget early tokens
         positions = (prompt.mask.cumsum(dim=1) - 1).clamp_min(0)
-        output = self.model(
-            input_ids=prompt.input_ids,
-            attention_mask=prompt.mask,
-            position_ids=positions,
-            past_key_values=cache,
-            logits_to_keep=1,
-        )
+        with self._reading_prompts():
+            output = self.model(
+                input_ids=prompt.input_ids,
+                attention_mask=prompt.mask,
+                position_ids=positions,
+                past_key_values=cache,
+                logits_to_keep=1,
+            )
         self.cache.fill(cache, prompt.first)
         return output.logits[:, -1].float()
 
@@ -121,6 +174,7 @@ class DecodeEngine:
 
         Returns (batch, length + at most new_tokens), as `model.generate` does; greedy without a sampler.
         """
+        self._check_open()
         sampler = sampler or Greedy()
         length = input_ids.shape[1]
         if new_tokens < 1 or length + new_tokens > self.cache.capacity:
@@ -142,6 +196,7 @@ class DecodeEngine:
         return torch.cat([input_ids, torch.stack(found, dim=1)], dim=1)
 
     def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:
+        self._check_open()
         if input_ids.ndim != 2 or input_ids.shape[0] != self.cache.batch:
             raise KernelError(
                 f"this engine takes prompts of {self.cache.batch} rows, (batch, length), not "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .catalogue import token_policy
-from .kernels.decoder_weights import unpack
 from .kernels.engine import DecodeEngine
 from .kernels.errors import KernelError
 from .kernels.sampling import Sampler
 from .method.apply import SparseSession, applied
 from .method.plan import SparsityPlan
+from .method.projections import projection_shapes
 from .method.token_policy import TokenPolicy
 from .method.traffic import BatchTrafficCounter
 
@@ -47,12 +48,9 @@ def sparse(
 class Engine:
     """The decode engine of a model under a plan; made by `engine`."""
 
-    def __init__(
-        self, model: PreTrainedModel, plan: SparsityPlan | None, policy: TokenPolicy, decoder: DecodeEngine
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, plan: SparsityPlan, decoder: DecodeEngine) -> None:
         self._model = model
-        self._plan = plan or SparsityPlan(shapes=decoder.weights.shape.shapes())
-        self._policy = policy
+        self._plan = plan
         self._decoder = decoder
         self._sequences: Tensor | None = None
         self._prompt = 0
@@ -75,15 +73,14 @@ class Engine:
         Raises KernelError for what does not fit the engine.
         """
         started = time.perf_counter()
-        with applied(self._model, self._plan, self._policy):
-            sequences = self._decoder.generate(
-                input_ids,
-                attention_mask,
-                new_tokens=new_tokens,
-                sampler=sampler,
-                stop_tokens=stop_tokens,
-                pad_token=pad_token,
-            )
+        sequences = self._decoder.generate(
+            input_ids,
+            attention_mask,
+            new_tokens=new_tokens,
+            sampler=sampler,
+            stop_tokens=stop_tokens,
+            pad_token=pad_token,
+        )
         if sequences.device.type == "cuda":
             torch.cuda.synchronize(sequences.device)
         self._seconds = time.perf_counter() - started
@@ -107,7 +104,7 @@ class Engine:
             found = session.report()
         kept = ("realised_sparsity", "bytes_per_token", "dense_bytes_per_token")
         return {name: found[name] for name in kept} | {
-            "kernels": self._decoder.step.kernels,
+            "kernels": self._decoder.ran(),
             "new_tokens": length - self._prompt,
             "seconds": self._seconds,
         }
@@ -133,8 +130,13 @@ def engine(
     if capacity is None:
         capacity = min(CAPACITY, model.config.max_position_embeddings)
     tuned_for = plan.provenance.sparsity if tune and plan is not None else None
-    try:
-        decoder = DecodeEngine(model, plan, batch=batch, capacity=capacity, tuned_for=tuned_for)
-        yield Engine(model, plan, token_policy(tokens), decoder)
-    finally:
-        unpack(model)
+    rules = plan or SparsityPlan(shapes=projection_shapes(model))
+    with DecodeEngine(
+        model,
+        plan,
+        batch=batch,
+        capacity=capacity,
+        tuned_for=tuned_for,
+        reading_prompts=partial(applied, model, rules, token_policy(tokens)),
+    ) as decoder:
+        yield Engine(model, rules, decoder)

@@ -6,8 +6,8 @@ import shutil
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TextIO
 
 import torch
@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .catalogue import token_policy
 from .decoding import GENERATED
-from .kernels.decoder_weights import unpack
 from .kernels.engine import DecodeEngine
 from .method.apply import applied
 from .method.errors import UserError
@@ -86,25 +85,24 @@ class Answers:
         Raises KernelError for a plan that the decode engine cannot execute.
         """
         capacity = self._ids.shape[1] + self._new_tokens
-        try:
-            dense = Answer("dense", DecodeEngine(self._model, None, capacity=capacity))
-            title = str(self._plan.provenance.method or "sparse")
-            sparse = Answer(title, DecodeEngine(self._model, self._plan, capacity=capacity))
-            with torch.inference_mode():
-                screen = Screen(out)
-                for _ in self._decoded(dense, sparse):
-                    screen.show([self._column(answer) for answer in (dense, sparse)])
-                screen.finish([self._column(answer) for answer in (dense, sparse)])
-                out.write(self._summary(dense, sparse))
-        finally:
-            unpack(self._model)
+        prompts = partial(applied, self._model, self._plan, self._policy)
+        with (
+            DecodeEngine(self._model, capacity=capacity) as dense_engine,
+            DecodeEngine(self._model, self._plan, capacity=capacity, reading_prompts=prompts) as sparse_engine,
+            torch.inference_mode(),
+        ):
+            dense = Answer("dense", dense_engine)
+            sparse = Answer(str(self._plan.provenance.method or "sparse"), sparse_engine)
+            screen = Screen(out)
+            for _ in self._decoded(dense, sparse):
+                screen.show([self._column(answer) for answer in (dense, sparse)])
+            screen.finish([self._column(answer) for answer in (dense, sparse)])
+            out.write(self._summary(dense, sparse))
 
     def _decoded(self, dense: Answer, sparse: Answer) -> Iterator[None]:
         """Decode both in turn, a token each; yields after every token."""
         for answer in (dense, sparse):
-            prompt = applied(self._model, self._plan, self._policy) if answer is sparse else nullcontext()
-            with prompt:
-                self._append(answer, answer.engine.prefill(self._ids))
+            self._append(answer, answer.engine.prefill(self._ids))
             yield
         for _ in range(self._new_tokens - 1):
             for answer in (dense, sparse):

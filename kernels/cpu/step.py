@@ -158,7 +158,6 @@ class CPUDecodeStep:
     """Decodes one token of each row; see `DecodeStep`. The residual stream and activations are float32."""
 
     def __init__(self, weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache) -> None:
-        self.kernels = backend()
         self._weights, self._cache = weights, cache
         entries = weights.lm_head.shape[0]
         self._final_norm = weights.final_norm.float()
@@ -179,3 +178,9 @@ class CPUDecodeStep:
         hidden = F.rms_norm(hidden, (shape.hidden,), self._final_norm, shape.norm_epsilon)
         # Every row of lm_head, which transformers stores by vocabulary entry.
         return row_dots(hidden, weights.lm_head, self._vocabulary).T
+
+    @staticmethod
+    def ran() -> dict[str, str]:
+        """Language of the kernels of each part; see `DecodeStep`."""
+        compiled = dict.fromkeys(("lm_head", "products", "selection"), backend())
+        return {"attention": "torch", "norms": "torch"} | compiled

@@ -29,6 +29,10 @@ class CapturableStep(Protocol):
         """Logits (batch, vocabulary) after token_ids (batch,)."""
         ...
 
+    def ran(self) -> dict[str, str]:
+        """Language of the launches of each part."""
+        ...
+
     def freeze(self) -> None:
         """Keep every launch as it is from here on."""
         ...
@@ -36,8 +40,6 @@ class CapturableStep(Protocol):
 
 class CapturedStep:
     """Replays a decode step. The graph reads `tokens` (batch,) and writes `logits` (batch, vocabulary)."""
-
-    kernels = "triton"
 
     def __init__(self, step: CapturableStep, feed_back: bool) -> None:
         """feed_back: the graph ends by writing the most likely tokens into `tokens`, so that greedy decoding is
@@ -70,6 +72,10 @@ class CapturedStep:
         """Logits after token_ids (batch,) int64; the tensor returned is overwritten by the next replay."""
         self.tokens.copy_(token_ids)
         return self.replay()
+
+    def ran(self) -> dict[str, str]:
+        """Language of the launches of each part; see `DecodeStep`."""
+        return self._step.ran()
 
     def replay(self) -> Tensor:
         """Logits after what `tokens` holds."""

@@ -31,6 +31,18 @@ from .cuda_tiles import chosen
 from .sites import Reads, Site, make_site
 from .step_tiles import StepTiles, default_tiles
 
+PARTS = {
+    "attention": "attention",
+    "compact": "norms",
+    "gemv": "products",
+    "neurons": "products",
+    "product": "products",
+    "run": "products",
+    "select": "selection",
+    "short_attention": "attention",
+}
+"""Part of a step that launches belong to, by their module, and by their name for those of a site."""
+
 
 class GPUDecodeStep:
     """Logits of the next token from one token a row; appends to the cache and increases its length by one.
@@ -94,6 +106,23 @@ class GPUDecodeStep:
         for start in self._launches:
             start()
         return F.linear(self._buffers.x("final", self.weights.shape.hidden), self.weights.lm_head).float()
+
+    def ran(self) -> dict[str, str]:
+        """Language of the launches of each part; see `DecodeStep`. A norm within a product counts as both."""
+        found: dict[str, set[str]] = {}
+        for launch in self._launches:
+            function = launch
+            while isinstance(function, partial):
+                function = function.func
+            *_, folder, module = function.__module__.split(".")
+            language = "cuda" if folder == "cuda" else "triton"
+            part = function.__name__ if module == "sites" else module
+            found.setdefault(PARTS[part], set()).add(language)
+            if any(isinstance(argument, Normed) for argument in launch.args):
+                found.setdefault("norms", set()).add(language)
+        return {part: " and ".join(sorted(languages)) for part, languages in sorted(found.items())} | {
+            "lm_head": "torch"
+        }
 
     def freeze(self) -> None:
         """Fix all addresses, for a CUDA graph that holds them."""

@@ -6,6 +6,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.cpu import build
 from ...kernels.cuda import compiled
-from ...kernels.decoder_weights import unpack
 from ...kernels.engine import DecodeEngine
 from ...method.apply import applied
 from ...method.errors import UserError
@@ -121,22 +121,21 @@ class DecodeLatency:
         print_card(model, torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", bandwidth)
         # First, while the weights lie as transformers wants them.
         timings = dict(self._baselines(model, prompt))
-        try:
-            plan, nominal = self._matched(model, plan, plan_at, prompt)
-            engines = {"engine-dense": self._engine(model, None)}
-            if not _is_dense(plan):
-                engines["engine-sparse"] = self._engine(model, plan)
+        plan, nominal = self._matched(model, plan, plan_at, prompt)
+        plans = {"engine-dense": None} if _is_dense(plan) else {"engine-dense": None, "engine-sparse": plan}
+        with ExitStack() as stack:
+            engines = {name: stack.enter_context(self._engine(model, own)) for name, own in plans.items()}
             found, sequences = self._interleaved(engines, prompt)
-            traffic = _traffic(model, plan, sequences[list(engines)[-1]], self.prompt, BatchTrafficCounter)
-        finally:
-            unpack(model)
+            measured = list(engines)[-1]
+            ran = engines[measured].ran()
+            traffic = _traffic(model, plan, sequences[measured], self.prompt, BatchTrafficCounter)
         timings |= found
         return {
             "batch": self.batch,
             "prompt": self.prompt,
             "new_tokens": self.new_tokens,
             "threads": torch.get_num_threads(),
-            "kernels": engines["engine-dense"].step.kernels,
+            "kernels": ran,
             "nominal_sparsity": nominal,
             "read_bandwidth": bandwidth,
             "traffic": traffic,
@@ -202,7 +201,8 @@ class DecodeLatency:
         if self.realised_tolerance is None:
             return plan, nominal
         for _ in range(MATCHING_ROUNDS):
-            sequences = self._engine(model, plan).generate(prompt, new_tokens=self.new_tokens)
+            with self._engine(model, plan) as engine:
+                sequences = engine.generate(prompt, new_tokens=self.new_tokens)
             realised = _traffic(model, plan, sequences, self.prompt, TrafficCounter)["realised_sparsity"]
             if abs(realised - wanted) <= self.realised_tolerance:
                 return plan, nominal

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 
 import networkx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wisparse.kernels.cpu.gemv import backend
 from wisparse.kernels.engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.sampling import Multinomial
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
-from wisparse.method.projections import projection_shapes
+from wisparse.method.projections import model_projections, projection_shapes
 
 from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
 
@@ -191,6 +193,52 @@ def test_a_second_engine_shares_the_weights_of_the_first(llama):
         mine.qkv.data_ptr() == others.qkv.data_ptr() == llama.model.layers[0].self_attn.q_proj.weight.data_ptr()
     )
     assert mine.down.data_ptr() == others.down.data_ptr()
+
+
+def layout(model) -> list[tuple[tuple[int, ...], int]]:
+    return [(weight.stride(), weight.untyped_storage().nbytes()) for weight in model.parameters()]
+
+
+@pytest.mark.parametrize("method", [None, "teal_uniform", "chess"])
+def test_after_its_context_the_model_is_whole_and_the_engine_closed(tiny_model, method):
+    plan = None if method is None else plan_for(tiny_model, method)
+    before, logits = layout(tiny_model), tiny_model(prompts(tiny_model, 1)).logits
+    with DecodeEngine(tiny_model, plan, capacity=40) as engine:
+        engine.generate(prompts(tiny_model, 1), new_tokens=4)
+        assert layout(tiny_model) != before
+    assert layout(tiny_model) == before
+    assert torch.equal(tiny_model(prompts(tiny_model, 1)).logits, logits)
+    for use in (lambda: engine.generate(prompts(tiny_model, 1), new_tokens=4), engine.ran):
+        with pytest.raises(KernelError, match="closed"):
+            use()
+    engine.close()
+
+
+def test_after_an_engine_that_cannot_be_made_the_model_is_whole(llama):
+    before = layout(llama)
+    for message, make in bad_engines(llama).items():
+        with pytest.raises(KernelError, match=message):
+            make()
+    assert layout(llama) == before
+
+
+@pytest.mark.parametrize("policy", ["half", "decode_only"])
+def test_an_engine_reads_prompts_in_the_context_that_it_is_given(tiny_model, policy):
+    plan, input_ids = plan_for(tiny_model, "teal_uniform"), prompts(tiny_model, 1)
+    expected = generated(tiny_model, plan, policy, input_ids, 12)
+    reading = partial(applied, tiny_model, plan, make_protocol(policy))
+    with DecodeEngine(tiny_model, plan, capacity=40, reading_prompts=reading) as engine:
+        assert engine.generate(input_ids, new_tokens=12).tolist() == expected.tolist()
+        assert not any(linear._forward_pre_hooks for linear in model_projections(tiny_model).values())
+
+
+def test_it_says_which_language_each_part_ran_in(llama):
+    with DecodeEngine(llama, capacity=40) as engine:
+        found = engine.ran()
+    assert found == {
+        "attention": "torch", "norms": "torch", "lm_head": backend(), "products": backend(),
+        "selection": backend(),
+    }  # fmt: skip
 
 
 def bad_engines(llama):

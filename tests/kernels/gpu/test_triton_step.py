@@ -184,3 +184,15 @@ def test_a_captured_step_is_the_step():
         assert torch.equal(greedy.replay(), expected)
         ids = expected.argmax(-1)
         assert torch.equal(greedy.tokens, ids)
+
+
+@pytest.mark.parametrize("method", [None, "teal", "wina", "rsparse", "chess"])
+def test_it_says_which_language_each_part_ran_in(method):
+    model = make_tiny_model("llama", blocks=1)
+    plan = None if method is None else make_plan(model, method)
+    weights = pack(model, () if plan is None else plan.gate_thresholds)
+    rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+    cache = StaticCache.for_model(model, weights.shape, 1, 64)
+    found = GPUDecodeStep(weights, rules, cache, SMALL_TILES).ran()
+    expected = dict.fromkeys(("attention", "norms", "products"), "triton") | {"lm_head": "torch"}
+    assert found == expected | ({"selection": "triton"} if method == "wina" else {})
