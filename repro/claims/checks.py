@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from ...method.errors import UserError
 from ..embedded.names import EMBEDDED
+from ..measured.cells import MeasuredCell
+from ..measured.paired_bootstrap import Interval
 from ..models.architecture import decode_tflops
-from ..tables.cells import MeasuredCell, TableData
-from ..tables.paired_bootstrap import Interval
+from ..tables.table_data import TableData
 from .evidence import Evidence, Row, paired
 from .printed import AVERAGE, Claim, Claims
 from .printed_rows import contradictions, printed_kept, printed_lead, row_average

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from ...method.errors import UserError
 from ..configuration import CONFIGURATION
 from ..embedded.names import EMBEDDED
-from ..record import RecordError, has_random_weights
-from ..records import RECORD, load_items, load_record
-from ..tables.cells import MeasuredCell, TableData, check_comparable
+from ..measured.cells import MeasuredCell, every_cell
+from ..record import has_random_weights
 from ..tables.csv_rows import Row, read_rows
+from ..tables.table_data import TableData, check_comparable
 from .printed import Claim
 
 
@@ -28,17 +27,13 @@ class Evidence:
 
         Raises UserError when one is damaged.
         """
-        found = []
-        for path in sorted(self.results.rglob(RECORD)):
-            try:
-                config = json.loads(path.read_text(encoding="utf-8"))["config"]
-                # Random weights tell costs, never accuracy.
-                if config["model"]["name"] in EMBEDDED or has_random_weights(config):
-                    continue
-                found.append(MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent))
-            except (RecordError, OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is no record ({error}); delete that folder") from error
-        return sorted(found, key=lambda cell: cell.record["utc"], reverse=True)
+
+        def decides(record: dict[str, Any]) -> bool:
+            # Random weights tell costs, never accuracy.
+            config = record["config"]
+            return config["model"]["name"] not in EMBEDDED and not has_random_weights(config)
+
+        return sorted(every_cell([self.results], decides), key=lambda cell: cell.record["utc"], reverse=True)
 
     def accuracy(self, claim: Claim, model: str, method: str, sparsity: float) -> MeasuredCell | str:
         """The newest complete measurement under the claim's own conditions, or why there is none."""

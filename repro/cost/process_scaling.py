@@ -19,8 +19,8 @@ from typing import Any
 
 from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
-from ..record import RecordError
-from ..records import RECORD, load_record, write_text
+from ..measured.cells import every_cell
+from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
 from ..tables.text import table_row
 
@@ -68,12 +68,8 @@ def measured(processes: int, overrides: list[str]) -> dict[str, Any]:
 def stored(folder: Path) -> list[list[dict[str, Any]]]:
     """The records below a folder by cell, the fewest processes first. Raises UserError where there is none."""
     cells: dict[str, list[dict[str, Any]]] = {}
-    try:
-        for path in sorted(folder.rglob(RECORD)):
-            record = load_record(path.parent)
-            cells.setdefault(record["cell"]["key"], []).append(record)
-    except RecordError as error:
-        raise UserError(str(error)) from error
+    for cell in every_cell([folder]):
+        cells.setdefault(cell.record["cell"]["key"], []).append(cell.record)
     if not cells:
         raise UserError(f"{folder} holds no records; give the folder that a measurement left")
     return [sorted(records, key=lambda record: record["model"]["processes"]) for records in cells.values()]

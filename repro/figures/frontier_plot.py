@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
-from ..tables.cells import method_rank
+from ..measured.cells import method_rank
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import ink, line_style, write_figure
 

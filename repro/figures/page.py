@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import fmean
 
 from ...method.projections import PROJECTIONS
+from ..measured.cells import MeasuredCell
 from ..record import is_embedded
-from ..tables.cells import MeasuredCell, search_settings
 from ..tables.csv_rows import Row, read_rows
+from ..tables.table_data import search_settings
 from ..tables.text import (
     EMBEDDED_NOTE,
     NOT_MEASURED,

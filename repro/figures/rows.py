@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ...method.errors import UserError
 from ...method.projections import PROJECTIONS, key
 from ..embedded.names import EMBEDDED
+from ..measured.cells import MeasuredCell, place_of, stored_cells
+from ..measured.paired_bootstrap import PairedResamples, interval
 from ..models.architecture import decode_tflops, projection_sizes
-from ..record import RecordError, suite_choice
-from ..records import RECORD, load_items, load_record
-from ..tables.cells import MeasuredCell, check_comparable
+from ..record import suite_choice
 from ..tables.csv_rows import read_rows
-from ..tables.paired_bootstrap import PairedResamples, interval
 from ..tables.speed_table import ENGINE_DENSE
+from ..tables.table_data import check_comparable
 
 Row = dict[str, Any]
 RANDOM = "-random"
@@ -50,18 +49,11 @@ def read_figures(folders: list[Path]) -> FigureRecords:
 
     Raises UserError when there is none or one is damaged.
     """
-    cells: dict[tuple[Any, ...], MeasuredCell] = {}
-    try:
-        for path in sorted(path for folder in folders for path in folder.rglob(RECORD)):
-            cell = MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)
-            name = (suite_choice(cell.record["suite"]["name"]), *cell.key)
-            if name not in cells or cells[name].record["utc"] < cell.record["utc"]:
-                cells[name] = cell
-    except RecordError as error:
-        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
-    if not cells:
-        raise UserError(f"no records in {', '.join(map(str, folders))}; run `make reproduce-figures` first")
-    return FigureRecords(cells)
+
+    def place(record: dict[str, Any]) -> tuple[Any, ...]:
+        return suite_choice(record["suite"]["name"]), *place_of(record)
+
+    return FigureRecords(stored_cells(folders, place, command="`make reproduce-figures`"))
 
 
 def mismatch_rows(records: FigureRecords) -> Iterator[Row]:

@@ -20,34 +20,39 @@ from ..claims.verify import VERDICTS
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import read_rows
+from ..tables.make import TABLES
 from ..tables.plot_style import inline_svg
 from .plots import accuracy_plots, colours, data_address, figure_files, paper_figures
 from .provenance import read_provenance
 from .tables import DisplayTable, display_table
 
 TEMPLATE = "report.html.jinja"
+
+
+def _declared(name: str) -> tuple[str, str, str]:
+    """Id, title and command of a table as it declares them."""
+    return name, TABLES[name].title, TABLES[name].command
+
+
 SECTIONS = (
-    ("table1", "Table 1: accuracy on the embedded models", "make reproduce-table1 PROFILE=full"),
+    _declared("table1"),
     ("paper", "Tables of the 7-8B models", "make reproduce-table1 PROFILE=paper"),
-    ("table2", "Table 2: WiSparse stage by stage", "make reproduce-table2 PROFILE=full"),
-    ("frontier", "Every method against the bytes it reads", "python repro/run.py experiment=frontier"),
+    _declared("table2"),
+    _declared("frontier"),
     ("frontier_long", "The same with more calibration text", "python repro/run.py experiment=frontier_long"),
-    ("questions", "What the reviewers asked", "python repro/run.py experiment=question_alpha"),
-    ("speed", "Decode speed", "make reproduce-speed"),
+    ("questions", TABLES["question"].title, TABLES["question"].command),
+    _declared("speed"),
     ("kernels", "Kernel speed", "make reproduce-speed"),
     ("search-cost", "What the searches cost at full size", "make reproduce-search-cost"),
-    ("full_size", "The whole suite at full size", "python repro/run.py experiment=full_size"),
+    _declared("full_size"),
     ("process-scaling", "One cell on several processes", "python -m wisparse.repro.cost.process_scaling"),
     ("figures", "WiSparse's figures on the embedded models", "make reproduce-figures PROFILE=full"),
     ("paper-figures", "WiSparse's figures on the 7-8B models", "make reproduce-figures PROFILE=paper"),
     ("claims", "What the papers print, checked", "make verify-claims"),
 )
-"""Id, title, and what would measure it."""
-TABLES = (
-    "table1", "table2", "frontier", "frontier_long", "speed", "kernels", "search-cost", "full_size",
-    "process-scaling",
-)  # fmt: skip
-"""Sections of one table, a CSV of that name."""
+"""Id, title, and what would measure it. A section of one table shows the CSV of its id."""
+SAME_TABLE = {"frontier_long": "frontier"}
+"""Sections whose table is declared under another name."""
 PLOTTED = ("speed", "kernels", "frontier")
 """Sections whose plots lie beside their tables."""
 
@@ -76,9 +81,10 @@ class Section:
 def read_sections(results: Path) -> list[Section]:
     """Every section, filled from the files of the folder."""
     sections = {name: Section(name, title, command) for name, title, command in SECTIONS}
-    for name in TABLES:
+    for name in sections.keys() - {"claims"}:
         if rows := read_rows(results / f"{name}.csv"):
-            sections[name].tables.append(("", display_table(name, f"{name}-rows", rows)))
+            kind = SAME_TABLE.get(name, name)
+            sections[name].tables.append(("", display_table(kind, f"{name}-rows", rows)))
             sections[name].notes = _notes(results / f"{name}.md")
     if rows := read_rows(results / "table1.csv"):
         sections["table1"].plots = accuracy_plots(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from ..configuration import CONFIGURATION, REPOSITORY
 from ..tables.csv_rows import read_rows
 from ..tables.question_data import METHOD
+from ..tables.question_table import NOT_COMPARABLE
 from ..tables.text import NOT_MEASURED, table_row
 
 MOST_ENTRIES = 12
@@ -19,11 +21,14 @@ ANSWERS = REPOSITORY / "results" / "questions"
 
 
 def question_summary(answers: Path = ANSWERS) -> str:
-    """Perplexity of what was tried over the reference's: median and range over models and sparsities.
+    """Perplexity of what was tried over the reference's at its bytes: median and range over all places.
+
+    Rows that are not comparable at equal bytes are counted and left out of both.
 
     Seeds differ by the median, over all that was measured, of their highest perplexity over their lowest.
     """
-    lines = ["| | seeds | they differ by | compared with | perplexity ÷ its: median (least to most) |"]
+    compared = "perplexity ÷ its at its bytes: median (least to most)"
+    lines = [f"| | seeds | they differ by | compared with | {compared} |"]
     lines.append("|---|---:|---:|---|---|")
     for path in sorted((CONFIGURATION / "experiment").glob("question_*.yaml")):
         name = path.stem.removeprefix("question_")
@@ -42,7 +47,7 @@ def question_summary(answers: Path = ANSWERS) -> str:
 
 def _answer(question: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     """Seeds, their spread, the reference, and what was found."""
-    compared = [row for row in rows if row["perplexity_ratio"]]
+    compared = [row for row in rows if row["equal_bytes"]]
     levels = _extremes(list(dict.fromkeys(row["level"] for row in compared)))
     methods = {row["method"] for row in compared}
     # What many levels do is said of all methods together; of many methods, what the last level does.
@@ -50,20 +55,29 @@ def _answer(question: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     if by_method and len(methods) * len(levels) > MOST_ENTRIES:
         levels = levels[-1:]
     ratios: dict[str, list[float]] = {}
+    left_out: Counter[str] = Counter()
     for row in compared:
         if row["level"] in levels:
             name = f"`{row['method']}` {row['level']}" if by_method else f"`{row['level']}`"
-            ratios.setdefault(name, []).append(float(row["perplexity_ratio"]))
-    texts = [
-        f"{name} {_times(statistics.median(found))} ({_times(min(found))} to {_times(max(found))})"
-        for name, found in ratios.items()
-    ]
+            found = ratios.setdefault(name, [])
+            if row["perplexity_ratio"]:
+                found.append(float(row["perplexity_ratio"]))
+            else:
+                left_out[name] += 1
+    texts = [_entry(name, found, left_out[name]) for name, found in ratios.items()]
     sparse = [row for row in rows if row["method"] != "dense"]
     seeds = sorted({int(row["seeds"]) for row in sparse})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     spreads = [float(row["perplexity_highest"]) / float(row["perplexity_lowest"]) - 1 for row in sparse]
     spread = f"{statistics.median(spreads):.1%}" if seeds[-1] > 1 else ""
     return [counted, spread, f"`{question['reference']}`", "; ".join(texts) or NOT_MEASURED]
+
+
+def _entry(name: str, found: list[float], left_out: int) -> str:
+    if not found:
+        return f"{name} {NOT_COMPARABLE}"
+    rest = f", {left_out} of {len(found) + left_out} not comparable" if left_out else ""
+    return f"{name} {_times(statistics.median(found))} ({_times(min(found))} to {_times(max(found))}{rest})"
 
 
 def _times(ratio: float) -> str:

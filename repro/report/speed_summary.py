@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..configuration import REPOSITORY
-from ..tables.cells import method_rank
+from ..measured.cells import method_rank
 from ..tables.speed_table import (
     ENGINE_DENSE,
     PlainPyTorch,

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...method.errors import UserError
-from ..record import RecordError
-from ..records import RECORD, load_items, load_record
-from .cells import MeasuredCell, method_rank
-from .paired_bootstrap import Interval, PairedResamples, interval
+from ..measured.cells import MeasuredCell, method_rank, place_of, stored_cells
+from ..measured.comparison import Between, Comparison, Numbers, Outside, at_equal_bytes, bytes_of
+from ..measured.paired_bootstrap import Interval, interval
 
 REFERENCE = "wisparse"
 STEP = 0.1
@@ -24,61 +22,7 @@ Key = tuple[str, str, float, int]
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """Outcomes of a model on each item, in [0, 1] by task, and its nats and tokens on each document."""
-
-    items: dict[str, NDArray[np.float64]]
-    nats: NDArray[np.float64]
-    tokens: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, cell: MeasuredCell) -> Outcomes:
-        """Outcomes of a finished cell."""
-        documents = cell.items["documents"]
-        return cls(
-            {task: np.asarray(found, float) for task, found in cell.items["items"].items()},
-            np.asarray([document["nats"] for document in documents], float),
-            np.asarray([document["tokens"] for document in documents], float),
-        )
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity over all documents."""
-        return float(np.exp(self.nats.sum() / self.tokens.sum()))
-
-
-@dataclass(frozen=True)
-class Between:
-    """A method at some bytes a token: `share` of the way from a cell that reads less to one that reads more."""
-
-    below: Outcomes
-    above: Outcomes
-    share: float
-
-    @property
-    def items(self) -> dict[str, NDArray[np.float64]]:
-        """Outcomes by task, linear in the bytes; empty where one of the cells has no tasks."""
-        tasks = self.below.items.keys() & self.above.items.keys()
-        return {
-            task: (1 - self.share) * self.below.items[task] + self.share * self.above.items[task]
-            for task in self.below.items
-            if task in tasks
-        }
-
-    def rise(self, below: Any, above: Any) -> Any:
-        """Rise of perplexity from those of the two cells: its logarithm is linear in the bytes.
-
-        Linear in itself towards the dense model, whose rise is 0.
-        """
-        positive = (np.asarray(below) > 0) & (np.asarray(above) > 0)
-        lowest = np.finfo(float).tiny
-        logs = [np.log(np.maximum(found, lowest)) for found in (below, above)]
-        geometric = np.exp((1 - self.share) * logs[0] + self.share * logs[1])
-        return np.where(positive, geometric, (1 - self.share) * below + self.share * above)
-
-
-@dataclass(frozen=True)
-class Comparison:
+class AtEqualBytes:
     """A method against WiSparse on one model, at the bytes that WiSparse reads at a nominal sparsity."""
 
     model: str
@@ -100,6 +44,12 @@ class Comparison:
     """Seconds of calibration and search as a share of WiSparse's, on the same device; None without."""
 
     @property
+    def spread_text(self) -> str:
+        """Least and most of the rise by seed; nothing for one seed."""
+        shares = self.rise_share_by_seed
+        return f"{min(shares):.2f} to {max(shares):.2f}" if len(shares) > 1 else ""
+
+    @property
     def seeds_text(self) -> str:
         """How many, and how many of them bridged."""
         return f"{len(self.seeds)} ({len(self.bridged)} bridged)" if self.bridged else str(len(self.seeds))
@@ -110,7 +60,7 @@ class FrontierData:
     """Cells with a perplexity, in the order of the table."""
 
     cells: dict[Key, MeasuredCell]
-    _resamples: dict[str, PairedResamples] = field(default_factory=dict, repr=False)
+    _comparisons: dict[str, Comparison] = field(default_factory=dict, repr=False)
 
     @cached_property
     def groups(self) -> dict[tuple[str, float, str], list[MeasuredCell]]:
@@ -124,7 +74,7 @@ class FrontierData:
         """The model without sparsity, where it was measured; seeds change nothing about it."""
         return next(iter(self.groups.get((model, 0.0, "dense"), [])), None)
 
-    def comparison(self, model: str, method: str, sparsity: float) -> Comparison | None:
+    def comparison(self, model: str, method: str, sparsity: float) -> AtEqualBytes | None:
         """None without a dense cell, or without a seed with both methods' cells around WiSparse's bytes."""
         dense = self.dense(model)
         pairs: dict[int, tuple[MeasuredCell | None, MeasuredCell, Between]] = {}
@@ -132,18 +82,18 @@ class FrontierData:
             seed = reference.record["seed"]
             own = self.cells.get((model, method, sparsity, seed))
             around = [(model, method, round(sparsity + step, 6), seed) in self.cells for step in (-STEP, STEP)]
-            between = self._at_bytes(model, method, seed, _bytes(reference))
-            if between is not None and (own is not None or all(around)):
+            between = self._at_bytes(model, method, seed, bytes_of(reference))
+            if isinstance(between, Between) and (own is not None or all(around)):
                 pairs[seed] = own, reference, between
         if dense is None or not pairs:
             return None
-        compared = [(between, Outcomes.of(theirs)) for _, theirs, between in pairs.values()]
+        compared = [(between, theirs) for _, theirs, between in pairs.values()]
         shares = [self._rise_share(model, between, theirs, dense) for between, theirs in compared]
-        return Comparison(
+        return AtEqualBytes(
             model, method, sparsity, tuple(pairs),
             bridged=tuple(seed for seed, (own, *_) in pairs.items() if own is None),
             budget=", ".join(sorted({search_budget(theirs.record) for _, theirs, _ in pairs.values()})),
-            bytes_per_token=float(np.mean([_bytes(theirs) for _, theirs, _ in pairs.values()])),
+            bytes_per_token=float(np.mean([bytes_of(theirs) for _, theirs, _ in pairs.values()])),
             rise_share=interval(
                 float(np.mean([share for share, _ in shares])), np.mean([drawn for _, drawn in shares], axis=0)
             ),
@@ -152,63 +102,75 @@ class FrontierData:
             time_share=_time_share([(own, theirs) for own, theirs, _ in pairs.values() if own is not None]),
         )  # fmt: skip
 
-    def _at_bytes(self, model: str, method: str, seed: int, wanted: float) -> Between | None:
-        """Where a method's two nearest cells lie around some bytes a token; dense is the last of every method.
-
-        None outside of what was measured: nothing is extrapolated.
-        """
+    def _at_bytes(self, model: str, method: str, seed: int, wanted: float) -> Between | Outside:
+        """Where a method's two nearest cells lie around some bytes; dense is the last of every method."""
         curve = [
             cell
             for (of_model, of_method, _, of_seed), cell in self.cells.items()
             if of_model == model and (of_method == "dense" or (of_method, of_seed) == (method, seed))
         ]
-        below = max((cell for cell in curve if _bytes(cell) <= wanted), key=_bytes, default=None)
-        above = min((cell for cell in curve if _bytes(cell) >= wanted), key=_bytes, default=None)
-        if below is None or above is None:
-            return None
-        width = _bytes(above) - _bytes(below)
-        share = (wanted - _bytes(below)) / width if width else 0.0
-        return Between(Outcomes.of(below), Outcomes.of(above), share)
+        return at_equal_bytes(curve, wanted) if curve else Outside(None)
 
-    def _resampled(self, model: str) -> PairedResamples:
-        """The same for every cell of a model, whether it has tasks or not."""
-        if model not in self._resamples:
-            self._resamples.clear()  # half a gigabyte each, and the table goes through one model after another
+    def _compared(self, model: str) -> Comparison:
+        """Paired comparisons of a model's cells."""
+        if model not in self._comparisons:
+            self._comparisons.clear()  # half a gigabyte each, and models come one after another
             cells = [cell for (of_model, *_), cell in self.cells.items() if of_model == model]
-            items = max((cell.items["items"] for cell in cells), key=len)
-            counts = {task: len(found) for task, found in items.items()}
-            self._resamples[model] = PairedResamples(counts, len(cells[0].items["documents"]))
-        return self._resamples[model]
+            self._comparisons[model] = Comparison(cells)
+        return self._comparisons[model]
 
     def _rise_share(
-        self, model: str, between: Between, theirs: Outcomes, dense: MeasuredCell
-    ) -> tuple[float, NDArray[np.float64]]:
+        self, model: str, between: Between, theirs: MeasuredCell, dense: MeasuredCell
+    ) -> tuple[float, Numbers]:
         """The share and its resamples."""
-        base, resamples = Outcomes.of(dense), self._resampled(model)
+        comparison = self._compared(model)
 
-        def drawn(outcomes: Outcomes) -> NDArray[np.float64]:
-            return np.exp(resamples.log_perplexities(outcomes.nats, outcomes.tokens))
+        def rises(cell: MeasuredCell) -> tuple[float, Numbers]:
+            exact = exact_perplexity(cell) - exact_perplexity(dense)
+            return exact, np.exp(comparison.log_perplexities(cell)) - np.exp(comparison.log_perplexities(dense))
 
-        below, above, reference = (
-            (of.perplexity - base.perplexity, drawn(of) - drawn(base))
-            for of in (between.below, between.above, theirs)
-        )
-        value, resampled = (between.rise(below[i], above[i]) / reference[i] for i in (0, 1))
+        below, above, reference = (rises(cell) for cell in (between.below, between.above, theirs))
+        value, resampled = (rise_between(between, below[i], above[i]) / reference[i] for i in (0, 1))
         return float(value), resampled
 
-    def _average_difference(self, model: str, compared: list[tuple[Between, Outcomes]]) -> Interval | None:
-        pairs = [(between.items, theirs.items) for between, theirs in compared]
+    def _average_difference(self, model: str, compared: list[tuple[Between, MeasuredCell]]) -> Interval | None:
+        pairs = [(_outcomes_between(between), _outcomes(theirs)) for between, theirs in compared]
         if not all(mine and mine.keys() == theirs.keys() for mine, theirs in pairs):
             return None
         differences = {
             task: np.mean([mine[task] - theirs[task] for mine, theirs in pairs], axis=0) for task in pairs[0][0]
         }
         value = 100 * float(np.mean([found.mean() for found in differences.values()]))
-        return interval(value, self._resampled(model).averages(differences))
+        return interval(value, self._compared(model).averages_of(differences))
 
 
-def _bytes(cell: MeasuredCell) -> float:
-    return float(cell.record["realised"]["bytes_per_token"])
+def rise_between(between: Between, below: Any, above: Any) -> Any:
+    """Rise of perplexity over dense from those of the two cells: its logarithm is linear in the bytes.
+
+    Linear in itself towards the dense model, whose rise is 0.
+    """
+    positive = (np.asarray(below) > 0) & (np.asarray(above) > 0)
+    lowest = np.finfo(float).tiny
+    logs = [np.log(np.maximum(found, lowest)) for found in (below, above)]
+    return np.where(positive, np.exp(between.linear(*logs)), between.linear(below, above))
+
+
+def exact_perplexity(cell: MeasuredCell) -> float:
+    """Perplexity over all documents, unrounded."""
+    documents = cell.items["documents"]
+    nats, tokens = (np.sum([document[part] for document in documents]) for part in ("nats", "tokens"))
+    return float(np.exp(nats / tokens))
+
+
+def _outcomes(cell: MeasuredCell) -> dict[str, Numbers]:
+    """Outcomes of each item, in [0, 1] by task."""
+    return {task: np.asarray(found, float) for task, found in cell.items["items"].items()}
+
+
+def _outcomes_between(between: Between) -> dict[str, Numbers]:
+    """Outcomes by task, linear in the bytes; empty where one of the cells has no tasks."""
+    below, above = _outcomes(between.below), _outcomes(between.above)
+    return {task: between.linear(found, above[task]) for task, found in below.items() if task in above}
 
 
 def search_budget(record: dict[str, Any]) -> str:
@@ -236,18 +198,16 @@ def read_frontier(*folders: Path) -> FrontierData:
     Raises UserError when there is none, when one is damaged, or when they are not all on the same
     text under the same protocol.
     """
-    cells: dict[Key, MeasuredCell] = {}
-    try:
-        for path in sorted(path for folder in folders for path in folder.rglob(RECORD)):
-            record = load_record(path.parent)
-            key = (record["model"]["name"], record["method"]["name"], float(record["sparsity"]), record["seed"])
-            older = cells.get(key)
-            if record["perplexity"] is not None and (older is None or older.record["utc"] < record["utc"]):
-                cells[key] = MeasuredCell(record, load_items(path.parent), path.parent)
-    except RecordError as error:
-        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
-    if not cells:
-        raise UserError(f"{', '.join(map(str, folders))} holds no record with a perplexity")
+
+    def place(record: dict[str, Any]) -> Key:
+        return *place_of(record), record["seed"]
+
+    cells = stored_cells(
+        folders,
+        place,
+        keep=lambda record: record["perplexity"] is not None,
+        command="`python repro/run.py experiment=frontier`",
+    )
     texts: dict[str, tuple[Any, ...]] = {}
     for cell in cells.values():
         record = cell.record

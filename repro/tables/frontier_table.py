@@ -5,61 +5,75 @@ python -m wisparse.repro.tables frontier --records FOLDER --output results/front
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from .cells import MeasuredCell, method_rank
-from .csv_rows import csv_text
-from .frontier import REFERENCE, Comparison, FrontierData, search_budget, search_seconds
-from .paired_bootstrap import RESAMPLES
-from .text import (
-    EMBEDDED_NOTE,
-    NOT_MEASURED,
-    commit_text,
-    device_text,
-    distinct,
-    interval_text,
-    table_row,
+from ..measured.cells import MeasuredCell, method_rank
+from ..measured.paired_bootstrap import RESAMPLES
+from .frontier import (
+    REFERENCE,
+    AtEqualBytes,
+    FrontierData,
+    Key,
+    read_frontier,
+    search_budget,
+    search_seconds,
 )
+from .table import (
+    MEGABYTES,
+    PERCENT,
+    PERCENT_1,
+    Column,
+    Table,
+    Value,
+    entries_as_rows,
+    markdown_table,
+    number,
+)
+from .text import EMBEDDED_NOTE, NOT_MEASURED, commit_text, device_text, distinct
 
-CSV_COLUMNS = (
-    "model", "method", "sparsity", "seed", "realised_sparsity", "bytes_per_token", "perplexity",
-    "dense_perplexity", "average", "search_seconds", "search_evaluations", "search_budget", "device",
-)  # fmt: skip
-
-
-def frontier_csv(data: FrontierData) -> str:
-    """One row a cell; sparsities as shares, averages in percent, seconds of the whole plan."""
-    return csv_text(CSV_COLUMNS, (_csv_row(data, *place, cell) for place, cell in data.cells.items()))
-
-
-def _csv_row(
-    data: FrontierData, model: str, method: str, sparsity: float, seed: int, cell: MeasuredCell
-) -> dict[str, object]:
-    record, dense = cell.record, data.dense(model)
-    return {
-        "model": model,
-        "method": method,
-        "sparsity": sparsity,
-        "seed": seed,
-        "realised_sparsity": f"{record['realised']['realised_sparsity']:.5f}",
-        "bytes_per_token": f"{record['realised']['bytes_per_token']:.0f}",
-        "perplexity": f"{record['perplexity']:.4f}",
-        "dense_perplexity": "" if dense is None else f"{dense.record['perplexity']:.4f}",
-        "average": "" if record["average"] is None else f"{record['average']:.3f}",
-        "search_seconds": f"{search_seconds(record):.2f}",
-        "search_evaluations": record["plan"]["provenance"]["evaluations"],
-        "search_budget": search_budget(record),
-        "device": record["model"]["device_name"],
-    }
+Entry = tuple[FrontierData, Key, MeasuredCell]
+"""A cell with its place and the data that it is part of."""
 
 
-def frontier_markdown(data: FrontierData) -> str:
-    """Each method against WiSparse at the same bytes, then every cell."""
-    sections = [_header(data), "## At the bytes that WiSparse reads", _comparisons(data), "## Every cell"]
-    return "\n\n".join([*sections, _cells(data)]) + "\n"
+def entries(data: FrontierData) -> Iterator[Entry]:
+    """Cells in the order of the table."""
+    for place, cell in data.cells.items():
+        yield data, place, cell
 
 
-def comparisons(data: FrontierData) -> Iterable[Comparison]:
+def columns(_: Sequence[str]) -> list[Column[Entry]]:
+    """Columns in the order of the CSV; averages in percent, seconds of the whole plan."""
+
+    def of_record(find: Callable[[dict[str, Any]], Value]) -> Callable[[Entry], Value]:
+        return lambda entry: find(entry[2].record)
+
+    return [
+        Column("model", "Model", lambda entry: entry[1][0]),
+        Column("method", "Method", lambda entry: entry[1][1]),
+        Column("sparsity", "Sparsity", lambda entry: entry[1][2], form=PERCENT),
+        Column("seed", "Seed", lambda entry: entry[1][3]),
+        Column("realised_sparsity", "Realised",
+               of_record(lambda record: record["realised"]["realised_sparsity"]), 5, PERCENT_1),
+        Column("bytes_per_token", "MB/token",
+               of_record(lambda record: record["realised"]["bytes_per_token"]), 0, MEGABYTES),
+        Column("perplexity", "Perplexity", of_record(lambda record: record["perplexity"]), 4, number(3)),
+        Column("dense_perplexity", "Dense", _dense_perplexity, 4, number(3)),
+        Column("average", "Average", of_record(lambda record: record["average"]), 3, number(2)),
+        Column("search_seconds", "Seconds", of_record(search_seconds), 2, number(1)),
+        Column("search_evaluations", "Evaluations",
+               of_record(lambda record: record["plan"]["provenance"]["evaluations"])),
+        Column("search_budget", "Budget", of_record(search_budget)),
+        Column("device", "Device", of_record(lambda record: record["model"]["device_name"])),
+    ]  # fmt: skip
+
+
+def _dense_perplexity(entry: Entry) -> float | None:
+    dense = entry[0].dense(entry[1][0])
+    return None if dense is None else dense.record["perplexity"]
+
+
+def comparisons(data: FrontierData) -> Iterable[AtEqualBytes]:
     """Comparisons of every method with WiSparse, in the order of the table."""
     for model, sparsity, method in data.groups:
         if method == REFERENCE:
@@ -88,49 +102,34 @@ def _header(data: FrontierData) -> str:
     return "\n".join([title, "", EMBEDDED_NOTE, "", *(f"- {line}" for line in lines)])
 
 
-def _comparisons(data: FrontierData) -> str:
-    titles = [
-        "Model", "Sparsity", "Method", "WiSparse's budget", "Seeds", "MB/token", "Rise ÷ WiSparse's", "By seed",
-        "Average − WiSparse's", "Time ÷ WiSparse's",
-    ]  # fmt: skip
-    lines = [table_row(titles), table_row(["---", "---:", "---", "---", *["---:"] * 6])]
-    for found in comparisons(data):
-        spread = f"{min(found.rise_share_by_seed):.2f} to {max(found.rise_share_by_seed):.2f}"
-        lines.append(
-            table_row(
-                [
-                    found.model,
-                    f"{100 * found.sparsity:g} %",
-                    found.method,
-                    found.budget,
-                    found.seeds_text,
-                    f"{found.bytes_per_token / 1e6:.2f}",
-                    interval_text(found.rise_share, "{:.2f}"),
-                    spread if len(found.seeds) > 1 else "",
-                    interval_text(found.average_difference, "{:+.2f}") or NOT_MEASURED,
-                    "" if found.time_share is None else f"{found.time_share:.3f}",
-                ]
-            )
-        )
-    return "\n".join(lines)
+COMPARED: list[Column[AtEqualBytes]] = [
+    Column("model", "Model", lambda found: found.model),
+    Column("sparsity", "Sparsity", lambda found: found.sparsity, form=PERCENT),
+    Column("method", "Method", lambda found: found.method),
+    Column("budget", "WiSparse's budget", lambda found: found.budget),
+    Column("seeds", "Seeds", lambda found: found.seeds_text),
+    Column("bytes", "MB/token", lambda found: found.bytes_per_token, 0, MEGABYTES),
+    Column("rise", "Rise ÷ WiSparse's", lambda found: found.rise_share, 4, number(2), bounds=True),
+    Column("by_seed", "By seed", lambda found: found.spread_text),
+    Column("average", "Average − WiSparse's", lambda found: found.average_difference, 4, number(2, sign="+"),
+           bounds=True, absent=NOT_MEASURED),
+    Column("time", "Time ÷ WiSparse's", lambda found: found.time_share, 5, number(3)),
+]  # fmt: skip
 
 
-def _cells(data: FrontierData) -> str:
-    titles = ["Model", "Sparsity", "Method", "Seed", "Realised %", "MB/token", "Perplexity", "Rise", "Average"]
-    lines = [table_row([*titles, "Seconds"]), table_row(["---", "---:", "---", *["---:"] * 7])]
-    for (model, method, sparsity, seed), cell in data.cells.items():
-        start = [model, f"{100 * sparsity:g} %", method, str(seed)]
-        lines.append(table_row([*start, *_figures(cell, data.dense(model))]))
-    return "\n".join(lines)
+def above(data: FrontierData) -> str:
+    """Settings, and each method against WiSparse at the same bytes."""
+    compared = list(entries_as_rows(COMPARED, comparisons(data)))
+    sections = [_header(data), "## At the bytes that WiSparse reads"]
+    return "\n\n".join([*sections, markdown_table(COMPARED, compared), "## Every cell"])
 
 
-def _figures(cell: MeasuredCell, dense: MeasuredCell | None) -> list[str]:
-    record, realised = cell.record, cell.record["realised"]
-    return [
-        f"{100 * realised['realised_sparsity']:.1f}",
-        f"{realised['bytes_per_token'] / 1e6:.2f}",
-        f"{record['perplexity']:.3f}",
-        "" if dense is None else f"{record['perplexity'] - dense.record['perplexity']:.3f}",
-        NOT_MEASURED if record["average"] is None else f"{record['average']:.2f}",
-        f"{search_seconds(record):.1f}",
-    ]
+FRONTIER = Table(
+    name="frontier",
+    title="Every method against the bytes it reads",
+    command="python repro/run.py experiment=frontier",
+    read=read_frontier,
+    entries=entries,
+    columns=columns,
+    above=above,
+)

@@ -1,26 +1,19 @@
-"""The whole suite at full size with random weights: what each part of a cell takes, as CSV and Markdown."""
+"""The whole suite at full size with random weights: what each part of a cell takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...method.errors import UserError
+from ..measured.cells import MeasuredCell, method_rank
 from ..record import has_random_weights
-from .cells import MeasuredCell, TableData, method_rank, read_table
-from .csv_rows import csv_text
-from .text import NOT_MEASURED, number_text, settings_lines, table_row
+from .table import PERCENT_1, Column, Table, number, task_column
+from .table_data import TableData, read_table
+from .text import NOT_MEASURED, settings_lines
 
-PARTS = ("load", "plan", "evaluation", "latency")
+PARTS = {"load": "Load s", "plan": "Plan s", "evaluation": "Tasks s", "latency": "Speed s"}
 """Parts of a cell, in order; load is next to nothing where the cell before had the same model."""
-HEADS = {
-    "model": "Model", "method": "Method", "sparsity": "Sparsity", "realised_sparsity": "Realised",
-    "items": "Items", "load_s": "Load s", "plan_s": "Plan s", "evaluation_s": "Tasks s",
-    "latency_s": "Speed s", "peak_gpu_bytes": "Peak GB", "tok_s": "tok/s", "dense_tok_s": "Dense tok/s",
-    "average": "Average", "chance": "Chance",
-}  # fmt: skip
-"""Columns of the Markdown, by those of the CSV."""
 
 
 def read_full_size(folder: Path) -> TableData:
@@ -34,40 +27,47 @@ def read_full_size(folder: Path) -> TableData:
     return data
 
 
-def full_size_csv(data: TableData) -> str:
-    """One row a cell: seconds by part, bytes, tokens a second, and scores in percent."""
-    return csv_text((*HEADS, *data.tasks, "device", "commit"), _rows(data))
-
-
-def _rows(data: TableData) -> Iterator[dict[str, Any]]:
+def entries(data: TableData) -> Iterator[MeasuredCell]:
+    """Cells by model, method and sparsity."""
     for key in sorted(data.cells, key=lambda key: (key[0], method_rank(key[1]), key[2])):
-        yield _row(data.cells[key])
+        yield data.cells[key]
 
 
-def _row(cell: MeasuredCell) -> dict[str, Any]:
-    record, latency = cell.record, cell.record["latency"]
-    tasks = record["tasks"]
-    model, method, sparsity = cell.key
-    return {
-        "model": model,
-        "method": method,
-        "sparsity": f"{sparsity:g}",
-        "realised_sparsity": number_text(record["realised"]["realised_sparsity"], 5),
-        "items": sum(task["n"] for task in tasks.values()),
-        **{f"{part}_s": number_text(record["seconds"][part], 3) for part in PARTS},
-        "peak_gpu_bytes": record["memory"].get("cuda_bytes", ""),
-        "tok_s": number_text(latency["tok_s"], 3),
-        "dense_tok_s": number_text(latency["timings"]["engine-dense"]["tok_s"], 3),
-        "average": number_text(record["average"], 3),
-        "chance": number_text(100 * sum(task["chance"] for task in tasks.values()) / len(tasks), 3),
-        **{name: number_text(100 * task["value"], 3) for name, task in tasks.items()},
-        "device": record["model"]["device_name"],
-        "commit": record["git"]["commit"] if record["git"] else "",
-    }
+def columns(tasks: Sequence[str]) -> list[Column[MeasuredCell]]:
+    """Columns in the order of the CSV."""
+
+    def seconds(part: str) -> Column[MeasuredCell]:
+        return Column(f"{part}_s", PARTS[part], lambda cell: cell.record["seconds"][part], 3, number(1))
+
+    return [
+        Column("model", "Model", lambda cell: cell.key[0]),
+        Column("method", "Method", lambda cell: cell.key[1]),
+        Column("sparsity", "Sparsity", lambda cell: f"{cell.key[2]:g}", form=PERCENT_1),
+        Column("realised_sparsity", "Realised", lambda cell: cell.record["realised"]["realised_sparsity"], 5,
+               PERCENT_1),
+        Column("items", "Items", lambda cell: sum(task["n"] for task in cell.record["tasks"].values())),
+        *map(seconds, PARTS),
+        Column("peak_gpu_bytes", "Peak GB", lambda cell: cell.record["memory"].get("cuda_bytes"),
+               form=number(1, 1e-9), absent=NOT_MEASURED),
+        Column("tok_s", "tok/s", lambda cell: cell.record["latency"]["tok_s"], 3, number(1)),
+        Column("dense_tok_s", "Dense tok/s",
+               lambda cell: cell.record["latency"]["timings"]["engine-dense"]["tok_s"], 3, number(1)),
+        Column("average", "Average", lambda cell: cell.record["average"], 3, number(1)),
+        Column("chance", "Chance", _chance, 3, number(1)),
+        *(task_column(task, lambda cell, name: cell.record["tasks"][name]["value"]) for task in tasks),
+        Column("device", "", lambda cell: cell.record["model"]["device_name"]),
+        Column("commit", "", lambda cell: cell.record["git"]["commit"] if cell.record["git"] else ""),
+    ]  # fmt: skip
 
 
-def full_size_markdown(data: TableData) -> str:
-    """The table as people read it."""
+def _chance(cell: MeasuredCell) -> float:
+    """Mean over the tasks of what guessing reaches, in percent."""
+    tasks = cell.record["tasks"]
+    return 100 * sum(task["chance"] for task in tasks.values()) / len(tasks)
+
+
+def above(data: TableData) -> str:
+    """Title, settings, and what the columns mean."""
     latency = data.any_record["latency"]
     lines = [
         "**Random weights: every score is chance, give or take its few items, and says nothing of a method.**",
@@ -76,30 +76,16 @@ def full_size_markdown(data: TableData) -> str:
         f"{latency['new_tokens']} new ones, default tiles; dense is its own dense path, timed in turn.",
         "Plan: calibration and search. Peak: highest GPU memory of the cell.",
     ]
-    return (
-        "\n".join(
-            [
-                "# The whole suite at full size",
-                "",
-                *(f"- {line}" for line in lines),
-                "",
-                table_row(HEADS.values()),
-                table_row(["---"] * 2 + ["---:"] * (len(HEADS) - 2)),
-                *(table_row(_texts(row)) for row in _rows(data)),
-            ]
-        )
-        + "\n"
-    )
+    return "\n".join(["# The whole suite at full size", "", *(f"- {line}" for line in lines)])
 
 
-def _texts(row: dict[str, Any]) -> Iterator[str]:
-    for name in HEADS:
-        value = row[name]
-        if name == "peak_gpu_bytes":
-            yield f"{value / 1e9:.1f}" if value else NOT_MEASURED
-        elif name.endswith("sparsity"):
-            yield f"{100 * float(value):.1f} %"
-        elif name in ("model", "method", "items"):
-            yield str(value)
-        else:
-            yield f"{float(value):.1f}"
+FULL_SIZE = Table(
+    name="full_size",
+    title="The whole suite at full size",
+    command="python repro/run.py experiment=full_size",
+    read=read_full_size,
+    entries=entries,
+    columns=columns,
+    tasks=lambda data: data.tasks,
+    above=above,
+)

@@ -9,30 +9,24 @@ from __future__ import annotations
 import argparse
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
+from ..measured.cells import MeasuredCell
 from ..records import ITEMS, RECORD, UNREACHABLE, write_text
-from .cells import MeasuredCell, read_table
-from .frontier import read_frontier
-from .frontier_table import frontier_csv, frontier_markdown
-from .full_size_table import full_size_csv, full_size_markdown, read_full_size
+from .frontier_table import FRONTIER
+from .full_size_table import FULL_SIZE
 from .plot_style import ink, write_figure
-from .question_data import read_question
-from .question_table import question_csv, question_figure, question_markdown
-from .speed_table import read_speed, speed_csv, speed_markdown
-from .table1 import table1_csv, table1_markdown
-from .table2 import read_ablation, table2_csv, table2_markdown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+from .question_table import QUESTION
+from .speed_table import SPEED
+from .table import Table
+from .table1 import TABLE1
+from .table2 import TABLE2
 
 ARCHIVE = ".tar.xz"
 
@@ -43,30 +37,16 @@ class Cells(Protocol):
     cells: dict[Any, MeasuredCell]
 
 
-@dataclass(frozen=True)
-class Table:
-    """How one table is read and written."""
-
-    read: Callable[..., Cells]
-    markdown: Callable[[Any], str]
-    comma_separated: Callable[[Any], str]
-    figure: Callable[[Any], Figure] | None = None
-
-
-TABLES = {
-    "table1": Table(read_table, table1_markdown, table1_csv),
-    "table2": Table(read_ablation, table2_markdown, table2_csv),
-    "frontier": Table(read_frontier, frontier_markdown, frontier_csv),
-    "question": Table(read_question, question_markdown, question_csv, question_figure),
-    "full_size": Table(read_full_size, full_size_markdown, full_size_csv),
-    "speed": Table(read_speed, speed_markdown, speed_csv),
+TABLES: dict[str, Table[Any]] = {
+    table.name: table for table in (TABLE1, TABLE2, FRONTIER, QUESTION, FULL_SIZE, SPEED)
 }
+"""Every table by its name: for the command line, the report and whoever measures."""
 
 
-def write_tables(table: Table, data: Cells, output: Path) -> None:
+def write_tables(table: Table[Any], data: Cells, output: Path) -> None:
     """Write OUTPUT.md and OUTPUT.csv, and OUTPUT.png and .svg of a table with a figure."""
     write_text(output.with_name(f"{output.name}.md"), table.markdown(data))
-    write_text(output.with_name(f"{output.name}.csv"), table.comma_separated(data))
+    write_text(output.with_name(f"{output.name}.csv"), table.csv(data))
     if table.figure is not None:
         with ink(output.name):
             write_figure(table.figure(data), output)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ...method.errors import UserError
-from ..record import RecordError, comparable
-from ..records import RECORD, load_items, load_record
-from .cells import MeasuredCell, method_rank
-from .paired_bootstrap import Interval, PairedResamples, interval
+from ..measured.cells import MeasuredCell, method_rank, stored_cells
+from ..measured.comparison import REACH, Between, Comparison, Outside, at_equal_bytes, bytes_of
+from ..measured.paired_bootstrap import Interval
+from ..record import comparable
 
 METHOD = "method.name"
 """The factor of a question that compares methods."""
@@ -35,7 +33,6 @@ class QuestionData:
 
     question: dict[str, Any]
     cells: dict[tuple[Place, int], MeasuredCell]
-    _log_perplexities: dict[tuple[Place, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
     def levels(self) -> list[str | float]:
@@ -73,74 +70,55 @@ class QuestionData:
         level = self.question["reference"]
         return place._replace(level=level, method=level if self.question["factor"] == METHOD else place.method)
 
-    def perplexity_ratio(self, place: Place) -> Interval | None:
-        """Perplexity over the reference's, both at its bytes a token, paired by document; mean of the seeds.
+    def at_equal_bytes(self, place: Place) -> list[tuple[Between, MeasuredCell]] | Outside | None:
+        """By seed, the row at its reference's bytes a token, and the reference.
 
-        Log-perplexity is taken as linear in bytes between the two nearest sparsities measured, or, where there
-        is one alone, as it is. None for the reference itself, and where either was not measured.
+        A row's curve is that of its cells at every sparsity that was measured. Outside, where that of a seed
+        does not come within REACH of those bytes. None for the reference itself, and where either is lacking.
         """
-        other = self.reference(place)
-        seeds = [seed for seed in self.seeds(place) if (other, seed) in self.cells]
-        if place == other or place.method == "dense" or not seeds:
-            return None
-        pairs = [self._at_equal_bytes(place, other, seed) for seed in seeds]
-        value = float(np.exp(np.mean([exact for exact, _ in pairs])))
-        return interval(value, np.exp(np.mean([resampled for _, resampled in pairs], axis=0)))
+        found: list[tuple[Between, MeasuredCell]] = []
+        for seed, _, other in self._pairs(place):
+            curve = [
+                cell
+                for (where, of_seed), cell in self.cells.items()
+                if of_seed == seed and where._replace(sparsity=place.sparsity) == place
+            ]
+            between = at_equal_bytes(curve, bytes_of(other), REACH)
+            if isinstance(between, Outside):
+                return between
+            found.append((between, other))
+        return found or None
 
-    def _at_equal_bytes(self, place: Place, other: Place, seed: int) -> tuple[float, np.ndarray]:
-        """Log-perplexity minus the reference's at its bytes: exact, and resampled."""
-        wanted = self._bytes(other, seed)
-        siblings = [p for p, s in self.cells if s == seed and p._replace(sparsity=place.sparsity) == place]
-        nearest = sorted(siblings, key=lambda p: (p != place, abs(self._bytes(p, seed) - wanted)))[:2]
-        weights = [1.0]
-        if len(nearest) == 2:
-            first, second = (self._bytes(p, seed) for p in nearest)
-            share = (wanted - first) / (second - first)
-            weights = [1.0 - share, share]
-        cells = [(p, seed) for p in nearest]
-        exact = sum(w * np.log(self.cells[c].record["perplexity"]) for w, c in zip(weights, cells, strict=True))
-        resampled = sum(w * self._resampled(c) for w, c in zip(weights, cells, strict=True))
-        reference = np.log(self.cells[other, seed].record["perplexity"])
-        return exact - reference, resampled - self._resampled((other, seed))
+    def perplexity_ratio(self, place: Place) -> Interval | None:
+        """Perplexity over the reference's at its bytes a token; mean of the seeds.
+
+        None where the two are not comparable at equal bytes, and as for `at_equal_bytes`.
+        """
+        found = self.at_equal_bytes(place)
+        return self.comparison.perplexity_ratio_at_equal_bytes(found) if isinstance(found, list) else None
+
+    def nominal_perplexity_ratio(self, place: Place) -> Interval | None:
+        """Perplexity over the reference's at the same nominal sparsity, whatever each reads."""
+        pairs = [(mine, theirs) for _, mine, theirs in self._pairs(place)]
+        return self.comparison.perplexity_ratio(pairs) if pairs else None
 
     def average_difference(self, place: Place) -> Interval | None:
         """Average accuracy minus the reference's in points, paired by item; mean of the seeds."""
+        pairs = [(mine, theirs) for _, mine, theirs in self._pairs(place)]
+        return self.comparison.average_difference(pairs) if pairs else None
+
+    def _pairs(self, place: Place) -> list[tuple[int, MeasuredCell, MeasuredCell]]:
+        """Seed, the row's cell and its reference's; none for the reference itself and for the dense model."""
         other = self.reference(place)
+        if place == other or place.method == "dense":
+            return []
         seeds = [seed for seed in self.seeds(place) if (other, seed) in self.cells]
-        if place == other or place.method == "dense" or not seeds or not self._has_tasks:
-            return None
-        mine, theirs = ([self.cells[p, seed] for seed in seeds] for p in (place, other))
-        value = np.mean([a.record["average"] - b.record["average"] for a, b in zip(mine, theirs, strict=True)])
-        resamples = self._resamples
-        resampled = [
-            resamples.averages(a.items["items"]) - resamples.averages(b.items["items"])
-            for a, b in zip(mine, theirs, strict=True)
-        ]
-        return interval(float(value), np.mean(resampled, axis=0))
-
-    def _bytes(self, place: Place, seed: int) -> float:
-        return self.cells[place, seed].record["realised"]["bytes_per_token"]
-
-    def _resampled(self, cell: tuple[Place, int]) -> np.ndarray:
-        if cell not in self._log_perplexities:
-            documents = self.cells[cell].items["documents"]
-            nats, tokens = ([document[part] for document in documents] for part in ("nats", "tokens"))
-            self._log_perplexities[cell] = self._resamples.log_perplexities(nats, tokens)
-        return self._log_perplexities[cell]
+        return [(seed, self.cells[place, seed], self.cells[other, seed]) for seed in seeds]
 
     @cached_property
-    def _has_tasks(self) -> bool:
-        return bool(self._any_items["items"])
-
-    @property
-    def _any_items(self) -> dict[str, Any]:
-        return next(iter(self.cells.values())).items
-
-    @cached_property
-    def _resamples(self) -> PairedResamples:
-        items = self._any_items
-        counts = {task: len(outcomes) for task, outcomes in items["items"].items()}
-        return PairedResamples(counts, len(items["documents"]), resamples=2000)
+    def comparison(self) -> Comparison:
+        """Paired comparisons of the question's cells."""
+        return Comparison(self.cells.values())
 
 
 def read_question(folder: Path) -> QuestionData:
@@ -148,28 +126,25 @@ def read_question(folder: Path) -> QuestionData:
 
     Raises UserError when there is none, when one is damaged, or when they are not.
     """
-    cells: dict[tuple[Place, int], MeasuredCell] = {}
-    shared: dict[str, Any] = {}
-    try:
-        for path in sorted(folder.rglob(RECORD)):
-            cell = MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)
-            record = cell.record
-            for name, find in SHARED.items():
-                if shared.setdefault(name, find(cell)) != find(cell):
-                    raise UserError(f"{path.parent.name} is of another {name} than the others; keep them apart")
-            place = _place(record, record["config"]["question"]["factor"])
-            older = cells.get((place, record["seed"]))
-            if older is None or older.record["utc"] < record["utc"]:
-                cells[place, record["seed"]] = cell
-    except RecordError as error:
-        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
-    if not cells:
-        raise UserError(f"{folder} holds no records; run `python repro/run.py experiment=question_alpha` first")
-    return QuestionData(shared["question"], cells)
+
+    def place(record: dict[str, Any]) -> tuple[Place, int]:
+        question = record["config"].get("question")
+        if not question:
+            name = record["cell"]["name"]
+            raise UserError(f"{name} belongs to no question; its experiment has none in its configuration")
+        return _place(record, question["factor"]), record["seed"]
+
+    cells = stored_cells([folder], place, command="`python repro/run.py experiment=question_alpha`")
+    first, *others = cells.values()
+    for cell in others:
+        for name, find in SHARED.items():
+            if find(cell) != find(first):
+                raise UserError(f"{cell.folder.name} is of another {name} than the others; keep them apart")
+    return QuestionData(first.record["config"]["question"], cells)
 
 
 SHARED: dict[str, Callable[[MeasuredCell], Any]] = {
-    "question": lambda cell: cell.record["config"].get("question") or _no_question(cell),
+    "question": lambda cell: cell.record["config"].get("question"),
     "suite": lambda cell: {
         k: v for k, v in comparable(cell.record["config"]["suite"]).items() if not k.startswith("batch_")
     },
@@ -179,10 +154,6 @@ SHARED: dict[str, Callable[[MeasuredCell], Any]] = {
         len(cell.items["documents"]),
     ),
 }
-
-
-def _no_question(cell: MeasuredCell) -> None:
-    raise UserError(f"{cell.folder.name} belongs to no question; its experiment has none in its configuration")
 
 
 def _place(record: dict[str, Any], factor: str) -> Place:

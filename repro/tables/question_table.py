@@ -6,28 +6,22 @@ python -m wisparse.repro.tables question --records outputs/question_alpha --outp
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .csv_rows import csv_text
-from .paired_bootstrap import Interval
+from ..measured.comparison import REACH, Outside
+from ..measured.paired_bootstrap import RESAMPLES
 from .plot_style import INK, line_style
-from .question_data import METHOD, Place, QuestionData
-from .text import (
-    EMBEDDED_NOTE,
-    NOT_MEASURED,
-    commit_text,
-    device_text,
-    distinct,
-    interval_text,
-    joined,
-    number_text,
-    table_row,
-)
+from .question_data import METHOD, Place, QuestionData, read_question
+from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Form, Table, number
+from .text import EMBEDDED_NOTE, commit_text, device_text, distinct, joined
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+INSIDE, WITHIN_REACH = "inside", f"up to {REACH:.0%} beyond"
+NOT_COMPARABLE = "not comparable at equal bytes"
 
 Find = Callable[[dict[str, Any]], float | None]
 
@@ -35,61 +29,78 @@ PERPLEXITY: Find = lambda record: record["perplexity"]  # noqa: E731 - a name fo
 AVERAGE: Find = lambda record: record["average"]  # noqa: E731
 LARGEST_PERPLEXITY = 200.0
 """Perplexity at the top of a plot: beyond it a model is of no use."""
-NUMBERS: dict[str, Find] = {
-    "realised_sparsity": lambda record: record["realised"]["realised_sparsity"],
-    "bytes_per_token": lambda record: record["realised"]["bytes_per_token"],
-    "perplexity": PERPLEXITY,
-    "average": AVERAGE,
-    "search_evaluations": lambda record: record["plan"]["provenance"]["evaluations"],
-    "search_seconds": lambda record: sum(record["plan"]["seconds_by_stage"].values()),
+NUMBERS: dict[str, tuple[str, Find, Form]] = {
+    "realised_sparsity": ("Realised", lambda record: record["realised"]["realised_sparsity"], PERCENT_1),
+    "bytes_per_token": ("MB/token", lambda record: record["realised"]["bytes_per_token"], MEGABYTES),
+    "perplexity": ("Perplexity", PERPLEXITY, number(3)),
+    "average": ("Average", AVERAGE, number(2)),
+    "search_evaluations": (
+        "Evaluations",
+        lambda record: record["plan"]["provenance"]["evaluations"],
+        number(0),
+    ),
+    "search_seconds": ("Seconds", lambda record: sum(record["plan"]["seconds_by_stage"].values()), number(1)),
 }
-"""Columns that are means over seeds."""
+"""Title, value and form of the columns that are means over seeds."""
+
+Entry = tuple[QuestionData, Place]
 
 
-def question_csv(data: QuestionData) -> str:
-    """One row a place: means over seeds, the range of perplexity over seeds, and both comparisons."""
-    bounds = [
-        f"{name}{end}" for name in ("perplexity_ratio", "average_difference") for end in ("", "_low", "_high")
-    ]
-    columns = [*Place._fields, "seeds", *NUMBERS, "perplexity_lowest", "perplexity_highest", *bounds]
-    return csv_text(columns, (_csv_row(data, place) for place in data.places))
+def entries(data: QuestionData) -> Iterator[Entry]:
+    """Rows in the order of the table."""
+    for place in data.places:
+        yield data, place
 
 
-def _csv_row(data: QuestionData, place: Place) -> dict[str, object]:
-    perplexities = data.values(place, PERPLEXITY)
-    return {
-        **place._asdict(),
-        "seeds": len(data.seeds(place)),
-        **{name: _mean_text(data.values(place, find), 5) for name, find in NUMBERS.items()},
-        "perplexity_lowest": number_text(min(perplexities, default=None), 5),
-        "perplexity_highest": number_text(max(perplexities, default=None), 5),
-        **_bounds("perplexity_ratio", data.perplexity_ratio(place)),
-        **_bounds("average_difference", data.average_difference(place)),
-    }
+def columns(_: Sequence[str]) -> list[Column[Entry]]:
+    """Columns in the order of the CSV: means over seeds, the range of perplexity, the comparisons."""
+
+    def extreme(choose: Callable[..., float | None]) -> Callable[[Entry], float | None]:
+        return lambda entry: choose(entry[0].values(entry[1], PERPLEXITY), default=None)
+
+    return [
+        Column("model", "Model", lambda entry: entry[1].model),
+        Column("method", "Method", lambda entry: entry[1].method),
+        Column("sparsity", "Sparsity", lambda entry: entry[1].sparsity, form=PERCENT),
+        Column("level", "What is varied", lambda entry: entry[1].level),
+        Column("seeds", "Seeds", lambda entry: len(entry[0].seeds(entry[1]))),
+        *(Column(name, title, _mean(find), 5, form) for name, (title, find, form) in NUMBERS.items()),
+        Column("perplexity_lowest", "lowest", extreme(min), 5, number(3)),
+        Column("perplexity_highest", "highest", extreme(max), 5, number(3)),
+        Column("perplexity_ratio", "÷ reference at its bytes",
+               lambda entry: entry[0].perplexity_ratio(entry[1]), 5, number(3), bounds=True,
+               absent="equal_bytes"),
+        Column("nominal_perplexity_ratio", "÷ reference at its sparsity",
+               lambda entry: entry[0].nominal_perplexity_ratio(entry[1]), 5, number(3), bounds=True),
+        Column("average_difference", "− reference", lambda entry: entry[0].average_difference(entry[1]), 5,
+               number(2, sign="+"), bounds=True),
+        Column("equal_bytes", "Bytes within what was measured", equal_bytes),
+    ]  # fmt: skip
 
 
-def _mean_text(values: list[float], digits: int) -> str:
-    return number_text(statistics.mean(values), digits) if values else ""
+def _mean(find: Find) -> Callable[[Entry], float | None]:
+    def mean(entry: Entry) -> float | None:
+        values = entry[0].values(entry[1], find)
+        return statistics.mean(values) if values else None
+
+    return mean
 
 
-def _bounds(name: str, found: Interval | None) -> dict[str, str]:
+def equal_bytes(entry: Entry) -> str:
+    """Whether a row is compared at its reference's bytes: INSIDE of what was measured, WITHIN_REACH, or not."""
+    found = entry[0].at_equal_bytes(entry[1])
     if found is None:
-        return {}
-    ends = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return {end: number_text(value, 5) for end, value in ends.items()}
+        return ""
+    if isinstance(found, Outside):
+        return NOT_COMPARABLE
+    return WITHIN_REACH if any(between.beyond for between, _ in found) else INSIDE
 
 
-def question_markdown(data: QuestionData) -> str:
-    """The table with what it was measured on above it."""
-    factor = data.question["factor"]
-    heads = ["Model", *([] if factor == METHOD else ["Method"]), "Sparsity", data.question["name"], "Seeds",
-             "Realised %", "MB/token", "Perplexity", f"÷ {data.question['reference']}", "Average",
-             f"− {data.question['reference']}", "Evaluations", "Seconds"]  # fmt: skip
-    lines = [table_row(heads), table_row(["---"] * 4 + ["---:"] * (len(heads) - 4))]
-    lines += [table_row(_texts(data, place)) for place in data.places]
-    return (
-        "\n".join([f"# {data.question['title']}", "", EMBEDDED_NOTE, "", *_settings(data), "", *lines]) + "\n"
-    )
+def above(data: QuestionData) -> str:
+    """The question, and what it was measured on."""
+    question = data.question
+    asked = f"- What is varied: {question['name']}. The reference is `{question['reference']}`."
+    return "\n".join([f"# {question['title']}", "", EMBEDDED_NOTE, "", asked, *_settings(data)])
 
 
 def _settings(data: QuestionData) -> Iterator[str]:
@@ -101,37 +112,20 @@ def _settings(data: QuestionData) -> Iterator[str]:
         f"Device: {distinct(records, device_text)}. Commit: {distinct(records, commit_text)}."
     )
     yield (
-        "- Means over seeds; in parentheses the lowest and the highest perplexity. MB/token: all that a sparse "
+        "- Means over seeds; lowest and highest: perplexity of a seed. MB/token: all that a sparse "
         "token reads, rotations, low-rank factors and lm_head included. Seconds: of the plan, where processes "
         "shared the machine."
     )
     yield (
-        "- Brackets: 95 % bootstrap intervals, paired by document and by item. Perplexity ratios are at the "
-        "reference's bytes a token: log-perplexity is interpolated between a row's two nearest sparsities, if "
-        "two were measured."
+        f"- Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by document and by item."
     )
-
-
-def _texts(data: QuestionData, place: Place) -> list[str]:
-    perplexities, averages = data.values(place, PERPLEXITY), data.values(place, AVERAGE)
-    means = {name: statistics.mean(data.values(place, find) or [0.0]) for name, find in NUMBERS.items()}
-    spread = f" ({min(perplexities):.3f}–{max(perplexities):.3f})" if len(perplexities) > 1 else ""
-    level = place.level if place.method != "dense" or data.question["factor"] != METHOD else "dense"
-    return [
-        place.model,
-        *([] if data.question["factor"] == METHOD else [place.method]),
-        f"{100 * place.sparsity:g} %",
-        f"{level:g}" if isinstance(level, float) else str(level),
-        str(len(data.seeds(place))),
-        f"{100 * means['realised_sparsity']:.1f}",
-        f"{means['bytes_per_token'] / 1e6:.2f}",
-        f"{means['perplexity']:.3f}{spread}",
-        interval_text(data.perplexity_ratio(place), "{:.3f}"),
-        f"{statistics.mean(averages):.2f}" if averages else NOT_MEASURED,
-        interval_text(data.average_difference(place), "{:+.2f}"),
-        f"{means['search_evaluations']:.0f}",
-        f"{means['search_seconds']:.1f}",
-    ]
+    yield (
+        "- At its bytes: log-perplexity is linear in the bytes between the two sparsities of a row that "
+        "enclose the bytes which the reference reads. Nothing is extrapolated, but for rows that say so: there "
+        f"the line goes on for at most {REACH:.0%} of the distance between the sparsities. Where the bytes lie "
+        f"further out, or one sparsity alone was measured, the row is {NOT_COMPARABLE}."
+    )
+    yield "- At its sparsity: both at the same nominal sparsity, whatever they read."
 
 
 def question_figure(data: QuestionData) -> Figure:
@@ -222,3 +216,15 @@ def _position(data: QuestionData, place: Place, numeric: bool) -> float:
     if _against_sparsity(data):
         return 100 * place.sparsity
     return place.level if numeric else data.levels.index(place.level)
+
+
+QUESTION = Table(
+    name="question",
+    title="What the reviewers asked",
+    command="python repro/run.py experiment=question_alpha",
+    read=read_question,
+    entries=entries,
+    columns=columns,
+    above=above,
+    figure=question_figure,
+)

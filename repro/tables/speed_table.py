@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...method.errors import UserError
-from ..record import RecordError, has_random_weights
-from ..records import RECORD, load_items, load_record
-from .cells import MeasuredCell, method_rank
-from .csv_rows import csv_text
+from ..measured.cells import MeasuredCell, method_rank, stored_cells
+from ..record import has_random_weights
+from .table import PERCENT, PERCENT_1, Column, Table, number
 
 ENGINE_DENSE, COMPILED, EAGER = "engine-dense", "torch.compile", "eager"
 COMPILED_DECODER = "compiled-decoder"
-CSV_COLUMNS = (
-    "device", "model", "method", "sparsity", "realised_sparsity", "batch", "prompt", "new_tokens", "dtype",
-    "tok_s", "baseline", "baseline_tok_s", "speedup", "byte_limit_speedup", "bytes_per_token",
-    "dense_bytes_per_token", "bandwidth_gb_s", "share_of_bandwidth", "prefill_ms", "baseline_mode",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,7 @@ class SpeedData:
 
     def sorted_cells(self) -> list[MeasuredCell]:
         """Cells in the order of device, model, batch, prompt, sparsity and method."""
-        return sorted(self.cells.values(), key=_order)
+        return sorted(self.cells.values(), key=lambda cell: _order(cell.record))
 
 
 def read_speed(folder: Path) -> SpeedData:
@@ -38,25 +31,16 @@ def read_speed(folder: Path) -> SpeedData:
 
     Raises UserError when there is none or one is damaged.
     """
-    cells: dict[tuple[Any, ...], MeasuredCell] = {}
-    try:
-        for path in sorted(folder.rglob(RECORD)):
-            record = load_record(path.parent)
-            if record.get("latency") is None:
-                continue
-            cell = MeasuredCell(record, load_items(path.parent), path.parent)
-            key = _order(cell)
-            if key not in cells or cells[key].record["utc"] < record["utc"]:
-                cells[key] = cell
-    except RecordError as error:
-        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
-    if not cells:
-        raise UserError(f"{folder} holds no record with a decode speed; run with latency=decode first")
+    cells = stored_cells(
+        [folder],
+        _order,
+        keep=lambda record: record.get("latency") is not None,
+        command="a cell with latency=decode",
+    )
     return SpeedData(cells)
 
 
-def _order(cell: MeasuredCell) -> tuple[Any, ...]:
-    record = cell.record
+def _order(record: dict[str, Any]) -> tuple[Any, ...]:
     return (*setting_of(record), record["sparsity"], *method_rank(record["method"]["name"]))
 
 
@@ -130,47 +114,67 @@ def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:
     return (device_of(record), model["name"], model["dtype"], *lengths)
 
 
-def speed_csv(data: SpeedData) -> str:
-    """One row a cell and baseline; sparsities as shares, rates in tokens a second."""
-    return csv_text(CSV_COLUMNS, _csv_rows(data))
+@dataclass(frozen=True)
+class SpeedEntry:
+    """A cell against one of its baselines: name, what exactly it was, tokens a second."""
+
+    record: dict[str, Any]
+    baseline: str
+    mode: str
+    baseline_tok_s: float
+
+    @property
+    def latency(self) -> dict[str, Any]:
+        """What was timed."""
+        return self.record["latency"]
+
+    @property
+    def traffic(self) -> dict[str, Any]:
+        """What a decode step left out, and bytes."""
+        return self.latency["traffic"]
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Timing of the plan, or of the engine's dense path for a dense cell."""
+        return self.latency["timings"].get("engine-sparse", self.latency["timings"][ENGINE_DENSE])
 
 
-def _csv_rows(data: SpeedData) -> Iterator[dict[str, Any]]:
+def entries(data: SpeedData) -> Iterator[SpeedEntry]:
+    """A cell and baseline each."""
     for cell in data.sorted_cells():
-        latency = cell.record["latency"]
-        for name, mode, timing in baselines(latency):
-            yield _shared_columns(cell.record) | {
-                "baseline": name,
-                "baseline_mode": mode,
-                "baseline_tok_s": f"{timing['tok_s']:.3f}",
-                "speedup": f"{latency['tok_s'] / timing['tok_s']:.4f}",
-            }
+        for name, mode, timing in baselines(cell.record["latency"]):
+            yield SpeedEntry(cell.record, name, mode, timing["tok_s"])
 
 
-def _shared_columns(record: dict[str, Any]) -> dict[str, Any]:
-    latency, traffic = record["latency"], record["latency"]["traffic"]
-    measured = latency["timings"].get("engine-sparse", latency["timings"][ENGINE_DENSE])
-    return {
-        "device": device_of(record),
-        "model": record["model"]["name"],
-        "method": record["method"]["name"],
-        "sparsity": record["sparsity"],
-        "realised_sparsity": f"{traffic['realised_sparsity']:.5f}",
-        "batch": latency["batch"],
-        "prompt": latency["prompt"],
-        "new_tokens": latency["new_tokens"],
-        "dtype": record["model"]["dtype"],
-        "tok_s": f"{latency['tok_s']:.3f}",
-        "byte_limit_speedup": f"{latency['byte_limit_speedup']:.4f}",
-        "bytes_per_token": f"{traffic['bytes_per_token']:.0f}",
-        "dense_bytes_per_token": f"{traffic['dense_bytes_per_token']:.0f}",
-        "bandwidth_gb_s": f"{latency['bandwidth_reached'] / 1e9:.3f}",
-        "share_of_bandwidth": f"{latency['share_of_bandwidth']:.4f}",
-        "prefill_ms": f"{1000 * measured['prefill_seconds']:.3f}",
-    }
+def columns(_: Sequence[str]) -> list[Column[SpeedEntry]]:
+    """Columns in the order of the CSV; rates in tokens a second."""
+    return [
+        Column("device", "Device", lambda entry: device_of(entry.record)),
+        Column("model", "Model", lambda entry: entry.record["model"]["name"]),
+        Column("method", "Method", lambda entry: entry.record["method"]["name"]),
+        Column("sparsity", "Sparsity", lambda entry: entry.record["sparsity"], form=PERCENT),
+        Column("realised_sparsity", "Realised", lambda entry: entry.traffic["realised_sparsity"], 5, PERCENT_1),
+        Column("batch", "Batch", lambda entry: entry.latency["batch"]),
+        Column("prompt", "Prompt", lambda entry: entry.latency["prompt"]),
+        Column("new_tokens", "", lambda entry: entry.latency["new_tokens"]),
+        Column("dtype", "", lambda entry: entry.record["model"]["dtype"]),
+        Column("tok_s", "tok/s", lambda entry: entry.latency["tok_s"], 3, number(1)),
+        Column("baseline", "Against", lambda entry: entry.baseline),
+        Column("baseline_tok_s", "Its tok/s", lambda entry: entry.baseline_tok_s, 3, number(1)),
+        Column("speedup", "Speed-up", lambda entry: entry.latency["tok_s"] / entry.baseline_tok_s, 4,
+               number(2, end="×")),
+        Column("byte_limit_speedup", "Byte limit", lambda entry: entry.latency["byte_limit_speedup"], 4,
+               number(2, end="×")),
+        Column("bytes_per_token", "", lambda entry: entry.traffic["bytes_per_token"], 0),
+        Column("dense_bytes_per_token", "", lambda entry: entry.traffic["dense_bytes_per_token"], 0),
+        Column("bandwidth_gb_s", "GB/s", lambda entry: entry.latency["bandwidth_reached"] / 1e9, 3, number(1)),
+        Column("share_of_bandwidth", "Of peak", lambda entry: entry.latency["share_of_bandwidth"], 4, PERCENT),
+        Column("prefill_ms", "", lambda entry: 1000 * entry.measured["prefill_seconds"], 3),
+        Column("baseline_mode", "", lambda entry: entry.mode),
+    ]  # fmt: skip
 
 
-COLUMNS = (
+PAGE_COLUMNS = (
     "Model", "dtype", "Batch", "Prompt", "Sparsity", "Method", "Realised %", "tok/s dense", "tok/s sparse",
     "± %", "Speed-up", "over torch.compile", "over compiled-decoder", "over the faster", "over eager",
     "Byte limit", "TFLOPs/128", "MB/token", "GB/s", "of peak %", "Prefill ms", "Commit",
@@ -184,8 +188,8 @@ def speed_markdown(data: SpeedData) -> str:
         cells = [cell for cell in data.sorted_cells() if device_of(cell.record) == device]
         rows = [_row(cell.record, plain[setting_of(cell.record)]) for cell in cells]
         table = [
-            "| " + " | ".join(COLUMNS) + " |",
-            "| --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * (len(COLUMNS) - 6),
+            "| " + " | ".join(PAGE_COLUMNS) + " |",
+            "| --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * (len(PAGE_COLUMNS) - 6),
             *("| " + " | ".join(row) + " |" for row in rows),
         ]
         sections.append("\n".join([f"## {device}", "", *_notes([cell.record for cell in cells]), "", *table]))
@@ -281,3 +285,15 @@ def _row(record: dict[str, Any], plain: PlainPyTorch) -> list[str]:
         f"{1000 * measured['prefill_seconds']:.1f}",
         _commit(record)[:7],
     ]
+
+
+SPEED = Table(
+    name="speed",
+    title="Decode speed",
+    command="make reproduce-speed",
+    read=read_speed,
+    entries=entries,
+    columns=columns,
+    above=lambda data: HEADER,
+    page=speed_markdown,
+)

@@ -1,92 +1,62 @@
-"""Table 1 as text: the Markdown that people read and the CSV that programs read."""
+"""Table 1: every method at every sparsity, then WiSparse against the best baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from ..measured.cells import MeasuredCell
+from ..measured.paired_bootstrap import RESAMPLES
 from ..record import is_embedded
-from .cells import OURS, Key, MeasuredCell, TableData
-from .csv_rows import csv_text
-from .paired_bootstrap import RESAMPLES, Interval
-from .text import (
-    EMBEDDED_NOTE,
-    NOT_MEASURED,
-    interval_text,
-    number_text,
-    settings_lines,
-    table_row,
-)
+from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, REALISED, STATUS, AccuracyEntry, score
+from .csv_rows import Row
+from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
+from .table_data import OURS, TableData, read_table
+from .text import EMBEDDED_NOTE, NOT_MEASURED, settings_lines
 
 EMBEDDED_TITLE = f"# Table 1 on the embedded models\n\n{EMBEDDED_NOTE}"
-CSV_COLUMNS = (
-    "model", "method", "sparsity", "realised_sparsity", "bytes_per_token", "perplexity", "average", "kept",
-)  # fmt: skip
-CSV_BOUNDS = (
-    "bits_per_byte", "average_minus_dense", "average_minus_dense_low", "average_minus_dense_high",
-    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "dense_bytes_per_token", "status",
-)  # fmt: skip
 
 
-def table1_csv(data: TableData) -> str:
-    """One row a cell; accuracies and `kept` in percent, sparsities as shares, bounds of 95 % intervals."""
-    rows = (_csv_row(data, key) for model in data.models for key in _keys_of(data, model))
-    return csv_text((*CSV_COLUMNS, *data.tasks, *CSV_BOUNDS), rows)
+def entries(data: TableData) -> Iterator[AccuracyEntry]:
+    """Entries by model: the dense one, then every method at every sparsity, compared with the dense one."""
+    for model in data.models:
+        dense = data.dense(model)
+        yield AccuracyEntry(data, (model, "dense", 0.0), dense)
+        for sparsity in data.sparsities:
+            for method in data.methods:
+                yield AccuracyEntry(data, (model, method, sparsity), dense)
 
 
-def _keys_of(data: TableData, model: str) -> Iterable[Key]:
-    yield (model, "dense", 0.0)
-    for sparsity in data.sparsities:
-        for method in data.methods:
-            yield (model, method, sparsity)
+def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
+    """Columns in the order of the CSV."""
+    return [
+        Column("model", "Model", lambda entry: entry.key[0]),
+        Column("method", "Method", lambda entry: entry.key[1]),
+        Column("sparsity", "Sparsity", lambda entry: entry.key[2], form=PERCENT),
+        REALISED,
+        BYTES,
+        PERPLEXITY,
+        AVERAGE,
+        KEPT,
+        *(task_column(task, score) for task in tasks),
+        Column("bits_per_byte", "", lambda entry: entry.of_record("bits_per_byte"), 5),
+        Column(
+            "average_minus_dense", "Average − dense", lambda entry: entry.average_difference, 4,
+            number(2, sign="+"), bounds=True,
+        ),
+        Column(
+            "perplexity_ratio", "Perplexity ÷ dense", lambda entry: entry.perplexity_ratio, 4, number(3),
+            bounds=True,
+        ),
+        Column(
+            "dense_bytes_per_token", "", lambda entry: entry.of_record("realised", "dense_bytes_per_token"), 0
+        ),
+        STATUS,
+    ]  # fmt: skip
 
 
-def _csv_row(data: TableData, key: Key) -> dict[str, Any]:
-    model, method, sparsity = key
-    row: dict[str, Any] = {"model": model, "method": method, "sparsity": sparsity}
-    cell = data.cells.get(key)
-    if cell is None:
-        return row | {"status": _absence(data, key)}
-    record, realised = cell.record, cell.record["realised"]
-    dense = data.dense(model)
-    difference = data.average_difference(cell, dense) if dense else None
-    ratio = data.perplexity_ratio(cell, dense) if dense else None
-    return row | {
-        "realised_sparsity": number_text(realised["realised_sparsity"], 5),
-        "bytes_per_token": number_text(realised["bytes_per_token"], 0),
-        "dense_bytes_per_token": number_text(realised["dense_bytes_per_token"], 0),
-        "perplexity": number_text(record["perplexity"], 4),
-        "bits_per_byte": number_text(record["bits_per_byte"], 5),
-        "average": number_text(record["average"], 3),
-        "kept": number_text(data.kept(cell), 3),
-        **{name: number_text(100 * task["value"], 3) for name, task in record["tasks"].items()},
-        **_bounds("average_minus_dense", difference),
-        **_bounds("perplexity_ratio", ratio),
-        "status": "measured",
-    }
-
-
-def _bounds(name: str, found: Interval | None) -> dict[str, str]:
-    if found is None:
-        return {}
-    return {
-        name: number_text(found.value, 4),
-        f"{name}_low": number_text(found.low, 4),
-        f"{name}_high": number_text(found.high, 4),
-    }
-
-
-def table1_markdown(data: TableData) -> str:
-    """Table 1 as in the paper: model × sparsity × method, then WiSparse against the best baseline."""
-    sections = [_header(data), _main_table(data)]
-    if OURS in data.methods and len(data.methods) > 1:
-        sections.append(_against_best_baseline(data))
-    return "\n\n".join(sections) + "\n"
-
-
-def _header(data: TableData) -> str:
-    records = [cell.record for cell in data.cells.values()]
+def above(data: TableData) -> str:
+    """Title, settings, and what the columns mean."""
     lines = [
         *settings_lines(data),
         "Realised: block weights not read, weighted by bytes, over the sparsely computed tokens. "
@@ -94,122 +64,72 @@ def _header(data: TableData) -> str:
         f"Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by item (averages) and by "
         "document (perplexity). Bold: best of its block.",
     ]
-    title = EMBEDDED_TITLE if all(is_embedded(entry["config"]) for entry in records) else "# Table 1"
-    return "\n".join([title, "", *(f"- {line}" for line in lines)])
+    embedded = all(is_embedded(cell.record["config"]) for cell in data.cells.values())
+    return "\n".join([EMBEDDED_TITLE if embedded else "# Table 1", "", *(f"- {line}" for line in lines)])
+
+
+def block(row: Row) -> object:
+    """Rows of one model and sparsity; the dense row is marked with none."""
+    return None if row["method"] == "dense" else (row["model"], row["sparsity"])
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the main table; `merit` is what the best cell of a block has most of."""
+class Lead:
+    """WiSparse against the best baseline at one model and sparsity; None where one is lacking."""
 
-    title: str
-    text: Callable[[MeasuredCell], str]
-    merit: Callable[[MeasuredCell], float | None] | None = None
+    data: TableData
+    model: str
+    sparsity: float
+    ours: MeasuredCell | None
+    rival: MeasuredCell | None
+
+    @property
+    def pair(self) -> tuple[MeasuredCell, MeasuredCell] | None:
+        """Both cells."""
+        return None if self.ours is None or self.rival is None else (self.ours, self.rival)
 
 
-def _columns(data: TableData) -> list[Column]:
-    def task_column(task: str) -> Column:
-        def value(cell: MeasuredCell) -> float:
-            return 100 * cell.record["tasks"][task]["value"]
+LEAD_COLUMNS: list[Column[Lead]] = [
+    Column("model", "Model", lambda lead: lead.model),
+    Column("sparsity", "Sparsity", lambda lead: lead.sparsity, form=PERCENT),
+    Column("ours", "WiSparse", lambda lead: lead.pair and lead.pair[0].record["average"], 3, number(2),
+           absent=NOT_MEASURED),
+    Column("rival", "Best baseline", lambda lead: lead.pair and lead.pair[1].key[1]),
+    Column("average", "Its average", lambda lead: lead.pair and lead.pair[1].record["average"], 3, number(2)),
+    Column("difference", "Difference", lambda lead: lead.pair and lead.data.average_difference(*lead.pair), 4,
+           number(2, sign="+"), bounds=True),
+    Column("ratio", "Perplexity ratio", lambda lead: lead.pair and lead.data.perplexity_ratio(*lead.pair), 4,
+           number(3), bounds=True),
+]  # fmt: skip
 
-        return Column(task, lambda cell: f"{value(cell):.1f}", value)
 
-    def against_dense(compare: Callable[..., Interval | None], pattern: str) -> Callable[[MeasuredCell], str]:
-        def text(cell: MeasuredCell) -> str:
-            dense = data.dense(cell.key[0])
-            return "" if dense is None or dense is cell else interval_text(compare(cell, dense), pattern)
-
-        return text
-
-    def negative_perplexity(cell: MeasuredCell) -> float | None:
-        perplexity = cell.record["perplexity"]
-        return None if perplexity is None else -perplexity
-
-    return [
-        *(task_column(task) for task in data.tasks),
-        Column("Average", lambda c: number_text(c.record["average"], 2), lambda c: c.record["average"]),
-        Column("Kept %", lambda c: number_text(data.kept(c), 1), data.kept),
-        Column("Average − dense", against_dense(data.average_difference, "{:+.2f}")),
-        Column("Realised %", lambda c: f"{100 * c.record['realised']['realised_sparsity']:.1f}"),
-        Column("MB/token", lambda c: f"{c.record['realised']['bytes_per_token'] / 1e6:.2f}"),
-        Column("Perplexity", lambda c: number_text(c.record["perplexity"], 3), negative_perplexity),
-        Column("Perplexity ÷ dense", against_dense(data.perplexity_ratio, "{:.3f}")),
+def below(data: TableData) -> str:
+    """WiSparse against the best baseline of each row, where there is one."""
+    if OURS not in data.methods or len(data.methods) < 2:
+        return ""
+    leads = [
+        Lead(
+            data, model, sparsity, data.cells.get((model, OURS, sparsity)), data.best_baseline(model, sparsity)
+        )
+        for model in data.models
+        for sparsity in data.sparsities
     ]
-
-
-def _main_table(data: TableData) -> str:
-    columns = _columns(data)
-    lines = [
-        table_row(["Model", "Sparsity", "Method", *(column.title for column in columns)]),
-        table_row(["---"] * 3 + ["---:"] * len(columns)),
-    ]
-    for model in data.models:
-        dense_key = (model, "dense", 0.0)
-        lines.append(table_row([model, "0", "dense", *_texts(data, columns, dense_key)]))
-        for sparsity in data.sparsities:
-            keys = [(model, method, sparsity) for method in data.methods]
-            best = _best_texts([data.cells[key] for key in keys if key in data.cells], columns)
-            for key in keys:
-                texts = _texts(data, columns, key)
-                bold = [
-                    f"**{text}**" if text and text == mark else text
-                    for text, mark in zip(texts, best, strict=True)
-                ]
-                lines.append(table_row([model, f"{100 * sparsity:g} %", key[1], *bold]))
-    return "\n".join(lines)
-
-
-def _texts(data: TableData, columns: list[Column], key: Key) -> list[str]:
-    cell = data.cells.get(key)
-    if cell is None:
-        return [_absence(data, key), *[""] * (len(columns) - 1)]
-    return [column.text(cell) for column in columns]
-
-
-def _best_texts(block: list[MeasuredCell], columns: list[Column]) -> list[str | None]:
-    """Text of the best value of a block, by column: all that print alike are marked."""
-    best: list[str | None] = []
-    for column in columns:
-        merits = [(column.merit(cell), cell) for cell in block] if column.merit else []
-        known = [(merit, cell) for merit, cell in merits if merit is not None]
-        best.append(column.text(max(known, key=lambda pair: pair[0])[1]) if len(known) > 1 else None)
-    return best
-
-
-def _against_best_baseline(data: TableData) -> str:
-    lines = [
-        "## WiSparse against the best baseline",
-        "",
+    return (
+        "## WiSparse against the best baseline\n\n"
         "The best baseline of a row is the one with the highest average, chosen on these very items: "
-        "the comparison favours it.",
-        "",
-        table_row(
-            ["Model", "Sparsity", "WiSparse", "Best baseline", "Its average", "Difference", "Perplexity ratio"]
-        ),
-        table_row(["---", "---", "---:", "---", "---:", "---:", "---:"]),
-    ]
-    for model in data.models:
-        for sparsity in data.sparsities:
-            ours, rival = data.cells.get((model, OURS, sparsity)), data.best_baseline(model, sparsity)
-            start = [model, f"{100 * sparsity:g} %"]
-            if ours is None or rival is None:
-                lines.append(table_row([*start, NOT_MEASURED, "", "", "", ""]))
-                continue
-            lines.append(
-                table_row(
-                    [
-                        *start,
-                        number_text(ours.record["average"], 2),
-                        rival.key[1],
-                        number_text(rival.record["average"], 2),
-                        interval_text(data.average_difference(ours, rival), "{:+.2f}"),
-                        interval_text(data.perplexity_ratio(ours, rival), "{:.3f}"),
-                    ]
-                )
-            )
-    return "\n".join(lines)
+        "the comparison favours it.\n\n"
+    ) + markdown_table(LEAD_COLUMNS, list(entries_as_rows(LEAD_COLUMNS, leads)))
 
 
-def _absence(data: TableData, key: Key) -> str:
-    maximum = data.unreachable.get(key)
-    return NOT_MEASURED if maximum is None else f"out of reach (max {maximum:.3f})"
+TABLE1 = Table(
+    name="table1",
+    title="Table 1: accuracy on the embedded models",
+    command="make reproduce-table1 PROFILE=full",
+    read=read_table,
+    entries=entries,
+    columns=columns,
+    tasks=lambda data: data.tasks,
+    above=above,
+    below=below,
+    block=block,
+)

@@ -1,24 +1,17 @@
-"""Table 2, the ablation: WiSparse stage by stage, as the Markdown that people read and the CSV for programs."""
+"""Table 2, the ablation: WiSparse stage by stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...method.errors import UserError
+from ..measured.paired_bootstrap import RESAMPLES
 from ..record import is_embedded
-from .cells import MeasuredCell, TableData, read_table
-from .csv_rows import csv_text
-from .paired_bootstrap import RESAMPLES
-from .text import (
-    EMBEDDED_NOTE,
-    NOT_MEASURED,
-    interval_text,
-    number_text,
-    settings_lines,
-    table_row,
-)
+from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, REALISED, STATUS, AccuracyEntry, score
+from .table import PERCENT, Column, Table, number, task_column
+from .table_data import TableData, read_table
+from .text import EMBEDDED_NOTE, settings_lines
 
 STAGES = {
     "dense": "dense",
@@ -30,11 +23,6 @@ STAGES = {
 """Configurations by method, in the paper's order; each is compared with the one before it."""
 
 FIRST_STAGE = "wisparse_activation_only"
-CSV_COLUMNS = (
-    "model", "method", "configuration", "sparsity", "realised_sparsity", "bytes_per_token", "perplexity",
-    "average", "kept",
-)  # fmt: skip
-CSV_BOUNDS = ("step", "step_low", "step_high", "step_perplexity_ratio", "status")
 
 
 def read_ablation(folder: Path) -> TableData:
@@ -47,55 +35,41 @@ def read_ablation(folder: Path) -> TableData:
     return data
 
 
-def _rows(data: TableData) -> Iterator[tuple[str, float, str, MeasuredCell | None, MeasuredCell | None]]:
-    """Model, sparsity, method, its cell and that of the stage before; without cells where not measured."""
+def entries(data: TableData) -> Iterator[AccuracyEntry]:
+    """Entries by model and sparsity, each compared with the stage before."""
     for model in data.models:
         for sparsity in data.sparsities:
             before = None
             for method in STAGES:
                 key = (model, method, 0.0 if method == "dense" else sparsity)
-                cell = data.cells.get(key)
-                yield model, sparsity, method, cell, None if method == FIRST_STAGE else before
-                before = cell
+                yield AccuracyEntry(data, key, None if method == FIRST_STAGE else before)
+                before = data.cells.get(key)
 
 
-def table2_csv(data: TableData) -> str:
-    """One row a configuration; accuracies in percent, `step` is the average minus that of the stage before."""
-    return csv_text((*CSV_COLUMNS, *data.tasks, *CSV_BOUNDS), _csv_rows(data))
+def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
+    """Columns in the order of the CSV; `step` is the average minus that of the stage before."""
+    return [
+        Column("model", "Model", lambda entry: entry.key[0]),
+        Column("method", "", lambda entry: entry.key[1]),
+        Column("configuration", "Configuration", lambda entry: STAGES[entry.key[1]]),
+        Column("sparsity", "Sparsity", lambda entry: entry.key[2], form=PERCENT),
+        REALISED,
+        BYTES,
+        PERPLEXITY,
+        AVERAGE,
+        KEPT,
+        *(task_column(task, score) for task in tasks),
+        Column("step", "Step", lambda entry: entry.average_difference, 4, number(2, sign="+"), bounds=True),
+        Column(
+            "step_perplexity_ratio", "Step of perplexity", lambda entry: entry.perplexity_ratio, 4, number(3),
+            bounds=True,
+        ),
+        STATUS,
+    ]  # fmt: skip
 
 
-def _csv_rows(data: TableData) -> Iterator[dict[str, Any]]:
-    for model, sparsity, method, cell, before in _rows(data):
-        row = {
-            "model": model,
-            "method": method,
-            "configuration": STAGES[method],
-            "sparsity": 0.0 if method == "dense" else sparsity,
-        }
-        yield row | (_csv_numbers(data, cell, before) if cell else {"status": NOT_MEASURED})
-
-
-def _csv_numbers(data: TableData, cell: MeasuredCell, before: MeasuredCell | None) -> dict[str, Any]:
-    record, realised = cell.record, cell.record["realised"]
-    numbers = {
-        "realised_sparsity": number_text(realised["realised_sparsity"], 5),
-        "bytes_per_token": number_text(realised["bytes_per_token"], 0),
-        "perplexity": number_text(record["perplexity"], 4),
-        "average": number_text(record["average"], 3),
-        "kept": number_text(data.kept(cell), 3),
-        **{name: number_text(100 * task["value"], 3) for name, task in record["tasks"].items()},
-        "status": "measured",
-    }
-    if before and (step := data.average_difference(cell, before)):
-        bounds = {"step": step.value, "step_low": step.low, "step_high": step.high}
-        numbers |= {name: number_text(value, 4) for name, value in bounds.items()}
-    if before and (ratio := data.perplexity_ratio(cell, before)):
-        numbers["step_perplexity_ratio"] = number_text(ratio.value, 4)
-    return numbers
-
-
-def table2_markdown(data: TableData) -> str:
-    """Table 2 as in the paper, tasks and average by configuration, with what each stage adds."""
+def above(data: TableData) -> str:
+    """Title, settings, and what the rows and columns mean."""
     embedded = all(is_embedded(cell.record["config"]) for cell in data.cells.values())
     title = f"# Table 2 on the embedded models: WiSparse stage by stage\n\n{EMBEDDED_NOTE}"
     lines = [
@@ -106,30 +80,16 @@ def table2_markdown(data: TableData) -> str:
         "(average) and by document (perplexity).",
     ]
     head = title if embedded else "# Table 2: WiSparse stage by stage"
-    return "\n".join([head, "", *(f"- {line}" for line in lines), "", _table(data)]) + "\n"
+    return "\n".join([head, "", *(f"- {line}" for line in lines)])
 
 
-def _table(data: TableData) -> str:
-    numbers = [*data.tasks, "Average", "Step", "Kept %", "Realised %", "Perplexity", "Step of perplexity"]
-    lines = [
-        table_row(["Model", "Sparsity", "Configuration", *numbers]),
-        table_row(["---"] * 3 + ["---:"] * len(numbers)),
-    ]
-    for model, sparsity, method, cell, before in _rows(data):
-        shown = "0" if method == "dense" else f"{100 * sparsity:g} %"
-        values = [NOT_MEASURED, *[""] * (len(numbers) - 1)] if cell is None else _texts(data, cell, before)
-        lines.append(table_row([model, shown, STAGES[method], *values]))
-    return "\n".join(lines)
-
-
-def _texts(data: TableData, cell: MeasuredCell, before: MeasuredCell | None) -> list[str]:
-    record = cell.record
-    return [
-        *(f"{100 * record['tasks'][task]['value']:.1f}" for task in data.tasks),
-        number_text(record["average"], 2),
-        interval_text(data.average_difference(cell, before), "{:+.2f}") if before else "",
-        number_text(data.kept(cell), 1),
-        f"{100 * record['realised']['realised_sparsity']:.1f}",
-        number_text(record["perplexity"], 3),
-        interval_text(data.perplexity_ratio(cell, before), "×{:.3f}") if before else "",
-    ]
+TABLE2 = Table(
+    name="table2",
+    title="Table 2: WiSparse stage by stage",
+    command="make reproduce-table2 PROFILE=full",
+    read=read_ablation,
+    entries=entries,
+    columns=columns,
+    tasks=lambda data: data.tasks,
+    above=above,
+)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .cells import TableData, search_settings
-from .paired_bootstrap import Interval
+from ..measured.paired_bootstrap import Interval
+from .table_data import TableData, search_settings
 
 NOT_MEASURED = "not measured"
 EMBEDDED_NOTE = """\

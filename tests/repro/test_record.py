@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.record import Record, RecordError, comparable, suite_choice
 from wisparse.repro.records import RECORD
-from wisparse.repro.tables.cells import MeasuredCell, check_comparable
 from wisparse.repro.tables.speed_table import SpeedData, speed_markdown
+from wisparse.repro.tables.table_data import check_comparable
 
 from ..conftest import ROOT
 

@@ -13,9 +13,11 @@ import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import digest
 from wisparse.repro.figures.frontier_plot import main as plot
+from wisparse.repro.measured.cells import MeasuredCell
+from wisparse.repro.measured.comparison import Between
 from wisparse.repro.records import save_record
-from wisparse.repro.tables.frontier import Between, Outcomes, read_frontier
-from wisparse.repro.tables.frontier_table import CSV_COLUMNS, frontier_csv, frontier_markdown
+from wisparse.repro.tables.frontier import read_frontier, rise_between
+from wisparse.repro.tables.frontier_table import FRONTIER, columns
 
 from ...conftest import ROOT
 
@@ -28,8 +30,8 @@ def data():
 
 
 def test_rows_are_the_records(data):
-    rows = list(csv.DictReader(io.StringIO(frontier_csv(data))))
-    assert tuple(rows[0]) == CSV_COLUMNS
+    rows = list(csv.DictReader(io.StringIO(FRONTIER.csv(data))))
+    assert list(rows[0]) == [column.name for column in columns(())]
     assert len(rows) == len(list(RECORDS.glob("*/record.json")))
     records = [json.loads(path.read_text()) for path in RECORDS.glob("llama-mini-teal-0.5-*/record.json")]
     (row,) = [
@@ -80,15 +82,14 @@ def test_a_missing_cell_is_bridged_by_its_neighbours():
 def test_nothing_is_extrapolated(data):
     # At 70 % TEAL reads more than WiSparse, and it was measured at no higher sparsity.
     assert data.comparison("llama-mini", "teal", 0.7) is None
-    assert "| llama-mini | 70 % | wina |" in frontier_markdown(data)
+    assert "| llama-mini | 70 % | wina |" in FRONTIER.markdown(data)
 
 
 def test_towards_the_dense_model_the_rise_itself_is_linear():
-    nothing = Outcomes({}, np.zeros(1), np.ones(1))
-    assert Between(nothing, nothing, 0.25).rise(4.0, 0.0) == pytest.approx(3.0)
-    assert Between(nothing, nothing, 0.5).rise(np.array([4.0, 2.0]), np.array([1.0, 0.0])) == pytest.approx(
-        [2, 1]
-    )
+    cell = MeasuredCell({}, {}, RECORDS)
+    assert rise_between(Between(cell, cell, 0.25), 4.0, 0.0) == pytest.approx(3.0)
+    found = rise_between(Between(cell, cell, 0.5), np.array([4.0, 2.0]), np.array([1.0, 0.0]))
+    assert found == pytest.approx([2, 1])
 
 
 def test_seeds_are_averaged_and_their_spread_is_shown(tmp_path, data):
@@ -112,7 +113,7 @@ def test_the_plot_is_drawn_from_the_table(tmp_path, data, capsys):
     with pytest.raises(SystemExit):
         plot([str(tmp_path)])
     assert "frontier.csv is missing" in capsys.readouterr().err
-    (tmp_path / "frontier.csv").write_text(frontier_csv(data))
+    (tmp_path / "frontier.csv").write_text(FRONTIER.csv(data))
     plot([str(tmp_path)])
     drawn = (tmp_path / "frontier.svg").read_text()
     assert all(f">{name}<" in drawn for name in ("llama-mini", "qwen-mini", "wisparse", "teal"))
@@ -120,7 +121,9 @@ def test_the_plot_is_drawn_from_the_table(tmp_path, data, capsys):
 
 
 def test_no_records_or_different_texts_say_so(tmp_path):
-    with pytest.raises(UserError, match="no record with a perplexity"):
+    with pytest.raises(
+        UserError, match=r"holds no records of this table; run `python repro/run.py experiment=frontier`"
+    ):
         read_frontier(tmp_path)
     for place, name in enumerate(("llama-mini-teal-0.5", "llama-mini-wina-0.5")):
         (source,) = RECORDS.glob(f"{name}-*")

@@ -11,7 +11,7 @@ from wisparse.method.errors import UserError
 from wisparse.repro.cell.cell import prepare
 from wisparse.repro.cell.measure import measure
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.tables.full_size_table import full_size_csv, full_size_markdown, read_full_size
+from wisparse.repro.tables.full_size_table import FULL_SIZE, read_full_size
 
 from ..benchmark_data import write_made_up_mirror
 from ..models.test_random_models import SHRUNK
@@ -40,7 +40,7 @@ def records(tmp_path_factory):
 
 
 def test_every_part_of_a_cell_has_its_seconds_and_scores_stand_beside_chance(records):
-    rows = list(csv.DictReader(io.StringIO(full_size_csv(read_full_size(records)))))
+    rows = list(csv.DictReader(io.StringIO(FULL_SIZE.csv(read_full_size(records)))))
     assert [row["method"] for row in rows] == ["dense", "teal"]
     for row in rows:
         assert row["items"] == "6"
@@ -54,7 +54,7 @@ def test_every_part_of_a_cell_has_its_seconds_and_scores_stand_beside_chance(rec
 
 
 def test_the_table_says_that_its_scores_are_chance_and_what_no_gpu_measured(records):
-    text = full_size_markdown(read_full_size(records))
+    text = FULL_SIZE.markdown(read_full_size(records))
     assert "Random weights: every score is chance" in text
     assert text.count("| not measured |") == 2
 

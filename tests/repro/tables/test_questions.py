@@ -50,18 +50,28 @@ def test_a_method_is_compared_at_the_references_bytes(tmp_path):
 def test_few_cells_make_a_table_a_plot_and_a_summary(tmp_path):
     """What is lacking leaves gaps, not errors: one model has no reference, one no dense cell."""
     records, output = tmp_path / "records", tmp_path / "answers" / "alpha"
-    for name in ("llama-mini-dense-0", "llama-mini-teal-0.5", "llama-mini-wisparse-0.5", "qwen-mini-teal-0.5"):
-        give(records, name)
-    give(records, "llama-mini-teal-0.5", seed=1)
+    for name in ("dense-0", "teal-0.5", "teal-0.6", "wisparse-0.5", "rsparse-0.5"):
+        give(records, f"llama-mini-{name}")
+    give(records, "qwen-mini-teal-0.5")
+    give(records, "llama-mini-teal-0.5", seed=1)  # of a seed without a reference
     write_tables(TABLES["question"], read_question(records), output)
-    rows = {(row["model"], row["method"]): row for row in read_rows(output.with_suffix(".csv"))}
+    rows = {
+        (row["model"], row["method"]): row
+        for row in read_rows(output.with_suffix(".csv"))
+        if row["sparsity"] in ("0.0", "0.5")
+    }
     assert rows["llama-mini", "teal"]["seeds"] == "2"
     assert rows["qwen-mini", "teal"]["perplexity_ratio"] == ""
+    alone = rows["llama-mini", "rsparse"]  # one sparsity is no curve
+    assert (alone["perplexity_ratio"], alone["equal_bytes"]) == ("", "not comparable at equal bytes")
+    assert float(alone["nominal_perplexity_ratio"]) > 1.0
+    assert "not comparable at equal bytes" in output.with_suffix(".md").read_text(encoding="utf-8")
     assert output.with_suffix(".png").stat().st_size > 10_000
     ratio = float(rows["llama-mini", "teal"]["perplexity_ratio"])
     lines = question_summary(output.parent).splitlines()
     (answered,) = [line for line in lines if "results/questions/alpha.md" in line]
-    assert f"`teal` {ratio:.3f} ({ratio:.3f} to {ratio:.3f})" in answered
+    assert f"`teal` {ratio:.3f} ({ratio:.3f} to {ratio:.3f}, 1 of 2 not comparable)" in answered
+    assert "`rsparse` not comparable at equal bytes" in answered
     assert sum("not measured" in line for line in lines) == 9
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.tables.table2 import STAGES, read_ablation, table2_csv, table2_markdown
+from wisparse.repro.tables.table2 import STAGES, TABLE2, read_ablation
 
 from .test_tables import TASKS, write_cell
 
@@ -25,7 +25,7 @@ def records(tmp_path: Path) -> Path:
 
 
 def csv_rows(root: Path) -> dict[str, dict[str, str]]:
-    return {row["method"]: row for row in csv.DictReader(io.StringIO(table2_csv(read_ablation(root))))}
+    return {row["method"]: row for row in csv.DictReader(io.StringIO(TABLE2.csv(read_ablation(root))))}
 
 
 def test_the_rows_are_the_stages_in_the_papers_order(records):
@@ -48,9 +48,9 @@ def test_a_step_over_a_missing_stage_is_left_out(records):
 
 
 def test_the_markdown_has_the_csvs_numbers(records):
-    text = table2_markdown(read_ablation(records))
+    text = TABLE2.markdown(read_ablation(records))
     assert "not 7-8B results" in text
-    lines = {line.split("|")[3].strip(): line for line in text.splitlines() if line.startswith("| llama-mini")}
+    lines = {line.split("|")[2].strip(): line for line in text.splitlines() if line.startswith("| llama-mini")}
     for row in csv_rows(records).values():
         line = lines[row["configuration"]]
         if row["status"] == "measured":

@@ -1,4 +1,4 @@
-"""The cells of a table: records read from a folder, checked to belong together, with paired intervals."""
+"""What a table of models, methods and sparsities is made of: cells that belong together, and comparisons."""
 
 from __future__ import annotations
 
@@ -8,33 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...method.errors import UserError
+from ..measured.cells import AGAIN, Key, MeasuredCell, method_rank, place_of, stored_cells
+from ..measured.comparison import Comparison
+from ..measured.paired_bootstrap import Interval, interval
 from ..record import RecordError, comparable
-from ..records import RECORD, UNREACHABLE, load_items, load_note, load_record
-from .paired_bootstrap import Interval, PairedResamples, interval
-
-METHOD_ORDER = ("dense", "teal", "wina", "rsparse", "cats", "chess", "wisparse")
-"""Baselines first, the paper's method last; others in between, by name."""
+from ..records import UNREACHABLE, load_note
 
 OURS = "wisparse"
-Key = tuple[str, str, float]
-"""Model, method, nominal sparsity."""
-
-
-@dataclass(frozen=True, eq=False)
-class MeasuredCell:
-    """A finished cell with its per-item outcomes."""
-
-    record: dict[str, Any]
-    items: dict[str, Any]
-    folder: Path
-
-    @property
-    def key(self) -> Key:
-        """Where it stands in the table."""
-        return _key(self.record)
 
 
 @dataclass
@@ -44,8 +25,6 @@ class TableData:
     cells: dict[Key, MeasuredCell]
     unreachable: dict[Key, float] = field(default_factory=dict)
     """Largest sparsity that the method reaches on the model, for cells beyond it."""
-    _resampled_averages: dict[Key, np.ndarray] = field(default_factory=dict, repr=False)
-    _resampled_log_perplexities: dict[Key, np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
     def models(self) -> list[str]:
@@ -90,7 +69,7 @@ class TableData:
         kept, dense = self.kept(cell), self.dense(cell.key[0])
         if kept is None or dense is None:
             return None
-        return interval(kept, 100.0 * self._averages(cell) / self._averages(dense))
+        return interval(kept, 100.0 * self.comparison.averages(cell) / self.comparison.averages(dense))
 
     def best_baseline(self, model: str, sparsity: float) -> MeasuredCell | None:
         """The method with the highest average besides dense and WiSparse at one model and sparsity."""
@@ -98,38 +77,18 @@ class TableData:
         measured = [cell for cell in rivals if cell is not None and cell.record["average"] is not None]
         return max(measured, key=lambda cell: cell.record["average"], default=None)
 
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Paired comparisons of the table's cells."""
+        return Comparison(self.cells.values())
+
     def average_difference(self, cell: MeasuredCell, other: MeasuredCell) -> Interval | None:
         """Average of `cell` minus that of `other` in points, paired by item."""
-        if cell.record["average"] is None:
-            return None
-        mine, theirs = self._averages(cell), self._averages(other)
-        return interval(cell.record["average"] - other.record["average"], mine - theirs)
+        return self.comparison.average_difference([(cell, other)])
 
     def perplexity_ratio(self, cell: MeasuredCell, other: MeasuredCell) -> Interval | None:
         """Perplexity of `cell` over that of `other`, paired by document."""
-        if cell.record["perplexity"] is None:
-            return None
-        ratios = np.exp(self._log_perplexities(cell) - self._log_perplexities(other))
-        return interval(cell.record["perplexity"] / other.record["perplexity"], ratios)
-
-    def _averages(self, cell: MeasuredCell) -> np.ndarray:
-        known = self._resampled_averages
-        if cell.key not in known:
-            known[cell.key] = self._resamples.averages(cell.items["items"])
-        return known[cell.key]
-
-    def _log_perplexities(self, cell: MeasuredCell) -> np.ndarray:
-        known = self._resampled_log_perplexities
-        if cell.key not in known:
-            documents = cell.items["documents"]
-            nats, tokens = ([document[part] for document in documents] for part in ("nats", "tokens"))
-            known[cell.key] = self._resamples.log_perplexities(nats, tokens)
-        return known[cell.key]
-
-    @cached_property
-    def _resamples(self) -> PairedResamples:
-        items = next(iter(self.cells.values())).items
-        return PairedResamples(_counts(items), len(items["documents"]))
+        return self.comparison.perplexity_ratio([(cell, other)])
 
 
 def read_table(folder: Path) -> TableData:
@@ -137,23 +96,20 @@ def read_table(folder: Path) -> TableData:
 
     Raises UserError when there is none, when one is damaged, or when they do not belong in one table.
     """
-    cells: dict[Key, MeasuredCell] = {}
-    notes: dict[Key, dict[str, Any]] = {}
-    try:
-        for path in sorted(folder.rglob(RECORD)):
-            cell = MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)
-            if cell.key not in cells or cells[cell.key].record["utc"] < cell.record["utc"]:
-                cells[cell.key] = cell
-        for path in sorted(folder.rglob(UNREACHABLE)):
-            note = load_note(path)
-            notes[_key(note)] = note
-    except RecordError as error:
-        raise UserError(f"{error}; delete that folder, or compute the cell again with force=true") from error
-    if not cells:
-        raise UserError(f"{folder} holds no records; run `python repro/run.py experiment=table1` first")
+    cells = stored_cells([folder], place_of, command="`python repro/run.py experiment=table1`")
+    notes = _notes(folder)
     check_comparable(cells.values())
     unreachable = {key: note["maximum"] for key, note in notes.items() if key not in cells}
     return TableData(cells, unreachable)
+
+
+def _notes(folder: Path) -> dict[Key, dict[str, Any]]:
+    """Notes on cells that a method cannot reach."""
+    try:
+        notes = [load_note(path) for path in sorted(folder.rglob(UNREACHABLE))]
+    except RecordError as error:
+        raise UserError(f"{error}; {AGAIN}") from error
+    return {place_of(note): note for note in notes}
 
 
 def check_comparable(cells: Iterable[MeasuredCell]) -> None:
@@ -219,19 +175,6 @@ def _task_settings(record: dict[str, Any]) -> dict[str, Any]:
 
 def _counts(items: dict[str, Any]) -> dict[str, int]:
     return {task: len(outcomes) for task, outcomes in items["items"].items()}
-
-
-def _key(record: dict[str, Any]) -> Key:
-    return record["model"]["name"], record["method"]["name"], float(record["sparsity"])
-
-
-def method_rank(method: str) -> tuple[float, str]:
-    """Where a method stands among others."""
-    if method in METHOD_ORDER:
-        return METHOD_ORDER.index(method), method
-    # Variants (teal-uniform, wina-rotated, ...) stand with the method they are named after.
-    family = next((known for known in METHOD_ORDER if method.startswith(known)), None)
-    return (METHOD_ORDER.index(family) + 0.5 if family else len(METHOD_ORDER) - 1.5), method
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,91 @@
+"""Finished cells as they are stored: every one below some folders, or the newest of each place in a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...method.errors import UserError
+from ..record import RecordError
+from ..records import RECORD, load_items, load_record
+
+METHOD_ORDER = ("dense", "teal", "wina", "rsparse", "cats", "chess", "wisparse")
+"""Baselines first, the paper's method last; others in between, by name."""
+
+Key = tuple[str, str, float]
+"""Model, method, nominal sparsity."""
+AGAIN = "delete that folder, or compute the cell again with force=true"
+"""Ways out for whoever has a damaged record."""
+
+Place = TypeVar("Place", bound=Hashable)
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredCell:
+    """A finished cell with its per-item outcomes."""
+
+    record: Record
+    items: dict[str, Any]
+    folder: Path
+
+    @property
+    def key(self) -> Key:
+        """Where it stands in a table of models, methods and sparsities."""
+        return place_of(self.record)
+
+
+def place_of(record: Record) -> Key:
+    """Model, method and nominal sparsity of a record."""
+    return record["model"]["name"], record["method"]["name"], float(record["sparsity"])
+
+
+def every_cell(
+    folders: Iterable[Path], keep: Callable[[Record], bool] = lambda record: True
+) -> Iterator[MeasuredCell]:
+    """Every finished cell below the folders, in the order of their paths.
+
+    keep: which records to look at, asked before their items are read. Raises UserError when one is damaged.
+    """
+    for path in sorted(path for folder in folders for path in folder.rglob(RECORD)):
+        try:
+            if keep(json.loads(path.read_text(encoding="utf-8"))):
+                yield MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)
+        except (RecordError, OSError, ValueError, KeyError, TypeError) as error:
+            reason = error if isinstance(error, RecordError) else f"{path} is no record ({error})"
+            raise UserError(f"{reason}; {AGAIN}") from error
+
+
+def stored_cells(
+    folders: Iterable[Path],
+    place: Callable[[Record], Place],
+    *,
+    keep: Callable[[Record], bool] = lambda record: True,
+    command: str,
+) -> dict[Place, MeasuredCell]:
+    """By place, the newest cell below the folders.
+
+    place: where a record stands in the table. keep: which records belong in it. command: what would make
+    them, for the error. Raises UserError when there is none or one is damaged.
+    """
+    folders = list(folders)
+    cells: dict[Place, MeasuredCell] = {}
+    for cell in every_cell(folders, keep):
+        where = place(cell.record)
+        if where not in cells or cells[where].record["utc"] < cell.record["utc"]:
+            cells[where] = cell
+    if not cells:
+        raise UserError(f"{', '.join(map(str, folders))} holds no records of this table; run {command} first")
+    return cells
+
+
+def method_rank(method: str) -> tuple[float, str]:
+    """Where a method stands among others."""
+    if method in METHOD_ORDER:
+        return METHOD_ORDER.index(method), method
+    # Variants (teal-uniform, wina-rotated, ...) stand with the method they are named after.
+    family = next((known for known in METHOD_ORDER if method.startswith(known)), None)
+    return (METHOD_ORDER.index(family) + 0.5 if family else len(METHOD_ORDER) - 1.5), method
