@@ -117,7 +117,7 @@ def test_norms_of_heads_are_rounded_where_the_model_rounds(tile):
     key = sums[0, 0, 64:128].half().float()
     plain = (key * torch.rsqrt(key.square().mean() + norms.epsilon)).half() * norms.key
     steps = (cache.keys[0, 0, 0, 5].view(torch.int16) - plain.view(torch.int16)).abs()
-    assert steps.max() <= 1  # 1/√ differs by an ulp between machines
+    assert steps.max() <= 2  # 1/√ differs by an ulp between machines: a flip before the gain
     assert (steps == 0).float().mean() > 0.9
 
 
