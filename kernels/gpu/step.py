@@ -35,13 +35,13 @@ PARTS = {
     "attention": "attention",
     "compact": "norms",
     "gemv": "products",
+    "low_rank": "products",
     "neurons": "products",
     "product": "products",
-    "run": "products",
     "select": "selection",
     "short_attention": "attention",
 }
-"""Part of a step that launches belong to, by their module, and by their name for those of a site."""
+"""Part of a step that launches belong to, by their module."""
 
 
 class GPUDecodeStep:
@@ -116,8 +116,7 @@ class GPUDecodeStep:
                 function = function.func
             *_, folder, module = function.__module__.split(".")
             language = "cuda" if folder == "cuda" else "triton"
-            part = function.__name__ if module == "sites" else module
-            found.setdefault(PARTS[part], set()).add(language)
+            found.setdefault(PARTS[module], set()).add(language)
             if any(isinstance(argument, Normed) for argument in launch.args):
                 found.setdefault("norms", set()).add(language)
         return {part: " and ".join(sorted(languages)) for part, languages in sorted(found.items())} | {

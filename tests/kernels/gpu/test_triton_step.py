@@ -190,9 +190,18 @@ def test_a_captured_step_is_the_step():
 def test_it_says_which_language_each_part_ran_in(method):
     model = make_tiny_model("llama", blocks=1)
     plan = None if method is None else make_plan(model, method)
-    weights = pack(model, () if plan is None else plan.gate_thresholds)
-    rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
-    cache = StaticCache.for_model(model, weights.shape, 1, 64)
-    found = GPUDecodeStep(weights, rules, cache, SMALL_TILES).ran()
     expected = dict.fromkeys(("attention", "norms", "products"), "triton") | {"lm_head": "torch"}
-    assert found == expected | ({"selection": "triton"} if method == "wina" else {})
+    expected |= {"selection": "triton"} if method == "wina" else {}
+    assert step_of(model, plan, 1, replace(SMALL_TILES, cuda=Never())).ran() == expected
+
+
+def test_it_says_where_cuda_ran():
+    model = make_tiny_model("llama", blocks=1)
+    plan = make_plan(model, "teal")
+    for names, products, norms in (
+        ("o", "cuda and triton", "triton"),
+        ("qkv o gate_up down", "cuda", "cuda and triton"),
+    ):
+        cuda = Chosen(dict.fromkeys(names.split(), CUDATile(warps=2)), CUDAAttentionTile(warps=1))
+        found = step_of(model, plan, 1, replace(SMALL_TILES, cuda=cuda)).ran()
+        assert found == {"products": products, "norms": norms, "attention": "cuda", "lm_head": "torch"}
