@@ -1,4 +1,4 @@
-# Everything here needs Linux, make and Python 3.10 or newer; `make setup` installs the rest into .venv.
+# Everything here needs Linux, make and Python 3.10 to 3.14; `make setup` installs the rest into .venv.
 PYTHON ?= python3
 PROFILE ?= quick
 VENV := .venv
@@ -23,7 +23,7 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
-	reproduce-speed reproduce-search-cost verify-claims report bench prefetch readme train-embedded clean
+	reproduce-speed reproduce-search-cost verify-claims report bench prefetch readme train-embedded check-pins wheel clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -33,8 +33,8 @@ setup: $(INSTALLED) ## create .venv with the locked dependencies (a second run i
 
 # The stamp is written last: an interrupted installation is taken up again by the next run.
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo "error: $(PYTHON) is missing or older than Python 3.10; name a newer one: make setup PYTHON=python3.12" >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null || { \
+		echo "error: $(PYTHON) is missing or not of Python 3.10 to 3.14; name another: make setup PYTHON=python3.12" >&2; \
 		exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "error: $(PYTHON) could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \
@@ -49,6 +49,16 @@ test: $(INSTALLED) ## run every test
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
 	@tests/slurm/single_node.sh
+
+# A pip of its own: one of today reads metadata without fetching gigabytes of wheels.
+check-pins: ## resolve every pin to a wheel for Python 3.10 to 3.14 on x86_64 and aarch64 (asks the package index; minutes)
+	@test -x .cache/pip/bin/python || { $(PYTHON) -m venv .cache/pip && \
+		.cache/pip/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25' packaging tomli; }
+	@.cache/pip/bin/python tests/packaging/resolve_pins.py
+
+wheel: $(INSTALLED) ## build the wheel into dist/
+	@$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@rm -rf build wisparse.egg-info
 
 lint: $(INSTALLED) ## check style and formatting
 	@$(VENV)/bin/ruff check .
@@ -110,5 +120,5 @@ train-embedded: $(INSTALLED) ## train the embedded models anew into outputs/embe
 	@$(RUN) -m wisparse.repro.embedded.train outputs/embedded-models
 
 clean: ## remove .venv, caches and outputs (not results)
-	@rm -rf $(VENV) .cache outputs .pytest_cache .ruff_cache .hypothesis .benchmarks wisparse.egg-info
+	@rm -rf $(VENV) .cache outputs .pytest_cache .ruff_cache .hypothesis .benchmarks build dist wisparse.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,15 +23,30 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from ..kernels.errors import KernelError
 from ..method.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIGURATION = REPOSITORY / "conf"
-LAUNCHERS = "install one: pip install -e '.[joblib]' for joblib, '.[slurm]' for submitit_slurm"
+PACKAGES = Path(__file__).resolve().parents[1]
+"""Where `repro`, `method` and `conf` lie side by side: a checkout, or `wisparse` in site-packages."""
+
+INSTALLED = not (PACKAGES / "pyproject.toml").is_file()
+"""Whether this code runs from an installed wheel, without the checkout."""
+
+REPOSITORY = Path.cwd() if INSTALLED else PACKAGES
+"""Where results and outputs go: the checkout; without one, the current folder."""
+
+CONFIGURATION = PACKAGES / "conf"
+LAUNCHERS = "install one: pip install 'wisparse[joblib]' for joblib, 'wisparse[slurm]' for submitit_slurm"
 UNKNOWN_SETTING = re.compile(r"Could not override '([^']+)'")
 
 
 def register_resolvers() -> None:
-    """Make `${repository:PATH}` in the configuration mean PATH inside this repository."""
-    OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / path), replace=True)
+    """Make `${repository:PATH}` in the configuration mean PATH inside this repository.
+
+    Of an installed package, `repro/` lies with its code and everything else is in the current folder.
+    """
+    OmegaConf.register_new_resolver("repository", _located, replace=True)
+
+
+def _located(path: str) -> str:
+    return str((PACKAGES if path.startswith("repro/") else REPOSITORY) / path)
 
 
 def portable(value: Any) -> Any:
@@ -45,8 +60,10 @@ def portable(value: Any) -> Any:
         return {key: portable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [portable(entry) for entry in value]
-    if isinstance(value, str) and value.startswith(f"{REPOSITORY}/"):
-        return str(Path(value).relative_to(REPOSITORY))
+    if isinstance(value, str):
+        for folder in (PACKAGES, REPOSITORY):
+            if value.startswith(f"{folder}/"):
+                return str(Path(value).relative_to(folder))
     return value
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .configuration import REPOSITORY, digest, portable
+from .configuration import INSTALLED, PACKAGES, digest, portable
 from .record import SCHEMA, SECTIONS, GitState, RecordError, Surroundings
 
 RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
@@ -108,6 +108,8 @@ def git_state() -> GitState | None:
     """
     if commit := os.environ.get("GIT_COMMIT"):
         return GitState(commit, dirty=False)
+    if INSTALLED:  # site-packages may lie in somebody else's checkout
+        return None
     try:
         commit = _git("rev-parse", "HEAD")
         return GitState(commit, dirty=bool(_git("status", "--porcelain", "--untracked-files=no")))
@@ -116,7 +118,7 @@ def git_state() -> GitState | None:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(REPOSITORY), *arguments]
+    command = ["git", "-C", str(PACKAGES), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
-from ..configuration import REPOSITORY, mistakes_in_one_line
+from ..configuration import PACKAGES, REPOSITORY, mistakes_in_one_line
 from ..measured.cells import every_cell
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
@@ -54,7 +54,7 @@ def measured(processes: int, overrides: list[str]) -> dict[str, Any]:
     folder = REPOSITORY / "outputs" / "process_scaling" / str(processes)
     settings = [f"output_dir={folder}", "force=true", "logger=none", "reference=false"]
     ran = subprocess.run(
-        [*command, str(REPOSITORY / "repro/run.py"), *overrides, *settings],
+        [*command, str(PACKAGES / "repro/run.py"), *overrides, *settings],
         stdout=subprocess.PIPE,
         text=True,
         env={"OMP_NUM_THREADS": "1"} | os.environ,

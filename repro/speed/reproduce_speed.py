@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..configuration import REPOSITORY, mistakes_in_one_line
+from ..configuration import PACKAGES, REPOSITORY, mistakes_in_one_line
 from ..figures.make import write_figures
 from ..figures.rows import read_figures
 from ..figures.speed_plots import write_plots
@@ -31,7 +31,7 @@ KERNEL_REPEATS = 21
 def run_experiments(device: str, overrides: list[str]) -> list[Path]:
     """Run the device's experiments with run.py; returns the folders of their records. Exits as run.py does."""
     for experiment in EXPERIMENTS[device]:
-        command = [sys.executable, str(REPOSITORY / "repro" / "run.py"), f"experiment={experiment}", *overrides]
+        command = [sys.executable, str(PACKAGES / "repro" / "run.py"), f"experiment={experiment}", *overrides]
         code = subprocess.run(command, check=False).returncode
         if code:
             sys.exit(code)

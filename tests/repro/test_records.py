@@ -104,7 +104,7 @@ def test_surroundings_say_when_where_and_with_what():
 
 def test_git_state_is_none_outside_a_checkout(tmp_path, monkeypatch):
     monkeypatch.delenv("GIT_COMMIT", raising=False)
-    monkeypatch.setattr("wisparse.repro.records.REPOSITORY", tmp_path)
+    monkeypatch.setattr("wisparse.repro.records.PACKAGES", tmp_path)
     assert git_state() is None
 
 
