@@ -12,8 +12,11 @@ from .typed_json import INLINE, LATER, Absent, MisfitError, decoded, encoded, re
 
 SCHEMA = 1
 EMBEDDED_MODELS = "repro/embedded/models/"
-RENAMED = {"NotMeasured": "NoLatency"}
+RENAMED = {"NotMeasured": "NoLatency", "Protocol": "TokenPolicy"}
 """Classes that older records name otherwise."""
+
+UNIFORM = {"_target_": "UniformBlocks", "name": "uniform"}
+"""Settings of WiSparse's first stage where it is left out."""
 
 RENAMED_SUITES = {"no": "none"}
 """Suites that older records name otherwise."""
@@ -290,6 +293,8 @@ def comparable(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     found = {name: comparable(value) for name, value in settings.items()}
+    if found.pop("coarse", True) is False:  # older records: a switch for what the allocator now says
+        found["allocator"] = dict(UNIFORM)
     if isinstance(target := settings.get("_target_"), str):
         own = target.rpartition(".")[2]
         found["_target_"] = RENAMED.get(own, own)

@@ -88,7 +88,7 @@ OLD = {
 NEW = {
     "suite": {"_target_": "wisparse.repro.evaluation.suites.EmbeddedSuite", "limit": None},
     "calibration": {"_target_": "wisparse.repro.embedded.calibration.InstalledPackageText", "sequences": 16},
-    "protocol": {"_target_": "wisparse.method.token_policy.Protocol", "name": "half"},
+    "protocol": {"_target_": "wisparse.method.token_policy.TokenPolicy", "name": "half"},
     "latency": {"_target_": "wisparse.repro.speed.no_latency.NoLatency", "name": "none"},
 }
 
@@ -133,3 +133,15 @@ def test_speed_tables_say_where_weights_are_random(contents):
     assert len(models) >= 5
     for model in models:
         assert ("-random:" in model) == ("random weights" in model), model
+
+
+def wisparse(**settings):
+    return {"_target_": "wisparse.method.wisparse.WiSparse", "name": "wisparse", **settings}
+
+
+def test_the_switch_that_older_records_have_for_uniform_blocks_says_what_the_allocator_says():
+    searched = {"_target_": "wisparse.method.search.evolutionary.EvolutionarySearch", "name": "evolutionary"}
+    uniform = {"_target_": "wisparse.method.search.blocks.UniformBlocks", "name": "uniform"}
+    assert comparable(wisparse(coarse=True, allocator=searched)) == comparable(wisparse(allocator=searched))
+    assert comparable(wisparse(coarse=False, allocator=searched)) == comparable(wisparse(allocator=uniform))
+    assert comparable(wisparse(allocator=searched)) != comparable(wisparse(allocator=uniform))
