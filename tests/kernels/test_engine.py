@@ -9,6 +9,8 @@ from pathlib import Path
 import networkx
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wisparse.kernels.cpu.gemv import backend
 from wisparse.kernels.engine import DecodeEngine
@@ -30,12 +32,12 @@ def plan_for(model, method: str, sparsity: float = 0.4) -> SparsityPlan:
     return make_method(method, *quick.get(method, [])).plan(make_calibration(model), sparsity)
 
 
-def prompts(model, batch: int, length: int = 12, seed: int = 4) -> torch.Tensor:
+def prompts(model, batch: int, length: int = 12, seed: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, model.config.vocab_size, (batch, length), generator=generator)
 
 
-def generated(model, plan, protocol, input_ids, new_tokens, mask=None, **keywords) -> torch.Tensor:
+def generated(model, plan, protocol, input_ids, new_tokens, mask=None, **keywords) -> Tensor:
     mask = torch.ones_like(input_ids) if mask is None else mask
     with applied(model, plan, make_protocol(protocol)):
         return model.generate(
@@ -155,23 +157,93 @@ def test_sampling_draws_what_generate_draws_from_the_same_seed(llama, top_p):
     assert found.tolist() == expected.tolist()
 
 
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, **keywords) -> Tensor:
+    """Attention that rounds to bfloat16 what comes in and what comes out, and nothing between."""
+    exact = (part.bfloat16().double() for part in (q, k, v))
+    return scaled_dot_product_attention(*exact, **keywords).bfloat16().to(q.dtype)
+
+
+class DecodedTokens:
+    """Logits of the token behind one prompt, for several tokens: by the engine, by transformers, exact.
+
+    All of them have the same bfloat16 weights and the same cache, which transformers filled.
+    """
+
+    def __init__(self, sparse: bool, tokens: int = 16) -> None:
+        self.model, self.exact_model = (make_tiny_model("qwen2").bfloat16() for _ in range(2))
+        self.exact_model.double()
+        plan = plan_for(make_tiny_model("qwen2"), "teal_uniform")
+        self.engine = DecodeEngine(self.model, plan if sparse else None, capacity=40)
+        self.plan = plan if sparse else SparsityPlan(projection_shapes(self.model))
+        self.prompt = prompts(self.model, 1)
+        self.tokens = prompts(self.model, tokens, length=1, seed=5)
+
+    @torch.inference_mode()
+    def _hooked(self, model) -> Tensor:
+        cache = self.model(self.prompt, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(self.tokens))
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.to(model.dtype), layer.values.to(model.dtype)
+            layer.dtype = model.dtype
+        with applied(model, self.plan, make_protocol("decode_only")):
+            return model(self.tokens, past_key_values=cache).logits[:, -1].double()
+
+    def exact(self) -> Tensor:
+        return self._hooked(self.exact_model)
+
+    def of_transformers(self) -> Tensor:
+        return self._hooked(self.model)
+
+    def of_the_engine(self) -> Tensor:
+        logits = []
+        for token in self.tokens:
+            self.engine.prefill(self.prompt)
+            logits.append(self.engine.step(token)[0].double())
+        return torch.stack(logits)
+
+
+def typical_error(logits: Tensor, exact: Tensor) -> float:
+    """Median of the tokens' relative errors.
+
+    Not their mean: where |x| of a channel lies at its threshold, the least rounding decides whether the channel
+    is dropped, and such a token says nothing of how large rounding is.
+    """
+    return float(((logits - exact).norm(dim=1) / exact.norm(dim=1)).median())
+
+
 @pytest.mark.parametrize("sparse", [False, True])
-def test_bfloat16_logits_are_as_near_to_exact_ones_as_those_of_transformers(sparse):
-    model, exact = make_tiny_model("qwen2").bfloat16(), make_tiny_model("qwen2")
-    plan = plan_for(exact, "teal_uniform")
-    hooked = plan if sparse else SparsityPlan(projection_shapes(exact))
-    input_ids, token = prompts(model, 1), torch.tensor([5])
+def test_bfloat16_logits_are_nearer_to_exact_ones_than_those_of_transformers(sparse):
+    # The engine rounds to bfloat16 what goes into attention and what comes out, as transformers does. The rest
+    # is float32, where transformers rounds every norm, projection, activation and sum of the residual stream:
+    # 4 vectors of a block instead of about 14. Errors add up as squares, so its error is below that of
+    # transformers, whatever the order of sums.
+    decoded = DecodedTokens(sparse)
+    exact = decoded.exact()
+    assert 0 < typical_error(decoded.of_the_engine(), exact) < typical_error(decoded.of_transformers(), exact)
 
-    def logits(of) -> torch.Tensor:
-        with torch.inference_mode(), applied(of, hooked, make_protocol("decode_only")):
-            cache = of(input_ids, use_cache=True).past_key_values
-            return of(token[None], past_key_values=cache).logits[0, -1].float()
 
-    expected, transformers = logits(exact), logits(model)
-    engine = DecodeEngine(model, plan if sparse else None, capacity=40)
-    engine.prefill(input_ids)
-    error = (engine.step(token)[0] - expected).norm()
-    assert 0 < error < 1.25 * (transformers - expected).norm()
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_bfloat16_step_rounds_to_bfloat16_in_attention_alone(sparse, monkeypatch):
+    """With attention exact between the roundings it makes on purpose, all else is as near as float32 sums are.
+
+    The order of a float32 sum of n products changes it by at most n · 2^-24 of the sum of their magnitudes. How
+    far that carries to the logits, the exact model says: each of its projections is changed by as much as that,
+    up or down at random. One vector rounded to bfloat16, by up to 2^-9 of each value, is beyond it.
+    """
+    decoded = DecodedTokens(sparse)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", exact_attention)
+    exact, engine = decoded.exact(), decoded.of_the_engine()
+    generator = torch.Generator().manual_seed(6)
+
+    def disturb(linear, inputs, out):
+        magnitudes = inputs[0].abs() @ linear.weight.abs().T
+        signs = torch.rand(out.shape, generator=generator).sub(0.5).sign()
+        return out + (linear.in_features + 1) * 2.0**-24 * magnitudes * signs
+
+    for module in decoded.exact_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(disturb)
+    assert 0 < typical_error(engine, exact) < typical_error(decoded.exact(), exact)
 
 
 def test_the_same_prompt_gives_the_same_bits_again(llama):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -116,3 +121,30 @@ def test_all_machines_that_fuse_give_the_same_bits(compiled, monkeypatch):
     native = results()
     compile_for("x86-64-v3", monkeypatch)  # skips where "native" may not fuse
     assert all(torch.equal(*pair) for pair in zip(native, results(), strict=True))
+
+
+OLDER = {
+    "default": {"march": "x86-64-v2", "onednn": "SSE41", "mkl": "SSE4_2"},
+    "avx2": {"march": "x86-64-v3", "onednn": "AVX2", "mkl": "AVX2"},
+}
+"""CPUs as torch calls them, and what its libraries and our kernels call them."""
+AGREEING = (
+    "kernels/test_engine.py::test_the_engine_continues_as_generate_does[llama-teal_uniform]",
+    "kernels/test_engine.py::test_a_bfloat16_step_rounds_to_bfloat16_in_attention_alone[True]",
+    "method/test_apply.py::test_decoding_with_a_cache_equals_scoring_the_whole_sequence[llama]",
+)
+
+
+@pytest.mark.parametrize("capability", OLDER)
+def test_engine_hooks_and_scoring_agree_with_torch_of_an_older_cpu(compiled, capability):
+    """As on such a CPU: torch and its libraries read what it has once, at the start of a process."""
+    names = OLDER[capability]
+    if not cpu_build.runs(names["march"]):
+        pytest.skip(f"this CPU is no {names['march']}")
+    older = {"ATEN_CPU_CAPABILITY": capability, cpu_build.MARCH_VARIABLE: names["march"]}
+    older |= {"ONEDNN_MAX_CPU_ISA": names["onednn"], "MKL_ENABLE_INSTRUCTIONS": names["mkl"]}
+    tests = [str(Path(__file__).parents[2] / test) for test in AGREEING]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    ran = subprocess.run(command, env=os.environ | older, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+    assert f"{len(AGREEING)} passed" in ran.stdout
