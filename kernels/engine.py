@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .block_rules import BlockRules, Plan, block_rules
+from .block_rules import block_rules, check_supported
 from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
+from .plan_data import BlockPlan, Plan
 from .sampling import Greedy, Sampler
 from .static_cache import StaticCache
 
@@ -32,31 +33,38 @@ class DecodeStep(Protocol):
         ...
 
 
-MakeStep = Callable[[DecoderWeights, tuple[BlockRules, ...], StaticCache, float | None], DecodeStep]
+MakeStep = Callable[[DecoderWeights, tuple[BlockPlan, ...], StaticCache, float | None], DecodeStep]
 """Makes the step of a backend; the last argument is `tuned_for` of `DecodeEngine`."""
 
 
 def _gpu_step(
-    weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache, tuned_for: float | None
+    weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache, tuned_for: float | None
 ) -> DecodeStep:
     from .gpu.captured_step import CapturedStep
     from .gpu.cuda_tuning import tuned_step_tiles
     from .gpu.step import GPUDecodeStep
 
+    check_supported(rules, GPUDecodeStep.supports, "a GPU")
     tiles = None if tuned_for is None else tuned_step_tiles(weights, rules, cache, tuned_for)
     return CapturedStep(GPUDecodeStep(weights, rules, cache, tiles), feed_back=False)
 
 
 def _cpu_step(
-    weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache, _: float | None
+    weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache, _: float | None
 ) -> DecodeStep:
     from .cpu.step import CPUDecodeStep
 
+    check_supported(rules, CPUDecodeStep.supports, "a CPU")
     return CPUDecodeStep(weights, rules, cache)
 
 
 BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 """Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
+
+
+def _gated_blocks(plan: Plan | None) -> list[int]:
+    blocks = () if plan is None else plan.block_plans()
+    return [index for index, block in enumerate(blocks) if block.gate is not None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class DecodeEngine:
         self.model = model
         self.closed = False
         self._reading_prompts = reading_prompts
-        self.weights: DecoderWeights = pack(model, () if plan is None else plan.gate_thresholds)
+        self.weights: DecoderWeights = pack(model, _gated_blocks(plan))
         try:
             weights = self.weights
             self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)

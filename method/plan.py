@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..kernels.decoder import split_key
+from ..kernels.plan_data import BlockPlan, GateRule, ProjectionRule, Rotation, of_another_model
 from .provenance import PlanProvenance
+
+__all__ = ["PlanError", "ProjectionRule", "SparsityPlan"]
 
 FORMAT_VERSION = 1
 TENSORS, DOCUMENT = "plan.safetensors", "plan.json"
@@ -26,46 +30,6 @@ METADATA = "wisparse_plan"
 
 class PlanError(Exception):
     """A stored plan cannot be read, or a plan does not belong to the model it is applied to."""
-
-
-@dataclass(frozen=True)
-class ProjectionRule:
-    """How one projection drops input channels: by static thresholds or by per-token top-k.
-
-    Exactly one of `thresholds` and `top_k` is given. A low-rank pair adds back an approximation of what the
-    dropped channels would have contributed.
-
-    In a search the tensors carry a leading candidate dimension: thresholds (candidates, 1, in), top_k
-    (candidates, 1, 1). A plan holds thresholds (in,) and an int.
-    """
-
-    thresholds: Tensor | None = None
-    """(in,) float32; channel i is kept where |x_i| ≥ thresholds[i]."""
-    top_k: int | Tensor | None = None
-    """Number of channels kept for each token."""
-    weights: Tensor | None = None
-    """(in,) channel weights of the top-k score |x_i|·weights[i]."""
-    left: Tensor | None = None
-    """(out, rank) factor of the low-rank path."""
-    right: Tensor | None = None
-    """(rank, in) factor of the low-rank path."""
-
-    def __post_init__(self) -> None:
-        if (self.thresholds is None) == (self.top_k is None):
-            raise ValueError("a projection rule needs either thresholds or top_k")
-        if (self.top_k is None) != (self.weights is None):
-            raise ValueError("a top-k rule needs the channel weights of its score")
-        if (self.left is None) != (self.right is None):
-            raise ValueError("a low-rank path needs both of its factors")
-
-    @property
-    def rank(self) -> int:
-        """Rank of the low-rank path, 0 where there is none."""
-        return 0 if self.left is None else self.left.shape[1]
-
-    def to(self, device: torch.device | str) -> ProjectionRule:
-        """The same rule with its tensors on `device`."""
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 @dataclass
@@ -85,12 +49,22 @@ class SparsityPlan:
 
     def check_model(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises PlanError when a model with projections of these shapes is not the plan's model."""
-        if dict(shapes) != self.shapes:
-            raise PlanError(
-                f"this plan is for another model: it has {len(self.shapes)} projections, first "
-                f"{next(iter(self.shapes.items()), None)}; the model has {len(shapes)}, first "
-                f"{next(iter(shapes.items()), None)}"
-            )
+        if problem := of_another_model(self.shapes, shapes):
+            raise PlanError(problem)
+
+    def block_plans(self) -> tuple[BlockPlan, ...]:
+        """The plan of every block, in order: what runtimes execute."""
+        blocks = 1 + max((split_key(name)[0] for name in self.shapes), default=-1)
+        rules: list[dict[str, ProjectionRule]] = [{} for _ in range(blocks)]
+        rotations: list[dict[str, Rotation]] = [{} for _ in range(blocks)]
+        for name, rule in self.rules.items():
+            block, projection = split_key(name)
+            rules[block][projection] = rule
+        for name, basis in self.rotations.items():
+            block, site = split_key(name)
+            rotations[block][site] = Rotation(basis)
+        gates = {block: GateRule(thresholds) for block, thresholds in self.gate_thresholds.items()}
+        return tuple(BlockPlan(rules[block], gates.get(block), rotations[block]) for block in range(blocks))
 
     def save(self, path: Path | str) -> None:
         """Write the plan to `path`, which appears complete or not at all.

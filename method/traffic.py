@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..kernels.plan_data import Mechanism
 from .plan import SparsityPlan
 from .projections import PROJECTIONS, decoder_of, key, model_projections, split_key
 
@@ -19,8 +21,10 @@ class TrafficCounter:
         self._shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
         self._bytes_per_weight = next(iter(linears.values())).weight.element_size()
         self._blocks = len(decoder.blocks)
-        self._ranks = {name: rule.rank for name, rule in plan.rules.items()}
-        self._rotations = sum(basis.numel() for basis in plan.rotations.values())
+        self._besides: Counter[Mechanism] = Counter()
+        """Weights that a mechanism reads for every sparse token beside the kept channels."""
+        for block in plan.block_plans():
+            self._besides.update(block.mechanisms())
         self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head
             parameter.numel() for parameter in decoder.blocks.parameters() if parameter.ndim == 1
         )
@@ -62,7 +66,6 @@ class TrafficCounter:
         tokens, sparse_tokens = int(self._tokens), int(self._sparse_tokens)
         shares = self._kept_shares(sparse_tokens)
         sizes = {name: out * inner for name, (out, inner) in self._shapes.items()}
-        low_rank = sum(rank * sum(self._shapes[name]) for name, rank in self._ranks.items())
 
         def sparsity(names: list[str]) -> float:
             return 1.0 - sum(shares[n] * sizes[n] for n in names) / sum(sizes[n] for n in names)
@@ -70,7 +73,7 @@ class TrafficCounter:
         overall = sparsity(list(sizes))
         sparse_share = sparse_tokens / tokens if tokens else 0.0
         dense_weights = sum(sizes.values())
-        read = dense_weights * (1.0 - overall) + low_rank + self._rotations
+        read = dense_weights * (1.0 - overall) + self._besides.total()
         return {
             "realised_sparsity": overall,
             "realised_sparsity_all_tokens": overall * sparse_share,
@@ -81,8 +84,8 @@ class TrafficCounter:
             "by_block": [
                 sparsity([n for n in sizes if split_key(n)[0] == block]) for block in range(self._blocks)
             ],
-            "low_rank_share": low_rank / dense_weights,
-            "rotation_share": self._rotations / dense_weights,
+            "low_rank_share": self._besides[Mechanism.LOW_RANK] / dense_weights,
+            "rotation_share": self._besides[Mechanism.ROTATION] / dense_weights,
             "bytes_per_token": (read + self._always_read) * self._bytes_per_weight,
             "dense_bytes_per_token": (dense_weights + self._always_read) * self._bytes_per_weight,
             "flops_per_token": 2 * (read + self._lm_head),

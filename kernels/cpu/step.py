@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..block_rules import BlockRules
 from ..decoder import DecoderShape
 from ..decoder_weights import BlockWeights, DecoderWeights
+from ..plan_data import BlockPlan, Mechanism, ProjectionRule
 from ..reference import low_rank_product
 from ..static_cache import StaticCache
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
@@ -21,10 +20,10 @@ from .kept_channels import KeptChannels
 class SparseColumns:
     """Projections side by side in one `(in, out)` tensor, each with its own rule, applied to one input."""
 
-    def __init__(self, weight: Tensor, widths: dict[str, int], rules: BlockRules, batch: int) -> None:
+    def __init__(self, weight: Tensor, widths: dict[str, int], rules: BlockPlan, batch: int) -> None:
         self._weight = weight
         self._kept = KeptChannels(weight.shape[0], batch)
-        self._parts: list[tuple[Tensor, Any, Tensor]] = []
+        self._parts: list[tuple[Tensor, ProjectionRule | None, Tensor]] = []
         self._out = torch.empty(batch, weight.shape[1])
         start = 0
         # Dense projections beside each other are one product.
@@ -48,7 +47,7 @@ class SparseColumns:
         return self._out if x.shape[0] == 1 else torch.cat([out for *_, out in self._parts], dim=1)
 
 
-def _select(x: Tensor, rule: Any | None, kept: KeptChannels) -> KeptChannels:
+def _select(x: Tensor, rule: ProjectionRule | None, kept: KeptChannels) -> KeptChannels:
     if rule is None:
         return keep_all(x, kept)
     if rule.thresholds is not None:
@@ -67,7 +66,7 @@ class CPUBlock:
     """One block of the decoder."""
 
     def __init__(
-        self, weights: BlockWeights, rules: BlockRules, shape: DecoderShape, index: int, cache: StaticCache
+        self, weights: BlockWeights, rules: BlockPlan, shape: DecoderShape, index: int, cache: StaticCache
     ) -> None:
         self._weights, self._shape, self._rules = weights, shape, rules
         self._keys, self._values = cache.keys[index], cache.values[index]
@@ -120,11 +119,10 @@ class CPUBlock:
         return context.reshape(batch, -1).float()
 
     def _mlp(self, x: Tensor) -> Tensor:
-        thresholds = self._rules.gate_thresholds
-        if thresholds is None:
+        if self._rules.gate is None:
             gate, up = self._gate_up(x).chunk(2, dim=1)
             return self._down(F.silu(gate) * up)
-        neurons = compact_by_threshold(F.silu(self._gate(x)), thresholds, self._neurons)
+        neurons = compact_by_threshold(F.silu(self._gate(x)), self._rules.gate.thresholds, self._neurons)
         neurons.values.mul_(row_dots(x, self._weights.up_rows, neurons))
         return gather_gemv(neurons, self._weights.down)
 
@@ -157,7 +155,9 @@ class _Position:
 class CPUDecodeStep:
     """Decodes one token of each row; see `DecodeStep`. The residual stream and activations are float32."""
 
-    def __init__(self, weights: DecoderWeights, rules: tuple[BlockRules, ...], cache: StaticCache) -> None:
+    supports = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE})
+
+    def __init__(self, weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> None:
         self._weights, self._cache = weights, cache
         entries = weights.lm_head.shape[0]
         self._final_norm = weights.final_norm.float()

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from ..block_rules import BlockRules
 from ..cuda.product import CUDATile
 from ..decoder import Product, products_of
 from ..decoder_weights import DecoderWeights
 from ..errors import KernelError
+from ..plan_data import BlockPlan
 from ..static_cache import StaticCache
 from ..triton.launch import blocks_of
 from .captured_step import CapturedStep
@@ -70,7 +70,7 @@ def cuda_candidates(launched: Product, multiprocessors: int) -> list[CUDATile]:
 
 def tuned_step_tiles(
     weights: DecoderWeights,
-    rules: tuple[BlockRules, ...],
+    rules: tuple[BlockPlan, ...],
     cache: StaticCache,
     sparsity: float,
     stored: TuningCache | None = None,
@@ -104,7 +104,7 @@ def _with_tile(tiles: StepTiles, product: str, tile: CUDATile) -> StepTiles:
 def _step_times(
     product: str,
     weights: DecoderWeights,
-    rules: tuple[BlockRules, ...],
+    rules: tuple[BlockPlan, ...],
     cache: StaticCache,
     tiles: StepTiles,
     clock: StepClock,

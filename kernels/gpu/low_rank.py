@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import KernelError
+from ..plan_data import ProjectionRule
 from ..triton.channel_lists import ChannelLists
 from ..triton.gemv import Activation, Columns, gemv
 from ..triton.gemv_tiles import Tile, Workspace
@@ -53,7 +53,7 @@ def low_rank_path(
     name: str,
     widths: dict[str, int],
     projections: list[str],
-    rules: dict[str, Any],
+    rules: dict[str, ProjectionRule],
     lists: ChannelLists,
     buffers: Buffers,
 ) -> LowRankPath:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..block_rules import BlockRules
 from ..cuda.product import CUDATile
 from ..decoder import SITE_OF_PROJECTION, Product
+from ..plan_data import BlockPlan, ProjectionRule
 from ..triton.channel_lists import ChannelLists
 from ..triton.compact import ListRules
 from ..triton.gemv import Activation, Columns
@@ -90,7 +89,7 @@ class Site:
 
 
 def make_site(
-    product: Product, weight: Tensor, rules: BlockRules, tiles: StepTiles, producer_block: int, buffers: Buffers
+    product: Product, weight: Tensor, rules: BlockPlan, tiles: StepTiles, producer_block: int, buffers: Buffers
 ) -> Site:
     """The site of a product under a block's rules.
 
@@ -114,7 +113,7 @@ def _by_one_rule(reads: Reads) -> bool:
 def _reads(
     widths: dict[str, int],
     channels: int,
-    rules: BlockRules,
+    rules: BlockPlan,
     producer_block: int,
     list_block: int,
     buffers: Buffers,
@@ -135,7 +134,7 @@ def _reads(
 
 
 def _list_rules(
-    name: str, listed: list[Any], projections: int, channels: int, buffers: Buffers
+    name: str, listed: list[ProjectionRule | None], projections: int, channels: int, buffers: Buffers
 ) -> tuple[ListRules, Tensor | None]:
     """Bounds of each list in a row; a projection without a rule keeps all: threshold 0."""
     zeros = torch.zeros(channels, device=buffers.device)

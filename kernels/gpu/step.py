@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..block_rules import BlockRules
 from ..cuda.product import Given, Normed, Source, cuda_neurons, cuda_onto, cuda_product, squares_of
 from ..cuda.select import cuda_select
 from ..decoder import Product, products_of
 from ..decoder_weights import BlockWeights, DecoderWeights
 from ..errors import KernelError
+from ..plan_data import BlockPlan, Mechanism
 from ..static_cache import StaticCache
 from ..triton.compact import compact, embed, norm_compact
 from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
@@ -50,10 +50,12 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
+    supports = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE})
+
     def __init__(
         self,
         weights: DecoderWeights,
-        rules: tuple[BlockRules, ...],
+        rules: tuple[BlockPlan, ...],
         cache: StaticCache,
         tiles: StepTiles | None = None,
         dependent_launch: bool = True,
@@ -127,7 +129,7 @@ class GPUDecodeStep:
         """Fix all addresses, for a CUDA graph that holds them."""
         self._buffers.workspace.freeze()
 
-    def _lay_out(self, rules: tuple[BlockRules, ...]) -> None:
+    def _lay_out(self, rules: tuple[BlockPlan, ...]) -> None:
         shape, weights = self.weights.shape, self.weights
         block = min(self.tiles.list_block, power_of_two(shape.hidden))
         squares = self._buffers.sums("squares", self.batch, blocks_of(shape.hidden, block))
@@ -142,9 +144,7 @@ class GPUDecodeStep:
             x_out=x, length=self.cache.length,
         )  # fmt: skip
 
-    def _lay_out_attention(
-        self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor
-    ) -> Tensor:
+    def _lay_out_attention(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
         shape, tiles = self.weights.shape, self.tiles
         qkv = self._site("qkv", packed.qkv, rules, tiles.list_block)
         o = self._site("o", packed.o, rules, tiles.attention.list_block(shape))
@@ -187,8 +187,8 @@ class GPUDecodeStep:
             return None
         return HeadNorms(packed.query_norm, packed.key_norm, self.weights.shape.norm_epsilon)
 
-    def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockRules, squares: Tensor) -> Tensor:
-        gated = rules.gate_thresholds is not None
+    def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
+        gated = rules.gate is not None
         if gated == (packed.gate_up is not None):
             raise KernelError(
                 f"block {index}: pack the weights with the plan's gated blocks, pack(model, gated_blocks)"
@@ -206,17 +206,17 @@ class GPUDecodeStep:
         return self._onto_residual(down)
 
     def _lay_out_gated(
-        self, gate: Site, down: Site, packed: BlockWeights, rules: BlockRules, squares: Tensor
+        self, gate: Site, down: Site, packed: BlockWeights, rules: BlockPlan, squares: Tensor
     ) -> Tensor:
         """The neurons that pass the gate are down's channels, and the only rows of up that are read."""
         self._after_norm(gate, packed.mlp_norm, squares, whole=True)
         lists = self._buffers.lists("gated", 1, self.weights.shape.ffn, gate.tile.columns)
-        self._add_neurons(gate, bounds=rules.gate_thresholds, lists=lists)
+        self._add_neurons(gate, bounds=rules.gate.thresholds, lists=lists)
         self._add(times_rows, lists, packed.up_rows, gate.reads.x, self.tiles.up_rows)
         reads = Reads(down.reads.x, lists)
         return self._add_onto_residual(replace(down, reads=reads, tile=self.tiles.listed["down"], cuda=None))
 
-    def _site(self, name: str, weight: Tensor, rules: BlockRules, block: int) -> Site:
+    def _site(self, name: str, weight: Tensor, rules: BlockPlan, block: int) -> Site:
         return make_site(self._products[name], weight, rules, self.tiles, block, self._buffers)
 
     def _after_norm(self, site: Site, gain: Tensor, squares: Tensor, whole: bool = False) -> None:

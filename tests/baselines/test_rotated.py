@@ -138,5 +138,5 @@ def test_what_the_rotations_leave_no_room_for_is_refused(llama):
 
 def test_the_engine_refuses_a_rotated_plan_in_one_line(llama):
     plan = make_method("teal_rotated").plan(make_calibration(llama), 0.4)
-    with pytest.raises(KernelError, match="does not execute rotated plans"):
+    with pytest.raises(KernelError, match="on a CPU the decode engine does not execute rotated bases"):
         DecodeEngine(llama, plan, capacity=32)

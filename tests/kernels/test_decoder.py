@@ -7,11 +7,13 @@ import re
 import pytest
 import torch
 from torch import nn
-from wisparse.kernels.decoder import FAMILIES, SITES, Decoder, products_of
+from wisparse.kernels.decoder import FAMILIES, SITES, Decoder, Family, products_of
 from wisparse.kernels.decoder_weights import pack, unpack
+from wisparse.kernels.engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
+from wisparse.method.apply import applied
 
-from ..conftest import ROOT, make_tiny_model
+from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
 
 ANATOMY = re.compile(r"\bmodel\.model\b|\.model\.layers|config\.model_type|self_attn|_layernorm\b|_proj\b")
 
@@ -78,3 +80,19 @@ def test_after_unpacking_weights_lie_as_before(tiny_model):
     for mine, theirs in zip(tiny_model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
         assert mine.stride() == theirs.stride()
+
+
+def test_a_family_more_is_one_entry(monkeypatch):
+    """Plan, hooks and engine on a model of a family that nothing but its entry knows."""
+    model = make_tiny_model("llama")
+    model.config.model_type = "newcomer"
+    with pytest.raises(KernelError, match="'newcomer' is not supported"):
+        Decoder.of(model)
+    monkeypatch.setitem(FAMILIES, "newcomer", Family("newcomer", "Newcomer"))
+    plan = make_method("teal").plan(make_calibration(model), 0.5)
+    prompt = torch.randint(1, 128, (1, 12), generator=torch.Generator().manual_seed(4))
+    with applied(model, plan, make_protocol("decode_only")) as session:
+        expected = model.generate(prompt, max_new_tokens=12, eos_token_id=None, pad_token_id=0, do_sample=False)
+        assert session.report()["realised_sparsity"] > 0.3
+    with DecodeEngine(model, plan, capacity=40) as engine:
+        assert engine.generate(prompt, new_tokens=12).tolist() == expected.tolist()

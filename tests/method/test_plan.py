@@ -1,10 +1,12 @@
 """Plans on disk: one file or a folder, whole or not at all; plans of older versions stay readable."""
 
 import json
+from hashlib import sha256
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from wisparse.kernels.plan_data import Mechanism
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.provenance import PlanProvenance, SearchCost
 
@@ -110,3 +112,23 @@ def test_provenance_says_method_sparsity_and_cost(llama, name):
         }[name]
     )
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_blocks_of_a_plan_say_what_they_are_made_of_and_what_that_reads():
+    first, second = SparsityPlan(
+        {"0.q": (3, 4), "1.q": (3, 4)}, small_plan().rules, {1: torch.ones(5)}, {"0.mlp_input": torch.eye(4)}
+    ).block_plans()
+    assert first.mechanisms() == {
+        Mechanism.THRESHOLD: 0, Mechanism.TOP_K: 0, Mechanism.LOW_RANK: 3 + 4, Mechanism.ROTATION: 16,
+    }  # fmt: skip
+    assert set(first.mechanisms()) == set(Mechanism) - {Mechanism.GATE}
+    assert set(second.mechanisms()) == {Mechanism.GATE}
+    assert first.of("k").top_k == 2
+    assert first.of("v") is None
+
+
+def test_a_plan_is_written_as_it_always_was(tmp_path):
+    """Records name plans by the hash of these bytes."""
+    small_plan().save(tmp_path / "plan")
+    written = (tmp_path / "plan" / "plan.safetensors").read_bytes()
+    assert sha256(written).hexdigest() == "f30d5ecf1f06120ddc80fcfd998b3a03fe43ed408d018e46e93ea5c5ab335975"

@@ -80,28 +80,27 @@ def block_of(shape, bias, gated):
 
 
 def rules_of(kind, shape):
-    from wisparse.kernels.block_rules import BlockRules
-    from wisparse.method.plan import ProjectionRule
+    from wisparse.kernels.plan_data import BlockPlan, GateRule, ProjectionRule
 
     inner = dict.fromkeys(("q", "k", "v", "gate", "up"), shape.hidden)
     inner |= {"o": shape.attention_width, "down": shape.ffn}
     if kind == "dense":
-        return BlockRules({}, None)
+        return BlockPlan()
     if kind == "gated":
         rules = {
             name: ProjectionRule(thresholds=torch.zeros(inner[name])) for name in ("q", "k", "v", "o", "gate")
         }
-        return BlockRules(rules, torch.zeros(shape.ffn))
+        return BlockPlan(rules, GateRule(torch.zeros(shape.ffn)))
     if kind == "top-k":
         rule = {name: ProjectionRule(top_k=n // 2, weights=torch.ones(n)) for name, n in inner.items()}
-        return BlockRules(rule, None)
+        return BlockPlan(rule)
     rules = {name: ProjectionRule(thresholds=torch.zeros(n)) for name, n in inner.items()}
     if kind == "low-rank":
         left, right = (
             torch.zeros(size, dtype=torch.bfloat16) for size in ((shape.hidden, 64), (64, shape.ffn))
         )
         rules["down"] = ProjectionRule(thresholds=torch.zeros(shape.ffn), left=left, right=right)
-    return BlockRules(rules, None)
+    return BlockPlan(rules)
 
 
 def launches(name, kind, batch, capacity, cuda):

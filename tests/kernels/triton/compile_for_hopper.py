@@ -34,12 +34,11 @@ def main(batch):
 
     triton_launch.launch = compile_only
     triton_launch.require_runnable = lambda device: None
-    from wisparse.kernels.block_rules import BlockRules
     from wisparse.kernels.decoder import DecoderShape
     from wisparse.kernels.decoder_weights import BlockWeights, DecoderWeights
     from wisparse.kernels.gpu.step import GPUDecodeStep
+    from wisparse.kernels.plan_data import BlockPlan, GateRule, ProjectionRule
     from wisparse.kernels.static_cache import StaticCache
-    from wisparse.method.plan import ProjectionRule
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
     shape = DecoderShape(2, hidden, ffn, heads, kv_heads, head_dim, vocabulary, 1e-5, (None, 64))
@@ -79,7 +78,7 @@ def main(batch):
     slots = weight(2, batch, kv_heads, 256, head_dim)
     angles, integers = torch.zeros(256, head_dim), torch.zeros(batch, dtype=torch.int32)
     cache = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
-    step = GPUDecodeStep(weights, (BlockRules(rules, None), BlockRules({}, torch.zeros(ffn))), cache)
+    step = GPUDecodeStep(weights, (BlockPlan(rules), BlockPlan({}, GateRule(torch.zeros(ffn)))), cache)
     step(torch.zeros(batch, dtype=torch.int64))
 
 

@@ -1,0 +1,161 @@
+"""A sparsity plan as runtimes read it: block by block, each with the mechanisms that it is made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Mechanism(Enum):
+    """Ways to leave weights unread; the value is what messages call them. A decode step says which it knows."""
+
+    THRESHOLD = "static thresholds"
+    TOP_K = "top-k for each token"
+    LOW_RANK = "low-rank paths"
+    GATE = "thresholds on the gate"
+    ROTATION = "rotated bases"
+
+
+@dataclass(frozen=True)
+class ProjectionRule:
+    """How one projection drops input channels: by static thresholds or by per-token top-k.
+
+    Exactly one of `thresholds` and `top_k` is given. A low-rank pair adds back an approximation of what the
+    dropped channels would have contributed.
+    """
+
+    thresholds: Tensor | None = None
+    """(in,) float32; channel i is kept where |x_i| ≥ thresholds[i]."""
+    top_k: int | None = None
+    """Number of channels kept for each token."""
+    weights: Tensor | None = None
+    """(in,) channel weights of the top-k score |x_i|·weights[i]."""
+    left: Tensor | None = None
+    """(out, rank) factor of the low-rank path."""
+    right: Tensor | None = None
+    """(rank, in) factor of the low-rank path."""
+
+    def __post_init__(self) -> None:
+        if (self.thresholds is None) == (self.top_k is None):
+            raise ValueError("a projection rule needs either thresholds or top_k")
+        if (self.top_k is None) != (self.weights is None):
+            raise ValueError("a top-k rule needs the channel weights of its score")
+        if (self.left is None) != (self.right is None):
+            raise ValueError("a low-rank path needs both of its factors")
+
+    @property
+    def rank(self) -> int:
+        """Rank of the low-rank path, 0 where there is none."""
+        return 0 if self.left is None else self.left.shape[-1]
+
+    def mechanisms(self) -> dict[Mechanism, int]:
+        """What the rule is made of, and the weights that each reads for every token beside kept channels."""
+        mask = Mechanism.THRESHOLD if self.top_k is None else Mechanism.TOP_K
+        if self.left is None:
+            return {mask: 0}
+        return {mask: 0, Mechanism.LOW_RANK: self.left.numel() + self.right.numel()}
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """What does not fit a projection of this (out, in); None where all does."""
+        out, inner = shape
+        expected = {
+            "thresholds": (inner,),
+            "weights": (inner,),
+            "left": (out, self.rank),
+            "right": (self.rank, inner),
+        }
+        for part, wanted in expected.items():
+            value = getattr(self, part)
+            if value is not None and tuple(value.shape) != wanted:
+                return f"{part} has shape {tuple(value.shape)}, which does not fit {shape}"
+        return None
+
+    def to(self, device: torch.device | str, factors: torch.dtype | None = None) -> ProjectionRule:
+        """The same rule on `device`, as it is, or with factors of this dtype and all else in float32."""
+        mask = None if factors is None else torch.float32
+
+        def moved(value: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+            return None if value is None else value.to(device, dtype).contiguous()
+
+        return replace(
+            self,
+            thresholds=moved(self.thresholds, mask),
+            weights=moved(self.weights, mask),
+            left=moved(self.left, factors),
+            right=moved(self.right, factors),
+        )
+
+
+@dataclass(frozen=True)
+class GateRule:
+    """Neurons that are dropped by their gate: a row of up and a column of down each (CATS, CHESS)."""
+
+    thresholds: Tensor
+    """(ffn,) float32 thresholds on |silu(gate)|."""
+
+    @staticmethod
+    def mechanisms() -> dict[Mechanism, int]:
+        """See `ProjectionRule`."""
+        return {Mechanism.GATE: 0}
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A basis in which the projections of a site read its activations; their rules are on the new channels."""
+
+    basis: Tensor
+    """(hidden, hidden), orthogonal."""
+
+    def mechanisms(self) -> dict[Mechanism, int]:
+        """See `ProjectionRule`."""
+        return {Mechanism.ROTATION: self.basis.numel()}
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """All that a plan does in one block; a projection that is not named keeps every channel."""
+
+    rules: Mapping[str, ProjectionRule] = field(default_factory=dict)
+    """Rule of each projection that is sparse, by its name."""
+    gate: GateRule | None = None
+    rotations: Mapping[str, Rotation] = field(default_factory=dict)
+    """Basis of each site that has one, by its name."""
+
+    def of(self, projection: str) -> ProjectionRule | None:
+        """The rule of a projection, None where it is dense."""
+        return self.rules.get(projection)
+
+    def mechanisms(self) -> Counter[Mechanism]:
+        """What the block's plan is made of, and the weights that each reads for every token besides."""
+        found: Counter[Mechanism] = Counter()
+        for part in (*self.rules.values(), *([self.gate] if self.gate else []), *self.rotations.values()):
+            found.update(part.mechanisms())
+        return found
+
+
+class Plan(Protocol):
+    """Interface of a whole plan."""
+
+    shapes: dict[str, tuple[int, int]]
+    """(out, in) of every block projection of the model that it was made for, by key."""
+
+    def block_plans(self) -> tuple[BlockPlan, ...]:
+        """The plan of every block, in order."""
+        ...
+
+
+def of_another_model(shapes: Mapping[str, tuple[int, int]], model: Mapping[str, tuple[int, int]]) -> str | None:
+    """What tells a plan's projections (out, in) from a model's, for messages; None where they are the same."""
+    if dict(shapes) == dict(model):
+        return None
+    first, of_model = (next(iter(sizes.items()), None) for sizes in (shapes, model))
+    return (
+        f"this plan is for another model: it has {len(shapes)} projections, first {first}; "
+        f"the model has {len(model)}, first {of_model}"
+    )
