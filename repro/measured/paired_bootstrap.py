@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,16 @@ def resample_counts(n: int, resamples: int, generator: np.random.Generator) -> C
     return generator.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
 
 
+@lru_cache(maxsize=1)  # models measured on the same items, as they come after each other, share half a gigabyte
+def _drawn(
+    items: tuple[tuple[str, int], ...], documents: int, resamples: int, seed: int
+) -> tuple[dict[str, Counts], Counts | None]:
+    """Counts by task, and of the documents where there are any."""
+    generator = np.random.default_rng(seed)
+    tasks = {task: resample_counts(n, resamples, generator) for task, n in items}
+    return tasks, resample_counts(documents, resamples, generator) if documents else None
+
+
 class PairedResamples:
     """The resamples of one model's items and documents, to be used for every method measured on them.
 
@@ -38,9 +49,7 @@ class PairedResamples:
     def __init__(
         self, items: Mapping[str, int], documents: int, *, resamples: int = RESAMPLES, seed: int = 0
     ) -> None:
-        generator = np.random.default_rng(seed)
-        self._tasks = {task: resample_counts(items[task], resamples, generator) for task in sorted(items)}
-        self._documents = resample_counts(documents, resamples, generator) if documents else None
+        self._tasks, self._documents = _drawn(tuple(sorted(items.items())), documents, resamples, seed)
 
     def averages(self, outcomes: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
         """(resamples,) mean over tasks of the mean outcome, in percent; items are drawn within each task."""
