@@ -12,8 +12,8 @@ EXPERIMENT_paper := _paper
 RESULTS_quick := results/quick
 RESULTS_full := results
 RESULTS_paper := results/paper
-KEEP_full = --keep-records results/records/$(1)
-KEEP_paper = --keep-records results/records/$(1)_paper
+KEEP_full = --keep-records results/records/$(1).tar.xz
+KEEP_paper = --keep-records results/records/$(1)_paper.tar.xz
 FIGURES := figure2 figure3 figure5
 # Figures and speed ask no tasks: what concerns these reaches the tables alone, and that is said.
 OF_TASKS = $(filter suite.% suite=%,$(OVERRIDES))

@@ -7,6 +7,7 @@ an archive as well, by its name with or without the ending: it is unpacked once,
 from __future__ import annotations
 
 import hashlib
+import io
 import lzma
 import os
 import shutil
@@ -64,19 +65,25 @@ def unpacked(path: Path) -> Path:
     return folder
 
 
-def record_files(root: Path) -> list[Path]:
-    """Every record.json below a folder, those in archives there included, or in an archive; sorted."""
+def stored_files(root: Path, name: str = RECORD) -> list[Path]:
+    """Every file of that name below a folder and in the archives that lie in it, or in an archive; sorted."""
     folder = unpacked(root)
-    archives = sorted(folder.rglob(f"*{ENDING}"))
-    inside = (path for archive in archives for path in unpacked(archive).rglob(RECORD))
-    return sorted([*folder.rglob(RECORD), *inside])
+    inside = (path for archive in folder.glob(f"*{ENDING}") for path in unpacked(archive).rglob(name))
+    return sorted([*folder.rglob(name), *inside])
 
 
-def remove(target: Path) -> None:
-    """Remove kept records, be they a folder or an archive."""
+def keep(folder: Path, target: Path) -> None:
+    """Move a folder to `target`, as an archive where that is what the name says; either form there goes."""
     name = target.name.removesuffix(ENDING)
-    shutil.rmtree(target.with_name(name), ignore_errors=True)
-    target.with_name(name + ENDING).unlink(missing_ok=True)
+    as_folder, as_archive = target.with_name(name), target.with_name(name + ENDING)
+    if target == as_archive:
+        pack(folder, target)
+        shutil.rmtree(folder)
+        shutil.rmtree(as_folder, ignore_errors=True)
+    else:
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+        as_archive.unlink(missing_ok=True)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -84,7 +91,9 @@ def _unpack(archive: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with tarfile.open(archive) as opened:
+        # All of it at once: a stream that ends with the last file would not be checked against its sums.
+        content = lzma.decompress(archive.read_bytes())
+        with tarfile.open(fileobj=io.BytesIO(content)) as opened:
             # Early releases of Python 3.10 and 3.11 know no filters, and take no argument of that name.
             opened.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             opened.extractall(staging)

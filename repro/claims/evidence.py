@@ -33,7 +33,9 @@ class Evidence:
             config = record["config"]
             return config["model"]["name"] not in EMBEDDED and not has_random_weights(config)
 
-        return sorted(every_cell([self.results], decides), key=lambda cell: cell.record["utc"], reverse=True)
+        return sorted(
+            every_cell([self.results / "records"], decides), key=lambda cell: cell.record["utc"], reverse=True
+        )
 
     def accuracy(self, claim: Claim, model: str, method: str, sparsity: float) -> MeasuredCell | str:
         """The newest complete measurement under the claim's own conditions, or why there is none."""

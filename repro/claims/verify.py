@@ -165,7 +165,7 @@ def keeping_command(experiment: str) -> str:
     table = "table2" if name == "table2" else "table1"
     return (
         f"python -m wisparse.repro.tables {table} --records outputs/{experiment} --output results/paper/{name} "
-        f"--keep-records results/records/{experiment}"
+        f"--keep-records results/records/{experiment}.tar.xz"
     )
 
 

@@ -85,11 +85,13 @@ def write_figures(records: FigureRecords, output: Path) -> list[str]:
 def main() -> None:
     """Make the figures from the records below some folders."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--records", type=Path, nargs="+", required=True, help="folders of records")
+    parser.add_argument("--records", type=Path, nargs="+", required=True, help="folders or archives of records")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder to write into; the page is OUTPUT.md"
     )
-    parser.add_argument("--keep-records", type=Path, help="copy the records that were used into this folder")
+    parser.add_argument(
+        "--keep-records", type=Path, help="keep the records that were used here: a .tar.xz, or a folder"
+    )
     arguments = parser.parse_args()
     with mistakes_in_one_line():
         records = read_figures(arguments.records)

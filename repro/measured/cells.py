@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...method.errors import UserError
+from ..archive import stored_files
 from ..record import RecordError
-from ..records import RECORD, load_items, load_record
+from ..records import load_items, load_record
 
 METHOD_ORDER = ("dense", "teal", "wina", "rsparse", "cats", "chess", "wisparse")
 """Baselines first, the paper's method last; others in between, by name."""
@@ -46,11 +47,11 @@ def place_of(record: Record) -> Key:
 def every_cell(
     folders: Iterable[Path], keep: Callable[[Record], bool] = lambda record: True
 ) -> Iterator[MeasuredCell]:
-    """Every finished cell below the folders, in the order of their paths.
+    """Every finished cell below the folders, or in archives of them, in the order of their paths.
 
     keep: which records to look at, asked before their items are read. Raises UserError when one is damaged.
     """
-    for path in sorted(path for folder in folders for path in folder.rglob(RECORD)):
+    for path in sorted(path for folder in folders for path in stored_files(folder)):
         try:
             if keep(json.loads(path.read_text(encoding="utf-8"))):
                 yield MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
+from ..archive import ENDING, stored_files
 from ..record import RecordError
-from ..records import RECORD, load_record
+from ..records import read_record
 from ..tables.text import commit_text, device_text
 
 PACKAGES = ("python", "torch", "triton", "transformers", "lm_eval", "numpy")
@@ -31,14 +31,17 @@ class Provenance:
 
 
 def read_provenance(results: Path) -> list[Provenance]:
-    """One entry a folder of results/records. Raises UserError when a record is damaged."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted((results / "records").rglob(RECORD)):
-        try:
-            groups[path.relative_to(results / "records").parts[0]].append(load_record(path.parent))
-        except RecordError as error:
-            raise UserError(f"{error}; delete that folder, or make its table again") from error
-    return [_summary(name, records) for name, records in groups.items()]
+    """One entry a folder or archive of results/records. Raises UserError when a record is damaged."""
+    kept = sorted((results / "records").glob("*"))
+    groups = {path.name.removesuffix(ENDING): stored_files(path) for path in kept}
+    try:
+        return [
+            _summary(name, [read_record(path.parent) for path in paths])
+            for name, paths in groups.items()
+            if paths
+        ]
+    except RecordError as error:
+        raise UserError(f"{error}; delete that folder, or make its table again") from error
 
 
 def _summary(name: str, records: list[dict[str, Any]]) -> Provenance:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..archive import unpacked
 from ..configuration import PACKAGES, REPOSITORY, mistakes_in_one_line
 from ..figures.make import write_figures
 from ..figures.rows import read_figures
@@ -23,8 +24,8 @@ from .kernel_table import write_kernels
 
 EXPERIMENTS = {"cuda": ("speed_full", "speed_batches", "speed_contexts"), "cpu": ("speed", "speed_1b")}
 RESULTS = REPOSITORY / "results"
-KEPT = RESULTS / "records" / "speed"
-KEPT_FIGURES = RESULTS / "records" / "figures"
+KEPT = RESULTS / "records" / "speed.tar.xz"
+KEPT_FIGURES = RESULTS / "records" / "figures.tar.xz"
 KERNEL_REPEATS = 21
 
 
@@ -41,7 +42,7 @@ def run_experiments(device: str, overrides: list[str]) -> list[Path]:
 def gather(sources: list[Path], staging: Path) -> None:
     """Copy the kept records and then the new ones into one folder; of one cell the newest is read later."""
     shutil.rmtree(staging, ignore_errors=True)
-    for source in [KEPT, *sources]:
+    for source in map(unpacked, [KEPT, *sources]):
         if source.is_dir():
             shutil.copytree(source, staging, dirs_exist_ok=True)
 
@@ -65,7 +66,7 @@ def main() -> None:
     print((RESULTS / "speed.md").read_text(encoding="utf-8"))
     for path in write_plots(RESULTS):
         print(f"written: {path.relative_to(REPOSITORY)}")
-    if KEPT_FIGURES.is_dir():  # Figure 4 shows these speeds
+    if KEPT_FIGURES.is_file():  # Figure 4 shows these speeds
         write_figures(read_figures([KEPT_FIGURES]), RESULTS / "figures")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
+from ..archive import stored_files
 from ..measured.cells import AGAIN, Key, MeasuredCell, method_rank, place_of, stored_cells
 from ..measured.comparison import Comparison
 from ..measured.paired_bootstrap import Interval, interval
@@ -106,7 +107,7 @@ def read_table(folder: Path) -> TableData:
 def _notes(folder: Path) -> dict[Key, dict[str, Any]]:
     """Notes on cells that a method cannot reach."""
     try:
-        notes = [load_note(path) for path in sorted(folder.rglob(UNREACHABLE))]
+        notes = [load_note(path) for path in stored_files(folder, UNREACHABLE)]
     except RecordError as error:
         raise UserError(f"{error}; {AGAIN}") from error
     return {place_of(note): note for note in notes}

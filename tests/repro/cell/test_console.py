@@ -7,7 +7,7 @@ import logging
 from copy import deepcopy
 
 import pytest
-from wisparse.repro.archive import record_files
+from wisparse.repro.archive import stored_files
 from wisparse.repro.cell.console import print_record
 from wisparse.repro.cell.job import prepare_process
 
@@ -15,7 +15,7 @@ from ...conftest import ROOT
 
 
 def records(table: str) -> list[dict]:
-    files = record_files(ROOT / "results" / "records" / table)
+    files = stored_files(ROOT / "results" / "records" / table)
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 

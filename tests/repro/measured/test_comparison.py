@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wisparse.method.errors import UserError
+from wisparse.repro.archive import unpacked
 from wisparse.repro.measured.cells import MeasuredCell, every_cell, stored_cells
 from wisparse.repro.measured.comparison import Between, Comparison, Outside, at_equal_bytes, bytes_of
 from wisparse.repro.tables.frontier import read_frontier
-from wisparse.repro.tables.make import record_folders
 from wisparse.repro.tables.question_data import read_question
 
 from ...conftest import ROOT
@@ -85,20 +85,18 @@ def test_the_ratio_by_hand():
 
 
 def test_frontier_and_question_agree_on_the_same_two_cells():
-    with record_folders([RECORDS / "questions" / "alpha.tar.xz"]) as folders:
-        question = read_question(folders[0])
-        frontier = read_frontier(*folders)
-        checked = 0
-        for place in question.places:
-            found = question.at_equal_bytes(place)
-            for between, other in found if isinstance(found, list) else []:
-                if between.beyond:
-                    continue
-                again = frontier._at_bytes(place.model, place.method, other.record["seed"], bytes_of(other))
-                pair = [bytes_of(one) for one in (between.below, between.above)]
-                assert [bytes_of(one) for one in (again.below, again.above)] == pair
-                assert again.share == pytest.approx(between.share)
-                checked += 1
+    archive = RECORDS / "questions" / "alpha.tar.xz"
+    question, frontier, checked = read_question(archive), read_frontier(archive), 0
+    for place in question.places:
+        found = question.at_equal_bytes(place)
+        for between, other in found if isinstance(found, list) else []:
+            if between.beyond:
+                continue
+            again = frontier._at_bytes(place.model, place.method, other.record["seed"], bytes_of(other))
+            pair = [bytes_of(one) for one in (between.below, between.above)]
+            assert [bytes_of(one) for one in (again.below, again.above)] == pair
+            assert again.share == pytest.approx(between.share)
+            checked += 1
     assert checked > 10
 
 
@@ -121,7 +119,7 @@ def test_no_printed_ratio_lies_far_from_what_was_measured(path):
 
 
 def test_the_newest_of_a_place_counts_and_none_at_all_says_what_would_make_them(tmp_path):
-    (source,) = (RECORDS / "table1").glob("llama-mini-teal-0.5-*")
+    (source,) = unpacked(RECORDS / "table1").glob("llama-mini-teal-0.5-*")
     found = stored_cells([source], lambda record: record["method"]["name"], command="`make x`")
     assert list(found) == ["teal"]
     assert len(list(every_cell([source, source]))) == 2

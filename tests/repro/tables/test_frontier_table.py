@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 from wisparse.method.errors import UserError
+from wisparse.repro.archive import unpacked
 from wisparse.repro.configuration import digest
 from wisparse.repro.figures.frontier_plot import main as plot
 from wisparse.repro.measured.cells import MeasuredCell
@@ -21,7 +22,7 @@ from wisparse.repro.tables.frontier_table import FRONTIER, columns
 
 from ...conftest import ROOT
 
-RECORDS = ROOT / "results" / "records" / "table1"
+RECORDS = unpacked(ROOT / "results" / "records" / "table1")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from wisparse.method.errors import UserError
+from wisparse.repro.archive import unpacked
 from wisparse.repro.configuration import digest
 from wisparse.repro.records import load_items, save_record
 from wisparse.repro.report.question_summary import question_summary
@@ -17,7 +18,7 @@ from wisparse.repro.tables.question_table import question_figure
 
 from ...conftest import ROOT
 
-RECORDS = ROOT / "results" / "records" / "table1"
+RECORDS = unpacked(ROOT / "results" / "records" / "table1")
 QUESTION = {"title": "Which method?", "name": "method", "factor": METHOD, "reference": "wisparse"}
 
 
