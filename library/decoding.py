@@ -55,6 +55,7 @@ class Engine:
         self._sequences: Tensor | None = None
         self._prompt = 0
         self._seconds = 0.0
+        self._kernels: dict[str, str] = {}
 
     def generate(
         self,
@@ -85,6 +86,7 @@ class Engine:
             torch.cuda.synchronize(sequences.device)
         self._seconds = time.perf_counter() - started
         self._sequences, self._prompt = sequences, input_ids.shape[1]
+        self._kernels = self._decoder.ran()
         return sequences
 
     @torch.inference_mode()
@@ -92,8 +94,9 @@ class Engine:
         """What the last `generate` read, counted by one more pass of the model over its sequences; JSON-able.
 
         realised_sparsity: share of the block weights that a decode step did not read; bytes_per_token and
-        dense_bytes_per_token: weights read by a decode step of all rows; kernels: what executed it; seconds: of
-        the call, prompt included; new_tokens. Raises KernelError before the first `generate`.
+        dense_bytes_per_token: weights read by a decode step of all rows; kernels: languages that executed it;
+        seconds: of the call, prompt included; new_tokens. It may be asked for after the engine's context, too.
+        Raises KernelError before the first `generate`.
         """
         if self._sequences is None:
             raise KernelError("nothing was generated yet; call generate first")
@@ -104,7 +107,7 @@ class Engine:
             found = session.report()
         kept = ("realised_sparsity", "bytes_per_token", "dense_bytes_per_token")
         return {name: found[name] for name in kept} | {
-            "kernels": self._decoder.ran(),
+            "kernels": self._kernels,
             "new_tokens": length - self._prompt,
             "seconds": self._seconds,
         }

@@ -67,7 +67,7 @@ def stored_cells(
     keep: Callable[[Record], bool] = lambda record: True,
     command: str,
 ) -> dict[Place, MeasuredCell]:
-    """By place, the newest cell below the folders.
+    """Newest cell of each place below the folders.
 
     place: where a record stands in the table. keep: which records belong in it. command: what would make
     them, for the error. Raises UserError when there is none or one is damaged.

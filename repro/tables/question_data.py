@@ -71,7 +71,7 @@ class QuestionData:
         return place._replace(level=level, method=level if self.question["factor"] == METHOD else place.method)
 
     def at_equal_bytes(self, place: Place) -> list[tuple[Between, MeasuredCell]] | Outside | None:
-        """By seed, the row at its reference's bytes a token, and the reference.
+        """The row at its reference's bytes a token with the reference, one pair a seed.
 
         A row's curve is that of its cells at every sparsity that was measured. Outside, where that of a seed
         does not come within REACH of those bytes. None for the reference itself, and where either is lacking.

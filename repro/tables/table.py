@@ -102,7 +102,7 @@ class Table(Generic[Entry]):
 
     name: str
     title: str
-    """As a section of the report is called."""
+    """Title of its section in the report."""
     command: str
     """What measures it."""
     read: Callable[..., Any]

@@ -229,7 +229,10 @@ def test_the_command_keeps_its_records_and_refuses_an_empty_folder(records, tmp_
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert re.fullmatch(r"error: no records in .*`make reproduce-figures` first\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: .* holds no records of this table; run `make reproduce-figures` first\n",
+        capsys.readouterr().err,
+    )
     assert not output.parent.exists()
     monkeypatch.setattr(sys, "argv", [*arguments, str(records)])
     main()
