@@ -248,15 +248,13 @@ class Record:
     @property
     def hardware(self) -> str:
         """Device that the cell ran on; of a CPU with its threads."""
-        if self.model.device == "cpu":
-            return f"CPU ({self.model.threads} threads)"
-        return self.model.device_name
+        model = self.model
+        return f"CPU ({model.threads} threads)" if model.device == "cpu" else model.device_name
 
     @property
     def commit(self) -> str:
         """Commit of the sources; empty outside of a checkout."""
-        git = self.surroundings.git
-        return "" if git is None else git.commit
+        return self.surroundings.git.commit if self.surroundings.git else ""
 
     @property
     def suite_name(self) -> str:
