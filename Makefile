@@ -14,6 +14,7 @@ RESULTS_full := results
 RESULTS_paper := results/paper
 KEEP_full = --keep-records results/records/$(1).tar.xz
 KEEP_paper = --keep-records results/records/$(1)_paper.tar.xz
+PAPER_MODELS := $(shell sed -n "s/^- //p" conf/models_of_the_paper.yaml)
 FIGURES := figure2 figure3 figure5
 # Figures and speed ask no tasks: what concerns these reaches the tables alone, and that is said.
 OF_TASKS = $(filter suite.% suite=%,$(OVERRIDES))
@@ -102,7 +103,7 @@ reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a G
 	@$(RUN) -m wisparse.repro.speed.reproduce_speed $(WITHOUT_TASKS)
 
 reproduce-search-cost: $(INSTALLED) ## what making plans costs for the 7-8B models, random weights; one GPU
-	@for model in llama3.1-8b mistral-7b qwen2.5-7b; do \
+	@for model in $(PAPER_MODELS); do \
 		$(RUN) -m wisparse.repro.cost.search_cost model=$$model model.device=cuda $(OVERRIDES) || exit $$?; \
 	done
 

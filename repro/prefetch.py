@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ..method.errors import UserError
 from .configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
 from .evaluation.harness_tasks import harness_tasks
+from .models.architecture import PAPER_MODELS
 from .models.hub import fetch_model
 from .text.data_sets import DataSource, load_split
 
@@ -29,7 +30,7 @@ class Profile:
 
 PROFILES = {
     "paper": Profile(
-        models=("llama3.1-8b", "mistral-7b", "qwen2.5-7b"),
+        models=PAPER_MODELS,
         suites=("paper", "wina", "wikitext"),
         calibrations=("paper", "alpaca", "c4", "wikitext"),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,10 +11,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.method.errors import UserError
 from wisparse.method.search.budget import QUICK, SearchBudget
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.models.architecture import PAPER_MODELS
 from wisparse.repro.tables.table2 import STAGES
+
+ROOT = CONFIGURATION.parent
 
 # conf/claims holds what the papers print: facts for verify_claims, no choices.
 GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir() and path.name != "claims")
@@ -88,7 +94,7 @@ def test_table2_has_the_stages_of_the_ablation(experiment):
 @pytest.mark.parametrize("part", ["table1", "table2", "figure2", "figure3", "figure5"])
 def test_a_paper_profile_is_the_papers_models_text_and_budget(part):
     config = composed(f"experiment={part}_paper", return_hydra_config=True)
-    assert config.hydra.sweeper.params.model.split(",") == ["llama3.1-8b", "mistral-7b", "qwen2.5-7b"]
+    assert config.hydra.sweeper.params.model.split(",") == list(PAPER_MODELS)
     assert config.calibration.name == "paper"
     if part in ("table1", "table2"):
         assert (config.suite.name, config.suite.limit, config.suite.execute_code) == ("paper", None, False)
@@ -140,3 +146,24 @@ def test_a_budget_that_there_is_not_is_refused_in_one_line():
         SearchBudget.named("endless")
     with pytest.raises(UserError, match="neither all nor protocol"):
         replace(QUICK, sparse_tokens="some")
+
+
+def test_the_models_of_the_paper_are_named_alike_everywhere():
+    """Names of benchmarks join with those of records, and sizes are those of the model's configuration."""
+    assert list(MODEL_SHAPES) == list(PAPER_MODELS) == ["llama3.1-8b", "mistral-7b", "qwen2.5-7b"]
+    assert set(PAPER_MODELS) <= set(choices("model"))
+    for name, shape in MODEL_SHAPES.items():
+        sizes = composed(f"model={name}").model.architecture
+        assert shape.ffn == sizes["intermediate_size"]
+        assert shape.blocks * shape.head_dim * shape.heads == sizes["num_hidden_layers"] * sizes["hidden_size"]
+    with (ROOT / "results" / "kernels.csv").open(newline="") as file:
+        measured = {row["shape"].split(" ")[0] for row in csv.DictReader(file) if " " in row["shape"]}
+    assert measured == set(PAPER_MODELS)
+
+
+def test_make_takes_the_papers_models_from_their_list():
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-f", "Makefile", "-f", "-", "names"],
+        input="names:\n\t@echo $(PAPER_MODELS)\n", cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert printed.stdout.split() == list(PAPER_MODELS)

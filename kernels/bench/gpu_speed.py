@@ -238,7 +238,7 @@ def selection_rows(
 def main() -> None:
     """Tune, then print a row for each product and sparsity and the time of each other launch, as JSON lines."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama-3.1-8b")
+    parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama3.1-8b")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.4, 0.5, 0.65])

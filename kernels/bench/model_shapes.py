@@ -1,11 +1,26 @@
-"""Sizes of the models whose speed is measured with random weights."""
+"""Sizes of the papers' models, whose speed is measured with random weights; from their configurations."""
 
 from __future__ import annotations
 
-from ..decoder import DecoderShape
+from pathlib import Path
+from types import SimpleNamespace
 
-MODEL_SHAPES = {
-    "llama-3.1-8b": DecoderShape(32, 4096, 14336, 32, 8, 128, 128256, 1e-5, (None,) * 32),
-    "mistral-7b": DecoderShape(32, 4096, 14336, 32, 8, 128, 32768, 1e-5, (None,) * 32),
-    "qwen2.5-7b": DecoderShape(28, 3584, 18944, 28, 4, 128, 152064, 1e-6, (None,) * 28),
-}
+import yaml
+
+from ..decoder import DecoderShape, shape_from
+
+CONFIGURATION = Path(__file__).resolve().parents[2] / "conf"
+
+
+def shape_of(model: str) -> DecoderShape:
+    """Sizes that `architecture` of a model's own file in conf/model states."""
+    text = (CONFIGURATION / "model" / f"{model}.yaml").read_text(encoding="utf-8")
+    return shape_from(SimpleNamespace(**yaml.safe_load(text)["architecture"]))
+
+
+def _models() -> list[str]:
+    return yaml.safe_load((CONFIGURATION / "models_of_the_paper.yaml").read_text(encoding="utf-8"))
+
+
+MODEL_SHAPES = {model: shape_of(model) for model in _models()}
+"""Sizes by the names that the models have everywhere."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
+from ..models.architecture import PAPER_MODELS
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text
 
@@ -22,7 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 KEY = ("device", "model", "parameters", "dtype", "method", "stage", "sparsity", "tokens")
 """A row with the same of these is measured anew."""
-MODELS = ("llama3.1-8b-random", "mistral-7b-random", "qwen2.5-7b-random")
+MODELS = tuple(f"{model}-random" for model in PAPER_MODELS)
 """Whose cost the table is about."""
 TABLE = REPOSITORY / "results" / "search-cost"
 NOT_MEASURED = "not measured"

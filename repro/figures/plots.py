@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...method.projections import PROJECTIONS
+from ..models.architecture import PAPER_MODELS
 from ..tables.csv_rows import Row
 from ..tables.plot_style import COLOURS, INK, line_style
-from .rows import PAPER_MODELS, RANDOM, TIMED_METHODS
+from .rows import RANDOM, TIMED_METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

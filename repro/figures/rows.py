@@ -13,7 +13,7 @@ from ...method.projections import PROJECTIONS, key
 from ..embedded.names import EMBEDDED
 from ..measured.cells import MeasuredCell, place_of, stored_cells
 from ..measured.paired_bootstrap import PairedResamples, interval
-from ..models.architecture import decode_tflops, projection_sizes
+from ..models.architecture import PAPER_MODELS, decode_tflops, projection_sizes
 from ..record import suite_choice
 from ..tables.csv_rows import read_rows
 from ..tables.speed_table import ENGINE_DENSE
@@ -23,7 +23,6 @@ Row = dict[str, Any]
 RANDOM = "-random"
 """End of the name of a model with random weights; its sizes are the model's."""
 
-PAPER_MODELS = ("llama3.1-8b", "mistral-7b", "qwen2.5-7b")
 TIMED_METHODS = ("wisparse", "teal_uniform")
 SHOWN_SPARSITIES = tuple(step / 10 for step in range(8))
 COUNTED_TOKENS = 128

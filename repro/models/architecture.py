@@ -11,8 +11,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from ...kernels.bench.model_shapes import MODEL_SHAPES
 from ...kernels.decoder import shape_from
 from ..configuration import CONFIGURATION, register_resolvers
+
+PAPER_MODELS = tuple(MODEL_SHAPES)
+"""Models of conf/models_of_the_paper.yaml, in its order."""
 
 
 @cache

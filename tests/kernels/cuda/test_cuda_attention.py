@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """One row in half precision, heads that lanes share evenly, contexts within reach of one cluster."""
     monkeypatch.setattr(cuda_tiles, "runs_cuda_products", lambda _: True)
-    shape, longest = MODEL_SHAPES["llama-3.1-8b"], cuda_tiles.LONGEST_CLUSTERED
+    shape, longest = MODEL_SHAPES["llama3.1-8b"], cuda_tiles.LONGEST_CLUSTERED
 
     def taken(of=shape, dtype=torch.bfloat16, batch=1, capacity=longest) -> bool:
         return cuda_tiles.cuda_attention_tile(of, dtype, DEVICE, batch, capacity) is not None

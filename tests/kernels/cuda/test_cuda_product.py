@@ -236,7 +236,7 @@ def test_every_launch_of_the_large_models_compiles(name: str, monkeypatch: pytes
     assert min(sizes) > 0
 
 
-@pytest.mark.parametrize(("name", "at_once"), [("llama-3.1-8b", 3), ("qwen2.5-7b", 4)])
+@pytest.mark.parametrize(("name", "at_once"), [("llama3.1-8b", 3), ("qwen2.5-7b", 4)])
 def test_all_thread_blocks_of_gate_and_up_run_at_once(name: str, at_once: int) -> None:
     """A multiprocessor has registers for its share of them; on few multiprocessors the last tile is taken."""
     gate_up = next(one for one in products_of(MODEL_SHAPES[name]) if one.name == "gate_up")

@@ -141,7 +141,7 @@ def main():
     cases += [("mistral", "thresholds", 1, 205, True), ("llama", "thresholds", 1, 4096, True)]
     cases += [("qwen", kind, 1, 205, False) for kind in ("dense", "thresholds", "top-k", "low-rank", "gated")]
     cases += [("llama", "thresholds", batch, 4096, False) for batch in (1, 2)]
-    names = {"llama": "llama-3.1-8b", "qwen": "qwen2.5-7b", "mistral": "mistral-7b"}
+    names = {"llama": "llama3.1-8b", "qwen": "qwen2.5-7b", "mistral": "mistral-7b"}
     for name, kind, batch, capacity, cuda in cases:
         printed.clear()
         launches(names[name], kind, batch, capacity, cuda)
