@@ -47,6 +47,17 @@ def test_a_plan_is_timed_beside_the_dense_engine_and_transformers(tiny_model):
     assert (traffic["tokens"], traffic["sparse_tokens"]) == (12, 7)
 
 
+def test_the_record_says_what_ran_in_the_sparse_engine(llama, monkeypatch):
+    plan_at = planner(llama)
+    found = latency(baselines=()).measure(llama, plan_at(0.5), plan_at)
+    assert found["kernels"]["attention"] == "torch"
+    assert found["kernels"]["products"] in ("c++", "torch")
+    asked = []
+    monkeypatch.setattr(DecodeEngine, "ran", lambda engine: asked.append([*engine.rules[0].rules]) or {})
+    latency(baselines=()).measure(llama, plan_at(0.5), plan_at)
+    assert asked == [["q", "k", "v", "o", "gate", "up", "down"]]
+
+
 def test_the_dense_method_is_the_engine_without_a_plan(llama):
     found = latency(baselines=()).measure(llama, SparsityPlan(projection_shapes(llama)), planner(llama))
     assert set(found["timings"]) == {"engine-dense"}
