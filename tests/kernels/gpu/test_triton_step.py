@@ -188,7 +188,7 @@ def test_a_captured_step_is_the_step():
 
 @pytest.mark.parametrize("method", [None, "teal", "wina", "rsparse", "chess"])
 def test_it_says_which_language_each_part_ran_in(method):
-    model = make_tiny_model("llama", blocks=1)
+    model = make_tiny_model("llama", blocks=1).to(DEVICE)
     plan = None if method is None else make_plan(model, method)
     expected = dict.fromkeys(("attention", "norms", "products"), "triton") | {"lm_head": "torch"}
     expected |= {"selection": "triton"} if method == "wina" else {}
@@ -196,7 +196,7 @@ def test_it_says_which_language_each_part_ran_in(method):
 
 
 def test_it_says_where_cuda_ran():
-    model = make_tiny_model("llama", blocks=1)
+    model = make_tiny_model("llama", blocks=1).to(DEVICE)
     plan = make_plan(model, "teal")
     for names, products, norms in (
         ("o", "cuda and triton", "triton"),
