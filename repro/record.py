@@ -247,9 +247,8 @@ class Record:
 
     @property
     def hardware(self) -> str:
-        """Device that the cell ran on; of a CPU with its threads."""
-        model = self.model
-        return f"CPU ({model.threads} threads)" if model.device == "cpu" else model.device_name
+        """Device that the cell ran on; see `hardware`."""
+        return hardware(vars(self.model))
 
     @property
     def commit(self) -> str:
@@ -264,6 +263,14 @@ class Record:
 
 SECTIONS = required(Record) - {"latency"}
 """Sections of every record; a file without one of them is no finished record."""
+
+
+def hardware(model: dict[str, Any]) -> str:
+    """Name of the device that a record's model ran on; of a CPU with its threads."""
+    if model["device"] != "cpu":
+        return model["device_name"]
+    threads = model["threads"]
+    return f"CPU ({threads} thread{'' if threads == 1 else 's'})"
 
 
 def is_embedded(config: dict[str, Any]) -> bool:

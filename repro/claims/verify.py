@@ -14,6 +14,7 @@ from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import csv_text
+from ..tables.text import NOT_MEASURED
 from .checks import CHECKS, Finding
 from .evidence import Evidence
 from .figure_checks import FIGURE_CHECKS
@@ -21,8 +22,8 @@ from .printed import Claim, Claims, load_claims
 from .printed_rows import printed_kept
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
-NOT_MEASURED, INCONSISTENT = "not measured here", "inconsistent in the paper itself"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONSISTENT, NOT_MEASURED)
+NOT_DECIDED, INCONSISTENT = f"{NOT_MEASURED} here", "inconsistent in the paper itself"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONSISTENT, NOT_DECIDED)
 CSV_COLUMNS = (
     "id", "paper", "claim", "kind", "printed", "recomputed", "measured", "verdict", "reason", "command",
     "on_embedded_models", "source",
@@ -43,7 +44,7 @@ class Verified:
         if self.finding.contradiction:
             return INCONSISTENT
         if self.finding.agrees is None:
-            return NOT_MEASURED
+            return NOT_DECIDED
         return REPRODUCED if self.finding.agrees else NOT_REPRODUCED
 
     @property
@@ -139,9 +140,9 @@ def _paper(paper: str, verified: list[Verified]) -> str:
     lines += ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for entry in verified:
         row = entry.row()
-        verdict = row["verdict"] if row["verdict"] == NOT_MEASURED else f"**{row['verdict']}**"
+        verdict = row["verdict"] if row["verdict"] == NOT_DECIDED else f"**{row['verdict']}**"
         cells = [row["claim"], row["printed"], row["recomputed"], row["measured"], verdict, row["reason"]]
-        lines.append("| " + " | ".join([*cells, row["on_embedded_models"] or "not measured"]) + " |")
+        lines.append("| " + " | ".join([*cells, row["on_embedded_models"] or NOT_MEASURED]) + " |")
     return "\n".join([*lines, *_commands(verified)])
 
 

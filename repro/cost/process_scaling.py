@@ -20,6 +20,7 @@ from typing import Any
 from ...method.errors import UserError
 from ..configuration import PACKAGES, REPOSITORY, mistakes_in_one_line
 from ..measured.cells import every_cell
+from ..record import hardware
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
 from ..tables.text import table_row
@@ -88,7 +89,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[Row]:
             "suite": record["suite"]["name"],
             "items": sum(task["n"] for task in record["tasks"].values()),
             "documents": record["n_documents"],
-            "device_name": record["model"]["device_name"],
+            "device_name": hardware(record["model"]),
         }
         seconds = record["seconds"]["evaluation"]
         found = {

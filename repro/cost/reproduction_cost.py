@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from ..configuration import CONFIGURATION, REPOSITORY, register_resolvers
 from ..models.architecture import architecture, decode_tflops
 from ..tables.csv_rows import Row, read_rows
-from .search_cost_table import NOT_MEASURED, TABLE, read_costs
+from ..tables.text import NOT_MEASURED
+from .search_cost_table import TABLE, read_costs
 
 EXPERIMENTS = {"Table 1": "table1_paper", "Table 2, the ablation": "table2_paper"}
 GPUS = (1, 8, 64)

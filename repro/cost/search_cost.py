@@ -26,11 +26,13 @@ from ...method.calibration import Calibration
 from ...method.errors import UserError
 from ..configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
 from ..models.checkpoint import find_checkpoint, load_model
+from ..record import hardware
 from ..records import git_state, versions
 from ..tables.csv_rows import Row
+from ..tables.text import NOT_MEASURED
 from .cost_bench import Bench, Measurement, Watch
 from .cost_stages import STAGES
-from .search_cost_table import NOT_MEASURED, merged, read_costs, write_costs
+from .search_cost_table import merged, read_costs, write_costs
 
 
 def compose_cost(*overrides: str) -> DictConfig:
@@ -93,7 +95,13 @@ def _bench(config: DictConfig) -> tuple[Bench, Row]:
     calibration = Calibration(loaded.model, ids, config.cost.batch_size)
     found = versions()
     about = {
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU",
+        "device": hardware(
+            {
+                "device": device,
+                "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU",
+                "threads": torch.get_num_threads(),
+            }
+        ),
         "model": loaded.checkpoint.name,
         "parameters": str(parameters),
         "dtype": loaded.checkpoint.dtype,

@@ -15,6 +15,7 @@ from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..models.architecture import PAPER_MODELS
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text
+from ..tables.text import NOT_MEASURED
 
 COLUMNS = (
     "device", "model", "parameters", "dtype", "method", "stage", "sparsity", "unit", "tokens", "measured",
@@ -26,7 +27,6 @@ KEY = ("device", "model", "parameters", "dtype", "method", "stage", "sparsity", 
 MODELS = tuple(f"{model}-random" for model in PAPER_MODELS)
 """Whose cost the table is about."""
 TABLE = REPOSITORY / "results" / "search-cost"
-NOT_MEASURED = "not measured"
 
 
 def read_costs(path: Path) -> list[Row]:

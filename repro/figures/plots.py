@@ -10,6 +10,7 @@ from ...method.projections import PROJECTIONS
 from ..models.architecture import PAPER_MODELS
 from ..tables.csv_rows import Row
 from ..tables.plot_style import COLOURS, INK, line_style
+from ..tables.text import NOT_MEASURED
 from .rows import RANDOM, TIMED_METHODS
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def cost_figure(rows: list[Row]) -> Figure:
     if absent := [
         model for model in _distinct(rows, "model") if model.removesuffix(RANDOM) not in timed_models
     ]:
-        figure.supxlabel(f"throughput not measured: {', '.join(absent)}", fontsize=8)
+        figure.supxlabel(f"throughput {NOT_MEASURED}: {', '.join(absent)}", fontsize=8)
     return figure
 
 

@@ -18,6 +18,7 @@ from ..record import suite_choice
 from ..tables.csv_rows import read_rows
 from ..tables.speed_table import ENGINE_DENSE
 from ..tables.table_data import check_comparable
+from ..tables.text import NOT_MEASURED
 
 Row = dict[str, Any]
 RANDOM = "-random"
@@ -132,7 +133,7 @@ def cost_rows(speed: Path) -> Iterator[Row]:
             rows = [row for row in mine if float(row["sparsity"]) == sparsity]
             yield from (shared | _throughput(row) for row in rows)
             if not rows:
-                yield shared | {"status": "not measured"}
+                yield shared | {"status": NOT_MEASURED}
 
 
 def _throughput(row: dict[str, str]) -> Row:

@@ -71,7 +71,7 @@ def accuracy() -> str:
 
 def _shown(row: dict[str, str] | None) -> str:
     if row is None or not row["average"]:
-        return row["status"] if row else "not measured"
+        return row["status"] if row else NOT_MEASURED
     return f"{float(row['average']):.1f} (×{float(row['perplexity_ratio']):.2f})"
 
 

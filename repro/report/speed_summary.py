@@ -7,11 +7,11 @@ from typing import Any
 
 from ..configuration import REPOSITORY
 from ..measured.cells import method_rank
+from ..record import hardware
 from ..tables.speed_table import (
     ENGINE_DENSE,
     PlainPyTorch,
     SpeedData,
-    device_of,
     plain_pytorch,
     read_speed,
     setting_of,
@@ -95,7 +95,11 @@ def speed_by_setting(data: SpeedData | None = None) -> str:
 
 def _measured(data: SpeedData) -> list[dict[str, Any]]:
     records = [cell.record for cell in data.sorted_cells()]
-    return [record for record in records if device_of(record) == DEVICE and record["model"]["dtype"] == DTYPE]
+    return [
+        record
+        for record in records
+        if hardware(record["model"]) == DEVICE and record["model"]["dtype"] == DTYPE
+    ]
 
 
 def _is_short(record: dict[str, Any]) -> bool:

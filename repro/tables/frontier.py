@@ -13,6 +13,7 @@ from ...method.errors import UserError
 from ..measured.cells import MeasuredCell, method_rank, place_of, stored_cells
 from ..measured.comparison import Between, Comparison, Numbers, Outside, at_equal_bytes, bytes_of
 from ..measured.paired_bootstrap import Interval, interval
+from ..record import hardware
 
 REFERENCE = "wisparse"
 STEP = 0.1
@@ -185,7 +186,7 @@ def search_seconds(record: dict[str, Any]) -> float:
 
 def _time_share(pairs: list[tuple[MeasuredCell, MeasuredCell]]) -> float | None:
     """Share of time over the seeds whose two cells are of one device; None without any."""
-    alike = [pair for pair in pairs if len({cell.record["model"]["device_name"] for cell in pair}) == 1]
+    alike = [pair for pair in pairs if len({hardware(cell.record["model"]) for cell in pair}) == 1]
     if not alike:
         return None
     mine, theirs = (sum(search_seconds(pair[side].record) for pair in alike) for side in (0, 1))

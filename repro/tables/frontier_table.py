@@ -10,6 +10,7 @@ from typing import Any
 
 from ..measured.cells import MeasuredCell, method_rank
 from ..measured.paired_bootstrap import RESAMPLES
+from ..record import hardware
 from .frontier import (
     REFERENCE,
     AtEqualBytes,
@@ -64,7 +65,7 @@ def columns(_: Sequence[str]) -> list[Column[Entry]]:
         Column("search_evaluations", "Evaluations",
                of_record(lambda record: record["plan"]["provenance"]["evaluations"])),
         Column("search_budget", "Budget", of_record(search_budget)),
-        Column("device", "Device", of_record(lambda record: record["model"]["device_name"])),
+        Column("device", "Device", of_record(lambda record: hardware(record["model"]))),
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...method.errors import UserError
 from ..measured.cells import MeasuredCell, method_rank
-from ..record import has_random_weights
+from ..record import hardware, has_random_weights
 from .table import PERCENT_1, Column, Table, number, task_column
 from .table_data import TableData, read_table
 from .text import NOT_MEASURED, settings_lines
@@ -55,7 +55,7 @@ def columns(tasks: Sequence[str]) -> list[Column[MeasuredCell]]:
         Column("average", "Average", lambda cell: cell.record["average"], 3, number(1)),
         Column("chance", "Chance", _chance, 3, number(1)),
         *(task_column(task, lambda cell, name: cell.record["tasks"][name]["value"]) for task in tasks),
-        Column("device", "", lambda cell: cell.record["model"]["device_name"]),
+        Column("device", "", lambda cell: hardware(cell.record["model"])),
         Column("commit", "", lambda cell: cell.record["git"]["commit"] if cell.record["git"] else ""),
     ]  # fmt: skip
 

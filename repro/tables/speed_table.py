@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..measured.cells import MeasuredCell, method_rank, stored_cells
-from ..record import has_random_weights
+from ..record import hardware, has_random_weights
 from .table import PERCENT, PERCENT_1, Column, Table, number
+from .text import NOT_MEASURED
 
 ENGINE_DENSE, COMPILED, EAGER = "engine-dense", "torch.compile", "eager"
 COMPILED_DECODER = "compiled-decoder"
@@ -42,12 +43,6 @@ def read_speed(folder: Path) -> SpeedData:
 
 def _order(record: dict[str, Any]) -> tuple[Any, ...]:
     return (*setting_of(record), record["sparsity"], *method_rank(record["method"]["name"]))
-
-
-def device_of(record: dict[str, Any]) -> str:
-    """The device that a record was measured on; of a CPU with its threads."""
-    model = record["model"]
-    return model["device_name"] + (f" ({model['threads']} threads)" if model["device"] == "cpu" else "")
 
 
 def baselines(latency: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -111,7 +106,7 @@ def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:
     """Settings that a speed depends on beside the plan."""
     model, latency = record["model"], record["latency"]
     lengths = (latency["batch"], latency["prompt"], latency["new_tokens"])
-    return (device_of(record), model["name"], model["dtype"], *lengths)
+    return (hardware(model), model["name"], model["dtype"], *lengths)
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ def entries(data: SpeedData) -> Iterator[SpeedEntry]:
 def columns(_: Sequence[str]) -> list[Column[SpeedEntry]]:
     """Columns in the order of the CSV; rates in tokens a second."""
     return [
-        Column("device", "Device", lambda entry: device_of(entry.record)),
+        Column("device", "Device", lambda entry: hardware(entry.record["model"])),
         Column("model", "Model", lambda entry: entry.record["model"]["name"]),
         Column("method", "Method", lambda entry: entry.record["method"]["name"]),
         Column("sparsity", "Sparsity", lambda entry: entry.record["sparsity"], form=PERCENT),
@@ -184,8 +179,8 @@ PAGE_COLUMNS = (
 def speed_markdown(data: SpeedData) -> str:
     """Speed as the paper reports it (tok/s dense, sparse, speed-up, TFLOPs for 128 tokens), and the bytes."""
     sections, plain = [], plain_pytorch(data)
-    for device in dict.fromkeys(device_of(cell.record) for cell in data.sorted_cells()):
-        cells = [cell for cell in data.sorted_cells() if device_of(cell.record) == device]
+    for device in dict.fromkeys(hardware(cell.record["model"]) for cell in data.sorted_cells()):
+        cells = [cell for cell in data.sorted_cells() if hardware(cell.record["model"]) == device]
         rows = [_row(cell.record, plain[setting_of(cell.record)]) for cell in cells]
         table = [
             "| " + " | ".join(PAGE_COLUMNS) + " |",
@@ -249,7 +244,7 @@ def _model_note(record: dict[str, Any]) -> str:
 
 def _over(latency: dict[str, Any], compiled: Compiled | None) -> str:
     if compiled is None:
-        return "not measured"
+        return NOT_MEASURED
     own = any(timing["tok_s"] == compiled.tok_s for timing in latency["timings"].values())
     return f"{latency['tok_s'] / compiled.tok_s:.2f}× {compiled.mode}{'' if own else ' *'}"
 
@@ -276,7 +271,7 @@ def _row(record: dict[str, Any], plain: PlainPyTorch) -> list[str]:
         _over(latency, plain.transformers),
         _over(latency, plain.decoder),
         _over(latency, plain.faster),
-        over.get(EAGER, "not measured"),
+        over.get(EAGER, NOT_MEASURED),
         f"{latency['byte_limit_speedup']:.2f}×",
         f"{latency['dense_tflops_128_tokens']:.3g} → {latency['tflops_128_tokens']:.3g}",
         f"{traffic['bytes_per_token'] / 1e6:,.1f}",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..measured.paired_bootstrap import Interval
+from ..record import hardware
 from .table_data import TableData, search_settings
 
 NOT_MEASURED = "not measured"
@@ -63,10 +64,8 @@ def distinct(records: list[dict[str, Any]], find: Callable[[dict[str, Any]], str
 
 
 def device_text(record: dict[str, Any]) -> str:
-    """Device that a record was measured on."""
-    model = record["model"]
-    name = f"CPU, {model['threads']} threads" if model["device"] == "cpu" else model["device_name"]
-    return f"{name} ({model['dtype']})"
+    """Data type and device that a record was measured in and on."""
+    return f"{record['model']['dtype']} on {hardware(record['model'])}"
 
 
 def versions_text(record: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from wisparse.repro.claims.evidence import EMBEDDED, Evidence
 from wisparse.repro.claims.printed import load_claims
 from wisparse.repro.claims.verify import (
     INCONSISTENT,
-    NOT_MEASURED,
+    NOT_DECIDED,
     NOT_REPRODUCED,
     REPRODUCED,
     Verified,
@@ -50,7 +50,7 @@ def test_claim(name):
     found = committed()[name]
     assert stored()[name]["verdict"] == found.verdict, "run `make verify-claims`"
     assert stored()[name]["printed"] == found.printed, "run `make verify-claims`"
-    if found.verdict == NOT_MEASURED:
+    if found.verdict == NOT_DECIDED:
         pytest.skip(found.reason)
     assert found.finding.contradiction or found.finding.measured
 
@@ -103,7 +103,7 @@ def printed(name: str) -> dict[str, float]:
 
 
 def test_a_row_is_decided_by_a_full_size_record(tmp_path):
-    assert verified_in(tmp_path)[WISPARSE_50].verdict == NOT_MEASURED
+    assert verified_in(tmp_path)[WISPARSE_50].verdict == NOT_DECIDED
     write_record(tmp_path, "wisparse", printed(WISPARSE_50))
     found = verified_in(tmp_path)[WISPARSE_50]
     assert (found.verdict, found.reason, found.command) == (REPRODUCED, "", "")
@@ -139,7 +139,7 @@ def test_an_average_beyond_two_standard_errors_is_not_reproduced(tmp_path):
 def test_other_conditions_decide_nothing(tmp_path, change, reason):
     write_record(tmp_path, "wisparse", printed(WISPARSE_50), config=change)
     found = verified_in(tmp_path)[WISPARSE_50]
-    assert found.verdict == NOT_MEASURED
+    assert found.verdict == NOT_DECIDED
     assert reason in found.reason
     assert found.command.startswith("make reproduce-table1 PROFILE=paper OVERRIDES='model=llama3.1-8b ")
 
@@ -188,7 +188,7 @@ def write_speed(results: Path, device: str, tok_s: float, speedup: float, model:
         ("NVIDIA H20", 175.0, 1.15, (REPRODUCED, REPRODUCED)),
         ("NVIDIA H20", 250.0, 1.4, (NOT_REPRODUCED, REPRODUCED)),
         ("NVIDIA H20", 160.0, 1.05, (NOT_REPRODUCED, NOT_REPRODUCED)),
-        ("NVIDIA H200", 179.9, 1.172, (NOT_MEASURED, NOT_MEASURED)),
+        ("NVIDIA H200", 179.9, 1.172, (NOT_DECIDED, NOT_DECIDED)),
     ],
 )
 def test_speed_is_decided_on_the_papers_own_gpu(tmp_path, device, tok_s, speedup, verdicts):
@@ -202,7 +202,7 @@ def test_speed_is_decided_on_the_papers_own_gpu(tmp_path, device, tok_s, speedup
 def test_speed_of_an_embedded_model_is_shown_apart(tmp_path):
     write_speed(tmp_path, "CPU (2 threads)", 900.0, 1.3, "llama-mini")
     found = verified_in(tmp_path)["wisparse/speedup/llama3.1-8b"]
-    assert (found.verdict, found.finding.measured) == (NOT_MEASURED, "")
+    assert (found.verdict, found.finding.measured) == (NOT_DECIDED, "")
     assert found.finding.embedded == "llama-mini 1.30× on CPU (2 threads)"
 
 
@@ -252,7 +252,7 @@ def test_figures_of_embedded_models_decide_nothing(tmp_path):
     for model in EMBEDDED:
         write_one_block(tmp_path / "figures", model, [1.0, 1.1, 1.0])
     found = verified_in(tmp_path)["wisparse/figure3/not-monotonic"]
-    assert (found.verdict, found.finding.measured) == (NOT_MEASURED, "")
+    assert (found.verdict, found.finding.measured) == (NOT_DECIDED, "")
     assert "llama-mini turns at block 1 (×1.100)" in found.finding.embedded
 
 

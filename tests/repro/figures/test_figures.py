@@ -27,7 +27,7 @@ from wisparse.repro.tables.csv_rows import read_rows
 from wisparse.repro.tables.plot_style import INK
 
 from ...conftest import ROOT, make_method, make_protocol
-from ..tables.test_tables import write_cell
+from ..tables.made_up_cells import write_cell
 
 RESULTS = ROOT / "results"
 TEXT = PerplexitySuite(str(Path(__file__)), length=64, windows=2)

@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
+from wisparse.repro.claims.evidence import Evidence
+from wisparse.repro.claims.printed import load_claims
+from wisparse.repro.claims.verify import claims_csv, claims_markdown, verify
+from wisparse.repro.records import write_json, write_text
 from wisparse.repro.report.page import render
 from wisparse.repro.report.plots import colours
 from wisparse.repro.tables.csv_rows import read_rows
+from wisparse.repro.tables.make import TABLES, write_tables
+from wisparse.repro.tables.question_data import METHOD
 
-from ...conftest import ROOT
+from ..tables.made_up_cells import CONFIG, write_cell
 
-RESULTS = ROOT / "results"
 LOADING = {"src", "xlink:href", "srcset", "data", "poster", "action", "background"}
 
 
@@ -62,7 +67,7 @@ class Page(HTMLParser):
 
 
 @cache
-def page_text(results: Path = RESULTS) -> str:
+def page_text(results: Path) -> str:
     return render(results)
 
 
@@ -70,32 +75,65 @@ def table_rows(page: Page, name: str) -> list[dict[str, tuple[str, str]]]:
     return [dict(zip(page.columns[name], row, strict=True)) for row in page.rows[name] if row]
 
 
+CELLS = (
+    ("dense", 0.0, 0), ("teal", 0.5, 20), ("teal", 0.7, 40), ("wisparse", 0.5, 10), ("wisparse", 0.7, 30),
+)  # fmt: skip
+STAGES = (("dense", 0.0, 0), ("wisparse_activation_only", 0.5, 40), ("wisparse_weight", 0.5, 24))
+QUESTION = {"title": "Which method?", "name": "method", "factor": METHOD, "reference": "wisparse"}
+SPEED_HEADER = (
+    "device,model,method,sparsity,realised_sparsity,batch,prompt,tok_s,baseline,baseline_tok_s,speedup,"
+    "byte_limit_speedup,bandwidth_gb_s,share_of_bandwidth"
+)
+SPEED = "CPU (2 threads),llama-mini,teal,0.5,0.49871,1,5,812.345,engine-dense,600.5,1.3528,1.6,9.31,0.61"
+PAPER_TABLE2 = (
+    "model,configuration,sparsity,average,step,step_low,step_high,kept,perplexity,step_perplexity_ratio,"
+    "realised_sparsity,siqa,status\nllama3.1-8b,+ weight,0.5,61.6,2.9,1.0,4.0,93.9,,,0.5,43.60,measured\n"
+)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of records made here: two tables, the frontier, a question, and the verdicts on every claim."""
+    folder = tmp_path_factory.mktemp("made") / "results"
+    records = folder / "records"
+    for cell in CELLS:
+        write_cell(records / "table1", *cell)
+        config = CONFIG | {"question": QUESTION, "method": {"name": cell[0]}}
+        write_cell(records / "question", *cell, config=config)
+    for cell in STAGES:
+        write_cell(records / "table2", *cell)
+    note = {"model": {"name": "llama-mini"}, "method": {"name": "chess"}, "sparsity": 0.7, "maximum": 0.69}
+    write_json(records / "table1" / "llama-mini-chess-0.7-00000000" / "unreachable.json", note)
+    for name, source, output in (
+        ("table1", "table1", "table1"),
+        ("table2", "table2", "table2"),
+        ("frontier", "table1", "frontier"),
+        ("question", "question", "questions/method"),
+    ):
+        write_tables(TABLES[name], TABLES[name].read(records / source), folder / output)
+    verified = verify(load_claims(), Evidence(folder))
+    write_text(folder / "claims.csv", claims_csv(verified))
+    write_text(folder / "claims.md", claims_markdown(verified))
+    return folder
+
+
 @pytest.fixture
-def fuller(tmp_path):
+def fuller(results, tmp_path):
     """The results with a speed table, a cost table and figures beside them."""
-    shutil.copytree(RESULTS, tmp_path / "results")
-    results = tmp_path / "results"
-    header = (
-        "device,model,method,sparsity,realised_sparsity,batch,prompt,tok_s,baseline,baseline_tok_s,speedup,"
-        "byte_limit_speedup,bandwidth_gb_s,share_of_bandwidth"
-    )
-    row = "CPU (2 threads),llama-mini,teal,0.5,0.49871,1,5,812.345,engine-dense,600.5,1.3528,1.6,9.31,0.61"
-    (results / "speed.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
-    (results / "search-cost.csv").write_text("model,stage,seconds\nx<b>,coarse,12.5\n", encoding="utf-8")
-    (results / "paper").mkdir()
-    (results / "paper" / "table2.csv").write_text(
-        "model,configuration,sparsity,average,step,step_low,step_high,kept,perplexity,step_perplexity_ratio,"
-        "realised_sparsity,siqa,status\nllama3.1-8b,+ weight,0.5,61.6,2.9,1.0,4.0,93.9,,,0.5,43.60,measured\n",
-        encoding="utf-8",
-    )
-    (results / "speed-cpu.png").write_bytes(b"\x89PNG")
-    (results / "figure2.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
-    return results
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    write_text(folder / "speed.csv", f"{SPEED_HEADER}\n{SPEED}\n")
+    write_text(folder / "search-cost.csv", "model,stage,seconds\nx<b>,coarse,12.5\n")
+    write_text(folder / "paper" / "table2.csv", PAPER_TABLE2)
+    (folder / "speed-cpu.png").write_bytes(b"\x89PNG")
+    write_text(folder / "figure2.svg", SVG)
+    return folder
 
 
-def test_nothing_is_loaded_from_elsewhere(fuller):
-    for results in (RESULTS, fuller):
-        text = page_text(results)
+def test_nothing_is_loaded_from_elsewhere(results, fuller):
+    for folder in (results, fuller):
+        text = page_text(folder)
         page = Page(text)
         assert all(address.startswith(("data:", "#")) for address in page.loads), page.loads
         assert not re.search(r"@import|url\((?!#)", text)
@@ -104,12 +142,10 @@ def test_nothing_is_loaded_from_elsewhere(fuller):
 
 
 @pytest.mark.parametrize("name", ["table1", "table2"])
-def test_the_tables_hold_the_csvs_numbers(name):
-    expected = read_rows(RESULTS / f"{name}.csv")
-    if not expected:
-        pytest.skip(f"results/{name}.csv is not there yet")
-    rows = table_rows(Page(page_text()), f"{name}-rows")
-    assert len(rows) == len(expected)
+def test_the_tables_hold_the_csvs_numbers(results, name):
+    expected = read_rows(results / f"{name}.csv")
+    rows = table_rows(Page(page_text(results)), f"{name}-rows")
+    assert len(rows) == len(expected) > 3
     for row, source in zip(rows, expected, strict=True):
         assert {column: value for column, (_, value) in row.items()} == {c: source[c] for c in row}
         if source["average"]:
@@ -119,29 +155,29 @@ def test_the_tables_hold_the_csvs_numbers(name):
             assert row["average"][0] == source["status"]
 
 
-def test_intervals_are_shown_whole():
-    row = next(row for row in table_rows(Page(page_text()), "table1-rows") if row["method"][1] == "teal")
+def test_intervals_are_shown_whole(results):
+    row = next(row for row in table_rows(Page(page_text(results)), "table1-rows") if row["method"][1] == "teal")
     shown, value = row["average_minus_dense"]
-    source = next(row for row in read_rows(RESULTS / "table1.csv") if row["method"] == "teal")
+    source = next(row for row in read_rows(results / "table1.csv") if row["method"] == "teal")
     bounds = [float(source[f"average_minus_dense{end}"]) for end in ("", "_low", "_high")]
     assert shown == "{:+.2f} [{:+.2f}, {:+.2f}]".format(*bounds)
     assert value == source["average_minus_dense"]
 
 
-def test_every_claim_is_there_with_its_verdict():
-    page = Page(page_text())
+def test_every_claim_is_there_with_its_verdict(results):
+    page = Page(page_text(results))
     shown = [
         (row["claim"][0], row["verdict"][0])
         for name in page.columns
         if name.startswith("claims-")
         for row in table_rows(page, name)
     ]
-    with (RESULTS / "claims.csv").open(encoding="utf-8", newline="") as file:
+    with (results / "claims.csv").open(encoding="utf-8", newline="") as file:
         assert sorted(shown) == sorted((row["claim"], row["verdict"]) for row in csv.DictReader(file))
 
 
-def test_what_is_there_has_a_section_and_what_is_not_says_so(fuller):
-    assert {"table1", "claims", "provenance"} <= set(Page(page_text()).ids)
+def test_what_is_there_has_a_section_and_what_is_not_says_so(results, fuller):
+    assert {"table1", "claims", "provenance"} <= set(Page(page_text(results)).ids)
     (fuller / "table1.csv").unlink()
     text = page_text(fuller)
     assert 'embedded models: <span class="soft">not measured (<code>make reproduce-table1 PROFILE=full' in text
@@ -152,38 +188,38 @@ def test_what_is_there_has_a_section_and_what_is_not_says_so(fuller):
     assert table_rows(page, "search-cost-rows")[0]["model"] == ("x<b>", "x<b>")
 
 
-def test_the_questions_and_the_frontier_hold_their_tables_rows():
-    page = Page(page_text())
-    tables = {f"question-{path.stem}": path for path in (RESULTS / "questions").glob("*.csv")}
-    for name, path in (tables | {"frontier-rows": RESULTS / "frontier.csv"}).items():
+def test_the_questions_and_the_frontier_hold_their_tables_rows(results):
+    page = Page(page_text(results))
+    tables = {f"question-{path.stem}": path for path in (results / "questions").glob("*.csv")}
+    for name, path in (tables | {"frontier-rows": results / "frontier.csv"}).items():
         shown = [row["perplexity"][1] for row in table_rows(page, name)]
         assert shown == [row["perplexity"] for row in read_rows(path)], name
 
 
-def test_ids_are_unique_and_links_lead_somewhere():
-    page = Page(page_text())
+def test_ids_are_unique_and_links_lead_somewhere(results):
+    page = Page(page_text(results))
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
-def test_the_legend_has_the_colours_of_the_lines():
-    rows = read_rows(RESULTS / "table1.csv")
-    text = page_text()
+def test_the_legend_has_the_colours_of_the_lines(results):
+    rows = read_rows(results / "table1.csv")
+    text = page_text(results)
     for method, colour in colours(rows).items():
         assert f'<i style="background:{colour}"></i>{method}' in text
         drawn = len(re.findall(rf"stroke: {colour}", text))
         assert drawn > 0, f"no line of {method}"
 
 
-def test_the_provenance_names_device_commit_and_command():
-    text = page_text()
-    assert "NVIDIA H200 (float32)" in text
-    assert "python repro/run.py" in text
-    assert re.search(r"<dt>Commits</dt><dd><code>[0-9a-f]{10}", text)
+def test_the_provenance_names_device_commit_and_command(results):
+    text = page_text(results)
+    assert "float32 on CPU (2 threads)" in text
+    assert "<code>python repro/run.py method=teal sparsity=0.5</code>" in text
+    assert f"<dt>Commits</dt><dd><code>{'a' * 10}</code>" in text
 
 
-def test_the_same_files_give_the_same_page():
-    assert render(RESULTS) == page_text()
+def test_the_same_files_give_the_same_page(results):
+    assert render(results) == page_text(results)
 
 
 def test_an_empty_folder_is_one_line(tmp_path):

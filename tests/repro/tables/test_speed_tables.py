@@ -8,9 +8,10 @@ import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.figures.speed_plots import _one_way_each
 from wisparse.repro.measured.cells import MeasuredCell
+from wisparse.repro.record import hardware
 from wisparse.repro.report.speed_summary import DEVICE, _is_front, speed_by_model, speed_by_setting
 from wisparse.repro.speed.kernel_table import kernels_csv, renewed
-from wisparse.repro.tables.speed_table import SpeedData, device_of, read_speed, speed_markdown
+from wisparse.repro.tables.speed_table import SpeedData, read_speed, speed_markdown
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_the_summary_holds_every_setting_against_the_fastest_mode_of_it():
 )
 def test_a_plan_is_held_against_the_faster_of_two_decoders_in_plain_pytorch(kept, timed, faster):
     """Where one of them was not timed it may be the faster one: nothing is claimed."""
-    cells = [cell for cell in kept.sorted_cells() if device_of(cell.record) == DEVICE]
+    cells = [cell for cell in kept.sorted_cells() if hardware(cell.record["model"]) == DEVICE]
     cell = next(cell for cell in cells if _is_front(cell.record))
     latency = cell.record["latency"] | {
         "tok_s": 150.0,

@@ -10,7 +10,7 @@ import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.tables.table2 import STAGES, TABLE2, read_ablation
 
-from .test_tables import TASKS, write_cell
+from .made_up_cells import TASKS, write_cell
 
 BROKEN = {"wisparse_activation_only": 40, "wisparse_weight": 24, "wisparse": 10}
 

@@ -12,84 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.configuration import digest
 from wisparse.repro.measured.paired_bootstrap import PairedResamples, interval
-from wisparse.repro.record import SCHEMA, SECTIONS
-from wisparse.repro.records import save_record, write_json
+from wisparse.repro.records import write_json
 from wisparse.repro.tables.make import main
 from wisparse.repro.tables.table1 import TABLE1, columns
 from wisparse.repro.tables.table_data import read_table
 
-TASKS = ("next_line", "function_body")
-GENERATOR = np.random.default_rng(0)
-DENSE_OUTCOMES = {task: (GENERATOR.random(200) < 0.8).astype(float) for task in TASKS}
-DOCUMENTS = [{"nats": 300.0 + 7 * i, "tokens": 100 + i, "bytes": 400} for i in range(30)]
-
-
-def outcomes(broken: int) -> dict[str, list[float]]:
-    """The dense outcomes with the first `broken` right answers of each task turned wrong."""
-    result = {}
-    for task, dense in DENSE_OUTCOMES.items():
-        changed = dense.copy()
-        changed[np.flatnonzero(dense)[:broken]] = 0.0
-        result[task] = changed.tolist()
-    return result
-
-
-def write_cell(
-    root: Path, name: str, sparsity: float, broken: int, details: object = None, **changes: object
-) -> Path:
-    """A finished cell whose perplexity is the dense one times 1.01 for each broken answer."""
-    stretch = 1.01**broken
-    documents = [entry | {"nats": entry["nats"] + entry["tokens"] * math.log(stretch)} for entry in DOCUMENTS]
-    items = {"items": outcomes(broken), "documents": documents} | ({"details": details} if details else {})
-    tasks = {
-        task: {
-            "metric": "acc",
-            "value": sum(found) / len(found),
-            "stderr": 0.03,
-            "n": len(found),
-            "chance": 0.25,
-        }
-        for task, found in items["items"].items()
-    }
-    tokens = sum(entry["tokens"] for entry in documents)
-    record = dict.fromkeys(SECTIONS) | {
-        "schema": SCHEMA,
-        "model": {"name": "llama-mini", "device": "cpu", "threads": 2, "dtype": "float32"},
-        "method": {"name": name, "config": {"name": name}},
-        "protocol": {"name": "half", "description": "half of the tokens"},
-        "calibration": {"name": "embedded", "sequences": 16, "length": 512},
-        "suite": {"name": "embedded", "config": {"limit": None, "documents": 30}},
-        "sparsity": sparsity,
-        "realised": {
-            "realised_sparsity": sparsity + 0.001,
-            "bytes_per_token": 1e7 * (1 - sparsity),
-            "dense_bytes_per_token": 1e7,
-        },
-        "tasks": tasks,
-        "average": 100 * sum(task["value"] for task in tasks.values()) / len(tasks),
-        "perplexity": math.exp(sum(entry["nats"] for entry in documents) / tokens),
-        "bits_per_byte": 1.0,
-        "n_documents": len(documents),
-        "n_tokens": tokens,
-        "seed": 0,
-        "versions": {"torch": "2.13.0", "transformers": "5.20.2"},
-        "git": {"commit": "a" * 40, "dirty": False},
-        "utc": "2026-01-01T00:00:00+00:00",
-        "config": {
-            "model": {"path": "repro/embedded/models/llama-mini"},
-            "protocol": {"name": "half"},
-            "suite": {"limit": None, "batch_tokens": 4096},
-            "search": {"name": "quick", "sparse_tokens": "all"},
-            "calibration": {"name": "embedded"},
-        },
-        "items_sha256": digest(items),
-        **changes,
-    }
-    folder = root / f"llama-mini-{name}-{sparsity:g}-{digest(record)[:8]}"
-    save_record(folder, record, items)
-    return folder
+from .made_up_cells import DENSE_OUTCOMES, TASKS, write_cell
 
 
 @pytest.fixture
@@ -155,8 +84,16 @@ def test_the_markdown_marks_the_best_and_names_what_is_missing(records):
     assert "out of reach (max 0.690)" in lines["chess", "70%"]
     assert "not measured" in lines["wina", "70%"]
     assert "not 7-8B results" in text
-    for said in ("half of the tokens", "Seed 0", "16 × 512", "next_line 200", "`aaaaaaaaaa`", "CPU, 2 threads"):
+    for said in (
+        "half of the tokens",
+        "Seed 0",
+        "16 × 512",
+        "next_line 200",
+        "`aaaaaaaaaa`",
+        "float32 on CPU (2 threads)",
+    ):
         assert said in text
+    assert "float32 on CPU (2 threads)" in text
     assert "| llama-mini | 50 % |" in text.split("## WiSparse against the best baseline")[1]
     assert "| wina |" in text.split("## WiSparse against the best baseline")[1]
 
