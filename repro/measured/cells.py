@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from ...method.errors import UserError
 from ..archive import stored_files
 from ..record import RecordError
-from ..records import load_items, load_record
+from ..records import load_items, load_record, read_record
 
 METHOD_ORDER = ("dense", "teal", "wina", "rsparse", "cats", "chess", "wisparse")
 """Baselines first, the paper's method last; others in between, by name."""
@@ -53,11 +52,10 @@ def every_cell(
     """
     for path in sorted(path for folder in folders for path in stored_files(folder)):
         try:
-            if keep(json.loads(path.read_text(encoding="utf-8"))):
+            if keep(read_record(path.parent)):
                 yield MeasuredCell(load_record(path.parent), load_items(path.parent), path.parent)
-        except (RecordError, OSError, ValueError, KeyError, TypeError) as error:
-            reason = error if isinstance(error, RecordError) else f"{path} is no record ({error})"
-            raise UserError(f"{reason}; {AGAIN}") from error
+        except RecordError as error:
+            raise UserError(f"{error}; {AGAIN}") from error
 
 
 def stored_cells(

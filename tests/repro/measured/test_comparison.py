@@ -128,5 +128,5 @@ def test_the_newest_of_a_place_counts_and_none_at_all_says_what_would_make_them(
     with pytest.raises(UserError, match="holds no records"):
         stored_cells([source], lambda record: 0, keep=lambda record: False, command="`make x`")
     (tmp_path / "record.json").write_text("{")
-    with pytest.raises(UserError, match=r"is no record .*; delete that folder, or compute"):
+    with pytest.raises(UserError, match=r"cannot be read .*; delete that folder, or compute"):
         list(every_cell([tmp_path]))

@@ -151,7 +151,7 @@ def test_records_that_do_not_belong_together_are_refused(records, changes, messa
 
 def test_a_damaged_record_and_an_empty_folder_are_one_line(records, tmp_path, monkeypatch, capsys):
     next(records.glob("*teal-0.5*/record.json")).write_text("{")
-    for folder, message in ((records, "is no record"), (tmp_path / "empty", "holds no records")):
+    for folder, message in ((records, "cannot be read"), (tmp_path / "empty", "holds no records")):
         arguments = ["tables", "table1", "--records", str(folder), "--output", str(tmp_path / "out" / "table1")]
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as stopped:
