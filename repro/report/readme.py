@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ..configuration import CONFIGURATION, REPOSITORY
 from ..cost.reproduction_cost import reproduction
+from ..measured.frontier import read_frontier
 from ..records import write_text
 from ..tables.csv_rows import read_rows
-from ..tables.frontier import read_frontier
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .question_summary import question_summary
 from .speed_summary import speed_by_model, speed_by_setting

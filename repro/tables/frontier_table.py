@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..measured.cells import MeasuredCell, method_rank
-from ..measured.paired_bootstrap import RESAMPLES
-from ..record import hardware
-from .frontier import (
+from ..measured.frontier import (
     REFERENCE,
     AtEqualBytes,
     FrontierData,
@@ -20,6 +18,8 @@ from .frontier import (
     search_budget,
     search_seconds,
 )
+from ..measured.paired_bootstrap import RESAMPLES
+from ..record import hardware
 from .table import (
     MEGABYTES,
     PERCENT,

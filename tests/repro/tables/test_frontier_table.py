@@ -16,8 +16,9 @@ from wisparse.repro.configuration import digest
 from wisparse.repro.figures.frontier_plot import main as plot
 from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.measured.comparison import Between
+from wisparse.repro.measured.frontier import read_frontier
+from wisparse.repro.measured.rise import rise_between
 from wisparse.repro.records import save_record
-from wisparse.repro.tables.frontier import read_frontier, rise_between
 from wisparse.repro.tables.frontier_table import FRONTIER, columns
 
 from ...conftest import ROOT

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ...method.errors import UserError
-from ..measured.cells import MeasuredCell, method_rank, place_of, stored_cells
-from ..measured.comparison import Between, Comparison, Numbers, Outside, at_equal_bytes, bytes_of
-from ..measured.paired_bootstrap import Interval, interval
 from ..record import hardware
+from .cells import MeasuredCell, method_rank, place_of, stored_cells
+from .comparison import Between, Comparison, Outside, at_equal_bytes, bytes_of
+from .paired_bootstrap import Interval
+from .rise import Rises, average_difference, mean_of
 
 REFERENCE = "wisparse"
 STEP = 0.1
@@ -89,17 +90,16 @@ class FrontierData:
         if dense is None or not pairs:
             return None
         compared = [(between, theirs) for _, theirs, between in pairs.values()]
-        shares = [self._rise_share(model, between, theirs, dense) for between, theirs in compared]
+        comparison = self._compared(model)
+        shares = [Rises(comparison, dense).share(between, theirs) for between, theirs in compared]
         return AtEqualBytes(
             model, method, sparsity, tuple(pairs),
             bridged=tuple(seed for seed, (own, *_) in pairs.items() if own is None),
             budget=", ".join(sorted({search_budget(theirs.record) for _, theirs, _ in pairs.values()})),
             bytes_per_token=float(np.mean([bytes_of(theirs) for _, theirs, _ in pairs.values()])),
-            rise_share=interval(
-                float(np.mean([share for share, _ in shares])), np.mean([drawn for _, drawn in shares], axis=0)
-            ),
+            rise_share=mean_of(shares),
             rise_share_by_seed=tuple(share for share, _ in shares),
-            average_difference=self._average_difference(model, compared),
+            average_difference=average_difference(comparison, compared),
             time_share=_time_share([(own, theirs) for own, theirs, _ in pairs.values() if own is not None]),
         )  # fmt: skip
 
@@ -119,59 +119,6 @@ class FrontierData:
             cells = [cell for (of_model, *_), cell in self.cells.items() if of_model == model]
             self._comparisons[model] = Comparison(cells)
         return self._comparisons[model]
-
-    def _rise_share(
-        self, model: str, between: Between, theirs: MeasuredCell, dense: MeasuredCell
-    ) -> tuple[float, Numbers]:
-        """The share and its resamples."""
-        comparison = self._compared(model)
-
-        def rises(cell: MeasuredCell) -> tuple[float, Numbers]:
-            exact = exact_perplexity(cell) - exact_perplexity(dense)
-            return exact, np.exp(comparison.log_perplexities(cell)) - np.exp(comparison.log_perplexities(dense))
-
-        below, above, reference = (rises(cell) for cell in (between.below, between.above, theirs))
-        value, resampled = (rise_between(between, below[i], above[i]) / reference[i] for i in (0, 1))
-        return float(value), resampled
-
-    def _average_difference(self, model: str, compared: list[tuple[Between, MeasuredCell]]) -> Interval | None:
-        pairs = [(_outcomes_between(between), _outcomes(theirs)) for between, theirs in compared]
-        if not all(mine and mine.keys() == theirs.keys() for mine, theirs in pairs):
-            return None
-        differences = {
-            task: np.mean([mine[task] - theirs[task] for mine, theirs in pairs], axis=0) for task in pairs[0][0]
-        }
-        value = 100 * float(np.mean([found.mean() for found in differences.values()]))
-        return interval(value, self._compared(model).averages_of(differences))
-
-
-def rise_between(between: Between, below: Any, above: Any) -> Any:
-    """Rise of perplexity over dense from those of the two cells: its logarithm is linear in the bytes.
-
-    Linear in itself towards the dense model, whose rise is 0.
-    """
-    positive = (np.asarray(below) > 0) & (np.asarray(above) > 0)
-    lowest = np.finfo(float).tiny
-    logs = [np.log(np.maximum(found, lowest)) for found in (below, above)]
-    return np.where(positive, np.exp(between.linear(*logs)), between.linear(below, above))
-
-
-def exact_perplexity(cell: MeasuredCell) -> float:
-    """Perplexity over all documents, unrounded."""
-    documents = cell.items["documents"]
-    nats, tokens = (np.sum([document[part] for document in documents]) for part in ("nats", "tokens"))
-    return float(np.exp(nats / tokens))
-
-
-def _outcomes(cell: MeasuredCell) -> dict[str, Numbers]:
-    """Outcomes of each item, in [0, 1] by task."""
-    return {task: np.asarray(found, float) for task, found in cell.items["items"].items()}
-
-
-def _outcomes_between(between: Between) -> dict[str, Numbers]:
-    """Outcomes by task, linear in the bytes; empty where one of the cells has no tasks."""
-    below, above = _outcomes(between.below), _outcomes(between.above)
-    return {task: between.linear(found, above[task]) for task, found in below.items() if task in above}
 
 
 def search_budget(record: dict[str, Any]) -> str:
