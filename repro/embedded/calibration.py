@@ -21,7 +21,7 @@ from ...method.tokens import docstrings, pack
 from ..records import write_json
 from ..text.overlap import apart_from
 from .corpus import package_sources
-from .items import item_texts
+from .items import EMBEDDED
 from .sources import long_texts
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class UnseenText(InstalledPackageText):
 @lru_cache(maxsize=8)
 def unseen_texts(seed: int, characters: int) -> tuple[str, ...]:
     """A piece of every such file in an order shuffled by `seed`, found once a process."""
-    items = list(item_texts())  # checks the versions of the packages
+    items = list(EMBEDDED.texts())  # checks the versions of the packages
     generator = random.Random(seed)
     texts = apart_from([piece(text, characters, generator) for text in long_texts()], items)
     generator.shuffle(texts)

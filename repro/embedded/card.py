@@ -24,9 +24,9 @@ from ...method.projections import PROJECTIONS, decoder_blocks, key, model_projec
 from ...method.rules import RuleBuilder, StaticThreshold
 from ...method.tokens import pack
 from ..records import write_json, write_text
+from ..text.installed import package_folder
 from .calibration import expected_package_texts
 from .corpus import HELD_OUT_PACKAGES, package_sources
-from .sources import package_folder
 
 MODELS = Path(__file__).parent / "models"
 SEQUENCES, LENGTH = 32, 512

@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
+from ..text.item_set import Builder, Item, choice_item, other_choices, shuffled
 from .sources import Function, Module, identifiers, indentation, is_plain, preceding, variables
 
-Item = dict[str, Any]
-Value = TypeVar("Value")
-
-CHOICES = 4
 LONGEST_CONTEXT = 160
 """Characters, about 45 tokens: four choices cost four passes over the context."""
-
-
-def shuffled(values: Sequence[Value], generator: random.Random) -> list[Value]:
-    """The values in random order: builders take the first that fit and leave the rest unread."""
-    return generator.sample(values, len(values))
-
-
-def choice_item(
-    context: str, answer: str, distractors: list[str], module: Module, generator: random.Random
-) -> Item:
-    """One item with the answer at a random position; `distractors` must differ from it and each other."""
-    choices = [*distractors, answer]
-    generator.shuffle(choices)
-    return {"context": context, "choices": choices, "answer": choices.index(answer), "source": module.path}
-
-
-def _others(candidates: list[str], answer: str, generator: random.Random) -> list[str] | None:
-    """Three distractors that differ in more than blanks, or None where the file has too few."""
-    pool = {" ".join(candidate.split()): candidate for candidate in sorted(candidates)}
-    pool.pop(" ".join(answer.split()), None)
-    return generator.sample(list(pool.values()), CHOICES - 1) if len(pool) >= CHOICES - 1 else None
 
 
 def next_line(module: Module, generator: random.Random) -> Iterator[Item]:
@@ -53,7 +28,7 @@ def next_line(module: Module, generator: random.Random) -> Iterator[Item]:
         same_level = [
             line for line in lines if indentation(line) == indentation(answer) and line not in function.code
         ]
-        distractors = _others(same_level, answer, generator)
+        distractors = other_choices(same_level, answer, generator)
         context = preceding(whole[:place], LONGEST_CONTEXT)
         if distractors and len(context) >= 2:
             yield choice_item(
@@ -68,7 +43,7 @@ def function_body(module: Module, generator: random.Random) -> Iterator[Item]:
         header = "\n".join(function.signature)
         if body is None or not 15 <= len(function.summary) <= 80 or len(header) > 110:
             continue
-        distractors = _others([other for other in bodies.values() if other], body, generator)
+        distractors = other_choices([other for other in bodies.values() if other], body, generator)
         if distractors:
             context = f'{header}\n    """{function.summary}"""\n'
             yield choice_item(context, body, distractors, module, generator)
@@ -90,7 +65,7 @@ def return_statement(module: Module, generator: random.Random) -> Iterator[Item]
             continue
         body = function.signature + function.code[:-1]
         context = preceding(body, LONGEST_CONTEXT)
-        distractors = _others([other for other in endings.values() if other], ending, generator)
+        distractors = other_choices([other for other in endings.values() if other], ending, generator)
         if distractors and len(context) >= 2:
             yield choice_item(_joined(context), ending, distractors, module, generator)
 
@@ -145,7 +120,7 @@ def _joined(lines: tuple[str, ...]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-CHOICE_TASKS: dict[str, Callable[[Module, random.Random], Iterator[Item]]] = {
+CHOICE_TASKS: dict[str, Builder] = {
     "next_line": next_line,
     "function_body": function_body,
     "return_statement": return_statement,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from .choice_tasks import Item, shuffled
+from ..text.item_set import TEXT, Builder, Item, shuffled
 from .sources import Module, identifiers, is_plain, preceding
 
 WORD = re.compile(r"\b[A-Za-z_]\w+")
@@ -79,8 +79,8 @@ def heldout_text(module: Module, generator: random.Random) -> Iterator[Item]:
             return
 
 
-COMPLETION_TASKS: dict[str, Callable[[Module, random.Random], Iterator[Item]]] = {
+COMPLETION_TASKS: dict[str, Builder] = {
     "last_identifier": last_identifier,
     "complete_line": complete_line,
-    "heldout_text": heldout_text,
+    TEXT: heldout_text,
 }

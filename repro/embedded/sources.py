@@ -7,8 +7,6 @@ supported Python; `tokenize`, columns inside f-strings and `ast.get_docstring` a
 from __future__ import annotations
 
 import ast
-import importlib.metadata
-import importlib.util
 import keyword
 import re
 import warnings
@@ -17,8 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from wisparse.method.errors import UserError
-
+from ..text.installed import package_folder
 from .corpus import HELD_OUT_PACKAGES, package_sources
 
 IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
@@ -56,25 +53,6 @@ class Module:
     path: str
     text: str
     functions: tuple[Function, ...]
-
-
-def installed_versions() -> dict[str, str | None]:
-    """Versions of the held-out packages on this machine; None for one that is not installed."""
-    versions: dict[str, str | None] = {}
-    for package in HELD_OUT_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def package_folder(package: str) -> Path:
-    """Folder of an installed package, found without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"package {package} is not installed: pip install {package}")
-    return Path(next(iter(spec.submodule_search_locations)))
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Suites that a model is evaluated on: the embedded tasks, or the perplexity of a text file.
+"""What every suite is and returns, and the perplexity of a text file.
 
 A suite is built by Hydra from `conf/suite/*.yaml`; its one method is `run(model, tokenizer, session)`.
 """
@@ -11,13 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from lm_eval import evaluator
-from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
-from ..embedded.items import MANIFEST, TASK_FOLDER, TASKS, item_texts, load_items
-from .language_model import Session, SparseLM, longest_sequence, quiet_lm_eval
+from .language_model import Session, SparseLM, longest_sequence
 
 PIECE = 1000
 """Characters of a piece of a long text, when it is compared with the calibration text."""
@@ -131,53 +128,6 @@ class Suite(Protocol):
 
 
 @dataclass(frozen=True)
-class EmbeddedSuite:
-    """Tasks and held-out texts made from the installed sympy and networkx.
-
-    `limit` items of each task and `documents` texts are used, None for all; both are the first of a fixed
-    random order. `batch_tokens` and `batch_size` as in SparseLM.
-    """
-
-    name: ClassVar[str] = "embedded"
-
-    tasks: Sequence[str] = TASKS
-    limit: int | None = None
-    documents: int | None = None
-    batch_tokens: int = 4096
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.tasks) - set(TASKS))
-        if unknown:
-            raise UserError(f"suite.tasks: no task {', '.join(unknown)}; there are {', '.join(TASKS)}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"suite.limit is {self.limit}: give at least 1 item a task, or null for all")
-        if self.documents is not None and self.documents < 0:
-            raise UserError(f"suite.documents is {self.documents}: give 0 or more texts, or null for all")
-
-    def run(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
-    ) -> Evaluation:
-        """Evaluate on the tasks and on the held-out texts."""
-        language_model = SparseLM(
-            model, tokenizer, session, batch_tokens=self.batch_tokens, batch_size=self.batch_size
-        )
-        results, items = run_tasks(language_model, list(self.tasks), self.limit) if self.tasks else ({}, {})
-        texts = [item["text"] for item in load_items("heldout_text")[: self.documents]]
-        tokens = [language_model.tok_encode(text, add_special_tokens=False) for text in texts]
-        documents = measure_documents(language_model, tokens, [len(text.encode()) for text in texts])
-        return Evaluation(results, items, documents)
-
-    def files(self) -> list[Path]:
-        """The tasks' configurations, and the manifest that their items are checked against."""
-        return [MANIFEST, *(TASK_FOLDER / f"{task}.yaml" for task in self.tasks)]
-
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """Contexts with their right answers, and the held-out texts."""
-        return item_texts(self.tasks, self.documents)
-
-
-@dataclass(frozen=True)
 class PerplexitySuite:
     """Perplexity of a UTF-8 text file in windows of `length` tokens, each scored behind a bos token alone.
 
@@ -242,23 +192,6 @@ def measure_text(
             "give a longer text or a smaller suite.length"
         )
     return Evaluation(documents=measure_documents(language_model, tokens[:windows], sizes[:windows]))
-
-
-def run_tasks(
-    language_model: SparseLM, tasks: list[str], limit: int | None
-) -> tuple[dict[str, TaskResult], dict[str, list[float]]]:
-    """Results and per-item outcomes of the tasks through lm-eval, in the order asked for."""
-    with quiet_lm_eval():
-        loaded = TaskManager(include_path=str(TASK_FOLDER), include_defaults=False).load(tasks)
-        report = evaluator.evaluate(language_model, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
-    results, items = {}, {}
-    for name in tasks:
-        config = loaded["tasks"][name].config
-        metric = config.metric_list[0]["metric"]
-        samples = sorted(report["samples"][name], key=lambda sample: sample["doc_id"])
-        items[name] = [float(sample[metric]) for sample in samples]
-        results[name] = task_result(metric, items[name], float(config.metadata["chance"]), {})
-    return results, items
 
 
 def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:

@@ -9,11 +9,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from wisparse.method.errors import UserError
-from wisparse.repro.embedded.items import TASKS, load_items
+from wisparse.repro.embedded.items import EMBEDDED
+from wisparse.repro.evaluation.embedded_suite import EmbeddedSuite
 from wisparse.repro.evaluation.language_model import SparseLM
 from wisparse.repro.evaluation.suites import (
     DocumentLikelihood,
-    EmbeddedSuite,
     Evaluation,
     PerplexitySuite,
     TaskResult,
@@ -29,7 +29,7 @@ def evaluation(model, tokenizer):
 
 
 def test_embedded_suite_measures_every_task_and_the_documents(evaluation):
-    assert tuple(evaluation.tasks) == TASKS
+    assert tuple(evaluation.tasks) == EMBEDDED.tasks
     for name, result in evaluation.tasks.items():
         assert result.n == len(evaluation.items[name]) == 6
         assert set(evaluation.items[name]) <= {0.0, 1.0}
@@ -40,7 +40,7 @@ def test_embedded_suite_measures_every_task_and_the_documents(evaluation):
 
 
 def test_choice_outcomes_are_those_of_the_normalised_likelihood(evaluation, model, tokenizer):
-    for item, outcome in zip(load_items("next_line")[:6], evaluation.items["next_line"], strict=True):
+    for item, outcome in zip(EMBEDDED.load("next_line")[:6], evaluation.items["next_line"], strict=True):
         scores = []
         for choice in item["choices"]:
             context = [0, *tokenizer.encode(item["context"])]
@@ -55,8 +55,8 @@ def test_choice_outcomes_are_those_of_the_normalised_likelihood(evaluation, mode
 
 def test_tokens_of_the_context_do_not_depend_on_the_answer(model, tokenizer):
     language_model = SparseLM(model, tokenizer)
-    for task in TASKS:
-        for item in load_items(task)[:200]:
+    for task in EMBEDDED.tasks:
+        for item in EMBEDDED.load(task)[:200]:
             answers = item.get("choices", [item.get("target")])
             pairs = [language_model._encode_pair(item["context"], answer) for answer in answers]
             assert len({tuple(context) for context, _ in pairs}) == 1
@@ -70,7 +70,7 @@ def test_tokens_of_the_context_do_not_depend_on_the_answer(model, tokenizer):
 def test_evaluation_is_json_able_and_repeats_to_the_last_digit(evaluation, model, tokenizer):
     summary = json.loads(json.dumps(evaluation.to_dict()))
     assert summary["average"] == pytest.approx(
-        100 * sum(result["value"] for result in summary["tasks"].values()) / len(TASKS)
+        100 * sum(result["value"] for result in summary["tasks"].values()) / len(EMBEDDED.tasks)
     )
     assert "items" not in summary
     again = EmbeddedSuite(limit=6, documents=2).run(model, tokenizer, None)
@@ -155,7 +155,7 @@ def test_impossible_settings_are_user_errors(settings, message):
 def test_configurations_build_the_suites():
     suite = instantiate(OmegaConf.load(CONFIGURATIONS / "embedded.yaml"))
     assert isinstance(suite, EmbeddedSuite)
-    assert tuple(suite.tasks) == TASKS
+    assert tuple(suite.tasks) == EMBEDDED.tasks
     assert suite.limit is None
     config = OmegaConf.load(CONFIGURATIONS / "perplexity.yaml")
     config.text = __file__

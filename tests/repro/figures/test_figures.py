@@ -17,8 +17,9 @@ from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.projections import PROJECTIONS, key
 from wisparse.repro.evaluation.channel_suite import ChannelSuite
+from wisparse.repro.evaluation.embedded_suite import EmbeddedSuite
 from wisparse.repro.evaluation.one_block import OneBlockSuite
-from wisparse.repro.evaluation.suites import EmbeddedSuite, PerplexitySuite
+from wisparse.repro.evaluation.suites import PerplexitySuite
 from wisparse.repro.figures.make import FIGURES, main, write_figures
 from wisparse.repro.figures.plots import mismatch
 from wisparse.repro.figures.rows import cost_rows, read_figures

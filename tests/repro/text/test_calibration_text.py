@@ -13,7 +13,7 @@ from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.embedded import calibration as calibration_text
 from wisparse.repro.embedded.calibration import InstalledPackageText, UnseenText, installed_package
 from wisparse.repro.embedded.corpus import HELD_OUT_PACKAGES
-from wisparse.repro.evaluation.suites import EmbeddedSuite
+from wisparse.repro.evaluation.embedded_suite import EmbeddedSuite
 from wisparse.repro.text.calibration_text import FileText
 from wisparse.repro.text.overlap import measure_overlap
 

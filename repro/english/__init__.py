@@ -1,0 +1,1 @@
+"""Tasks and text of natural English, made at run time from the prose inside installed packages."""
