@@ -17,7 +17,8 @@ SHORTEST_CONTEXT = 40
 LONGEST_REST = 50
 """Characters of a sentence behind its gap: all of them are read once for each choice."""
 
-PREPOSITIONS = ("at", "between", "by", "for", "from", "in", "of", "on", "to", "with")
+PREPOSITIONS = ("at", "between", "by", "for", "from", "in", "into", "on", "over", "through", "under", "with")
+"""Without `of` and `to`, which are nearly always guessed."""
 
 ENDINGS = ("tion", "ment", "ing", "ies", "ity", "ble", "ive", "ed", "ly", "al", "er", "es", "s", "")
 """Words with the same ending, the first that fits, stand in each other's place grammatically."""
@@ -42,6 +43,8 @@ def next_sentence(document: Document, generator: random.Random) -> Iterator[Item
             answer, context = parts[place], preceding_sentences(parts[:place])
             if len(context) < SHORTEST_CONTEXT or not 40 <= len(answer) <= 140:
                 continue
+            if not _content_words(context) & _content_words(answer):
+                continue  # nothing ties it to what stands before
             others = [
                 sentence
                 for other in document.paragraphs
@@ -113,6 +116,10 @@ def _gap_item(
     distractors = other_choices(others, answer, generator) or []
     choices = [f" {word}{rest}" for word in distractors]
     return choice_item(context, f" {answer}{rest}", choices, document, generator)
+
+
+def _content_words(text: str) -> set[str]:
+    return {word for word in WORD.findall(text.lower()) if _is_content(word)}
 
 
 def _is_content(word: str) -> bool:

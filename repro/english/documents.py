@@ -1,7 +1,7 @@
 """The documents of the English tasks: prose of the installed packages, by file.
 
 Evaluation and calibration read different packages, so that no file is in both. All of them have one version on
-every Python that the lock covers, and are pure Python or carry the same sources on every machine; text of
+every Python that the lock covers, and carry the same Python sources on every machine; text of
 Python itself differs from version to version, and is not used.
 """
 
