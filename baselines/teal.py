@@ -10,7 +10,7 @@ from ..method.plan import SparsityPlan
 from ..method.projections import split_key
 from ..method.provenance import SearchCost
 from ..method.rules import MaskRule, RuleBuilder, StaticThreshold
-from ..method.search.block_probe import late_norm_error
+from ..method.search.block_error import BlockError
 from ..method.search.blocks import uniform_inside_blocks
 from ..method.search.budget import QUICK
 from ..method.search.greedy import GreedySettings, allocate_greedily
@@ -43,7 +43,8 @@ class TEAL(Method):
     @property
     def greedy_settings(self) -> GreedySettings:
         """Settings of the greedy allocation inside blocks."""
-        return GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, late_norm_error)
+        error = BlockError("norm", "late")
+        return GreedySettings(self.greedy_step, self.block_tokens, self.batch_tokens, error)
 
     def rule_builder(self, calibration: Calibration) -> RuleBuilder:
         """The rules that the allocation is made with, and the plan."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,30 +15,17 @@ from ..calibration import Calibration
 from ..candidates import CandidateRules
 from ..hooks import hooked
 from ..projections import block_projections, decoder_of, parameter_shares
-
-BlockError = Callable[[Tensor], Tensor]
-"""Error of candidates from output differences (candidates, rows, length, hidden) → (candidates,)."""
-
-
-def squared_error(difference: Tensor) -> Tensor:
-    """Mean of ‖Y − Y'‖² (WiSparse, arXiv 2602.14452, sec. 4.3)."""
-    return difference.float().square().flatten(1).mean(dim=1)
-
-
-def late_norm_error(difference: Tensor) -> Tensor:
-    """Mean over rows and features of the L2 norm over the last quarter of the tokens (TEAL's code)."""
-    late = difference[:, :, -(-3 * difference.shape[2] // 4) :].float()
-    return late.norm(dim=2).flatten(1).mean(dim=1)
+from .block_error import BlockError
 
 
 @dataclass
 class BlockProbe:
-    """A block with the dense hidden states that enter and leave it."""
+    """A block with the hidden states that enter it and the dense ones that leave it."""
 
     index: int
     block: nn.Module
     hidden: Tensor
-    """(rows, length, hidden) dense input."""
+    """(rows, length, hidden) input: dense, or what the blocks before it make of it under their rules."""
     keywords: dict[str, Any]
     """Keyword arguments that the model passes to the block: rotary embeddings, mask."""
     output: Tensor
@@ -47,6 +34,8 @@ class BlockProbe:
     """Tokens a forward pass; more candidates than fit are evaluated in turns."""
     sparse_positions: Tensor | None
     """(1, length) bool, tokens computed sparsely; None: every token."""
+    sparse_output: Tensor | None = None
+    """(rows, length, hidden) output under the rules that were settled on; None: none were."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -69,25 +58,37 @@ class BlockProbe:
             }
             with sparse_projections(linears, chosen, self.sparse_positions):
                 output = self.block(self.hidden.repeat(len(index), 1, 1), **self.keywords)
-            found.append(error(output.view(len(index), rows, length, -1) - self.output))
+            found.append(error(output.view(len(index), rows, length, -1) - self.output, self.output))
         return torch.cat(found).double().cpu()
+
+    def settle(self, rules: Mapping[str, CandidateRules]) -> None:
+        """Let the next block's input be this block's output under rules of one candidate, by projection."""
+        linears = block_projections(self.block)
+        rows, parts = max(1, self.batch_tokens // self.hidden.shape[1]), []
+        for hidden in self.hidden.split(rows):
+            chosen = {name: rule.for_rows(len(hidden)) for name, rule in rules.items()}
+            with sparse_projections(linears, chosen, self.sparse_positions):
+                parts.append(self.block(hidden, **self.keywords))
+        self.sparse_output = torch.cat(parts)
 
 
 @torch.inference_mode()
 def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Iterator[BlockProbe]:
-    """Every block in order, on the dense hidden states of the first `tokens` calibration tokens.
+    """Every block in order, on the hidden states of the first `tokens` calibration tokens.
 
-    Only one block's hidden states are held at a time.
+    They are dense, and so is what a block is compared with. A block's input is what the block before makes of
+    its own where rules were settled on there (`BlockProbe.settle`). Only one block's states are held at a time.
     """
     decoder, input_ids = decoder_of(calibration.model), calibration.search_tokens(tokens)
     positions = calibration.search_positions(input_ids)
     keywords = block_keywords(calibration.model, input_ids[:1])
-    hidden = decoder.embedding(input_ids)
+    hidden = dense = decoder.embedding(input_ids)
     rows = max(1, batch_tokens // input_ids.shape[1])
     for index, block in enumerate(decoder.blocks):
-        output = torch.cat([block(part, **keywords[index]) for part in hidden.split(rows)])
-        yield BlockProbe(index, block, hidden, keywords[index], output, batch_tokens, positions)
-        hidden = output
+        dense = torch.cat([block(part, **keywords[index]) for part in dense.split(rows)])
+        probe = BlockProbe(index, block, hidden, keywords[index], dense, batch_tokens, positions)
+        yield probe
+        hidden = dense if probe.sparse_output is None else probe.sparse_output
 
 
 def block_keywords(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, Any]]:

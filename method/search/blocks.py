@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
 from ..rules import RuleBuilder
+from .block_error import Positions, one_of
 from .budget import QUICK
 from .divergence import OutputDivergence
 
@@ -182,6 +183,11 @@ class BlockSearchSettings:
     """Calibration tokens on which the divergence is measured."""
     batch_tokens: int
     """Tokens a pass through a block; offspring share passes up to this many."""
+    positions: Positions = "all"
+    """Tokens of a sequence whose predictions count."""
+
+    def __post_init__(self) -> None:
+        one_of("divergence_positions", self.positions, get_args(Positions))
 
 
 class BlockSearch:
@@ -210,7 +216,9 @@ class BlockSearch:
             )
         self._allocator, self._sparsity, self._cost = allocator, sparsity, cost
         self._blocks = calibration.blocks
-        self._divergence = OutputDivergence(calibration, settings.tokens, settings.batch_tokens)
+        self._divergence = OutputDivergence(
+            calibration, settings.tokens, settings.batch_tokens, settings.positions
+        )
         self._lowest, highest = reach(allocator, sparsity)
         steps = torch.arange(self._lowest, highest + 1, dtype=torch.float64)
         reachable = sparsity + allocator.step * steps

@@ -11,6 +11,7 @@ from ..apply import sparse_projections
 from ..calibration import Calibration
 from ..candidates import CandidateRules
 from ..projections import block_projections, decoder_of, key
+from .block_error import Positions, counted
 from .block_probe import block_keywords
 from .logits import tokens_at_once
 
@@ -24,17 +25,23 @@ class OutputDivergence:
     """
 
     @torch.inference_mode()
-    def __init__(self, calibration: Calibration, tokens: int, batch_tokens: int) -> None:
-        """Measure on the first `tokens` calibration tokens, at most `batch_tokens` a pass through a block."""
+    def __init__(
+        self, calibration: Calibration, tokens: int, batch_tokens: int, positions: Positions = "all"
+    ) -> None:
+        """Measure on the first `tokens` calibration tokens, at most `batch_tokens` a pass through a block.
+
+        positions: of each sequence, those whose predictions count.
+        """
         self._model = calibration.model
         self._decoder = decoder_of(calibration.model)
         self._input_ids = calibration.search_tokens(tokens)
         self._positions = calibration.search_positions(self._input_ids)
+        self._counted = counted(positions, self._input_ids.shape[1])
         self._keywords = block_keywords(self._model, self._input_ids[:1])
         self._batch_tokens = batch_tokens
         rows = max(1, batch_tokens // self._input_ids.shape[1])
         normed = [
-            self._decoder.inner(input_ids=part, use_cache=False).last_hidden_state
+            self._decoder.inner(input_ids=part, use_cache=False).last_hidden_state[:, self._counted]
             for part in self._input_ids.split(rows)
         ]
         # In the model's own precision, which loses nothing; probabilities are made from them part by part.
@@ -74,7 +81,7 @@ class OutputDivergence:
 
     def _divergences(self, hidden: Tensor) -> Tensor:
         """Mean divergence of each state (states,) from the hidden states behind the last block."""
-        hidden = hidden.flatten(1, 2)
+        hidden = hidden[:, :, self._counted].flatten(1, 2)
         divergences = hidden.new_empty(hidden.shape[:2], dtype=torch.float32)
         at_once = tokens_at_once(self._model)
         for first in range(0, hidden.shape[1], at_once):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from tqdm import tqdm
@@ -13,8 +14,11 @@ from ..candidates import CandidateRules
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
 from ..rules import RuleBuilder
-from .block_probe import BlockError, BlockProbe, walk_blocks
+from .block_error import BlockError, one_of
+from .block_probe import BlockProbe, walk_blocks
 
+StepUnit = Literal["parameters", "sparsity"]
+BlockInputs = Literal["dense", "sparse"]
 SMALLEST_STEP = 1e-9
 """Budgets closer than this are met."""
 
@@ -24,40 +28,49 @@ class GreedySettings:
     """How a greedy allocation is run."""
 
     step: float
-    """Parameters taken by one step, relative to the size of q."""
+    """Size of one step: of parameters relative to the size of q, or of the projection's sparsity."""
     tokens: int
     """Calibration tokens on which block errors are measured."""
     batch_tokens: int
     """Tokens a forward pass."""
     error: BlockError
+    unit: StepUnit = "parameters"
+    """What every step has the same of: parameters that it takes (TEAL), or sparsity that it adds."""
+    inputs: BlockInputs = "dense"
+    """What enters a block meanwhile: dense hidden states, or what the blocks before make of them sparse."""
+
+    def __post_init__(self) -> None:
+        one_of("greedy_unit", self.unit, get_args(StepUnit))
+        one_of("block_inputs", self.inputs, get_args(BlockInputs))
+
+    def taken(self, shares: Mapping[str, float]) -> dict[str, float]:
+        """Share of the block's parameters that one step takes from each projection, by what it has of them."""
+        if self.unit == "sparsity":
+            return {name: self.step * share for name, share in shares.items()}
+        return dict.fromkeys(shares, self.step * shares["q"])
 
 
 def greedy_allocation(
-    probe: BlockProbe,
-    builder: RuleBuilder,
-    target: float,
-    step: float,
-    error: BlockError,
-    cost: SearchCost,
+    probe: BlockProbe, builder: RuleBuilder, target: float, settings: GreedySettings, cost: SearchCost
 ) -> dict[str, float]:
     """Projection sparsities of one block whose mean, weighted by parameters, is `target`.
 
-    Each step takes the same number of parameters, `step` times those of q, from the projection whose further
-    sparsification gives the least block-output error; the last step is shortened to meet the target
-    (TEAL, arXiv 2408.14690, algorithm 1). Returns sparsities in [0, 1] by projection.
+    Each step goes to the projection whose further sparsification gives the least block-output error; steps are
+    shortened where they would miss the target (TEAL, arXiv 2408.14690, algorithm 1). Returns sparsities in
+    [0, 1] by projection.
     """
     if target <= SMALLEST_STEP:
         return dict.fromkeys(PROJECTIONS, 0.0)
-    shares = probe.shares
-    taken, remaining = step * shares["q"], target
-    levels = {name: _levels(taken / share) for name, share in shares.items()}
+    shares, remaining = probe.shares, target
+    taken = settings.taken(shares)
+    levels = {name: _levels(taken[name] / share) for name, share in shares.items()}
     tables = _tables(builder, probe, levels)
     at = dict.fromkeys(PROJECTIONS, 0)
     while remaining > SMALLEST_STEP:
-        if remaining < taken:
-            taken = remaining
+        if remaining < max(taken.values()):
+            taken = {name: min(share, remaining) for name, share in taken.items()}
             now = {name: levels[name][at[name]] for name in PROJECTIONS}
-            levels = {name: [s, min(1.0, s + taken / shares[name])] for name, s in now.items()}
+            levels = {name: [s, min(1.0, s + taken[name] / shares[name])] for name, s in now.items()}
             tables = _tables(builder, probe, levels)
             at = dict.fromkeys(PROJECTIONS, 0)
         open_ones = [name for name in PROJECTIONS if levels[name][at[name]] < 1.0]
@@ -65,7 +78,7 @@ def greedy_allocation(
             name: tables[name].select(torch.tensor([at[name] + (name == raised) for raised in open_ones]))
             for name in PROJECTIONS
         }
-        errors = probe.errors(rules, len(open_ones), error)
+        errors = probe.errors(rules, len(open_ones), settings.error)
         cost.count("greedy", len(open_ones))
         chosen = open_ones[int(torch.argmin(errors))]
         before, after = levels[chosen][at[chosen] : at[chosen] + 2]
@@ -98,12 +111,12 @@ def allocate_greedily(
     settings: GreedySettings,
     cost: SearchCost,
 ) -> dict[str, float]:
-    """Greedy allocation in every block, each at its own target and on dense inputs; sparsities by key."""
+    """Greedy allocation in every block, each at its own target; sparsities by key."""
     found: dict[str, float] = {}
     walk = walk_blocks(calibration, settings.tokens, settings.batch_tokens)
     for probe in tqdm(walk, desc="greedy", total=len(block_sparsities), unit="block", leave=False):
-        inside = greedy_allocation(
-            probe, builder, block_sparsities[probe.index], settings.step, settings.error, cost
-        )
+        inside = greedy_allocation(probe, builder, block_sparsities[probe.index], settings, cost)
+        if settings.inputs == "sparse":
+            probe.settle({name: builder.one(key(probe.index, name), s) for name, s in inside.items()})
         found |= {key(probe.index, name): sparsity for name, sparsity in inside.items()}
     return found

@@ -10,7 +10,8 @@ from ..candidates import CandidateRules
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
 from ..rules import RuleBuilder
-from ..search.block_probe import BlockProbe, squared_error
+from ..search.block_error import BlockError
+from ..search.block_probe import BlockProbe
 
 
 def search_alphas(
@@ -18,6 +19,7 @@ def search_alphas(
     builder: RuleBuilder,
     sparsities: Mapping[str, float],
     grid: Sequence[float],
+    error: BlockError,
     others_sparse: bool,
     cost: SearchCost,
 ) -> dict[str, float]:
@@ -39,7 +41,7 @@ def search_alphas(
         if not 0.0 < sparsities[name] < 1.0:
             continue  # every α drops the same channels
         found = rules_of(name, candidates, len(grid))
-        errors = probe.errors(current | {name: found}, len(grid), squared_error)
+        errors = probe.errors(current | {name: found}, len(grid), error)
         cost.count("alpha", len(grid))
         best = errors.argmin()
         alphas[name] = grid[int(best)]

@@ -89,9 +89,9 @@ def greedy(bench: Bench, method: TEAL | WiSparse) -> list[Measurement]:
     probe = next(walk_blocks(bench.calibration, settings.tokens, settings.batch_tokens))
     with torch.inference_mode():
         one_step = settings.step * probe.shares["q"]
-        greedy_allocation(probe, builder, one_step, settings.step, settings.error, SearchCost())
+        greedy_allocation(probe, builder, one_step, settings, SearchCost())
         with Watch() as watch:
-            greedy_allocation(probe, builder, bench.sparsity, settings.step, settings.error, cost)
+            greedy_allocation(probe, builder, bench.sparsity, settings, cost)
     measured = cost.evaluations["greedy"]
     total = bench.blocks * measured
     return [
@@ -107,7 +107,7 @@ def alpha(bench: Bench, method: WiSparse) -> list[Measurement]:
     inside = dict.fromkeys(PROJECTIONS, bench.sparsity)
     probe = next(walk_blocks(bench.calibration, method.block_tokens, method.batch_tokens))
     with torch.inference_mode(), Watch() as watch:
-        search_alphas(probe, builder, inside, method.alpha_grid, method.others_sparse, cost)
+        search_alphas(probe, builder, inside, method.alpha_grid, method.block_error, method.others_sparse, cost)
     measured = cost.evaluations["alpha"]
     return [
         Measurement(

@@ -11,9 +11,10 @@ from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import PROJECTIONS, key, parameter_shares
 from wisparse.method.provenance import SearchCost
 from wisparse.method.rules import RuleBuilder, StaticThreshold, TopK
-from wisparse.method.search.block_probe import late_norm_error, squared_error, walk_blocks
+from wisparse.method.search.block_error import BlockError
+from wisparse.method.search.block_probe import walk_blocks
 from wisparse.method.search.divergence import OutputDivergence
-from wisparse.method.search.greedy import greedy_allocation
+from wisparse.method.search.greedy import GreedySettings, greedy_allocation
 from wisparse.method.wisparse.alpha_search import search_alphas
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
@@ -88,7 +89,9 @@ def test_greedy_meets_its_target_and_stays_in_bounds(llama, target, mask):
     calibration = make_calibration(llama)
     builder = RuleBuilder(calibration, mask, dict.fromkeys(calibration.shapes, 1.0))
     probe = next(walk_blocks(calibration, 64, 4096))
-    found = greedy_allocation(probe, builder, target, 0.5, late_norm_error, SearchCost())
+    found = greedy_allocation(
+        probe, builder, target, GreedySettings(0.5, 64, 4096, BlockError("norm", "late")), SearchCost()
+    )
     assert sum(found[name] * probe.shares[name] for name in PROJECTIONS) == pytest.approx(target, abs=1e-6)
     assert all(0.0 <= sparsity <= 1.0 for sparsity in found.values())
 
@@ -100,7 +103,9 @@ def test_greedy_takes_what_costs_nothing_first(llama):
     builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
     probe = next(walk_blocks(calibration, 64, 4096))
     free = sum(probe.shares[name] for name in ("gate", "up", "down"))
-    found = greedy_allocation(probe, builder, 0.9 * free, 0.3, squared_error, SearchCost())
+    found = greedy_allocation(
+        probe, builder, 0.9 * free, GreedySettings(0.3, 64, 4096, BlockError()), SearchCost()
+    )
     assert [found[name] for name in ("q", "k", "v", "o")] == [0.0] * 4
 
 
@@ -119,7 +124,7 @@ def test_block_errors_equal_those_of_the_whole_model(llama):
     handle.remove()
     probe = list(walk_blocks(calibration, 128, 64))[1]
     rules = {name: builder.candidates(key(1, name), sparsities) for name in ("down", "q")}
-    batched = probe.errors(rules, 3, squared_error)  # in turns: a forward pass holds fewer than asked for
+    batched = probe.errors(rules, 3, BlockError())  # in turns: a forward pass holds fewer than asked for
     direct = [(y - outputs[0]).square().mean().item() for y in outputs[1:]]
     assert batched.tolist() == pytest.approx(direct, rel=1e-4)
 
@@ -130,7 +135,7 @@ def test_the_chosen_alpha_is_the_best_of_the_grid(llama):
     probe = next(walk_blocks(calibration, 128, 4096))
     grid = [0.0, 0.5, 1.0, 1.4]
     only_down = dict.fromkeys(PROJECTIONS, 0.0) | {"down": 0.6}
-    found = search_alphas(probe, builder, only_down, grid, others_sparse=True, cost=SearchCost())
+    found = search_alphas(probe, builder, only_down, grid, BlockError(), others_sparse=True, cost=SearchCost())
 
     x, down = [], llama.model.layers[0].mlp.down_proj
     handle = down.register_forward_pre_hook(lambda _, inputs: x.append(inputs[0]))
@@ -245,5 +250,5 @@ def test_a_search_under_a_protocol_measures_what_that_protocol_does(llama):
     probe = next(walk_blocks(calibration, 64, 4096))
     down = {"down": builder.candidates(key(0, "down"), torch.tensor([0.6]))}
     differences = []
-    probe.errors(down, 1, lambda d: differences.append(d) or squared_error(d))
+    probe.errors(down, 1, lambda d, y: differences.append(d) or BlockError()(d, y))
     assert differences[0][:, :, :16].abs().max() < 1e-6 < differences[0][:, :, 16:].abs().max()
