@@ -84,6 +84,8 @@ class WiSparse(Method):
                 f"method.order={list(self.order)} must name coarse, greedy and alpha once each, coarse before "
                 "greedy: what the blocks get is what is shared out inside them"
             )
+        # Made now, so that a setting they refuse is refused before anything is searched.
+        _ = self.greedy_settings, self.block_search_settings
 
     @property
     def alpha_grid(self) -> list[float]:
