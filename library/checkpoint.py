@@ -47,14 +47,16 @@ class Recipe:
 
 
 def load(name: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and the tokenizer of a folder, or of a name on the hub.
+    """The model and the tokenizer of a folder, of a GGUF file, or of a name on the hub.
 
     device: None for a GPU where there is one. dtype: None for bfloat16 on a GPU and float32 on a CPU. Raises
     UserError for what cannot be loaded whole.
     """
-    local = Path(name).expanduser().is_dir()
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise UserError(f"--model {name} is neither a folder nor a name on the hub such as ORG/NAME")
+    local = Path(name).expanduser().exists()
+    if not local and (name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") != 1):
+        raise UserError(
+            f"--model {name} is neither a folder nor a name on the hub such as ORG/NAME, nor a GGUF file"
+        )
     place = resolve_device(device or "auto")
     loaded = load_model(
         find_checkpoint(

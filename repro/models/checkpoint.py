@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...kernels.decoder import FAMILIES
 from ...method.errors import UserError
+from .gguf import Origin, converted, is_gguf, only_gguf
 from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
 from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
@@ -37,11 +38,16 @@ class Checkpoint:
     norm_spread: float = 0.0
     """σ of a rescale of the channels that changes no output; see `spread_norms`."""
     norm_spread_seed: int = 0
+    origin: Origin | None = None
+    """The GGUF file that the folder was made of."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over config.json and the weight files; a rescale is named behind it."""
-        files = _fingerprint((self.folder / "config.json", *self.weight_files))
+        """sha256 of the GGUF file, or over config.json and the weight files; a rescale is named behind it."""
+        if self.origin:
+            files = self.origin.sha256
+        else:
+            files = _fingerprint((self.folder / "config.json", *self.weight_files))
         return f"{files} × {self.norm_spread:g}, {self.norm_spread_seed}" if self.norm_spread else files
 
 
@@ -68,7 +74,7 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
     if weights != "pretrained":
         raise UserError(f"model.weights={weights} is not supported; choose pretrained or random")
     from_hub = model["source"] == "hub" and not model.get("path")
-    folder = _hub_folder(model) if from_hub else _local_folder(model)
+    folder, origin = (_hub_folder(model), None) if from_hub else _local_folder(model)
     config = _read_json(folder / "config.json", folder)
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -78,7 +84,9 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
         )
     if config.get("quantization_config"):
         raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")
-    name = model["name"] or (model["id"] if from_hub else folder.resolve().name)
+    name = model["name"] or (
+        model["id"] if from_hub else Path(model["path"]).resolve().name.removesuffix(".gguf")
+    )
     return Checkpoint(
         name,
         folder,
@@ -89,6 +97,7 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
         offload=model.get("offload", "auto"),
         norm_spread=_checked_spread(model.get("norm_spread", 0.0)),
         norm_spread_seed=model.get("norm_spread_seed", 0),
+        origin=origin,
     )
 
 
@@ -198,13 +207,21 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     return files_to_hash
 
 
-def _local_folder(model: dict[str, Any]) -> Path:
+def _local_folder(model: dict[str, Any]) -> tuple[Path, Origin | None]:
+    """The folder that holds config.json, and the GGUF file that it was made of."""
     if not model["path"]:
+        if model["source"] == "gguf":
+            raise UserError("model=gguf needs model.path=FILE, a GGUF file")
         raise UserError("model=local needs model.path=DIR, a folder with a checkpoint and its tokenizer")
-    folder = Path(model["path"]).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"model.path={folder} is not a folder; give the folder that holds config.json")
-    return folder
+    path = Path(model["path"]).expanduser()
+    file = only_gguf(path) if path.is_dir() else path
+    if file and (model["source"] == "gguf" or is_gguf(file)):
+        return converted(file)
+    if not path.is_dir():
+        raise UserError(
+            f"model.path={path} is not a folder; give the folder that holds config.json, or a GGUF file"
+        )
+    return path, None
 
 
 def _hub_folder(model: dict[str, Any]) -> Path:

@@ -1,0 +1,290 @@
+"""GGUF files: each family comes over whole and exactly, and what would not is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers.integrations.gguf.dequant import dequantize
+from wisparse.method.errors import UserError
+from wisparse.repro.models.checkpoint import find_checkpoint, load_model
+
+from .tiny_gguf import TEMPLATE, VOCABULARY, dequantised, write
+
+FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+REAL = os.environ.get("WISPARSE_SMOLLM2_GGUF", "")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path / "cache"))
+
+
+def tiny(family: str, **changes: object):
+    """A random model whose sizes tell q from k, heads from hidden states, and one family from another."""
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 12345.0},
+        "initializer_range": 0.3,
+    }
+    if family == "mistral":
+        settings["sliding_window"] = None
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family](**settings | changes), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                weight.normal_()
+    return model.requires_grad_(False)
+
+
+def settings(path: Path, **changes: object) -> dict[str, object]:
+    base = {"name": None, "source": "gguf", "path": str(path), "device": "cpu", "dtype": "float32"}
+    return base | changes
+
+
+def loaded(path: Path, **changes: object):
+    return load_model(find_checkpoint(settings(path, **changes)))
+
+
+def logits(model) -> torch.Tensor:
+    ids = torch.randint(model.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(1))
+    return model(ids).logits
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_comes_over_exactly(family, tmp_path):
+    model = tiny(family)
+    found = loaded(write(tmp_path / "tiny.gguf", model))
+    assert found.checkpoint.family == family
+    for name in ("head_dim", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"):
+        assert getattr(found.model.config, name) == getattr(model.config, name)
+    assert torch.equal(logits(found.model), logits(model))
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    model = tiny("qwen3", tie_word_embeddings=True)
+    found = loaded(write(tmp_path / "tiny.gguf", model)).model
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+    assert torch.equal(logits(found), logits(model))
+
+
+@pytest.mark.parametrize("quantisation", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "BF16", "F16"])
+def test_every_type_is_dequantised_to_its_values(quantisation, tmp_path):
+    model = tiny("mistral")
+    path = write(tmp_path / "tiny.gguf", model, quantisation)
+    # llama.cpp's order of rows does not matter to rounding, which is of 32 weights in a row.
+    assert torch.equal(logits(loaded(path).model), logits(dequantised(model, quantisation)))
+    origin = find_checkpoint(settings(path)).origin
+    assert origin.quantisation == quantisation
+    assert dict(origin.types) == {quantisation: 16, "F32": 5}
+
+
+@pytest.mark.parametrize("quantisation", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
+def test_k_quants_agree_with_transformers_own_arithmetic(quantisation, tmp_path):
+    model = tiny("qwen2", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    kind = gguf.GGMLQuantizationType[quantisation]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (256, 256 // block, size), dtype=np.uint8)
+    halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,)}
+    for start in halves[quantisation]:  # scales of a block, which random bits could make infinite
+        blocks[..., start : start + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+    name = "blk.0.ffn_down.weight"
+    raw = blocks.reshape(256, -1)
+    path = write(tmp_path / "tiny.gguf", model, changed_tensors={name: None}, raw=(name, raw, kind))
+    weight = loaded(path).model.model.layers[0].mlp.down_proj.weight
+    expected = dequantize(torch.from_numpy(raw.reshape(-1, size).copy()), int(kind)).reshape(256, 256)
+    assert weight.std() > 0
+    torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7)
+
+
+def _divisors(head_dim: int, theta: float) -> np.ndarray:
+    """Llama 3's, wave by wave."""
+    found = []
+    for index in range(head_dim // 2):
+        wave = 2 * math.pi * theta ** (2 * index / head_dim)
+        if wave < 8192 / 4:
+            found.append(1.0)
+        elif wave > 8192:
+            found.append(8.0)
+        else:
+            share = (8192 / wave - 1) / 3
+            found.append(1 / ((1 - share) / 8 + share))
+    return np.array(found, dtype=np.float32)
+
+
+def test_frequencies_of_llama_3_become_its_rope_parameters(tmp_path):
+    model = tiny("llama", rope_parameters=LLAMA3)
+    path = write(tmp_path / "a.gguf", model, changed_tensors={"rope_freqs.weight": _divisors(32, 500000.0)})
+    found = loaded(path).model
+    assert found.config.rope_parameters == LLAMA3
+    assert torch.equal(logits(found), logits(model))
+    other = {"rope_freqs.weight": _divisors(32, 500000.0) * np.linspace(1, 2, 16, dtype=np.float32)}
+    with pytest.raises(UserError, match="not those of Llama 3"):
+        loaded(write(tmp_path / "b.gguf", model, changed_tensors=other))
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_scaled_rotary_embeddings_come_over(kind, tmp_path):
+    scaling = {"rope_type": kind, "rope_theta": 12345.0, "factor": 4.0}
+    keys = {"rope.scaling.type": kind, "rope.scaling.factor": 4.0}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = keys["rope.scaling.original_context_length"] = 32
+    model = tiny("qwen2", rope_parameters=scaling)
+    found = loaded(write(tmp_path / "tiny.gguf", model, changed_keys=keys)).model
+    assert torch.equal(logits(found), logits(model))
+    assert not torch.equal(logits(found), logits(tiny("qwen2")))
+
+
+def test_a_mistral_is_known_by_its_window(tmp_path):
+    model = tiny("mistral", sliding_window=8)
+    found = loaded(write(tmp_path / "tiny.gguf", model, changed_keys={"attention.sliding_window": 8})).model
+    assert torch.equal(logits(found), logits(model))
+    assert not torch.equal(logits(found), logits(tiny("mistral")))
+
+
+def test_the_tokenizer_is_the_files(tmp_path):
+    found = loaded(write(tmp_path / "tiny.gguf", tiny("llama")))
+    tokenizer = found.tokenizer
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin|>", "<|end|>")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("in the a<|turn|>").input_ids) == [
+        "<|begin|>",
+        *("i", "n", "Ġthe", "Ġ", "a", "<|turn|>"),
+    ]
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "the"}], tokenize=False) == "the<|turn|>"
+    assert tokenizer.chat_template == TEMPLATE
+
+
+def test_spaces_before_a_digit_stay_together_in_smollm(tmp_path):
+    read = loaded(write(tmp_path / "tiny.gguf", tiny("llama"))).tokenizer.tokenize
+    assert read("=   42") == ["=", "ĠĠĠ", "4", "2"]
+    gpt2 = {"pre": "gpt-2", "add_bos_token": False}
+    read = loaded(write(tmp_path / "other.gguf", tiny("llama"), changed_tokenizer=gpt2)).tokenizer
+    assert read.convert_ids_to_tokens(read("=   42").input_ids) == ["=", "ĠĠ", "Ġ", "4", "2"]
+
+
+def test_a_conversion_is_done_once_and_known_by_the_files_content(tmp_path, capsys):
+    path = write(tmp_path / "tiny.gguf", tiny("llama"), "Q8_0")
+    first = find_checkpoint(settings(path))
+    assert "dequantised once" in capsys.readouterr().err
+    copy = tmp_path / "models" / "copy.gguf"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    again = find_checkpoint(settings(copy.parent, source="folder"))
+    assert capsys.readouterr().err == ""
+    assert (again.folder, again.fingerprint) == (first.folder, first.fingerprint)
+    assert (first.name, again.name, again.origin.file) == ("tiny", "models", "copy.gguf")
+    assert again.fingerprint == again.origin.sha256
+    assert json.loads((first.folder / "config.json").read_text()).get("quantization_config") is None
+    assert not list((tmp_path / "cache" / "gguf").glob("*.unfinished"))
+
+
+def _start(path: Path, content: bytes) -> None:
+    path.write_bytes(content + path.read_bytes()[len(content) :])
+
+
+DAMAGES = {
+    "it does not begin with GGUF": lambda path: _start(path, b"<htm"),
+    "is truncated: it has": lambda path: path.write_bytes(path.read_bytes()[:-4000]),
+    "is truncated or damaged": lambda path: path.write_bytes(path.read_bytes()[:700]),
+    "is truncated or damaged: its header": lambda path: path.write_bytes(path.read_bytes()[:8]),
+    "is GGUF of version 1": lambda path: _start(path, b"GGUF\1\0\0\0"),
+    "big-endian": lambda path: write(path, tiny("llama"), endian=gguf.GGUFEndian.BIG),
+}
+
+
+@pytest.mark.parametrize("mistake", DAMAGES)
+def test_a_damaged_file_is_one_line(mistake, tmp_path):
+    path = write(tmp_path / "tiny.gguf", tiny("llama"))
+    DAMAGES[mistake](path)
+    with pytest.raises(UserError, match=mistake) as error:
+        find_checkpoint(settings(path))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "cache" / "gguf").is_dir() or not list((tmp_path / "cache" / "gguf").glob("*[!s]"))
+
+
+def test_an_unknown_type_is_one_line(tmp_path):
+    path = write(tmp_path / "tiny.gguf", tiny("llama"))
+    content = path.read_bytes()
+    name = b"output_norm.weight"
+    place = content.index(name) + len(name) + 4 + 8
+    path.write_bytes(content[:place] + (99).to_bytes(4, "little") + content[place + 4 :])
+    with pytest.raises(UserError, match="type 99"):
+        find_checkpoint(settings(path))
+
+
+REFUSED = {
+    "the model family 'gemma2' is not supported": {"architecture": "gemma2"},
+    "lacks 1 of the weights of a llama model, first blk.1.ffn_up.weight": {
+        "changed_tensors": {"blk.1.ffn_up.weight": None}
+    },
+    "holds 1 tensors that a llama model does not have, first blk.0.attn_q.bias": {
+        "changed_tensors": {"blk.0.attn_q.bias": np.zeros(128, dtype=np.float32)}
+    },
+    "output.weight is of shape": {"changed_tensors": {"output.weight": np.zeros((3, 64), dtype=np.float32)}},
+    "not finite": {"changed_tensors": {"output_norm.weight": np.full(64, np.nan, dtype=np.float32)}},
+    "sets llama.expert_count to 8": {"changed_keys": {"expert_count": 8}},
+    "sets llama.attention.clamp_kqv to 4.0": {"changed_keys": {"attention.clamp_kqv": 4.0}},
+    "rope.dimension_count is 16": {"changed_keys": {"rope.dimension_count": 16}},
+    "does not say block_count": {"changed_keys": {"block_count": None}},
+    "scaled by 'longrope'": {"changed_keys": {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}},
+    "another one in each block": {"changed_keys": {"attention.head_count": [4, 4]}},
+    "called 'newest'": {"changed_tokenizer": {"pre": "newest"}},
+    "kind 't5'": {"changed_tokenizer": {"model": "t5"}},
+    "join them first": {"changed_general": {"split.count": 3}},
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_what_cannot_come_over_is_refused(mistake, tmp_path):
+    path = write(tmp_path / "tiny.gguf", tiny("llama"), **REFUSED[mistake])
+    with pytest.raises(UserError, match=mistake):
+        find_checkpoint(settings(path))
+
+
+def test_one_of_several_files_must_be_named(tmp_path):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"holds 2 GGUF files.*a\.gguf"):
+        find_checkpoint(settings(tmp_path, source="folder"))
+    (tmp_path / "part-00002-of-00003.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="join them first"):
+        find_checkpoint(settings(tmp_path / "part-00002-of-00003.gguf"))
+    with pytest.raises(UserError, match="is not there"):
+        find_checkpoint(settings(tmp_path / "c.gguf"))
+    with pytest.raises(UserError, match=r"model=gguf needs model\.path"):
+        find_checkpoint(settings(tmp_path) | {"path": None})
+
+
+@pytest.mark.skipif(not REAL, reason="WISPARSE_SMOLLM2_GGUF names no file: the real SmolLM2 is not read")
+def test_the_real_smollm2_knows_the_capital_of_france():
+    found = loaded(Path(REAL))
+    assert found.model.config.num_hidden_layers == 30
+    ids = found.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert "Paris" in found.tokenizer.decode(found.model.generate(ids, max_new_tokens=4, do_sample=False)[0])
