@@ -8,9 +8,9 @@ from statistics import fmean
 
 from ...method.projections import PROJECTIONS
 from ..measured.cells import MeasuredCell
+from ..measured.comparable import search_settings
 from ..record import is_embedded
 from ..tables.csv_rows import Row, read_rows
-from ..tables.table_data import search_settings
 from ..tables.text import (
     EMBEDDED_NOTE,
     NOT_MEASURED,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ...method.errors import UserError
 from ..archive import stored_files
 from ..record import RecordError
-from ..records import load_items, load_record, read_record
+from ..records import UNREACHABLE, load_items, load_note, load_record, read_record
 
 METHOD_ORDER = ("dense", "teal", "wina", "rsparse", "cats", "chess", "wisparse")
 """Baselines first, the paper's method last; others in between, by name."""
@@ -79,6 +79,18 @@ def stored_cells(
     if not cells:
         raise UserError(f"{', '.join(map(str, folders))} holds no records of this table; run {command} first")
     return cells
+
+
+def unreachable_sparsities(folders: Iterable[Path]) -> dict[Key, float]:
+    """Largest sparsity that a method reaches on a model, of every cell noted to be beyond it.
+
+    Raises UserError for a damaged note.
+    """
+    try:
+        notes = [load_note(path) for folder in folders for path in stored_files(folder, UNREACHABLE)]
+    except RecordError as error:
+        raise UserError(f"{error}; {AGAIN}") from error
+    return {place_of(note): note["maximum"] for note in notes}
 
 
 def method_rank(method: str) -> tuple[float, str]:

@@ -69,21 +69,23 @@ def exact_perplexity(cell: MeasuredCell) -> float:
 def average_difference(comparison: Comparison, pairs: Sequence[tuple[Point, Point]]) -> Interval | None:
     """Mean over the pairs of the first's average minus the second's, in points, paired by item.
 
-    None where there are no tasks, or others than those of the other side.
+    Between two cells the outcome of every item is linear in the bytes. None where a cell has no average.
     """
-    found = [(_outcomes(mine), _outcomes(theirs)) for mine, theirs in pairs]
-    if not all(mine and mine.keys() == theirs.keys() for mine, theirs in found):
-        return None
-    differences = {
-        task: np.mean([mine[task] - theirs[task] for mine, theirs in found], axis=0) for task in found[0][0]
-    }
-    value = 100 * float(np.mean([difference.mean() for difference in differences.values()]))
-    return interval(value, comparison.averages_of(differences))
+    found: list[Resampled] = []
+    for mine, theirs in pairs:
+        (value, drawn), (of, of_drawn) = _average(comparison, mine), _average(comparison, theirs)
+        if value is None or of is None:
+            return None
+        found.append((value - of, drawn - of_drawn))
+    return mean_of(found) if found else None
 
 
-def _outcomes(point: Point) -> dict[str, Numbers]:
-    """Outcomes of each item, in [0, 1] by task; between two cells linear in the bytes, of tasks of both."""
+def _average(comparison: Comparison, point: Point) -> tuple[float | None, Numbers]:
     if isinstance(point, Between):
-        below, above = _outcomes(point.below), _outcomes(point.above)
-        return {task: point.linear(found, above[task]) for task, found in below.items() if task in above}
-    return {task: np.asarray(found, float) for task, found in point.items["items"].items()}
+        (below, drawn_below), (above, drawn_above) = (
+            _average(comparison, cell) for cell in (point.below, point.above)
+        )
+        value = None if below is None or above is None else point.linear(below, above)
+        return value, point.linear(drawn_below, drawn_above)
+    average = point.record["average"]
+    return average, np.empty(0) if average is None else comparison.averages(point)

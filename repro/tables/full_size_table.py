@@ -71,7 +71,7 @@ def above(data: TableData) -> str:
     latency = data.any_record["latency"]
     lines = [
         "**Random weights: every score is chance, give or take its few items, and says nothing of a method.**",
-        *settings_lines(data),
+        *settings_lines(data.cells.values()),
         f"Speed: the decode engine, batch {latency['batch']}, a prompt of {latency['prompt']} tokens and "
         f"{latency['new_tokens']} new ones, default tiles; dense is its own dense path, timed in turn.",
         "Plan: calibration and search. Peak: highest GPU memory of the cell.",

@@ -20,6 +20,7 @@ from .frontier_table import FRONTIER
 from .full_size_table import FULL_SIZE
 from .plot_style import ink, write_figure
 from .question_table import QUESTION
+from .real_table import REAL
 from .speed_table import SPEED
 from .table import Table
 from .table1 import TABLE1
@@ -33,7 +34,7 @@ class Cells(Protocol):
 
 
 TABLES: dict[str, Table[Any]] = {
-    table.name: table for table in (TABLE1, TABLE2, FRONTIER, QUESTION, FULL_SIZE, SPEED)
+    table.name: table for table in (TABLE1, TABLE2, REAL, FRONTIER, QUESTION, FULL_SIZE, SPEED)
 }
 """Every table by its name: for the command line, the report and whoever measures."""
 
@@ -75,7 +76,7 @@ def main() -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="folder with record.json files, or such a folder as .tar.xz; frontier: several",
+        help="folder with record.json files, or such a folder as .tar.xz; frontier and real: several",
     )
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     parser.add_argument(
@@ -83,7 +84,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
-    if len(arguments.records) > 1 and arguments.table != "frontier":
+    if len(arguments.records) > 1 and table not in (FRONTIER, REAL):
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
         data = table.read(*arguments.records)

@@ -58,7 +58,7 @@ def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
 def above(data: TableData) -> str:
     """Title, settings, and what the columns mean."""
     lines = [
-        *settings_lines(data),
+        *settings_lines(data.cells.values()),
         "Realised: block weights not read, weighted by bytes, over the sparsely computed tokens. "
         "MB/token: weights read for such a token, lm_head and low-rank factors included.",
         f"Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by item (averages) and by "

@@ -73,7 +73,7 @@ def above(data: TableData) -> str:
     embedded = all(is_embedded(cell.record["config"]) for cell in data.cells.values())
     title = f"# Table 2 on the embedded models: WiSparse stage by stage\n\n{EMBEDDED_NOTE}"
     lines = [
-        *settings_lines(data),
+        *settings_lines(data.cells.values()),
         "Activation only: |x|, every projection at the same sparsity. Weight: |x|·c^α with α by layer. Coarse: "
         "sparsity over blocks. Fine: greedy inside them. α is searched last, after the stages that are on.",
         f"Step: against the row above; 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by item "

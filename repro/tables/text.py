@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..measured.cells import MeasuredCell
+from ..measured.comparable import search_settings
 from ..measured.paired_bootstrap import Interval
 from ..record import hardware
-from .table_data import TableData, search_settings
 
 NOT_MEASURED = "not measured"
 EMBEDDED_NOTE = """\
@@ -15,24 +16,36 @@ These are the models of 8 to 11 million parameters embedded in this repository, 
 how the methods compare, not what they score on large models."""
 
 
-def settings_lines(data: TableData) -> list[str]:
-    """Protocol, suite, calibration, search, device, commit, versions and chance, one line each."""
-    record = data.any_record
-    records = [cell.record for cell in data.cells.values()]
+def settings_lines(cells: Iterable[MeasuredCell]) -> list[str]:
+    """Protocol, suite, calibration, search, device, commit, versions and chance, one line each.
+
+    What the cells share is taken from the first.
+    """
+    records = [cell.record for cell in cells]
+    record = records[0]
     calibration, protocol, suite = (record[part] for part in ("calibration", "protocol", "suite"))
     limits = {name: suite["config"].get(name) for name in ("limit", "documents") if name in suite["config"]}
+    limited = f" ({joined(limits)})" if limits else ""
     items = {task: result["n"] for task, result in record["tasks"].items()}
     chances = {task: f"{100 * result['chance']:.0f}" for task, result in record["tasks"].items()}
-    return [
+    seeds = sorted({record["seed"] for record in records})
+    documents = f"perplexity on {record['n_documents']} held-out documents, {record['n_tokens']} tokens"
+    asked = [f"Items: {joined(items)}"] if items else []
+    measured = "; ".join([*asked, *([documents] if record["n_documents"] else [])])
+    lines = [
         f"Protocol `{protocol['name']}`, the same for every method: {protocol['description']}.",
-        f"Suite `{suite['name']}` ({joined(limits)}). Items: {joined(items)}; perplexity on "
-        f"{record['n_documents']} held-out documents, {record['n_tokens']} tokens.",
+        f"Suite `{suite['name']}`{limited}. {measured[:1].upper()}{measured[1:]}.",
         f"Calibration `{calibration['name']}`: {calibration['sequences']} × {calibration['length']} tokens. "
-        f"Search budget `{search_settings(record)}`. Seed {record['seed']}.",
+        f"Search budget `{search_settings(record)}`. Seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}.",
         f"Device: {distinct(records, device_text)}. Commit: {distinct(records, commit_text)}. "
         f"Versions: {distinct(records, versions_text)}.",
-        f"Tasks and Average in percent; chance: {joined(chances)}. Kept: Average as a share of dense.",
     ]
+    if items:
+        lines.append(
+            f"Tasks and Average in percent; chance: {joined(chances)}. Kept: Average as a share of dense."
+        )
+    return lines
 
 
 def table_row(cells: Iterable[str]) -> str:

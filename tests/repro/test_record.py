@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from wisparse.repro.measured.cells import MeasuredCell
+from wisparse.repro.measured.comparable import check_comparable
 from wisparse.repro.record import Record, RecordError, comparable, suite_choice
 from wisparse.repro.records import RECORD
 from wisparse.repro.tables.speed_table import SpeedData, speed_markdown
-from wisparse.repro.tables.table_data import check_comparable
 
 from ..conftest import ROOT
 

@@ -1,0 +1,109 @@
+"""Which cells may stand in one table: those of the same settings, measured on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...method.errors import UserError
+from ..record import comparable
+from .cells import MeasuredCell
+
+Settings = Mapping[str, Callable[[MeasuredCell], Any]]
+"""How to find what cells must share, by its name."""
+
+
+def check_comparable(cells: Iterable[MeasuredCell]) -> None:
+    """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and items."""
+    first, *others = cells
+    _check(SHARED_SETTINGS, first, others)
+    _check_one_configuration_a_method((first, *others))
+
+
+def check_same_items(cells: Iterable[MeasuredCell]) -> None:
+    """Raises UserError unless all cells share suite, limits and items: what one dense cell is compared with."""
+    first, *others = cells
+    _check({name: SHARED_SETTINGS[name] for name in ("suite", "task data", "items")}, first, others)
+
+
+def _check(settings: Settings, first: MeasuredCell, others: list[MeasuredCell]) -> None:
+    for other in others:
+        for name, find in settings.items():
+            expected, found = find(first), find(other)
+            if expected != found:
+                raise UserError(
+                    f"records of different {name} do not belong in one table: {first.folder.name} has "
+                    f"{_short(expected)}, {other.folder.name} has {_short(found)}; delete those not wanted, or "
+                    "keep them apart with experiment_name=NAME"
+                )
+
+
+def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
+    seen: dict[str, MeasuredCell] = {}
+    for cell in cells:
+        method = cell.record["method"]
+        other = seen.setdefault(method["name"], cell)
+        if comparable(other.record["method"]["config"]) != comparable(method["config"]):
+            raise UserError(
+                f"{other.folder.name} and {cell.folder.name} are both '{method['name']}' with different "
+                "settings; delete one of them, or give it a method.name of its own"
+            )
+
+
+SHARED_SETTINGS: Settings = {
+    "protocol": lambda cell: comparable(cell.record["config"]["protocol"]),
+    "suite": lambda cell: _without_machine(cell.record["config"]["suite"]),
+    "task data": lambda cell: _task_settings(cell.record),
+    "search": lambda cell: search_settings(cell.record),
+    "calibration": lambda cell: _without_machine(cell.record["config"]["calibration"]),
+    "seed": lambda cell: cell.record["seed"],
+    "items": lambda cell: (_counts(cell.items), len(cell.items["documents"])),
+}
+
+
+def search_settings(record: dict[str, Any]) -> str:
+    """Search budget and which tokens were sparse while methods searched."""
+    search = record["config"]["search"]
+    return f"{search['name']}, {search.get('sparse_tokens', 'all')} tokens sparse"
+
+
+def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Batch sizes, which change results by rounding alone, and the place of a mirror follow the machine."""
+    return {
+        name: value
+        for name, value in comparable(settings).items()
+        if not name.startswith("batch_") and name != "data_root"
+    }
+
+
+def _task_settings(record: dict[str, Any]) -> dict[str, Any]:
+    """How each task was asked, and the hash of its data; chat templates are a matter of the model."""
+    return {
+        name: {key: value for key, value in task.get("settings", {}).items() if key != "chat_template"}
+        for name, task in record["tasks"].items()
+    }
+
+
+def _counts(items: dict[str, Any]) -> dict[str, int]:
+    return {task: len(outcomes) for task, outcomes in items["items"].items()}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = {key: entry for key, entry in value.items() if not key.startswith("_")}
+    text = str(value)
+    return text if len(text) <= 160 else f"{text[:160]}…"
+
+
+def without_seed(cell: MeasuredCell) -> MeasuredCell:
+    """The same cell with every `seed` of its settings left out: for tables of several."""
+    return replace(cell, record=_seedless(cell.record))
+
+
+def _seedless(settings: Any) -> Any:
+    if isinstance(settings, list):
+        return [_seedless(entry) for entry in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {name: None if name == "seed" else _seedless(value) for name, value in settings.items()}

@@ -1,0 +1,112 @@
+"""Cells on a real model, under several suites, protocols, search budgets and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ..record import suite_choice
+from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, unreachable_sparsities
+from .comparable import check_comparable, check_same_items, without_seed
+from .comparison import Comparison
+
+
+class Section(NamedTuple):
+    """What the cells of one part of the page share."""
+
+    model: str
+    suite: str
+    protocol: str
+    budget: str
+
+
+Place = tuple[Section, str, float, int]
+"""Section, method, nominal sparsity, seed."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class RealData:
+    """Cells by place, in the order of the table."""
+
+    cells: dict[Place, MeasuredCell]
+    unreachable: dict[Key, float] = field(default_factory=dict)
+    """Largest sparsity that a method reaches on a model, for cells beyond it."""
+    reference: str = "teal"
+    """The method that others are compared with."""
+    _comparisons: dict[tuple[str, str], Comparison] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """Sections with anything sparse, those of one suite together."""
+        return _distinct(section for section, method, *_ in self.cells if method != "dense")
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Tasks of every suite."""
+        return _distinct(task for cell in self.cells.values() for task in cell.record["tasks"])
+
+    def cells_of(self, section: Section) -> dict[Place, MeasuredCell]:
+        """Cells of a section, the dense one among them."""
+        return {place: cell for place, cell in self.cells.items() if place[0] == section}
+
+    def dense(self, section: Section) -> MeasuredCell | None:
+        """The model without sparsity on the suite, of the section where it is there.
+
+        Neither seed, protocol nor search budget changes anything about it.
+        """
+        found = {place: cell for place, cell in self.cells.items() if place[1] == "dense"}
+        alike = {place: cell for place, cell in found.items() if place[0][:2] == section[:2]}
+        own = (cell for place, cell in alike.items() if place[0] == section)
+        return next(own, next(iter(alike.values()), None))
+
+    def curve(self, section: Section, method: str, seed: int) -> list[MeasuredCell]:
+        """Sparse cells of a method and a seed."""
+        wanted = (section, method, seed)
+        return [cell for (where, name, _, of), cell in self.cells.items() if (where, name, of) == wanted]
+
+    def comparison(self, section: Section) -> Comparison:
+        """Paired comparisons of the cells of a suite."""
+        suite = section.model, section.suite
+        if suite not in self._comparisons:
+            self._comparisons.clear()  # up to a gigabyte each, and suites come one after another
+            self._comparisons[suite] = Comparison(
+                cell for (where, *_), cell in self.cells.items() if where[:2] == suite
+            )
+        return self._comparisons[suite]
+
+
+def read_real(*folders: Path) -> RealData:
+    """Read every cell below the folders; of several records of one cell the newest counts.
+
+    Raises UserError when there is none, when one is damaged, or when a section's cells, but for their seeds, do
+    not belong together.
+    """
+
+    def place(record: dict[str, Any]) -> Place:
+        model, method, sparsity = place_of(record)
+        suite, protocol = suite_choice(record["suite"]["name"]), record["protocol"]["name"]
+        section = Section(model, suite, protocol, record["config"]["search"]["name"])
+        return section, method, sparsity, record["seed"]
+
+    found = stored_cells(folders, place, command="`make reproduce-table1 PROFILE=real`")
+    cells = dict(sorted(found.items(), key=lambda pair: _order(pair[0])))
+    data = RealData(cells, unreachable_sparsities(folders))
+    for section in data.sections:
+        check_comparable(map(without_seed, data.cells_of(section).values()))
+    for suite in _distinct(section[:2] for section, *_ in cells):
+        check_same_items(without_seed(cell) for place, cell in cells.items() if place[0][:2] == suite)
+    return data
+
+
+def _order(place: Place) -> tuple[Any, ...]:
+    (model, suite, protocol, budget), method, sparsity, seed = place
+    # The default protocol, and the smaller budget, whose grid is the larger, stand first.
+    return model, suite, protocol != "half", protocol, budget, sparsity, *method_rank(method), seed
+
+
+def _distinct(values: Iterable[Value]) -> list[Value]:
+    return list(dict.fromkeys(values))

@@ -1,0 +1,97 @@
+"""The real model's table: sections, means over seeds, and shares at the bytes that a cell itself reads."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from wisparse.method.errors import UserError
+from wisparse.repro.measured.real_cells import Section, read_real
+from wisparse.repro.tables.real_table import INCOMPARABLE, REAL, rows
+
+from .made_up_cells import CONFIG, TASKS, write_cell
+
+SECTION = Section("llama-mini", "embedded", "half", "quick")
+BYTES = 1e7
+
+
+def write(root: Path, method: str, sparsity: float, broken: int, **changes: object) -> None:
+    """A made-up cell of a seed, suite, protocol or budget other than the usual, each named in its settings."""
+    seed, bytes_read = changes.pop("seed", 0), changes.pop("bytes_read", BYTES * (1 - sparsity))
+    config = copy.deepcopy(CONFIG)
+    config["calibration"]["seed"] = seed
+    for part in ("protocol", "suite", "search"):
+        config[part]["name"] = changes.get(part, config[part].get("name", "embedded"))
+    realised = {"realised_sparsity": sparsity, "bytes_per_token": bytes_read, "dense_bytes_per_token": BYTES}
+    write_cell(
+        root, method, sparsity, broken, seed=seed, config=config, realised=realised,
+        protocol=config["protocol"] | {"description": "some tokens"},
+        suite={"name": config["suite"]["name"], "config": {}},
+        method={"name": method, "config": {"name": method, "seed": seed}},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """TEAL at 40 to 60 % and CHESS between two of its cells, two seeds; CHESS beyond them, and under `all`."""
+    root = tmp_path / "records"
+    write(root, "dense", 0.0, 0)
+    for seed in (0, 1):
+        for sparsity, broken in ((0.4, 5), (0.5, 10 + 4 * seed), (0.6, 30)):
+            write(root, "teal", sparsity, broken, seed=seed)
+        write(root, "chess", 0.5, 20, seed=seed, bytes_read=BYTES * 0.45)
+    write(root, "chess", 0.6, 40, bytes_read=BYTES * 0.3)
+    write(root, "chess", 0.5, 60, protocol="all")
+    return root
+
+
+def test_shares_at_the_bytes_that_the_cell_itself_reads_by_hand(records):
+    data = read_real(records)
+    chess = next(row for row in rows(data, SECTION) if (row.method, row.sparsity) == ("chess", 0.5))
+    # CHESS reads what lies halfway between TEAL's cells at 50 and 60 %: so does the logarithm of the rise.
+    rise = {broken: 1.01**broken - 1 for broken in (10, 14, 20, 30)}
+    shares = [rise[20] / (rise[of] * rise[30]) ** 0.5 for of in (10, 14)]
+    assert chess.rise_share.value == pytest.approx(sum(shares) / 2)
+    assert chess.rise_share.low <= chess.rise_share.value <= chess.rise_share.high
+    # In points: 20 of 200 items are broken, TEAL's halfway 20 and 22.
+    assert chess.minus_reference.value == pytest.approx((0 + 1) / 2)
+    assert chess.of_record("average") == data.cells[SECTION, "chess", 0.5, 1].record["average"]
+    assert chess.seeds_text == "0, 1"
+
+
+def test_beyond_the_reference_nothing_is_compared(records):
+    data = read_real(records)
+    beyond = next(row for row in rows(data, SECTION) if (row.method, row.sparsity) == ("chess", 0.6))
+    assert (beyond.rise_share, beyond.minus_reference, beyond.comparison_text) == (None, None, INCOMPARABLE)
+    assert REAL.markdown(data).count(f" {INCOMPARABLE} |") == 2 * 2  # in both sections, rise and average
+
+
+def test_a_row_of_the_csv_is_a_cell(records):
+    found = list(csv.DictReader(io.StringIO(REAL.csv(read_real(records)))))
+    measured = [row for row in found if row["status"] == "measured"]
+    assert len(measured) == 1 + 6 + 3 + 2  # the dense cell stands in both sections
+    absent = [row for row in found if row["status"] == "not measured"]
+    assert [(row["method"], row["sparsity"], row["seed"]) for row in absent] == [
+        ("chess", "0.4", "0"), ("chess", "0.4", "1"), ("chess", "0.6", "1")
+    ]  # fmt: skip
+    assert {row["compared"] for row in found if row["method"] == "teal"} == {""}
+    assert all(float(row[task]) > 0 for row in measured for task in TASKS)
+
+
+def test_what_does_not_belong_together_is_refused(records):
+    write(records, "wina", 0.5, 10)
+    write_cell(records, "rsparse", 0.5, 10, suite={"name": "embedded", "config": {}})
+    with pytest.raises(UserError, match="records of different suite"):
+        read_real(records)
+
+
+def test_suites_stand_side_by_side_in_one_csv(records):
+    write(records, "dense", 0.0, 0, suite="english")
+    write(records, "teal", 0.5, 10, suite="english", search="paper")
+    data = read_real(records)
+    assert [section.suite for section in data.sections] == ["embedded", "embedded", "english"]
+    assert "## english, protocol half, search paper" in REAL.markdown(data)
+    assert data.dense(data.sections[-1]).record["suite"]["name"] == "english"  # of another budget
