@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from .suites import Evaluation, measure_text, task_result
 
 log = logging.getLogger(__name__)
 
+VALIDATION = "validation"
+
 
 @dataclass(frozen=True)
 class HarnessSuite:
@@ -38,6 +40,8 @@ class HarnessSuite:
     tasks: Sequence[str]
     shots: Mapping[str, int]
     data_root: str | None = None
+    skip_missing: bool = False
+    accept_validation: bool = False
     chat_template: str | bool = "auto"
     limit: int | None = None
     execute_code: bool = False
@@ -59,15 +63,47 @@ class HarnessSuite:
         if self.chat_template not in ("auto", True, False):
             raise UserError(f"suite.chat_template={self.chat_template} is none of auto, true, false")
         if self.data_root is not None:
-            self.files()
+            self._require_data(self.data_root)
         if self.execute_code and any(task.executes for task in self._chosen):
             self.code.require_isolation()
 
     @property
-    def _chosen(self) -> list[HarnessTask]:
-        """The tasks that are run: without those that execute code, unless that was asked for."""
-        tasks = [harness_tasks()[name] for name in self.tasks]
+    def _allowed(self) -> list[HarnessTask]:
+        """The tasks with their splits: without those that execute code, unless that was asked for."""
+        tasks = [self._with_split(harness_tasks()[name]) for name in self.tasks]
         return [task for task in tasks if self.execute_code or not task.executes]
+
+    @property
+    def _chosen(self) -> list[HarnessTask]:
+        """The tasks that are run: those allowed, without the ones to be skipped."""
+        missing = self._missing()
+        return [task for task in self._allowed if task.name not in missing]
+
+    def _with_split(self, task: HarnessTask) -> HarnessTask:
+        """The task on its validation split, where that is accepted and all that the mirror has."""
+        if self.data_root is None or not self.accept_validation:
+            return task
+        other = replace(task, evaluated=VALIDATION)
+        lacks = task.missing(self.data_root, 0) and not other.missing(self.data_root, 0)
+        return other if lacks else task
+
+    def _missing(self) -> dict[str, list[str]]:
+        """Files that the mirror lacks, by task; of the hub nothing is known before it is asked."""
+        if self.data_root is None:
+            return {}
+        found = {task.name: task.missing(self.data_root, self.shots[task.name]) for task in self._allowed}
+        return {name: files for name, files in found.items() if files}
+
+    def _require_data(self, root: str) -> None:
+        if not Path(root).expanduser().is_dir():
+            raise UserError(f"data.root={root} is not a folder; give the one that holds FOLDER/SPLIT.parquet")
+        missing = self._missing()
+        if missing and not (self.skip_missing and self._chosen):
+            files = "; ".join(f"{name} ({', '.join(lacking)})" for name, lacking in missing.items())
+            raise UserError(
+                f"the mirror {root} lacks {files}: put them there, leave data.root out to read from the hub, "
+                "or leave these tasks out with suite.skip_missing=true, which must leave one"
+            )
 
     def files(self) -> list[Path]:
         """The tasks' configurations, and the files of the mirror that are read; of the hub there are none."""
@@ -84,8 +120,14 @@ class HarnessSuite:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:
         """Ask every item, or `limit` items of each task, and score what lm-eval's configuration scores."""
-        for name in sorted(set(self.tasks) - {task.name for task in self._chosen}):
+        missing = self._missing()
+        for name in sorted(set(self.tasks) - {task.name for task in self._allowed}):
             log.warning("%s is left out: it runs code the model writes; suite.execute_code=true runs it", name)
+        if missing:
+            log.warning("left out, for the mirror lacks their data: %s", ", ".join(missing))
+        for task in self._chosen:
+            if task.evaluated is not None:
+                log.warning("%s is evaluated on its %s split: the mirror has no other", task.name, task.split)
         if not self._chosen:
             raise UserError("no task is left to run; name others in suite.tasks or set suite.execute_code=true")
         chat = self._uses_chat_template(tokenizer)
@@ -104,7 +146,7 @@ class HarnessSuite:
             results[task.name] = task_result(
                 task.metric, items[task.name], task.chance, self._settings(task, samples[task.name], chat)
             )
-        return Evaluation(results, items)
+        return Evaluation(results, items, details={"left_out": sorted(missing)} if missing else {})
 
     def samples(self, language_model: SparseLM, chat: bool) -> dict[str, list[dict[str, Any]]]:
         """Samples that lm-eval logged of each item, by task, in the order of the data."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ class HarnessTask:
     """The column whose value tells the parts apart."""
     executes: bool = False
     """Its answers are programs, which pass or fail."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns that lm-eval's prompts read, by what else a mirror may call them."""
+    evaluated: str | None = None
+    """The split that is evaluated instead of lm-eval's own."""
 
     def configurations(self, chat: bool) -> list[Path]:
         """lm-eval's files, in order of name."""
@@ -72,7 +76,9 @@ class HarnessTask:
 
     @property
     def split(self) -> str:
-        """The split that lm-eval evaluates on."""
+        """The split that is evaluated: lm-eval's, unless another was asked for."""
+        if self.evaluated is not None:
+            return self.evaluated
         settings = _read(self.configurations(False)[0])
         return settings.get("test_split") or settings["validation_split"]
 
@@ -85,6 +91,11 @@ class HarnessTask:
     def splits(self, shots: int) -> list[str]:
         """The splits that are read."""
         return list(dict.fromkeys([self.split, *([self.example_split] if shots else [])]))
+
+    def missing(self, root: str, shots: int) -> list[str]:
+        """Files below a mirror's folder that it lacks of this task."""
+        files = [f"{self.folder}/{split}.parquet" for split in self.splits(shots)]
+        return [file for file in files if not (Path(root).expanduser() / file).is_file()]
 
     def rows(self, root: str | None) -> Iterator[dict[str, Any]]:
         """Every row that could be asked."""
@@ -154,6 +165,7 @@ def _settings(
             "source": asdict(task.source),
             "splits": task.splits(shots),
             "root": root,
+            "columns": task.columns,
             **part,
         },
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -102,15 +102,21 @@ def lm_eval_dataset(
     source: dict[str, Any],
     splits: Sequence[str],
     root: str | None,
+    columns: Mapping[str, str],
     column: str | None = None,
     value: str | None = None,
     **_metadata: object,
 ) -> dict[str, datasets.Dataset]:
     """Splits by name; an lm-eval task's configuration names this as its `custom_dataset`.
 
-    With `column`, only the rows whose `column` is `value` (the subjects of MMLU).
+    `columns` are renamed where they are missing: the wanted name by the one that may be there, of numbers or
+    truth values. With `column`, only the rows whose `column` is `value` (the subjects of MMLU).
     """
     found = {split: load_split(DataSource(**source), split, root) for split in splits}
+    for wanted, other in columns.items():
+        for split, rows in found.items():
+            if wanted not in rows.column_names and other in rows.column_names:
+                found[split] = rows.add_column(wanted, [int(entry) for entry in rows[other]])
     if column is None:
         return found
     for split, rows in found.items():

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
@@ -15,9 +16,13 @@ from wisparse.repro.evaluation.harness_suite import HarnessSuite, WikitextSuite,
 from wisparse.repro.evaluation.harness_tasks import harness_tasks, load_tasks
 from wisparse.repro.text.data_sets import load_split
 
-from ..benchmark_data import MIRROR, isolated, with_real_data, write_made_up_mirror
+from ..benchmark_data import MIRROR, isolated, with_real_data, write_made_up_mirror, write_split
 
 PAPER = ("siqa", "gsm8k", "wic", "humaneval", "mmlu", "commonsense_qa")
+ZEROSHOT = (
+    *("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande"),
+    *("openbookqa", "boolq", "siqa", "sciq", "lambada"),
+)
 CHAT = (
     "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
@@ -191,7 +196,11 @@ def test_code_is_not_executed_unless_asked_for(model, tokenizer, mirror, caplog)
 @pytest.mark.parametrize(
     ("tasks", "settings", "message"),
     [
-        (["siqa", "mmlu-pro"], {}, "no task mmlu-pro; there are arc_challenge, commonsense_qa"),
+        (
+            ["siqa", "mmlu-pro"],
+            {},
+            "no task mmlu-pro; there are arc_challenge, arc_easy, boolq, commonsense_qa",
+        ),
         (["siqa"], {"limit": 0}, "at least 1 item"),
         (["siqa"], {"chat_template": "yes"}, "none of auto, true, false"),
         (["hellaswag"], {}, r"lacks .*hellaswag/validation\.parquet"),
@@ -214,7 +223,7 @@ def test_a_damaged_file_of_a_mirror_is_one_line(mirror, tmp_path):
 
 def test_every_task_names_a_configuration_of_the_installed_harness():
     tasks = harness_tasks()
-    assert set(PAPER) | {"piqa", "arc_challenge", "winogrande", "hellaswag"} == set(tasks)
+    assert set(PAPER) | set(ZEROSHOT) == set(tasks)
     for task in tasks.values():
         assert task.configurations(chat=False)
         assert task.configurations(chat=True)
@@ -223,12 +232,85 @@ def test_every_task_names_a_configuration_of_the_installed_harness():
     assert tasks["humaneval"].configurations(True) != tasks["humaneval"].configurations(False)
 
 
-@pytest.mark.parametrize("choice", ["paper", "wina"])
+@pytest.mark.parametrize("choice", ["paper", "wina", "zeroshot"])
 def test_suites_are_configured_with_shots_for_each_task(choice):
     configured_suite = configured(choice)
     assert set(configured_suite.tasks) <= set(configured_suite.shots)
     assert not configured_suite.execute_code
     assert configured_suite.name == choice
+
+
+@pytest.fixture(scope="module")
+def partial_mirror(tmp_path_factory):
+    """Only two of the ten tasks' data: one without its test split, one as its first release has it."""
+    root = tmp_path_factory.mktemp("partial")
+    arc = {"choices": {"text": ["ice", "steam"], "label": ["A", "B"]}, "answerKey": "B"}
+    rows = [arc | {"id": str(n), "question": f"What do {n} kettles of hot water give off?"} for n in range(4)]
+    write_split(root, "arc_challenge", "validation", rows)
+    boolq = {"passage": "Beans grow on poles.", "question": "do beans grow on poles", "answer": True}
+    write_split(root, "boolq", "validation", [boolq, boolq | {"answer": False}])
+    return str(root)
+
+
+def test_missing_tasks_are_all_named_in_one_line(partial_mirror):
+    with pytest.raises(InstantiationException) as caught:
+        configured("zeroshot", f"data.root={partial_mirror}")
+    (message,) = caught.value.__cause__.args
+    assert "\n" not in message
+    assert "suite.skip_missing=true" in message
+    for file in (
+        "piqa/validation",
+        "arc_easy/test",
+        "sciq/test",
+        "lambada_openai/test",
+        "hellaswag/validation",
+    ):
+        assert f"({file}.parquet)" in message
+    assert "arc_challenge" not in message
+    assert "boolq" not in message
+
+
+def test_missing_tasks_are_left_out_on_request_and_splits_are_said(model, tokenizer, partial_mirror, caplog):
+    asked = configured("zeroshot", f"data.root={partial_mirror}", "suite.skip_missing=true")
+    found = asked.run(model, tokenizer, None)
+    assert {name: result.settings["split"] for name, result in found.tasks.items()} == {
+        "arc_challenge": "validation",
+        "boolq": "validation",
+    }
+    assert found.details == {"left_out": sorted(set(ZEROSHOT) - {"arc_challenge", "boolq"})}
+    assert "arc_challenge is evaluated on its validation split" in caplog.text
+    assert "boolq is evaluated" not in caplog.text  # lm-eval evaluates it there
+    assert "lacks their data: piqa, arc_easy, hellaswag" in caplog.text
+    assert {path.name for path in asked.files()} >= {"validation.parquet", "boolq.yaml"}
+    assert {task for task, _ in asked.texts()} == {"arc_challenge", "boolq"}
+
+
+def test_answers_under_another_name_are_judged_as_by_hand(model, tokenizer, partial_mirror):
+    found = suite(partial_mirror, ["boolq"]).run(model, tokenizer, None)
+    prompt = "Beans grow on poles.\nQuestion: do beans grow on poles?\nAnswer:"
+    yes = likelihood(model, tokenizer, prompt, " yes") > likelihood(model, tokenizer, prompt, " no")
+    assert found.items["boolq"] == [float(yes), float(not yes)]
+
+
+def test_another_split_is_never_taken_unasked(partial_mirror):
+    with pytest.raises(UserError, match=r"lacks arc_challenge \(arc_challenge/test\.parquet\)"):
+        suite(partial_mirror, ["arc_challenge"])
+
+
+def test_a_mirror_without_any_task_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="which must leave one"):
+        suite(str(tmp_path), ["piqa", "boolq"], skip_missing=True)
+
+
+@with_real_data
+def test_zero_shot_tasks_run_on_what_the_mirror_has(model, tokenizer):
+    found = configured("zeroshot", f"data.root={MIRROR}", "suite.skip_missing=true", "suite.limit=2").run(
+        model, tokenizer, None
+    )
+    assert {"piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa", "boolq", "siqa"} <= set(
+        found.tasks
+    )
+    assert all(result.n == 2 for result in found.tasks.values())
 
 
 def test_wikitext_is_the_same_text_with_any_line_ends(model, tokenizer, mirror):
