@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from wisparse.baselines.rsparse import BudgetedRules, low_rank_factors
+from wisparse.baselines.rsparse import BudgetedRules, RSparseByCoordinates, calibration_loss, low_rank_factors
 from wisparse.method.apply import applied
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 
@@ -71,3 +71,20 @@ def test_the_search_finds_no_worse_than_the_best_uniform_share(llama):
         for share in (1.0, 0.95, 0.9)  # a population of three starts with these
     ]
     assert searched <= min(uniform) + 1e-5
+
+
+def test_the_search_by_coordinates_finds_the_one_projection_that_gains(llama):
+    # A weight of rank 1: its low-rank path gives back all that its channels lose.
+    down = llama.model.layers[1].mlp.down_proj
+    with torch.no_grad():
+        down.weight.copy_(down.weight[:, :1] @ torch.randn(1, down.in_features) * 3)
+    calibration = make_calibration(llama)
+    method = RSparseByCoordinates(choices=(1.0, 0.8), search_tokens=64)
+    plan = method.plan(calibration, 0.6)
+    shares = plan.provenance.details["shares"]
+    assert shares["1.down"] == 0.8
+    ids = calibration.search_tokens(64)
+    budgeted = BudgetedRules(calibration, 0.6, "paper")
+    found = calibration_loss(calibration, ids, budgeted.rules(tuple(shares.values())))
+    assert found < calibration_loss(calibration, ids, budgeted.rules((1.0,) * len(shares)))
+    assert plan.provenance.search.evaluations["share search"] == len(shares)
