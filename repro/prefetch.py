@@ -1,4 +1,4 @@
-"""Fetch models and data sets once, so that all runs with the hub offline: `make prefetch PROFILE=paper`."""
+"""Fetch models and data sets once, for offline use: `make prefetch PROFILE=paper`, `make fetch-smollm2`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..method.errors import UserError
 from .configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
 from .evaluation.harness_tasks import harness_tasks
 from .models.architecture import PAPER_MODELS
+from .models.checkpoint import find_checkpoint
 from .models.hub import fetch_model
 from .text.data_sets import DataSource, load_split
 
@@ -29,6 +30,7 @@ class Profile:
 
 
 PROFILES = {
+    "smollm2": Profile(models=("smollm2-135m",), suites=(), calibrations=()),
     "paper": Profile(
         models=PAPER_MODELS,
         suites=("paper", "wina", "wikitext"),
@@ -43,7 +45,11 @@ def steps(profile: Profile) -> Iterator[tuple[str, Fetch]]:
     """Steps of fetching, each once: a name for the report and what fetches it."""
     for choice in profile.models:
         model = _configuration(f"model={choice}").model
-        yield f"model {model.id}", lambda model=model: fetch_model(model.id, model.revision)
+        if model.source == "hub":
+            yield f"model {model.id}", lambda model=model: fetch_model(model.id, model.revision)
+        else:
+            settings = OmegaConf.to_container(model, resolve=True)
+            yield f"model {choice}", lambda settings=settings: find_checkpoint(settings)
     data: dict[tuple[DataSource, str], None] = {}
     for choice in profile.suites:
         data |= dict.fromkeys(_suite_data(_configuration(f"suite={choice}").suite))

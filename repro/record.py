@@ -47,6 +47,8 @@ class ModelFacts:
     threads: int
     processes: int | None = field(default=None, kw_only=True, metadata=LATER)
     fingerprint: str
+    origin: dict[str, Any] | None = field(default=None, kw_only=True, metadata=LATER)
+    """The GGUF file that the weights come from, and how they were rounded in it; see `Origin`."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,21 @@ def is_embedded(config: dict[str, Any]) -> bool:
 def has_random_weights(config: dict[str, Any]) -> bool:
     """Whether a record's configuration asks for random weights."""
     return config["model"].get("weights") == "random"
+
+
+def model_notes(record: dict[str, Any]) -> list[str]:
+    """Sentences that belong beside a record's model: what it was made of, what it may know of the suite."""
+    model, notes = record["model"], []
+    if origin := model.get("origin"):
+        source = origin.get("package") or f"{origin['file']}, sha256 {origin['sha256']}"
+        types = ", ".join(f"{name} {count}" for name, count in origin["types"].items())
+        notes.append(
+            f"{model['name']}: weights quantised to {origin['quantisation']} by others (tensors: {types}), "
+            f"dequantised to {model['dtype']}; from {source}."
+        )
+    if note := (record["config"]["model"].get("notes") or {}).get(suite_choice(record["suite"]["name"])):
+        notes.append(f"{model['name']}: {note}")
+    return notes
 
 
 def suite_choice(name: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from ..record import model_notes
+
 
 class Row(NamedTuple):
     """One measure; what is not known is empty."""
@@ -54,6 +56,7 @@ def _caption(record: dict[str, Any], dense: dict[str, Any] | None) -> Iterator[s
         yield "difference: to dense in points, perplexity and bytes as ratios"
     yield f"seed {record['seed']}"
     yield f"{sum(record['seconds'].values()):.0f} s"
+    yield from (note.rstrip(".") for note in model_notes(record))
 
 
 def _scores(record: dict[str, Any], dense: dict[str, Any] | None) -> list[Row]:

@@ -110,6 +110,7 @@ def _model_facts(loaded: LoadedModel) -> ModelFacts:
         threads=torch.get_num_threads(),
         processes=processes.count(),
         fingerprint=checkpoint.fingerprint,
+        origin=checkpoint.origin and checkpoint.origin.to_dict(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from .gguf import Origin, converted, is_gguf, only_gguf
 from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
 from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
+from .wheel import Wheel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -209,6 +210,10 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _local_folder(model: dict[str, Any]) -> tuple[Path, Origin | None]:
     """The folder that holds config.json, and the GGUF file that it was made of."""
+    if model["source"] == "wheel":
+        wheel = Wheel.of_model(model)
+        folder, origin = converted(wheel.gguf())
+        return folder, replace(origin, package=wheel.origin)
     if not model["path"]:
         if model["source"] == "gguf":
             raise UserError("model=gguf needs model.path=FILE, a GGUF file")

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -35,6 +35,8 @@ class RandomCheckpoint:
     dtype: str
     device: str
     offload: str
+    origin: ClassVar[None] = None
+    """No file: see `Checkpoint`."""
 
     @property
     def fingerprint(self) -> str:

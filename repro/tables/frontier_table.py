@@ -31,7 +31,7 @@ from .table import (
     markdown_table,
     number,
 )
-from .text import EMBEDDED_NOTE, NOT_MEASURED, commit_text, device_text, distinct
+from .text import EMBEDDED_NOTE, NOT_MEASURED, commit_text, device_text, distinct, model_lines
 
 Entry = tuple[FrontierData, Key, MeasuredCell]
 """A cell with its place and the data that it is part of."""
@@ -98,6 +98,7 @@ def _header(data: FrontierData) -> str:
         "(average), of the mean over the seeds: other orders of the calibration files, other searches.",
         "Bridged: seeds without a cell of the method at that sparsity, taken between its cells 10 points away.",
         "Time: seconds of calibration and search as a share of WiSparse's, on the same device.",
+        *model_lines(records),
     ]
     title = "# The frontier: what a token reads, and what it costs"
     return "\n".join([title, "", EMBEDDED_NOTE, "", *(f"- {line}" for line in lines)])

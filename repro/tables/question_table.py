@@ -14,7 +14,7 @@ from ..measured.paired_bootstrap import RESAMPLES
 from .plot_style import INK, line_style
 from .question_data import METHOD, Place, QuestionData, read_question
 from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Form, Table, number
-from .text import EMBEDDED_NOTE, commit_text, device_text, distinct, joined
+from .text import EMBEDDED_NOTE, commit_text, device_text, distinct, joined, model_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +126,7 @@ def _settings(data: QuestionData) -> Iterator[str]:
         f"further out, or one sparsity alone was measured, the row is {NOT_COMPARABLE}."
     )
     yield "- At its sparsity: both at the same nominal sparsity, whatever they read."
+    yield from (f"- {line}" for line in model_lines(records))
 
 
 def question_figure(data: QuestionData) -> Figure:

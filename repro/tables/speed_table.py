@@ -10,7 +10,7 @@ from typing import Any
 from ..measured.cells import MeasuredCell, method_rank, stored_cells
 from ..record import hardware, has_random_weights
 from .table import PERCENT, PERCENT_1, Column, Table, number
-from .text import NOT_MEASURED
+from .text import NOT_MEASURED, model_lines
 
 ENGINE_DENSE, COMPILED, EAGER = "engine-dense", "torch.compile", "eager"
 COMPILED_DECODER = "compiled-decoder"
@@ -218,6 +218,7 @@ def _notes(records: list[dict[str, Any]]) -> list[str]:
     peaks = [record["latency"]["read_bandwidth"] / 1e9 for record in records]
     return [
         f"- {distinct(_model_note)}.",
+        *(f"- {line}" for line in model_lines(records)),
         f"- {distinct(lambda record: record['latency']['new_tokens'])} new tokens, medians of "
         f"{distinct(_repeats)} repeats; peak measured before each cell: {_range(peaks)} GB/s.",
         f"- {version('torch')}, {version('triton')}, {version('transformers')}.",

@@ -8,7 +8,7 @@ from typing import Any
 from ..measured.cells import MeasuredCell
 from ..measured.comparable import search_settings
 from ..measured.paired_bootstrap import Interval
-from ..record import hardware
+from ..record import hardware, model_notes
 
 NOT_MEASURED = "not measured"
 EMBEDDED_NOTE = """\
@@ -45,7 +45,12 @@ def settings_lines(cells: Iterable[MeasuredCell]) -> list[str]:
         lines.append(
             f"Tasks and Average in percent; chance: {joined(chances)}. Kept: Average as a share of dense."
         )
-    return lines
+    return [*lines, *model_lines(records)]
+
+
+def model_lines(records: Iterable[dict[str, Any]]) -> list[str]:
+    """What must be known of the models of a table, each sentence once."""
+    return list(dict.fromkeys(note for record in records for note in model_notes(record)))
 
 
 def table_row(cells: Iterable[str]) -> str:

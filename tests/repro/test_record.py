@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.measured.comparable import check_comparable
-from wisparse.repro.record import Record, RecordError, comparable, suite_choice
+from wisparse.repro.record import Record, RecordError, comparable, model_notes, suite_choice
 from wisparse.repro.records import RECORD
 from wisparse.repro.tables.speed_table import SpeedData, speed_markdown
+from wisparse.repro.tables.text import model_lines
 
 from ..conftest import ROOT
 
@@ -145,3 +146,22 @@ def test_the_switch_that_older_records_have_for_uniform_blocks_says_what_the_all
     assert comparable(wisparse(coarse=True, allocator=searched)) == comparable(wisparse(allocator=searched))
     assert comparable(wisparse(coarse=False, allocator=searched)) == comparable(wisparse(allocator=uniform))
     assert comparable(wisparse(allocator=searched)) != comparable(wisparse(allocator=uniform))
+
+
+def test_what_must_be_known_of_a_model_is_said(contents):
+    plain = contents[0]
+    assert all(model_notes(content) == [] for content in contents)
+    origin = {"file": "a.gguf", "sha256": "12ab", "quantisation": "Q4_1", "types": {"Q4_1": 3, "F32": 1}}
+    config = plain["config"] | {"model": plain["config"]["model"] | {"notes": {"embedded": "It knows these."}}}
+    model = plain["model"] | {"name": "small", "dtype": "bfloat16", "origin": origin}
+    content = plain | {"model": model, "config": config, "suite": plain["suite"] | {"name": "embedded"}}
+    assert model_notes(content) == [
+        "small: weights quantised to Q4_1 by others (tensors: Q4_1 3, F32 1), dequantised to bfloat16; "
+        "from a.gguf, sha256 12ab.",
+        "small: It knows these.",
+    ]
+    assert model_lines([content, content]) == model_notes(content)
+    carried = content | {"model": model | {"origin": origin | {"package": "carrier 1, sha256 34cd"}}}
+    assert "from carrier 1, sha256 34cd." in model_notes(carried | {"suite": {"name": "wikitext"}})[0]
+    assert len(model_notes(carried | {"suite": {"name": "wikitext"}})) == 1
+    assert Record.from_json(content).to_json() == content
