@@ -30,12 +30,12 @@ class Profile:
 
 
 PROFILES = {
-    "smollm2": Profile(models=("smollm2-135m",), suites=(), calibrations=()),
     "paper": Profile(
         models=PAPER_MODELS,
         suites=("paper", "wina", "wikitext"),
         calibrations=("paper", "alpaca", "c4", "wikitext"),
     ),
+    "smollm2": Profile(models=("smollm2-135m",), suites=(), calibrations=()),
 }
 
 Fetch = Callable[[], object]
