@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...method.projections import decoder_of
 from .batches import by_length, computed, padded
 from .scoring import NO_TARGET, ScoredRow, row_scores, sharing_a_pass
 
@@ -172,27 +173,23 @@ class SparseLM(HFLM):
         read = [(group[0][0] + group[0][1])[:-1] for group in groups]
         tokens, mask = padded(read, self.tokenizer.pad_token_id)
         prompt_lengths = torch.tensor([len(group[0][0]) for group in groups])
-        first = int(prompt_lengths.min()) - 1
-        logits = self._forward(tokens, mask, prompt_lengths, first)
+        hidden = self._hidden(tokens, mask, prompt_lengths)
         passes = [number for number, group in enumerate(groups) for _ in group]
-        targets = torch.full((len(passes), logits.shape[1]), NO_TARGET)
+        targets = torch.full((len(passes), hidden.shape[1]), NO_TARGET)
         for index, (context, continuation) in enumerate(row for group in groups for row in group):
-            begin = len(context) - 1 - first
+            begin = len(context) - 1
             targets[index, begin : begin + len(continuation)] = torch.tensor(continuation)
-        nats, greedy = row_scores(logits, targets, torch.tensor(passes))
+        nats, greedy = row_scores(self.model, hidden, targets, torch.tensor(passes))
         return [(-value, hit) for value, hit in zip(nats, greedy, strict=True)]
 
-    def _forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: torch.Tensor, first: int
-    ) -> torch.Tensor:
-        """Logits (batch, positions from `first` on, vocabulary)."""
+    def _hidden(self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
+        """What lm_head is given: (batch, positions, hidden size)."""
         with _announced(self.session, prompt_lengths.to(self.device)), reproducible_attention():
-            return self.model(
-                input_ids=tokens.to(self.device),
-                attention_mask=mask.to(self.device),
-                use_cache=False,
-                logits_to_keep=tokens.shape[1] - first,
-            ).logits
+            return (
+                decoder_of(self.model)
+                .inner(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+                .last_hidden_state
+            )
 
     def document_nats(self, documents: Sequence[list[int]], disable_tqdm: bool = False) -> list[float]:
         """Negative log-likelihood in nats of token lists without bos, each scored behind bos alone.
@@ -222,8 +219,8 @@ class SparseLM(HFLM):
         tokens, mask = padded([(start + window)[:-1] for window in windows], self.tokenizer.pad_token_id)
         targets, _ = padded(windows, self.tokenizer.pad_token_id)
         targets[mask == 0] = NO_TARGET  # the mask is right for the targets too: as many tokens are read
-        logits = self._forward(tokens, mask, mask.sum(dim=1), 0)
-        return row_scores(logits, targets, torch.arange(len(windows)))[0]
+        hidden = self._hidden(tokens, mask, mask.sum(dim=1))
+        return row_scores(self.model, hidden, targets, torch.arange(len(windows)))[0]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, windows as in `document_nats`."""

@@ -33,7 +33,7 @@ def passes(model):
     def record(_module, _arguments, keywords):
         seen.append((keywords["input_ids"], keywords["attention_mask"], session.prompt_lengths))
 
-    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    handle = model.model.register_forward_pre_hook(record, with_kwargs=True)
     yield session, seen
     handle.remove()
 
@@ -136,7 +136,9 @@ def test_generation_agrees_with_lm_evals_own_model_and_any_batch(model, tokenize
 def test_no_pass_takes_cudnns_attention(model, tokenizer):
     """It decodes the same prompts differently every time; who calls finds it allowed as before."""
     allowed = []
-    handle = model.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    handle = model.model.register_forward_pre_hook(
+        lambda *_: allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
     language_model, before = SparseLM(model, tokenizer), torch.backends.cuda.cudnn_sdp_enabled()
     _generate(language_model)
     scoring(language_model)

@@ -160,7 +160,7 @@ def test_a_chat_template_is_used_where_there_is_one_and_bos_stands_once(model, c
             rows = zip(tokens, torch.ones_like(tokens) if mask is None else mask, strict=True)
             texts.extend(chat_tokenizer.decode(row[real.bool()]) for row, real in rows)
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         asked = suite(mirror, ["siqa", "gsm8k"], shots={"gsm8k": 2}, limit=2, longest_answer=2)
         found = asked.run(model, chat_tokenizer, None)
