@@ -150,3 +150,11 @@ def test_a_reading_stands_above_the_experiment():
     assert config.search.name == "medium"
     assert config.search.sparse_tokens == "protocol"
     assert instantiate(config.method).allocator == UniformBlocks()
+
+
+def test_readings_are_all_in_their_experiment():
+    experiment = OmegaConf.load(CONFIGURATION / "experiment" / "readings.yaml")
+    named = experiment.hydra.sweeper.params.reading.split(",")
+    assert sorted(named) == sorted(
+        ["null", *(path.stem for path in (CONFIGURATION / "reading").glob("*.yaml"))]
+    )
