@@ -4,6 +4,8 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,30 +38,56 @@ def compiled():
     choose_backend("automatic")
 
 
-@pytest.fixture(scope="session")
-def emulated_launch(tmp_path_factory):
-    """`cuda_compiled.launch` on a CPU: the same source through g++, a thread for each thread."""
-    folder, here = tmp_path_factory.mktemp("emulated"), Path(__file__).parent / "cuda"
+EMULATOR, KERNELS = Path(__file__).parent / "cuda", Path(cuda_product.__file__).parent
+EMULATED = Path(__file__).parents[2] / ".cache" / "emulated"
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", f"-I{EMULATOR}", f"-I{KERNELS}"]
 
-    def launch(name, constants, blocks, threads, arguments, pdl):
-        flags = [f"-D{key}={value}" for key, value in constants.items()]
-        library = folder / f"{name}-{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            command = ["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", "-w", *flags, f"-I{here}"]
-            command += [f"-I{Path(cuda_product.__file__).parent}", str(here / f"{name}_emulated.cpp")]
-            subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
-        pointers = [None if one is None else one.data_ptr() for one in arguments]
-        ctypes.CDLL(str(library)).run(blocks, *map(ctypes.c_void_p, pointers))
 
-    return launch
+@cache
+def sources_digest() -> str:
+    """A name of everything that emulated kernels are made from, besides their constants."""
+    files = sorted(one for folder in (EMULATOR, KERNELS) for one in folder.iterdir() if one.is_file())
+    version = subprocess.run(["g++", "--version"], check=True, capture_output=True).stdout
+    return hashlib.sha256(b"".join([version, *(one.read_bytes() for one in files)])).hexdigest()
+
+
+@cache
+def made(name: str, *arguments: str) -> Path:
+    """What g++ makes of arguments, made once for all processes and sessions."""
+    digest = hashlib.sha256(repr((FLAGS, arguments, sources_digest())).encode()).hexdigest()
+    path = EMULATED / f"{digest[:16]}-{name}"
+    if not path.exists():
+        EMULATED.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=EMULATED) as folder:
+            unfinished = Path(folder) / name
+            command = ["g++", *FLAGS, *arguments, "-o", str(unfinished)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            unfinished.replace(path)  # whole or not at all, whoever else makes it
+    return path
+
+
+@cache
+def emulated(name: str, constants: tuple[str, ...]) -> ctypes.CDLL:
+    """NAME_emulated.cpp compiled for some constants."""
+    emulator = made("emulator.o", "-c", str(EMULATOR / "emulator.cpp"))
+    source = str(EMULATOR / f"{name}_emulated.cpp")
+    return ctypes.CDLL(str(made(f"{name}.so", "-shared", *constants, source, str(emulator))))
+
+
+def emulated_launch(name, constants, blocks, threads, arguments, pdl):
+    """`cuda_compiled.launch` on a CPU: the same source through g++, run by the emulator."""
+    pointers = [None if one is None else one.data_ptr() for one in arguments]
+    kernel = emulated(name, tuple(f"-D{key}={value}" for key, value in constants.items()))
+    waiting = kernel.run(blocks, *map(ctypes.c_void_p, pointers))
+    assert waiting == 0, f"{waiting} threads of {name} wait for what never comes"
 
 
 @pytest.fixture
-def cuda_kernels_run(request, monkeypatch):
+def cuda_kernels_run(monkeypatch):
     """Products, attention and selection of CUDA C++ compiled on a GPU that can run them, else emulated."""
     if torch.cuda.is_available() and cuda_product.runs_cuda_products(torch.device("cuda")):
         return
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to emulate CUDA kernels with")
     for module in (cuda_product, cuda_attention, cuda_select):
-        monkeypatch.setattr(module, "launch", request.getfixturevalue("emulated_launch"))
+        monkeypatch.setattr(module, "launch", emulated_launch)

@@ -3,8 +3,8 @@
 // after the macros of the emulator
 #include "select.cu"
 
-extern "C" void run(int blocks, const void* source, const float* squares, const unsigned short* gain,
-                    const float* score_weights, const int* kept, float* smallest, unsigned short* x_out) {
-    run_clusters(blocks, CLUSTER, WARPS, sizeof(Shared),
-                 [&] { select_kernel(source, squares, gain, score_weights, kept, smallest, x_out); });
+extern "C" int run(int blocks, const void* source, const float* squares, const unsigned short* gain,
+                   const float* score_weights, const int* kept, float* smallest, unsigned short* x_out) {
+    return run_clusters(blocks, CLUSTER, WARPS, sizeof(Shared),
+                        [&] { select_kernel(source, squares, gain, score_weights, kept, smallest, x_out); });
 }
