@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(INSTALLED) ## run every test
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal --durations=10
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n logical --maxprocesses 8 --dist worksteal --durations=10
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
 	@tests/slurm/single_node.sh

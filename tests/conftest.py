@@ -82,9 +82,15 @@ def make_protocol(name: str):
         return instantiate(compose(overrides=[f"+protocol={name}"]).protocol)
 
 
+CORES = len(os.sched_getaffinity(0))
+THREADS = max(1, min(2, CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+"""Of torch in a test. Two where there is room, so that sums are shared among threads as in use. Where there is none,
+threads wait for each other in busy loops, which took more than half of all time."""
+
+
 @pytest.fixture(autouse=True)
 def _few_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(params=sorted(FAMILIES))
