@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -140,28 +141,28 @@ def _time_share(pairs: list[tuple[MeasuredCell, MeasuredCell]]) -> float | None:
     return mine / theirs
 
 
-def read_frontier(*folders: Path) -> FrontierData:
+def read_frontier(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> FrontierData:
     """Read every record with a perplexity below the folders; of several of one cell the newest counts.
 
-    Raises UserError when there is none, when one is damaged, or when they are not all on the same
-    text under the same protocol.
+    keep: which of them, of folders that hold several suites or protocols. Raises UserError when there is none,
+    when one is damaged, or when they are not all on the same text under the same protocol.
     """
 
-    def place(record: dict[str, Any]) -> Key:
-        return *place_of(record), record["seed"]
+    def place(record: dict[str, Any]) -> tuple[Key, tuple[Any, ...]]:
+        text = record["n_documents"], record["n_tokens"], record["protocol"]["name"]
+        return (*place_of(record), record["seed"]), text
 
-    cells = stored_cells(
+    found = stored_cells(
         folders,
         place,
-        keep=lambda record: record["perplexity"] is not None,
+        keep=lambda record: record["perplexity"] is not None and keep(record),
         command="`python repro/run.py experiment=frontier`",
     )
     texts: dict[str, tuple[Any, ...]] = {}
-    for cell in cells.values():
-        record = cell.record
-        text = (record["n_documents"], record["n_tokens"], record["protocol"]["name"])
-        if texts.setdefault(record["model"]["name"], text) != text:
+    for ((model, *_), text), cell in found.items():
+        if texts.setdefault(model, text) != text:
             raise UserError(f"{cell.folder.name} is on another text or under another protocol than the others")
+    cells = {key: cell for (key, _), cell in found.items()}
     return FrontierData(dict(sorted(cells.items(), key=lambda pair: _place(pair[0]))))
 
 

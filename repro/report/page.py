@@ -35,6 +35,8 @@ def _declared(name: str) -> tuple[str, str, str]:
 
 
 SECTIONS = (
+    _declared("real"),
+    ("real-figures", "WiSparse's figures on a real model", "make reproduce-figures PROFILE=real"),
     _declared("table1"),
     ("paper", "Tables of the 7-8B models", "make reproduce-table1 PROFILE=paper"),
     _declared("table2"),
@@ -90,17 +92,20 @@ def read_sections(results: Path) -> list[Section]:
         sections["table1"].plots = accuracy_plots(rows)
         sections["table1"].legend = colours(rows)
     _fill_questions(sections["questions"], results / "questions")
-    for path in sorted((results / "paper").glob("*.csv")):
-        rows = read_rows(path)
-        kind = "table2" if path.stem == "table2" else "table1"
-        sections["paper"].tables.append((path.stem, display_table(kind, f"paper-{path.stem}", rows)))
+    for name in ("real", "paper"):
+        for path in sorted((results / name).glob("*.csv")):
+            kind = "real" if (name, path.stem) == ("real", "table1") else path.stem
+            table = display_table(kind, f"{name}-{path.stem}", read_rows(path))
+            sections[name].tables.append((path.stem, table))
+    sections["real"].notes = _notes(results / "real" / "table1.md")
     claims = read_rows(results / "claims.csv")
     for paper in dict.fromkeys(row["paper"] for row in claims):
         name = f"claims-{''.join(letter for letter in paper.lower() if letter.isalnum())}"
         rows = [row for row in claims if row["paper"] == paper]
         sections["claims"].tables.append((paper, display_table("claims", name, rows)))
     sections["claims"].notes = _notes(results / "claims.md")
-    for name, folder in (("figures", results), ("paper-figures", results / "paper")):
+    places = {"figures": results, "real-figures": results / "real", "paper-figures": results / "paper"}
+    for name, folder in places.items():
         sections[name].plots = paper_figures(folder / "figures")
         sections[name].wide = True
         sections[name].notes = _notes(folder / "figures.md")
@@ -128,7 +133,7 @@ def _notes(path: Path) -> str:
     """The list above the first table or figure of a page, as HTML: how it was measured."""
     if not path.is_file():
         return ""
-    above = re.split(r"\n(?:\||## Figure)", path.read_text(encoding="utf-8"))[0]
+    above = re.split(r"\n(?:\||## )", path.read_text(encoding="utf-8"))[0]
     start = above.find("\n- ")
     return "" if start < 0 else MarkdownIt("commonmark", {"html": False}).render(above[start:])
 

@@ -19,7 +19,7 @@ from ..measured.frontier import (
     search_seconds,
 )
 from ..measured.paired_bootstrap import RESAMPLES
-from ..record import hardware
+from ..record import hardware, is_embedded
 from .table import (
     MEGABYTES,
     PERCENT,
@@ -101,7 +101,9 @@ def _header(data: FrontierData) -> str:
         *model_lines(records),
     ]
     title = "# The frontier: what a token reads, and what it costs"
-    return "\n".join([title, "", EMBEDDED_NOTE, "", *(f"- {line}" for line in lines)])
+    embedded = all(is_embedded(record["config"]) for record in records)
+    head = [title, "", EMBEDDED_NOTE] if embedded else [title]
+    return "\n".join([*head, "", *(f"- {line}" for line in lines)])
 
 
 COMPARED: list[Column[AtEqualBytes]] = [

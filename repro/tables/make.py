@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..archive import keep, stored_files
 from ..configuration import mistakes_in_one_line
 from ..measured.cells import MeasuredCell
+from ..record import suite_choice
 from ..records import ITEMS, RECORD, UNREACHABLE, write_text
 from .frontier_table import FRONTIER
 from .full_size_table import FULL_SIZE
@@ -56,7 +58,7 @@ def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
     staging = target.with_name(f".{target.name}-new")
     shutil.rmtree(staging, ignore_errors=True)
     for cell in data.cells.values():
-        folder = staging / cell.folder.name
+        folder = _free(staging / cell.folder.name)
         folder.mkdir(parents=True)
         for name in (RECORD, ITEMS):
             shutil.copyfile(cell.folder / name, folder / name)
@@ -65,6 +67,30 @@ def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / UNREACHABLE)
     keep(staging, target)
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or one named after it where it is taken: by the same cell under another search budget."""
+    others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return folder if not folder.exists() else next(other for other in others if not other.exists())
+
+
+def _part_of_records(text: str) -> tuple[str, str]:
+    group, _, name = text.partition("=")
+    if group not in ("suite", "protocol", "search") or not name:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of suite=NAME, protocol=NAME, search=NAME")
+    return group, name
+
+
+def _kept(where: dict[str, str]) -> dict[str, Any]:
+    """The argument of a table's `read` that keeps the records with these names; none where all are kept."""
+
+    def keep(record: dict[str, Any]) -> bool:
+        found = {group: record["config"][group]["name"] for group in where if group != "suite"}
+        found["suite"] = suite_choice(record["suite"]["name"])
+        return where.items() <= found.items()
+
+    return {"keep": keep} if where else {}
 
 
 def main() -> None:
@@ -82,12 +108,22 @@ def main() -> None:
     parser.add_argument(
         "--keep-records", type=Path, help="keep the records that were used here: a .tar.xz, or a folder"
     )
+    parser.add_argument(
+        "--where",
+        nargs="+",
+        default=[],
+        type=_part_of_records,
+        metavar="GROUP=NAME",
+        help="frontier: only records of this suite, protocol or search, such as suite=wikitext protocol=half",
+    )
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
+    if arguments.where and table is not FRONTIER:
+        parser.error("--where chooses records of the frontier alone")
     if len(arguments.records) > 1 and table not in (FRONTIER, REAL):
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
-        data = table.read(*arguments.records)
+        data = table.read(*arguments.records, **_kept(dict(arguments.where)))
         write_tables(table, data, arguments.output)
         kept = arguments.keep_records
         if kept and kept.resolve() not in [path.resolve() for path in arguments.records]:

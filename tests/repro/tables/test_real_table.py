@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.measured.real_cells import Section, read_real
+from wisparse.repro.report.readme import real
+from wisparse.repro.tables.make import keep_records, main
 from wisparse.repro.tables.real_table import INCOMPARABLE, REAL, rows
 
 from .made_up_cells import CONFIG, TASKS, write_cell
@@ -95,3 +98,34 @@ def test_suites_stand_side_by_side_in_one_csv(records):
     assert [section.suite for section in data.sections] == ["embedded", "embedded", "english"]
     assert "## english, protocol half, search paper" in REAL.markdown(data)
     assert data.dense(data.sections[-1]).record["suite"]["name"] == "english"  # of another budget
+
+
+def test_the_readmes_block_is_the_mean_over_the_seeds(records, tmp_path):
+    assert real(tmp_path / "none.csv") == "*Not measured.*"
+    for method, broken, seed in (("dense", 0, 0), ("teal", 10, 0), ("teal", 20, 1)):
+        sparsity = 0.5 * (method != "dense")
+        write(tmp_path / "english", method, sparsity, broken, seed=seed, suite="english", search="medium")
+    (tmp_path / "table1.csv").write_text(REAL.csv(read_real(tmp_path / "english")))
+    lines = [line.split(" | ") for line in real(tmp_path / "table1.csv").splitlines()]
+    averages = {line[0].lstrip("| "): line[1:3] for line in lines[2:]}
+    assert averages["dense"] == ["75.2", "75.2"]
+    assert averages["teal"] == ["67.8", "not measured"]  # less by 10 and by 20 of 200 items: 70.25 and 65.25
+
+
+def test_the_same_cell_under_two_budgets_is_kept_twice(records, tmp_path):
+    data = read_real(records)
+    again = {(place[0]._replace(budget="paper"), *place[1:]): cell for place, cell in data.cells.items()}
+    keep_records(replace(data, cells=data.cells | again), [records], tmp_path / "kept")
+    assert len(list((tmp_path / "kept").rglob("record.json"))) == 2 * len(data.cells)
+
+
+def test_a_frontier_of_one_suite_and_protocol_among_several(records, tmp_path, monkeypatch, capsys):
+    command = ["tables", "frontier", "--records", str(records), "--output", str(tmp_path / "frontier")]
+    for wrong, message in ((["protocol"], "is none of suite=NAME"), ([], "under another protocol")):
+        monkeypatch.setattr("sys.argv", [*command, *(["--where", *wrong] if wrong else [])])
+        with pytest.raises(SystemExit):
+            main()
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*command, "--where", "protocol=half", "suite=embedded"])
+    main()
+    assert len(list(csv.DictReader((tmp_path / "frontier.csv").open()))) == 1 + 6 + 3
