@@ -78,7 +78,8 @@ def test_experiments_sweep_over_choices_that_exist(experiment):
 @pytest.mark.parametrize("experiment", ["table1", "table1_full", "table1_paper"])
 def test_table1_has_the_methods_of_the_table(experiment):
     params = composed(f"experiment={experiment}", return_hydra_config=True).hydra.sweeper.params
-    assert params.method.split(",") == ["dense", "teal", "wina", "rsparse", "chess", "wisparse"]
+    uniform = [] if experiment == "table1_paper" else ["teal_uniform"]
+    assert params.method.split(",") == ["dense", *uniform, "teal", "wina", "rsparse", "chess", "wisparse"]
     if experiment == "table1_full":
         assert params.model.split(",") == ["llama-mini", "mistral-mini", "qwen-mini"]
         assert [float(value) for value in params.sparsity.split(",")] == [0.3, 0.4, 0.5, 0.6, 0.7]

@@ -270,4 +270,4 @@ def test_reproduce_all_goes_on_after_a_failed_part_and_says_so(tmp_path):
     assert places == sorted(places)
     unknown = subprocess.run([*command, "PROFILE=fast"], capture_output=True, text=True, check=False)
     assert unknown.returncode != 0
-    assert "error: there is no PROFILE 'fast'; choose quick, full or paper" in unknown.stderr
+    assert "error: there is no PROFILE 'fast'; choose quick, full, real or paper" in unknown.stderr
