@@ -115,7 +115,9 @@ def _add(
 
 
 def _add_plan_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", required=True, help="folder of a checkpoint, or its name on the hub")
+    command.add_argument(
+        "--model", required=True, help="folder of a checkpoint, a GGUF file, or a name on the hub"
+    )
     command.add_argument("--method", default="wisparse", help="see `wisparse methods` (wisparse)")
     command.add_argument(
         "--sparsity", type=float, default=0.5, help="share of the block weights not read (0.5)"

@@ -74,7 +74,7 @@ class Header:
     def values(self, name: str) -> np.ndarray:
         """Values of a tensor, dequantised where it is quantised, of its shape."""
         tensor = self.tensors[name]
-        raw = np.memmap(self.file, np.uint8, "r", tensor.start, (tensor.bytes,))
+        raw = np.asarray(np.memmap(self.file, np.uint8, "r", tensor.start, (tensor.bytes,)))
         return dequantize(raw.reshape(*tensor.shape[:-1], -1), tensor.type).reshape(tensor.shape)
 
 

@@ -181,6 +181,53 @@ def test_the_tokenizer_is_the_files(tmp_path):
     assert tokenizer.chat_template == TEMPLATE
 
 
+PIECES = ["▁", "t", "h", "e", "he", "▁t", "▁the"]
+SENTENCEPIECE = {
+    "model": "llama",
+    "pre": None,
+    "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES],
+    "scores": [0.0] * 259 + [-float(index) for index in (10, 11, 12, 13, 1, 2, 0)],
+    "token_type": [2, 3, 3, *([6] * 256), *([1] * len(PIECES))],
+    "merges": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "unknown_token_id": 0,
+    "add_bos_token": None,
+}
+"""A vocabulary as Llama 2's and Mistral's: pieces with scores, and bytes for what they do not spell."""
+
+
+def test_a_sentencepiece_vocabulary_comes_over(tmp_path):
+    model = tiny("llama", vocab_size=len(SENTENCEPIECE["tokens"]))
+    tokenizer = loaded(write(tmp_path / "a.gguf", model, changed_tokenizer=SENTENCEPIECE)).tokenizer
+    ids = tokenizer("the é</s>").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "▁the", "▁", "<0xC3>", "<0xA9>", "</s>"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "the é"
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+    without = SENTENCEPIECE | {"add_bos_token": False, "add_eos_token": True}
+    tokenizer = loaded(write(tmp_path / "b.gguf", model, changed_tokenizer=without)).tokenizer
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the").input_ids) == ["▁the", "</s>"]
+    unspaced = SENTENCEPIECE | {"add_space_prefix": False}
+    with pytest.raises(UserError, match="SentencePiece without a space"):
+        loaded(write(tmp_path / "c.gguf", model, changed_tokenizer=unspaced))
+
+
+def test_whole_words_come_before_merges_in_llama_3(tmp_path):
+    """A word of the vocabulary that no merge makes is that token, as in the tokenizer of its makers."""
+    tokens = [*VOCABULARY, "thin"]
+    model = tiny("llama", vocab_size=len(tokens))
+    words = {"tokens": tokens, "token_type": [3] * 3 + [1] * (len(tokens) - 3), "add_bos_token": None}
+    for pre, expected in (("llama-bpe", ["<|begin|>", "thin"]), ("gpt-2", ["th", "i", "n"])):
+        path = write(tmp_path / f"{pre}.gguf", model, changed_tokenizer=words | {"pre": pre})
+        tokenizer = loaded(path).tokenizer
+        assert tokenizer.convert_ids_to_tokens(tokenizer("thin").input_ids) == expected
+
+
+def test_a_turns_end_ends_a_text(tmp_path):
+    path = write(tmp_path / "a.gguf", tiny("llama"), changed_tokenizer={"eot_token_id": 2})
+    assert loaded(path).model.generation_config.eos_token_id == [0, 2]
+
+
 def test_spaces_before_a_digit_stay_together_in_smollm(tmp_path):
     read = loaded(write(tmp_path / "tiny.gguf", tiny("llama"))).tokenizer.tokenize
     assert read("=   42") == ["=", "ĠĠĠ", "4", "2"]
