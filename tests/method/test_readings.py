@@ -22,6 +22,8 @@ from wisparse.repro.configuration import CONFIGURATION
 from ..conftest import make_calibration
 from .test_oracles import logits_under
 
+READINGS = sorted(path.stem for path in (CONFIGURATION / "reading").glob("*.yaml"))
+
 
 def make_config(*overrides):
     with initialize_config_dir(str(CONFIGURATION), version_base=None):
@@ -133,8 +135,8 @@ def test_a_block_error_that_does_not_exist_is_refused():
 def test_every_reading_changes_the_run_and_has_a_name_of_its_own():
     plain = make_config("method=wisparse")
     before = OmegaConf.to_container(plain)
-    files = sorted((CONFIGURATION / "reading").glob("*.yaml"))
-    for path in files:
+    assert "none" in READINGS
+    for path in (CONFIGURATION / "reading" / f"{name}.yaml" for name in READINGS if name != "none"):
         reading = OmegaConf.to_container(OmegaConf.load(path))
         allocation = reading.pop("defaults", None)
         changed = OmegaConf.merge(plain, reading)  # raises for a setting that there is not
@@ -142,7 +144,7 @@ def test_every_reading_changes_the_run_and_has_a_name_of_its_own():
         instantiate(changed.method)
         changed.method.name = plain.method.name
         assert allocation or OmegaConf.to_container(changed) != before
-    assert len(files) > 20
+    assert len(READINGS) > 20
 
 
 def test_a_reading_stands_above_the_experiment():
@@ -155,6 +157,4 @@ def test_a_reading_stands_above_the_experiment():
 def test_readings_are_all_in_their_experiment():
     experiment = OmegaConf.load(CONFIGURATION / "experiment" / "readings.yaml")
     named = experiment.hydra.sweeper.params.reading.split(",")
-    assert sorted(named) == sorted(
-        ["null", *(path.stem for path in (CONFIGURATION / "reading").glob("*.yaml"))]
-    )
+    assert sorted(named) == READINGS
