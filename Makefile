@@ -106,6 +106,9 @@ reproduce-figures: profile $(INSTALLED) ## Figures 2 to 6 as CSV, PNG and SVG (P
 	done
 	@$(RUN) -m wisparse.repro.figures --records $(FIGURES:%=outputs/%$(EXPERIMENT_$(PROFILE))) \
 		--output $(RESULTS_$(PROFILE))/figures $(call KEEP_$(PROFILE),figures)
+	@$(if $(filter real,$(PROFILE)),$(RUN) repro/run.py experiment=massive_real $(WITHOUT_TASKS) && \
+		$(RUN) -m wisparse.repro.figures.massive_plot --records outputs/massive_real --output results/real/massive \
+		$(call KEEP_real,massive))
 
 verify-claims: $(INSTALLED) ## check what the papers print against what was measured, into results/claims.{md,csv}
 	@$(RUN) -m wisparse.repro.claims

@@ -114,6 +114,8 @@ def read_sections(results: Path) -> list[Section]:
         sections[place if place in PLOTTED else "figures"].figures.append(
             (path.stem.replace("-", " "), data_address(path))
         )
+    for path in figure_files(results / "real"):
+        sections["real-figures"].figures.append((path.stem, data_address(path)))
     return list(sections.values())
 
 
