@@ -37,12 +37,12 @@ def step_of(model, plan, batch, tiles=SMALL_TILES):
 
 
 @torch.no_grad()
-def both_decode(model, plan, batch=1, tiles=SMALL_TILES):
+def both_decode(model, plan, batch=1, tiles=SMALL_TILES, tokens=NEW):
     """(logits of the model, logits of the step), (tokens, batch, vocabulary); row r has 3·r of padding."""
     model = model.to(DEVICE)
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(1, 128, (batch, PROMPT), generator=generator).to(DEVICE)
-    new = torch.randint(1, 128, (batch, NEW), generator=generator).to(DEVICE)
+    new = torch.randint(1, 128, (batch, NEW), generator=generator)[:, :tokens].to(DEVICE)
     first = (3 * torch.arange(batch)).to(DEVICE)
     mask = (torch.arange(PROMPT, device=DEVICE) >= first[:, None]).long()
     past = DynamicCache()  # without a configuration it keeps what has left the window, too
@@ -57,7 +57,7 @@ def both_decode(model, plan, batch=1, tiles=SMALL_TILES):
             arguments = {"attention_mask": mask, "position_ids": mask.sum(1, keepdim=True) - 1}
             expected.append(model(input_ids=ids[:, None], past_key_values=past, **arguments).logits[:, 0])
             found.append(step(ids.contiguous()).clone())
-    assert step.cache.length.item() == PROMPT + NEW
+    assert step.cache.length.item() == PROMPT + tokens
     return torch.stack(expected), torch.stack(found)
 
 
@@ -75,22 +75,40 @@ def test_every_kind_of_plan(method):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+ALL = "qkv o gate_up down"
+LISTING = {"teal": ("qkv", "o", "gate_up", ALL), "wina": ("qkv down", "o gate_up"), None: (ALL,)}
+"""Products that list their channels themselves: each of them under every plan, and beside such as do not."""
+
+
+def listing_themselves(names: str):
+    tile = CUDATile(warps=2, cluster=2, unroll=2)
+    return replace(SMALL_TILES, cuda=Chosen(dict.fromkeys(names.split(), tile)) if names else Never())
+
+
 @pytest.mark.usefixtures("cuda_kernels_run")
-def test_products_that_list_their_channels_themselves():
-    """The same decode in fewer launches, dense too; gate_up alone has nobody to list down's channels for."""
+@pytest.mark.parametrize("method", LISTING)
+def test_products_that_list_their_channels_themselves(method):
+    """The same decode, dense too; the second token behind what the first one left where all do."""
+    model = make_tiny_model("qwen2", blocks=1).half()
+    plan = make_plan(model, method) if method else None
+    _, expected = both_decode(model, plan, tiles=listing_themselves(""))
+    for names in LISTING[method]:
+        tokens = NEW if names == ALL else 1
+        _, found = both_decode(model, plan, tiles=listing_themselves(names), tokens=tokens)
+        assert torch.allclose(found, expected[:tokens], atol=4e-3), names
+
+
+@pytest.mark.usefixtures("cuda_kernels_run")
+def test_products_that_list_their_channels_themselves_save_launches():
+    """gate_up alone has nobody to list down's channels for."""
     model = make_tiny_model("qwen2", blocks=1).half()
     plan = make_plan(model, "teal")
-    tiles = {"lists": replace(SMALL_TILES, cuda=Never())}
-    for names in ("qkv", "o", "gate_up", "qkv o gate_up down"):
-        tile = CUDATile(warps=2, cluster=2, unroll=2)
-        tiles[names] = replace(SMALL_TILES, cuda=Chosen(dict.fromkeys(names.split(), tile)))
-    for one in (plan, make_plan(model, "wina"), None):
-        decoded = {name: both_decode(model, one, tiles=of)[1] for name, of in tiles.items()}
-        for name, found in decoded.items():
-            assert torch.allclose(found, decoded["lists"], atol=4e-3), name
-    launches = {name: len(step_of(model, plan, 1, of)._launches) for name, of in tiles.items()}
-    saved = {name: launches["lists"] - count for name, count in launches.items()}
-    assert saved == {"lists": 0, "qkv": 1, "o": 0, "gate_up": 0, "qkv o gate_up down": 2}
+    launches = {
+        names: len(step_of(model, plan, 1, listing_themselves(names))._launches)
+        for names in ("", *LISTING["teal"])
+    }
+    saved = {names: launches[""] - count for names, count in launches.items()}
+    assert saved == {"": 0, "qkv": 1, "o": 0, "gate_up": 0, ALL: 2}
 
 
 @pytest.mark.usefixtures("cuda_kernels_run")
