@@ -20,6 +20,8 @@ from wisparse.repro.tables.table2 import STAGES
 
 ROOT = CONFIGURATION.parent
 
+GLOBAL = {"experiment", "reading"}
+"""Groups whose choices change others and have no part of the configuration of their own."""
 # conf/claims holds what the papers print: facts for verify_claims, no choices.
 GROUPS = sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir() and path.name != "claims")
 
@@ -49,15 +51,22 @@ def test_the_groups_the_suite_is_made_of_are_there():
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
 def test_every_choice_composes_and_resolves(group, choice):
-    config = composed(f"{group}={choice}", "suite.text=x" if choice == "perplexity" else "seed=0")
+    needed = {"suite": ["suite.text=x"] if choice == "perplexity" else [], "reading": ["method=wisparse"]}
+    config = composed(f"{group}={choice}", *needed.get(group, []))
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert group == "experiment" or resolved[group]
+    assert group in GLOBAL or resolved[group]
 
 
 @pytest.mark.parametrize("group", ["method", "protocol"])
 def test_every_choice_is_built_under_its_own_name(group):
     names = {choice: instantiate(composed(f"{group}={choice}")[group]).name for choice in choices(group)}
     assert names == {choice: choice for choice in names}
+
+
+@pytest.mark.parametrize("choice", choices("reading"))
+def test_every_reading_is_built_under_its_own_name(choice):
+    method = instantiate(composed("method=wisparse", f"reading={choice}").method)
+    assert method.name == ("wisparse" if choice == "none" else f"wisparse_{choice}")
 
 
 @pytest.mark.parametrize("logger", choices("logger"))
