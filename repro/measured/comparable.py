@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,13 @@ Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 """How to find what cells must share, by its name."""
 
 
-def check_comparable(cells: Iterable[MeasuredCell]) -> None:
-    """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and items."""
+def check_comparable(cells: Iterable[MeasuredCell], varied: Collection[str] = ()) -> None:
+    """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and items.
+
+    varied: names of settings that the table compares, in which its cells may differ.
+    """
     first, *others = cells
-    _check(SHARED_SETTINGS, first, others)
+    _check({name: find for name, find in SHARED_SETTINGS.items() if name not in varied}, first, others)
     _check_one_configuration_a_method((first, *others))
 
 

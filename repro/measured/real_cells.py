@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -85,18 +85,26 @@ def read_real(*folders: Path) -> RealData:
     Raises UserError when there is none, when one is damaged, or when a section's cells, but for their seeds, do
     not belong together.
     """
+    return _read(folders, "`make reproduce-table1 PROFILE=real`", varied=())
 
+
+def read_readings(*folders: Path) -> RealData:
+    """The same of cells whose searches and calibration texts differ, since it is these that are compared."""
+    return _read(folders, "`python repro/run.py experiment=readings`", varied=("search", "calibration"))
+
+
+def _read(folders: Iterable[Path], command: str, varied: Collection[str]) -> RealData:
     def place(record: dict[str, Any]) -> Place:
         model, method, sparsity = place_of(record)
         suite, protocol = suite_choice(record["suite"]["name"]), record["protocol"]["name"]
         section = Section(model, suite, protocol, record["config"]["search"]["name"])
         return section, method, sparsity, record["seed"]
 
-    found = stored_cells(folders, place, command="`make reproduce-table1 PROFILE=real`")
+    found = stored_cells(folders, place, command=command)
     cells = dict(sorted(found.items(), key=lambda pair: _order(pair[0])))
     data = RealData(cells, unreachable_sparsities(folders))
     for section in data.sections:
-        check_comparable(map(without_seed, data.cells_of(section).values()))
+        check_comparable(map(without_seed, data.cells_of(section).values()), varied)
     for suite in _distinct(section[:2] for section, *_ in cells):
         check_same_items(without_seed(cell) for place, cell in cells.items() if place[0][:2] == suite)
     return data

@@ -22,7 +22,7 @@ from .frontier_table import FRONTIER
 from .full_size_table import FULL_SIZE
 from .plot_style import ink, write_figure
 from .question_table import QUESTION
-from .real_table import REAL
+from .real_table import READINGS, REAL
 from .speed_table import SPEED
 from .table import Table
 from .table1 import TABLE1
@@ -36,7 +36,7 @@ class Cells(Protocol):
 
 
 TABLES: dict[str, Table[Any]] = {
-    table.name: table for table in (TABLE1, TABLE2, REAL, FRONTIER, QUESTION, FULL_SIZE, SPEED)
+    table.name: table for table in (TABLE1, TABLE2, REAL, READINGS, FRONTIER, QUESTION, FULL_SIZE, SPEED)
 }
 """Every table by its name: for the command line, the report and whoever measures."""
 
@@ -120,7 +120,7 @@ def main() -> None:
     table = TABLES[arguments.table]
     if arguments.where and table is not FRONTIER:
         parser.error("--where chooses records of the frontier alone")
-    if len(arguments.records) > 1 and table not in (FRONTIER, REAL):
+    if len(arguments.records) > 1 and table not in (FRONTIER, REAL, READINGS):
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
         data = table.read(*arguments.records, **_kept(dict(arguments.where)))

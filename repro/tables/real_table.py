@@ -18,7 +18,7 @@ import numpy as np
 from ..measured.cells import MeasuredCell, method_rank
 from ..measured.comparison import Between, Comparison, at_equal_bytes, bytes_of
 from ..measured.paired_bootstrap import RESAMPLES, Interval
-from ..measured.real_cells import RealData, Section, read_real
+from ..measured.real_cells import RealData, Section, read_readings, read_real
 from ..measured.rise import Rises, average_difference, mean_of
 from .accuracy import AVERAGE, BYTES, PERPLEXITY, REALISED
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
@@ -203,11 +203,17 @@ HOW_READ = (
 )
 
 
-def page(data: RealData) -> str:
+HOW_VARIED = (
+    "`wisparse_NAME` is WiSparse under `reading=NAME`, a file of [conf/reading](../../conf/reading) that says "
+    "what differs; some search on other tokens or another amount of text than the line on calibration says."
+)
+
+
+def page(data: RealData, title: str = "Table 1 on a real model", more: Sequence[str] = ()) -> str:
     """The whole page: how it is read, and a part for each suite, protocol and search budget."""
     models = ", ".join(dict.fromkeys(section.model for section in data.sections))
-    lines = [f"- {line.format(reference=data.reference)}" for line in HOW_READ]
-    parts = [f"# Table 1 on a real model: {models}", "\n".join(lines)]
+    lines = [f"- {line.format(reference=data.reference)}" for line in (*HOW_READ, *more)]
+    parts = [f"# {title}: {models}", "\n".join(lines)]
     for section in data.sections:
         parts += _part(data, section)
     return "\n\n".join(parts) + "\n"
@@ -244,4 +250,13 @@ REAL = Table(
     tasks=lambda data: data.tasks,
     above=lambda data: "",
     page=page,
+)
+
+READINGS = replace(
+    REAL,
+    name="readings",
+    title="Readings of WiSparse's paper on a real model",
+    command="python repro/run.py experiment=readings",
+    read=read_readings,
+    page=lambda data: page(data, "Readings of WiSparse's paper", (HOW_VARIED,)),
 )
