@@ -18,7 +18,7 @@ LONGEST_REST = 50
 """Characters of a sentence behind its gap: all of them are read once for each choice."""
 
 PREPOSITIONS = ("at", "between", "by", "for", "from", "in", "into", "on", "over", "through", "under", "with")
-"""Without `of` and `to`, which are nearly always guessed."""
+"""The prepositions asked; `of` and `to` are left out, for they are nearly always guessed."""
 
 ENDINGS = ("tion", "ment", "ing", "ies", "ity", "ble", "ive", "ed", "ly", "al", "er", "es", "s", "")
 """Words with the same ending, the first that fits, stand in each other's place grammatically."""
@@ -61,7 +61,7 @@ def next_sentence(document: Document, generator: random.Random) -> Iterator[Item
 
 
 def sentence_order(document: Document, generator: random.Random) -> Iterator[Item]:
-    """In which order two sentences follow the one before them."""
+    """Order in which two sentences follow the one before them."""
     for paragraph in shuffled(document.paragraphs, generator):
         parts = sentences(paragraph)
         if len(parts) < 3:

@@ -9,23 +9,18 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 from ..configuration import CONFIGURATION, REPOSITORY
 from ..cost.reproduction_cost import reproduction
-from ..measured.cells import method_rank
 from ..measured.frontier import read_frontier
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .question_summary import question_summary
+from .real_summary import readings_table, real_table
 from .speed_summary import speed_by_model, speed_by_setting
 
 TABLE = REPOSITORY / "results" / "table1.csv"
-REAL = REPOSITORY / "results" / "real" / "table1.csv"
-REAL_COLUMNS = {"english": "average", "zeroshot": "average", "wikitext": "perplexity"}
-"""What is shown of the real model by suite: all of it under one protocol, and one search budget."""
-REAL_SETTINGS = {"protocol": "half", "search_budget": "medium"}
 RECORDS = REPOSITORY / "results" / "records"
 FRONTIERS = {
     "frontier": ("equal_loss", (RECORDS / "table1", RECORDS / "frontier")),
@@ -81,36 +76,6 @@ def _shown(row: dict[str, str] | None) -> str:
     return f"{float(row['average']):.1f} (×{float(row['perplexity_ratio']):.2f})"
 
 
-def real(path: Path = REAL) -> str:
-    """Averages, and WikiText-2's perplexity, of every method on the real model, means over the seeds."""
-    rows = [row for row in read_rows(path) if REAL_SETTINGS.items() <= row.items()]
-    if not rows:
-        return f"*{NOT_MEASURED.capitalize()}.*"
-    titles = {"average": "{suite}, %", "perplexity": "{suite}, perplexity"}
-    heads = [
-        f"{titles[column].format(suite=suite)}, at {sparsity:.0%}"
-        for suite, column in REAL_COLUMNS.items()
-        for sparsity in SHOWN_SPARSITIES
-    ]
-    lines = [table_row(["", *heads]), "|---" + "|---:" * len(heads) + "|"]
-    for method in sorted({row["method"] for row in rows}, key=method_rank):
-        shown = []
-        for suite, column in REAL_COLUMNS.items():
-            mine = [row for row in rows if (row["suite"], row["method"]) == (suite, method)]
-            shown += [_mean_of(mine, sparsity, column) for sparsity in SHOWN_SPARSITIES]
-        lines.append(table_row([method, *shown]))
-    return "\n".join(lines)
-
-
-def _mean_of(rows: list[dict[str, str]], sparsity: float, column: str) -> str:
-    """The mean over the seeds at a sparsity, or why there is none; dense is the same at every sparsity."""
-    wanted = [row for row in rows if row["method"] == "dense" or float(row["sparsity"]) == sparsity]
-    values = [float(row[column]) for row in wanted if row[column]]
-    if not values:
-        return wanted[0]["status"] if wanted else NOT_MEASURED
-    return f"{fmean(values):.{1 if column == 'average' else 2}f}"
-
-
 def frontier(method: str, folders: tuple[Path, ...]) -> str:
     """A method of the project's own against WiSparse at the same bytes, at the shown sparsities."""
     data = read_frontier(*folders)
@@ -135,11 +100,13 @@ def frontier(method: str, folders: tuple[Path, ...]) -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "speed": speed_by_model,
-        "accuracy": accuracy,
+        "real": real_table,
         "catalogue": partial(catalogue, variants=False),
     },
     "docs/paper.md": {"variants": partial(catalogue, variants=True)},
-    "docs/findings.md": {"real": real} | {name: partial(frontier, *of) for name, of in FRONTIERS.items()},
+    "docs/findings.md": {"accuracy": accuracy}
+    | {name: partial(frontier, *of) for name, of in FRONTIERS.items()},
+    "docs/wisparse-reproduction.md": {"readings": readings_table},
     "docs/speed.md": {"settings": speed_by_setting},
     "docs/cost.md": {"reproduction": reproduction},
     "results/questions/README.md": {"questions": question_summary},

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.measured.real_cells import Section, read_real
-from wisparse.repro.report.readme import real
+from wisparse.repro.report.real_summary import real_table
 from wisparse.repro.tables.make import keep_records, main
 from wisparse.repro.tables.real_table import INCOMPARABLE, REAL, rows
 
@@ -101,12 +101,12 @@ def test_suites_stand_side_by_side_in_one_csv(records):
 
 
 def test_the_readmes_block_is_the_mean_over_the_seeds(records, tmp_path):
-    assert real(tmp_path / "none.csv") == "*Not measured.*"
+    assert real_table(tmp_path / "none.csv") == "*Not measured.*"
     for method, broken, seed in (("dense", 0, 0), ("teal", 10, 0), ("teal", 20, 1)):
         sparsity = 0.5 * (method != "dense")
         write(tmp_path / "english", method, sparsity, broken, seed=seed, suite="english", search="medium")
     (tmp_path / "table1.csv").write_text(REAL.csv(read_real(tmp_path / "english")))
-    lines = [line.split(" | ") for line in real(tmp_path / "table1.csv").splitlines()]
+    lines = [line.split(" | ") for line in real_table(tmp_path / "table1.csv").splitlines()]
     averages = {line[0].lstrip("| "): line[1:3] for line in lines[2:]}
     assert averages["dense"] == ["75.2", "75.2"]
     assert averages["teal"] == ["67.8", "not measured"]  # less by 10 and by 20 of 200 items: 70.25 and 65.25

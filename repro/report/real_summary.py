@@ -1,0 +1,91 @@
+"""What was measured on the real model, in short: every method, and every reading of WiSparse's paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+from ..configuration import CONFIGURATION, REPOSITORY
+from ..measured.cells import method_rank
+from ..tables.csv_rows import Row, read_rows
+from ..tables.text import NOT_MEASURED, table_row
+
+REAL = REPOSITORY / "results" / "real" / "table1.csv"
+READINGS = REPOSITORY / "results" / "real" / "readings.csv"
+SETTINGS = {"protocol": "half", "search_budget": "medium"}
+"""What is shown of the real model: all of it under one protocol, and one search budget."""
+SHOWN = (
+    ("english", "average", "English {}", 1),
+    ("wikitext", "perplexity", "perplexity {}", 2),
+    ("wikitext", "rise_share", "rise ÷ TEAL's {}", 2),
+)
+"""Suite, column of the CSV, title, and decimals shown."""
+SPARSITIES = (0.5, 0.6)
+
+
+def real_table(path: Path = REAL) -> str:
+    """Averages, perplexity and its rise of every method on the real model, means over the seeds."""
+    rows = [row for row in read_rows(path) if SETTINGS.items() <= row.items()]
+    if not rows:
+        return f"*{NOT_MEASURED.capitalize()}.*"
+    heads = [title.format(f"{sparsity:.0%}") for *_, title, _ in SHOWN for sparsity in SPARSITIES]
+    lines = [table_row(["", *heads]), "|---" + "|---:" * len(heads) + "|"]
+    for method in sorted({row["method"] for row in rows}, key=method_rank):
+        shown = []
+        for suite, column, _, digits in SHOWN:
+            mine = [row for row in rows if (row["suite"], row["method"]) == (suite, method)]
+            shown += [_mean_of(mine, sparsity, column, digits) for sparsity in SPARSITIES]
+        lines.append(table_row([method, *shown]))
+    return "\n".join(lines)
+
+
+def readings_table(path: Path = READINGS) -> str:
+    """Perplexity and its rise under every reading that was measured, beside TEAL's; the best first."""
+    rows = [row for row in read_rows(path) if SETTINGS.items() <= row.items() and row["method"] != "dense"]
+    if not rows:
+        return f"*{NOT_MEASURED.capitalize()}.*"
+    heads = [title.format(f"{sparsity:.0%}") for *_, title, _ in SHOWN[1:] for sparsity in SPARSITIES]
+    lines = [table_row(["", "what differs", "seeds", *heads]), "|---|---|---:" + "|---:" * len(heads) + "|"]
+    methods = {row["method"]: [one for one in rows if one["method"] == row["method"]] for row in rows}
+    for method, mine in sorted(methods.items(), key=lambda pair: _rise(pair[1])):
+        seeds = {row["seed"] for row in mine if row["perplexity"] and float(row["sparsity"]) in SPARSITIES}
+        shown = [
+            _mean_of(mine, sparsity, column, digits)
+            for _, column, _, digits in SHOWN[1:]
+            for sparsity in SPARSITIES
+        ]
+        lines.append(table_row([method, _difference(method), str(len(seeds)), *shown]))
+    return "\n".join(lines)
+
+
+def _rise(rows: list[Row]) -> float:
+    """Mean rise at the first sparsity as a share of the reference's; the reference itself is at 1."""
+    found = [float(row["rise_share"]) for row in rows if _at(row, SPARSITIES[0]) and row["rise_share"]]
+    return fmean(found) if found else 1.0
+
+
+def _difference(method: str) -> str:
+    """What the header of a reading's file says; nothing for a method of its own."""
+    path = CONFIGURATION / "reading" / f"{method.removeprefix('wisparse_')}.yaml"
+    if not path.exists() or not method.startswith("wisparse_"):
+        return ""
+    header = (
+        line[2:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")
+    )
+    return " ".join(line for line in header if not line.startswith(("@package", "python ")))
+
+
+def _at(row: Row, sparsity: float) -> bool:
+    return row["method"] == "dense" or float(row["sparsity"]) == sparsity
+
+
+def _mean_of(rows: list[Row], sparsity: float, column: str, digits: int) -> str:
+    """The mean over the seeds at a sparsity, or why there is none; dense is the same at every sparsity."""
+    wanted = [row for row in rows if _at(row, sparsity)]
+    values = [float(row[column]) for row in wanted if row[column]]
+    if values:
+        return f"{fmean(values):.{digits}f}"
+    status = wanted[0]["status"] if wanted else NOT_MEASURED
+    if status != "measured":
+        return status
+    return "" if wanted[0]["method"] in ("dense", wanted[0]["reference"]) else wanted[0]["compared"]
