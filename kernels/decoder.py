@@ -70,6 +70,7 @@ HEAD_NORM_PATHS = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
 """Norm of a projection's heads, in families that have one."""
 
 GATE_ACTIVATION_PATH = "mlp.act_fn"
+ATTENTION_PATH = "self_attn"
 
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not change while a sequence grows."""

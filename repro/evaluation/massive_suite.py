@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...kernels.decoder import ATTENTION_PATH
 from ...method.apply import SparseSession
 from ...method.errors import UserError
 from ...method.hooks import hooked
@@ -103,7 +104,7 @@ class _Seen:
         """Register them behind those of the plan, so that projections' inputs are seen with their zeros."""
         for block in self._blocks:
             yield block.register_forward_hook(self._on_block)
-            yield block.self_attn.register_forward_hook(self._on_attention)
+            yield block.get_submodule(ATTENTION_PATH).register_forward_hook(self._on_attention)
             yield block.register_forward_pre_hook(self._before_block)
             linears = block_projections(block).values()
             total = sum(linear.weight.numel() for linear in linears)

@@ -42,7 +42,7 @@ def checked_names(header: Header, config: PreTrainedConfig) -> dict[str, str]:
         stem, _, kind = name.rpartition(".")
         names[f"{mapping.get_name(stem)}.{kind}"] = name
     found = header.tensors.keys() - {FREQUENCIES}
-    title = config.model_type
+    title = type(config).model_type
     for what, those in (
         (f"lacks {{}} of the weights of a {title} model", names.keys() - found),
         (f"holds {{}} tensors that a {title} model does not have", found - names.keys()),

