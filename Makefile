@@ -4,6 +4,8 @@ PROFILE ?= quick
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# A worker of pytest on each core, but no more than there is memory for.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 # What a profile adds to the name of an experiment, and where its tables, figures and records go.
 PROFILES := quick full real paper
@@ -30,7 +32,7 @@ SAY_LEFT_OUT = $(if $(OF_TASKS),echo "$@ asks no tasks; left out: $(OF_TASKS)")
 PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed verify-claims report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
+.PHONY: help setup test test-fast test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
 	reproduce-real reproduce-speed reproduce-search-cost verify-claims report bench prefetch fetch-smollm2 readme \
 	train-embedded check-pins wheel clean
 
@@ -54,7 +56,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(INSTALLED) ## run every test
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n logical --maxprocesses 8 --dist worksteal --durations=10
+	@$(PYTEST) --durations=10
+
+test-fast: $(INSTALLED) ## run the tests that are not marked slow: a minute on two cores
+	@$(PYTEST) -m 'not slow'
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
 	@tests/slurm/single_node.sh

@@ -1,8 +1,10 @@
 """The console command: its commands, its mistakes in one line, and the two answers side by side."""
 
 import io
+import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from wisparse import command_line
@@ -83,11 +85,19 @@ def test_a_command_of_the_suite_without_its_packages_says_what_to_install(monkey
     assert "needs the package hydra; install it: pip install 'wisparse[suite]'" in capsys.readouterr().err
 
 
-def test_run_is_the_suites_own_program(tmp_path):
-    command = [sys.executable, "-m", "wisparse.command_line", "run", "sparsity=2", f"output_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "sparsity=2 is outside [0, 1)" in done.stderr
+def test_run_is_the_suites_own_program(monkeypatch, capsys, tmp_path):
+    with mock.patch.dict(os.environ):
+        assert run(monkeypatch, "run", "sparsity=2", f"output_dir={tmp_path}") == 2
+    assert "sparsity=2 is outside [0, 1)" in capsys.readouterr().err
+
+
+def test_it_starts_as_a_program_in_a_moment():
+    command = [sys.executable, "-X", "importtime", "-m", "wisparse.command_line", "methods"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cats ")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "wisparse.catalogue" in imported
+    assert not {"torch", "transformers", "hydra"} & imported
 
 
 @pytest.fixture(scope="module")

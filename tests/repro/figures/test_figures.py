@@ -94,10 +94,8 @@ def named(suite: str) -> dict[str, object]:
     return {"name": suite, "config": {"name": suite}}
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
+def write_records(root: Path) -> Path:
     """A record for every figure, of llama-mini, with numbers that are easily checked."""
-    root = tmp_path / "records"
     channels = {"gate": {"magnitudes": [4.0, 1.0, 3.0, 2.0], "column_norms": [1.0, 4.0, 3.0, 2.0]}}
     write_cell(root, "dense", 0.0, 0, {"block": 4, "projections": channels}, suite=named("channels"))
     blocks = [{"realised_sparsity": 0.5, "nats": [100.0 + step, 200.0 + step]} for step in (30, 0, 15)]
@@ -112,6 +110,19 @@ def records(tmp_path: Path) -> Path:
     }
     write_cell(root, "wisparse", 0.5, 0, suite=named("no"), plan={"provenance": provenance})
     return root
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    return write_records(tmp_path / "records")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """The figures of these records."""
+    folder = tmp_path_factory.mktemp("drawn")
+    assert write_figures(read_figures([write_records(folder / "records")]), folder / "figures") == list(FIGURES)
+    return folder / "figures"
 
 
 def rows_of(name: str, records: Path) -> list[dict[str, str]]:
@@ -188,23 +199,14 @@ def png_pixels(path: Path) -> np.ndarray:
     return imread(path)
 
 
-def test_figures_have_no_background_and_no_black_ink(records, tmp_path):
-    assert write_figures(read_figures([records]), tmp_path / "figures") == list(FIGURES)
+def test_figures_have_no_background_and_no_black_ink(drawn):
     for name in FIGURES:
-        pixels = png_pixels(tmp_path / "figures" / f"{name}.png")
+        pixels = png_pixels(drawn / f"{name}.png")
         assert pixels[0, 0, 3] == 0.0, "the corner is transparent"
-        svg = (tmp_path / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        svg = (drawn / f"{name}.svg").read_text(encoding="utf-8")
         assert INK in svg
         for text in re.findall(r"<text[^>]*>", svg):
             assert f"fill: {INK}" in text or name == "figure6", text  # numbers on coloured cells
-
-
-def test_the_same_records_give_the_same_files(records, tmp_path):
-    for folder in ("one", "two"):
-        write_figures(read_figures([records]), tmp_path / folder / "figures")
-    for path in sorted((tmp_path / "one").rglob("*.*")):
-        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
-        assert path.read_bytes() == other.read_bytes(), path.name
 
 
 def test_what_has_no_records_is_said_to_be_not_measured(records, tmp_path):
@@ -223,10 +225,10 @@ def test_records_that_do_not_belong_together_are_refused(records):
         rows_of("figure5", records)
 
 
-def test_the_command_keeps_its_records_and_refuses_an_empty_folder(records, tmp_path, monkeypatch, capsys):
-    output, kept = tmp_path / "out" / "figures", tmp_path / "kept"
-    arguments = ["figures", "--output", str(output), "--keep-records", str(kept), "--records"]
-    monkeypatch.setattr(sys, "argv", [*arguments, str(tmp_path / "empty")])
+def test_the_command_refuses_an_empty_folder(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out" / "figures"
+    arguments = ["figures", "--output", str(output), "--records", str(tmp_path / "empty")]
+    monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
@@ -235,11 +237,18 @@ def test_the_command_keeps_its_records_and_refuses_an_empty_folder(records, tmp_
         capsys.readouterr().err,
     )
     assert not output.parent.exists()
-    monkeypatch.setattr(sys, "argv", [*arguments, str(records)])
+
+
+def test_the_same_records_give_the_same_files_and_are_kept(records, drawn, tmp_path, monkeypatch):
+    output, kept = tmp_path / "figures", tmp_path / "kept"
+    arguments = ["figures", "--output", str(output), "--keep-records", str(kept), "--records", str(records)]
+    monkeypatch.setattr(sys, "argv", arguments)
     main()
-    written = output.with_name("figures.md").read_text(encoding="utf-8")
-    write_figures(read_figures([kept]), output)
-    assert output.with_name("figures.md").read_text(encoding="utf-8") == written
+    files = [drawn.with_suffix(".md"), *sorted(drawn.iterdir())]
+    assert len(files) == 1 + 3 * len(FIGURES)
+    for path in files:
+        assert path.read_bytes() == (tmp_path / path.relative_to(drawn.parent)).read_bytes(), path.name
+    assert {name: rows_of(name, kept) for name in FIGURES} == {name: rows_of(name, records) for name in FIGURES}
 
 
 @pytest.fixture(scope="module")
