@@ -47,6 +47,7 @@ def test_the_groups_the_suite_is_made_of_are_there():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
@@ -57,12 +58,14 @@ def test_every_choice_composes_and_resolves(group, choice):
     assert group in GLOBAL or resolved[group]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["method", "protocol"])
 def test_every_choice_is_built_under_its_own_name(group):
     names = {choice: instantiate(composed(f"{group}={choice}")[group]).name for choice in choices(group)}
     assert names == {choice: choice for choice in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", choices("reading"))
 def test_every_reading_is_built_under_its_own_name(choice):
     method = instantiate(composed("method=wisparse", f"reading={choice}").method)
@@ -74,6 +77,7 @@ def test_every_logger_is_built(logger):
     assert callable(instantiate(composed(f"logger={logger}").logger).log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_experiments_sweep_over_choices_that_exist(experiment):
     config = composed(f"experiment={experiment}", return_hydra_config=True)
@@ -122,6 +126,7 @@ def test_each_stage_of_the_ablation_adds_one_thing():
     ]
 
 
+@pytest.mark.slow
 def test_the_defaults_of_a_method_are_its_configuration():
     """Each configuration builds its class with no argument, or with the values its own file changes."""
     for choice in choices("method"):
@@ -134,6 +139,7 @@ def test_the_defaults_of_a_method_are_its_configuration():
         assert made == type(made)(**values), choice
 
 
+@pytest.mark.slow
 def test_the_defaults_of_an_allocation_are_its_configuration():
     made = {
         choice: instantiate(composed(f"allocation={choice}").allocation) for choice in choices("allocation")

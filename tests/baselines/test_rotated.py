@@ -111,6 +111,7 @@ def published_logits(model: torch.nn.Module, plan: SparsityPlan) -> torch.Tensor
     return published.lm_head(published.model.norm(hidden))
 
 
+@pytest.mark.slow
 def test_rotations_are_counted_as_bytes_and_flops(llama):
     calibration = make_calibration(llama)
     counted = make_method("teal_rotated").plan(calibration, 0.4)

@@ -57,6 +57,7 @@ def test_the_score_of_the_code_weighs_only_beside_a_low_rank_path(llama):
     assert without.unique().numel() == paper.unique().numel() == 1
 
 
+@pytest.mark.slow
 def test_the_search_finds_no_worse_than_the_best_uniform_share(llama):
     calibration = make_calibration(llama)
 

@@ -9,6 +9,7 @@ from wisparse.kernels.engine import DecodeEngine
 
 from ..conftest import ROOT, make_calibration, make_method
 
+pytestmark = pytest.mark.slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

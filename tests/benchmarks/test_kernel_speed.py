@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from wisparse.kernels.cpu.gemv import compact_by_threshold, gather_gemv
 from wisparse.kernels.cpu.kept_channels import KeptChannels
 
+pytestmark = pytest.mark.slow
 SHAPES = {"gate": (4096, 14336), "down": (14336, 4096)}
 COLD_BYTES = 200e6
 

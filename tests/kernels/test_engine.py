@@ -61,6 +61,7 @@ def test_the_engine_continues_as_generate_does(tiny_model, method):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [

@@ -36,6 +36,7 @@ def test_the_configuration_is_that_of_the_checkout():
     assert CONFIGURATION == ROOT / "conf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_method_is_the_one_that_hydra_builds(name, search):

@@ -32,6 +32,7 @@ def test_methods_are_listed(monkeypatch, capsys):
     assert any(line.startswith("wisparse ") and "2602.14452" in line for line in listed)
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_saved_and_used_to_generate(monkeypatch, capsys, tmp_path):
     text, saved = tmp_path / "a text.txt", tmp_path / "teal 50.safetensors"
     text.write_text((ROOT / "README.md").read_text(encoding="utf-8") * 3, encoding="utf-8")
@@ -85,6 +86,7 @@ def test_a_command_of_the_suite_without_its_packages_says_what_to_install(monkey
     assert "needs the package hydra; install it: pip install 'wisparse[suite]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_is_the_suites_own_program(monkeypatch, capsys, tmp_path):
     with mock.patch.dict(os.environ):
         assert run(monkeypatch, "run", "sparsity=2", f"output_dir={tmp_path}") == 2
@@ -107,6 +109,7 @@ def loaded():
     return model, tokenizer, plan(model, tokenizer, text, method="chess", sequences=2, length=64)
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_generate(loaded):
     model, tokenizer, made = loaded
     request = Request("import os\n", 12, "decode_only")
@@ -171,6 +174,7 @@ def test_a_terminal_is_drawn_over_and_a_file_written_once():
     assert file.getvalue().count("one") == 1
 
 
+@pytest.mark.slow
 def test_the_default_calibration_is_english_in_a_fixed_order():
     texts = library_docstrings()
     assert sum(map(len, texts)) > 200_000

@@ -23,6 +23,7 @@ def continued(model):
     return model.generate(PROMPT, max_new_tokens=12, do_sample=False, eos_token_id=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["teal", "wina", "wisparse", "equal_loss", "chess", "rsparse"])
 def test_engine_and_context_continue_alike_and_leave_the_model_as_it_was(tiny_model, method):
     dense = continued(tiny_model)
@@ -89,6 +90,7 @@ def test_a_saved_plan_is_the_plan(llama, tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_texts_are_packed_as_the_suite_packs_them():
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     from transformers import AutoModelForCausalLM

@@ -23,6 +23,7 @@ def block(language: str, text: str) -> str:
     return only
 
 
+@pytest.mark.slow
 def test_the_lines_for_a_users_own_model_run(monkeypatch):
     code = block("python", "import wisparse")
     smaller = code.replace("sparsity=0.5", 'sparsity=0.5, search="minimal", sequences=2, length=64')

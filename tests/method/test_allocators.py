@@ -53,6 +53,7 @@ def test_greedy_finds_the_least_of_a_convex_one():
     assert len(history) == 4 * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("allocation", "evaluations"),
     [("uniform", 0), ("greedy", 2 * 16 * 2), ("curves", 2 * 20 + 1), ("elitist", None)],

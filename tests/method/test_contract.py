@@ -44,6 +44,7 @@ def cell(tmp_path):
     return prepare(config)
 
 
+@pytest.mark.slow
 def test_plan_alone_makes_a_method_that_a_cell_can_measure(cell):
     record = measure(cell)
     assert record["realised"]["realised_sparsity"] == pytest.approx(0.5, abs=0.01)

@@ -60,6 +60,7 @@ def test_sensitivities_are_gradients_at_the_input_of_each_projection(llama, prot
         assert torch.allclose(found[name], expected, rtol=1e-4, atol=1e-9), name
 
 
+@pytest.mark.slow
 def test_sensitivity_predicts_what_dropping_a_channel_costs(llama):
     calibration = make_calibration(llama)
     drawn = [channel_sensitivities(calibration, seed, 64)["0.down"] for seed in range(8)]
@@ -155,6 +156,7 @@ def test_a_channel_or_text_that_tells_no_noise_is_like_its_projection():
     assert none.by_channel.tolist() == [[0.0] * 3]
 
 
+@pytest.mark.slow
 def test_corrections_move_sparsity_to_where_the_sparse_model_minds_less(llama):
     calibration = make_calibration(llama)
     plain = make_method("equal_loss", "method.correction_rounds=0").plan(calibration, 0.5)
@@ -176,6 +178,7 @@ def test_corrections_move_sparsity_to_where_the_sparse_model_minds_less(llama):
     assert search.evaluations["correction"] > 0
 
 
+@pytest.mark.slow
 def test_a_rescale_that_changes_no_output_changes_no_choice():
     plain, scaled = make_tiny_model("llama"), rescaled(make_tiny_model("llama"))
     calibrations = [make_calibration(model) for model in (plain, scaled)]

@@ -35,6 +35,7 @@ def hook_count(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_on_every_family(name, family):
@@ -51,6 +52,7 @@ def test_every_method_on_every_family(name, family):
     assert report["sparse_token_share"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_realised_sparsity_is_nominal_on_calibration_data(name):
     """Each rule drops what it should of the dense activations it was calibrated on, within a point."""
@@ -166,6 +168,7 @@ def test_no_hook_outlives_the_context(name):
     assert torch.equal(llama(input_ids=calibration.input_ids).logits, dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_seed_gives_the_same_plan(name):
     _, calibration, plan = planned(name)

@@ -119,6 +119,7 @@ def run_with_core(program: str, unpacked: Path, cwd: Path) -> str:
     return finished.stdout
 
 
+@pytest.mark.slow
 def test_what_the_code_reads_is_in_the_wheel_and_neither_weights_nor_tests(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -136,11 +137,13 @@ def test_what_the_code_reads_is_in_the_wheel_and_neither_weights_nor_tests(wheel
     assert not [name for name in names if name.endswith(".safetensors") or "test" in Path(name).parts[0]]
 
 
+@pytest.mark.slow
 def test_library_methods_kernels_and_baselines_need_the_core_alone(unpacked, tmp_path):
     modules = sum(len(list((ROOT / top).rglob("*.py"))) for top in FOLDERS if top != "repro")
     assert run_with_core(IMPORT_EVERYTHING, unpacked, tmp_path) == f"modules {modules}\n"
 
 
+@pytest.mark.slow
 def test_the_wheel_plans_applies_and_decodes_without_the_checkout(unpacked, tmp_path):
     program = f"FOLDER, MODEL = {str(unpacked)!r}, {str(LLAMA_MINI)!r}\n{FIVE_LINES}"
     methods, realised = run_with_core(program, unpacked, tmp_path).splitlines()

@@ -57,6 +57,7 @@ def one_process(
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_numbers_of_one(tmp_path, monkeypatch, capsys):
     folders = [[f"output_dir={tmp_path / name}", f"cache_dir={tmp_path / name / 'plans'}"] for name in "12"]
     one = one_process(folders[0], monkeypatch, capsys)

@@ -38,6 +38,7 @@ def contents() -> list[dict]:
     return [json.loads(text) for _, text in texts()]
 
 
+@pytest.mark.slow
 def test_every_committed_record_comes_back_byte_for_byte():
     number = 0
     for name, text in texts():
@@ -47,6 +48,7 @@ def test_every_committed_record_comes_back_byte_for_byte():
     assert number > 250
 
 
+@pytest.mark.slow
 def test_what_a_record_says_of_itself(contents):
     records = [Record.from_json(content) for content in contents]
     assert {record.random_weights for record in records if record.model.name.endswith("-random")} == {True}
@@ -59,6 +61,7 @@ def test_what_a_record_says_of_itself(contents):
     assert replace(records[0], surroundings=replace(records[0].surroundings, git=None)).commit == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -75,6 +75,7 @@ def results(record: dict[str, object]) -> dict[str, object]:
     return {name: record[name] for name in names} | {"plan": record["plan"]["sha256"]}
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_record_as_one_line(first, folders):
     assert first.returncode == 0, first.stderr
     *table, last = first.stdout.splitlines()
@@ -86,6 +87,7 @@ def test_a_run_ends_with_its_record_as_one_line(first, folders):
     assert sorted(path.name for path in folder.iterdir()) == ["items.json", "record.json"]
 
 
+@pytest.mark.slow
 def test_the_record_says_what_was_run(first):
     record = json.loads(first.stdout.splitlines()[-1])
     assert record["model"]["family"] == "llama"
@@ -108,6 +110,7 @@ def test_the_record_says_what_was_run(first):
     assert record["command"].startswith("python repro/run.py method=teal_uniform")
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_not_computed_again(first, start):
     code, out, err = start(*CELL)
     assert code == 0
@@ -115,6 +118,7 @@ def test_a_finished_cell_is_not_computed_again(first, start):
     assert json.loads(out[-1]) == json.loads(first.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_computed_again_it_has_the_same_digits_and_the_cached_plan(first, start):
     before = json.loads(first.stdout.splitlines()[-1])
     code, out, _ = start(*CELL, "force=true")
@@ -125,6 +129,7 @@ def test_computed_again_it_has_the_same_digits_and_the_cached_plan(first, start)
     assert again["utc"] >= before["utc"]
 
 
+@pytest.mark.slow
 def test_a_damaged_record_and_a_damaged_plan_are_made_again_with_a_warning(first, folders, start):
     before = json.loads(first.stdout.splitlines()[-1])
     folder = cell_folder(folders, "llama-mini-teal_uniform-0.4")
@@ -138,6 +143,7 @@ def test_a_damaged_record_and_a_damaged_plan_are_made_again_with_a_warning(first
     assert results(json.loads(out[-1])) == results(before)
 
 
+@pytest.mark.slow
 def test_a_changed_setting_takes_neither_the_record_nor_the_plan(first, start):
     before = json.loads(first.stdout.splitlines()[-1])
     other = json.loads(start(*CELL, "calibration.seed=1")[1][-1])
@@ -149,6 +155,7 @@ def test_a_changed_setting_takes_neither_the_record_nor_the_plan(first, start):
     assert protocol["plan"]["from_cache"]
 
 
+@pytest.mark.slow
 def test_the_embedded_suite_and_wandb_offline(start, monkeypatch, folders):
     pytest.importorskip("wandb", reason="wandb is optional on GPU machines")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
@@ -165,6 +172,7 @@ def test_the_embedded_suite_and_wandb_offline(start, monkeypatch, folders):
     assert json.loads(logged.read_text())["data"][0][0] == "next_line"
 
 
+@pytest.mark.slow
 def test_a_single_run_is_shown_beside_the_dense_model_which_is_kept_as_a_cell(start, folders):
     other = [*ON_A_TEXT[:-1], "suite.windows=3", *SMALL]
     code, out, err = start("method=teal_uniform", "sparsity=0.4", *other)
@@ -182,6 +190,7 @@ def test_a_single_run_is_shown_beside_the_dense_model_which_is_kept_as_a_cell(st
     assert "×" in "".join(start("method=teal_uniform", "sparsity=0.4", *other)[1][:-1])
 
 
+@pytest.mark.slow
 def test_no_dense_model_is_measured_where_it_is_not_wanted_or_in_a_sweep(start, folders):
     other = [*ON_A_TEXT[:-1], "suite.windows=2", *SMALL]
     for overrides in (["sparsity=0.4", "reference=false"], ["-m", "sparsity=0.5,0.6"]):
@@ -192,6 +201,7 @@ def test_no_dense_model_is_measured_where_it_is_not_wanted_or_in_a_sweep(start, 
         assert {record["method"]["name"] for record in records} == {"teal_uniform"}
 
 
+@pytest.mark.slow
 def test_a_dense_model_that_cannot_be_measured_loses_nothing(start, folders, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("out of luck")
@@ -203,6 +213,7 @@ def test_a_dense_model_that_cannot_be_measured_loses_nothing(start, folders, mon
     assert "could not be measured beside it: RuntimeError: out of luck" in err
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_cell_out_of_reach(start, folders):
     code, out, err = start("-m", "method=dense,chess", "sparsity=0.3,0.9", *ON_A_TEXT, *SMALL)
     records = [json.loads(line) for line in out if line.startswith("{")]
@@ -217,6 +228,7 @@ def test_a_sweep_goes_on_after_a_cell_out_of_reach(start, folders):
     assert "3 finished, 1 out of reach, 0 failed" in err
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
     code, out, err = start("-m", "method=dense", "sparsity=0.3,1.5", *ON_A_TEXT, *SMALL)
     assert code == 2
@@ -226,6 +238,7 @@ def test_a_sweep_with_a_failed_cell_fails_and_names_it(start):
     assert "1 finished, 0 out of reach, 1 failed" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment", ["table1_paper", "table2_paper", "figure2_paper", "figure3_paper", "figure5_paper"]
 )
@@ -239,6 +252,7 @@ def test_a_paper_profile_without_weights_is_one_line_a_model(start, monkeypatch,
         assert "run `hf download" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

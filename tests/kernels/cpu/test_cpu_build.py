@@ -30,6 +30,7 @@ print(len({line.split()[-1] for line in maps if "libgomp" in line}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "import sklearn.cluster"])  # which brings an OpenMP runtime of its own
 def test_the_threads_are_those_of_torch(compiled, first):
     ran = subprocess.run([sys.executable, "-c", first + THREADS], capture_output=True, text=True, check=True)
@@ -53,6 +54,7 @@ def test_without_a_compiler_torch_computes_and_says_so_once(monkeypatch, caplog,
     cpu_build.main()
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_processes(compiled, monkeypatch, tmp_path):
     monkeypatch.setenv("WISPARSE_CACHE", str(tmp_path / "cache"))
     quick = tmp_path / "g++"  # what is compiled does not matter here, and optimising it takes long

@@ -72,6 +72,7 @@ def test_top_k_selects_what_the_reference_keeps(implementation, dtype, batch, k)
 TRICKY = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-42, 3e38, INF, -INF, NAN]) | st.floats(width=32)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), batch=st.integers(1, 3), channels=st.integers(1, 40))
 def test_top_k_agrees_on_ties_nan_and_infinity(implementation, data, batch, channels):

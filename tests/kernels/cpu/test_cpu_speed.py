@@ -26,6 +26,7 @@ def test_records_of_every_projection_dtype_and_sparsity(monkeypatch):
         assert 0 <= record["err"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sparsities", "repeats", "message"), [([1.0], 1, "sparsity"), ([0.5], 0, "repeats")])
 def test_bad_requests_are_named(sparsities, repeats, message):
     with pytest.raises(ValueError, match=message):

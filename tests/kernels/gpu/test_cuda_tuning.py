@@ -63,6 +63,7 @@ def setting(monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_every_product_is_tuned_beside_the_others_and_once(setting, tmp_path):
     stored, clock = TuningCache(tmp_path), Clock()
     arguments = setting("teal")
@@ -84,6 +85,7 @@ def test_a_tile_that_the_driver_refuses_is_passed_over(setting, tmp_path):
     assert tiles.cuda.products["o"] == WANTED["o"]
 
 
+@pytest.mark.slow
 def test_launches_in_triton_have_their_own_tiles_tuned(setting, tmp_path, monkeypatch):
     """Low-rank paths take the products over lists, thresholds none of them."""
     asked = []

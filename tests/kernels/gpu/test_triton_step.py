@@ -61,6 +61,7 @@ def both_decode(model, plan, batch=1, tiles=SMALL_TILES, tokens=NEW):
     return torch.stack(expected), torch.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_thresholds_with_left_padding(family):
     model = make_tiny_model(family, blocks=2 if family == "llama" else 1)
@@ -68,6 +69,7 @@ def test_thresholds_with_left_padding(family):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "wina", "rsparse", "cats", "chess"])
 def test_every_kind_of_plan(method):
     model = make_tiny_model("qwen2", blocks=1)
@@ -85,6 +87,7 @@ def listing_themselves(names: str):
     return replace(SMALL_TILES, cuda=Chosen(dict.fromkeys(names.split(), tile)) if names else Never())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cuda_kernels_run")
 @pytest.mark.parametrize("method", LISTING)
 def test_products_that_list_their_channels_themselves(method):
@@ -111,6 +114,7 @@ def test_products_that_list_their_channels_themselves_save_launches():
     assert saved == {"": 0, "qkv": 1, "o": 0, "gate_up": 0, ALL: 2}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cuda_kernels_run")
 @pytest.mark.parametrize("family", ["qwen2", "mistral", "qwen3"])
 def test_attention_that_writes_the_whole_activation(family):
@@ -131,6 +135,7 @@ def test_attention_that_writes_the_whole_activation(family):
     assert launched == {"cuda": True, "dense": True, "listed": False}
 
 
+@pytest.mark.slow
 def test_short_contexts_have_an_attention_of_their_own():
     model = make_tiny_model("mistral", blocks=2)
     tiles = replace(SMALL_TILES, attention=ShortAttentionTile(step=16))
@@ -138,6 +143,7 @@ def test_short_contexts_have_an_attention_of_their_own():
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_attention_may_add_the_partial_sums():
     model = make_tiny_model("qwen2", blocks=1)
     tiles = replace(SMALL_TILES, consumer_adds_qkv=True)
@@ -145,6 +151,7 @@ def test_attention_may_add_the_partial_sums():
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_kinds_of_rules_side_by_side():
     """One block drops by top-k here, by threshold there, keeps all of a third; its MLP has a low-rank path, and
     the next block is gated."""
@@ -159,6 +166,7 @@ def test_all_kinds_of_rules_side_by_side():
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_repeated_is_bitwise_the_same():
     model = make_tiny_model("llama", blocks=1).to(DEVICE)
     step = step_of(model, make_plan(model, "teal"), batch=1)

@@ -31,6 +31,7 @@ class CountingClock:
         return 100.0 - self.calls
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_read_and_how_exact_it_is():
     rows = list(product_rows("tiny", SHAPE, torch.float32, DEVICE, {0.5: SMALL_TILES}, clock=CountingClock()))
     assert [row.projection for row in rows] == ["qkv", "o", "gate_up", "down"]
@@ -64,6 +65,7 @@ def test_rows_of_selection():
     assert {row.projection for row in rows} == {"top_k"}
 
 
+@pytest.mark.slow
 def test_rows_of_attention():
     """Over a context alone in a cache, beside torch's."""
     rows = list(attention_rows("tiny", SHAPE, torch.float32, DEVICE, contexts=(24, 40), clock=CountingClock()))
@@ -75,6 +77,7 @@ def test_rows_of_attention():
     assert rows[0].gb_s == pytest.approx(2 * 24 * 24 * 4 / rows[0].us / 1e3)
 
 
+@pytest.mark.slow
 def test_the_search_walks_to_the_fastest_tile(monkeypatch):
     monkeypatch.setattr("wisparse.kernels.gpu.tuning.SAMPLE", 0)
     workload = Workload(products_of(SHAPE)[1], torch.float32, DEVICE, sparsity=0.5, list_block=32)
@@ -84,6 +87,7 @@ def test_the_search_walks_to_the_fastest_tile(monkeypatch):
     assert clock.calls == 3
 
 
+@pytest.mark.slow
 def test_tiles_are_tuned_once_and_kept(tmp_path):
     cache, clock = TuningCache(tmp_path / "new"), CountingClock()
     first = tuned_tiles(SHAPE, torch.float32, DEVICE, sparsity=0.52, cache=cache, clock=clock)

@@ -82,6 +82,7 @@ ONE_ROW = [(tile, *case) for tile in TILES for case in CASES if len(case[-1]) ==
 ROWS = [(TILES[0], *case) for case in CASES if len(case[-1]) > 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tile", "heads", "kv_heads", "head_dim", "length", "window", "first"), ONE_ROW + ROWS)
 @pytest.mark.parametrize(("splits", "normed"), [(1, False), (2, False), (2, True)])
 def test_attention(tile, heads, kv_heads, head_dim, length, window, first, splits, normed):
@@ -121,6 +122,7 @@ def test_norms_of_heads_are_rounded_where_the_model_rounds(tile):
     assert (steps == 0).float().mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_output_is_listed_by_groups_of_heads(dtype):
     heads, kv_heads, head_dim, tile = 6, 2, 16, AttentionTile(step=16, splits=2)
@@ -138,6 +140,7 @@ def test_output_is_listed_by_groups_of_heads(dtype):
     assert torch.equal(lists.dense()[0], x.float() * (x.float().abs() >= bounds))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_output_is_listed_by_query_heads(dtype):
     heads, kv_heads, head_dim, tile = 6, 2, 12, ShortAttentionTile(step=16)

@@ -67,6 +67,7 @@ def test_norm_is_the_models(dtype):
     assert length.item() == 2
 
 
+@pytest.mark.slow
 def test_top_k_and_dropped_channels():
     """Three lists of one activation: by threshold, by top-k, and what the top-k drops."""
     batch, channels = 3, 40
@@ -84,6 +85,7 @@ def test_top_k_and_dropped_channels():
     assert torch.equal(lists.dense(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [0, 1, 5, 20, 37])
 def test_selection_is_exactly_the_references(k):
     x = random(4, 37)

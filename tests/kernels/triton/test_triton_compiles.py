@@ -13,6 +13,7 @@ KERNELS = {"embed", "compact", "gemv", "neurons", "select", "rows"}
 ATTENTION = {1: "short_attention", 3: "attention"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there, the other tests run compiled")
 @pytest.mark.parametrize("batch", ATTENTION)
 def test_every_kernel_compiles_for_hopper(batch):

@@ -25,6 +25,7 @@ def listed(x, thresholds, block=16):
     return Activation(lists), kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
 @pytest.mark.parametrize(
     ("batch", "channels", "widths"), [(1, 48, (80, 17, 1)), (3, 33, (17, 48, 32)), (8, 33, (40,))]
@@ -88,6 +89,7 @@ def test_the_residual_stream_grows_by_the_product():
     assert relative_error(squares.sum(1), exact.square().sum(1)) < 1e-5
 
 
+@pytest.mark.slow
 def test_partial_sums_add_up_and_counters_return_to_zero():
     x, weight, tile, columns = random(1, 48), random(48, 40, seed=1), Tile(32, 8), Columns.side_by_side(17, 23)
     activation, _ = listed(x, random(2, 48, seed=2).abs())

@@ -16,6 +16,7 @@ def silu(x):
     return x * torch.sigmoid(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(("batch", "tile"), [(1, Tile(32, 8, share=16)), (3, Tile(16, 8, group=4, share=48))])
 def test_gate_and_up_have_their_own_lists(dtype, batch, tile):

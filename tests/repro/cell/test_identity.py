@@ -95,6 +95,7 @@ def with_a_constant(text: str) -> str:
 ALL = {*CELLS, *(f"plan of {name}" for name in CELLS)}
 
 
+@pytest.mark.slow
 def test_a_new_baseline_leaves_every_cell_and_plan(checkout):
     before, newer = digests(checkout), checkout / "baselines/newer.py"
     shutil.copyfile(checkout / "baselines/teal.py", newer)
@@ -146,6 +147,7 @@ def test_an_allocator_and_a_mask_that_a_configuration_names_count(checkout):
     assert blocks not in targets(settings("method=teal"))
 
 
+@pytest.mark.slow
 def test_the_key_does_not_depend_on_where_the_package_lies(checkout):
     for overrides in CELLS.values():
         here = sources_digest({cell.MEASURE, *targets(settings(*overrides))})
@@ -199,6 +201,7 @@ def named_files(*overrides: str) -> set[Path]:
     return {path for part in parts for path in getattr(part, "files", list)()}
 
 
+@pytest.mark.slow
 def test_a_part_names_the_files_that_are_no_python():
     embedded = {*(ROOT / "repro/embedded/tasks").glob("*.yaml"), ROOT / "repro/embedded/manifest.json"}
     kernels = {path for path in (ROOT / "kernels").rglob("*") if path.suffix in (".cu", ".cpp", ".h")}

@@ -27,6 +27,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     # Without any plug-in their common package is missing, in which find_spec then does not look.
     not (find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_joblib_launcher")),
@@ -49,6 +50,7 @@ def test_cells_of_other_processes_are_reported_and_two_that_are_one_are_computed
     assert not list(tmp_path.rglob(".outcomes"))
 
 
+@pytest.mark.slow
 def test_a_job_that_left_nothing_is_reported_as_killed(tmp_path, monkeypatch, capsys):
     leave = CellJob._leave
 

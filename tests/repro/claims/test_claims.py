@@ -44,6 +44,7 @@ def stored() -> dict[str, dict[str, str]]:
         return {row["id"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 @pytest.mark.claims
 @pytest.mark.parametrize("name", [claim.id for claim in CLAIMS])
 def test_claim(name):
@@ -163,6 +164,7 @@ def test_embedded_models_decide_nothing(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_kept_and_lead_are_decided_by_paired_intervals(tmp_path):
     for method, sparsity in (("dense", 0.0), ("teal", 0.5), ("rsparse", 0.5), ("wisparse", 0.5)):
         name = f"wisparse/table1/llama3.1-8b-{method}-{100 * sparsity:g}"

@@ -58,6 +58,7 @@ def made(model: str) -> list[dict[str, str]]:
 RATES = Rates([row for model in MODELS for row in made(model)], TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "expected"),
     [

@@ -54,6 +54,7 @@ def of(rows, method, stage):
     return [row for row in rows if (row["method"], row["stage"]) == (method, stage)]
 
 
+@pytest.mark.slow
 def test_every_stage_has_a_row_and_those_of_another_device_are_kept(rows):
     assert rows[0]["device"] == "another device"
     for method, stage in stages_wanted():
@@ -63,6 +64,7 @@ def test_every_stage_has_a_row_and_those_of_another_device_are_kept(rows):
     assert of(rows, "chess", "thresholds")
 
 
+@pytest.mark.slow
 def test_the_evolutionary_search_is_extrapolated_to_the_papers_budget(rows):
     coarse = of(rows, "wisparse", "coarse")
     assert [row["tokens"] for row in coarse] == [str(TOKENS), "64"]
@@ -73,6 +75,7 @@ def test_the_evolutionary_search_is_extrapolated_to_the_papers_budget(rows):
         assert float(row["minutes"]) * 60 == pytest.approx(float(row["setup_seconds"]) + 25600 * each, rel=0.02)
 
 
+@pytest.mark.slow
 def test_greedy_measures_a_whole_block_and_counts_it_for_all(rows):
     # q is 13 % of a block here; 0.05 of it is taken by a step, and the projections still open are compared.
     share = 64 * 64 / (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
@@ -83,6 +86,7 @@ def test_greedy_measures_a_whole_block_and_counts_it_for_all(rows):
     assert int(of(rows, "wina", "greedy")[0]["measured"]) == pytest.approx(2 * measured, rel=0.05)
 
 
+@pytest.mark.slow
 def test_what_is_measured_whole_is_not_extrapolated(rows):
     calibration = of(rows, "dense", "calibration")[0]
     assert (calibration["measured"], calibration["total"]) == (str(SEQUENCES), str(SEQUENCES))
@@ -91,6 +95,7 @@ def test_what_is_measured_whole_is_not_extrapolated(rows):
     assert of(rows, "wisparse", "scoring")[0]["minutes"] == ""
 
 
+@pytest.mark.slow
 def test_a_cpu_measures_no_gpu(rows):
     text = costs_markdown(rows[1:])
     assert f"On a GPU not measured: {', '.join(MODELS)}" in text
@@ -100,12 +105,14 @@ def test_a_cpu_measures_no_gpu(rows):
     assert "17.0 |" in text
 
 
+@pytest.mark.slow
 def test_a_new_measurement_takes_the_place_of_the_old_one(rows):
     again = merged(rows, [rows[1] | {"seconds": "9"}])
     assert len(again) == len(rows)
     assert again[1]["seconds"] == "9"
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_costs_no_other_its_row(tmp_path, monkeypatch, capsys):
     def fail(_bench, _method):
         raise RuntimeError("no memory")
@@ -122,6 +129,7 @@ def test_a_stage_that_fails_costs_no_other_its_row(tmp_path, monkeypatch, capsys
         assert [row["stage"] for row in csv.DictReader(file)] == ["scoring"]
 
 
+@pytest.mark.slow
 def test_time_that_is_over_is_said_and_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     output = f"cost.output={tmp_path / 'costs'}"
     monkeypatch.setattr("sys.argv", ["search_cost", *SMALL, output, "cost.seconds=0"])

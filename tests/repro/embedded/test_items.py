@@ -22,6 +22,7 @@ def squeezed(text):
     return "".join("".join(lines).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", EMBEDDED.builders)
 def test_the_first_items_are_a_sample_of_both_packages(task):
     first = EMBEDDED.load(task)[:100]
@@ -30,6 +31,7 @@ def test_the_first_items_are_a_sample_of_both_packages(task):
     assert len({item["source"] for item in first}) > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CHOICE_TASKS)
 def test_choices_are_distinct_and_the_answer_is_anywhere(task):
     number = 2 if task in TWO_WAY else 4
@@ -41,6 +43,7 @@ def test_choices_are_distinct_and_the_answer_is_anywhere(task):
     assert min(positions.values()) > 0.75 * len(loaded) / number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [*CHOICE_TASKS, "last_identifier", "complete_line"])
 def test_the_answer_continues_the_context_in_the_file(task, texts):
     for item in EMBEDDED.load(task):

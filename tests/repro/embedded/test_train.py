@@ -26,6 +26,7 @@ TINY = Recipe(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_training_learns_saves_and_records(optimizer, tmp_path, monkeypatch):
     texts = [text for _, text in corpus.package_sources(train.Path(json.__file__).parent)]
@@ -42,6 +43,7 @@ def test_training_learns_saves_and_records(optimizer, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "tiny/training.json").read_text()) == json.loads(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_held_out_packages_are_never_trained_on():
     training, held_out = corpus.training_and_held_out_texts()
     assert len(held_out) > 1000
@@ -75,6 +77,7 @@ def test_the_card_says_what_was_measured(name):
     assert read["training"]["held_out_perplexity"] <= (9.6 if name == "llama-mini" else 12.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_stored_weights_have_the_recorded_quality(name):
     """Held-out perplexity of the files in the repository is the one on their card."""

@@ -52,6 +52,7 @@ def test_docstrings_are_found_without_parsing():
     assert list(docstring_texts(source)) == ["One.", "Two\n    lines."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CHOICE_TASKS)
 def test_choices_are_distinct_and_the_answer_is_anywhere(task):
     loaded = ENGLISH.load(task)
@@ -62,6 +63,7 @@ def test_choices_are_distinct_and_the_answer_is_anywhere(task):
     assert min(positions.values()) > 0.7 * len(loaded) / number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ENGLISH.tasks)
 def test_the_answer_continues_the_context_in_its_file(task):
     known = {document.path: document.paragraphs for document in evaluated_documents()}
@@ -79,6 +81,7 @@ def test_gaps_are_of_the_kind_that_the_task_names():
         assert item["target"][1:] in WORD.findall(item["context"])
 
 
+@pytest.mark.slow
 def test_calibration_and_evaluation_share_neither_packages_nor_runs_of_words(tokenizer):
     assert not set(EVALUATED) & set(CALIBRATED)
     overlap = measure_overlap(calibration_texts(), ENGLISH.texts())

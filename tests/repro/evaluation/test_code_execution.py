@@ -44,6 +44,7 @@ def test_a_fenced_completion_ends_with_its_block():
     assert CodeRunner().run_all(programs) == [True, False]
 
 
+@pytest.mark.slow
 @isolated
 @pytest.mark.parametrize(
     "program",

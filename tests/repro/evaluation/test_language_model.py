@@ -125,6 +125,7 @@ def _generate(language_model, contexts=CONTEXTS):
     )
 
 
+@pytest.mark.slow
 def test_generation_agrees_with_lm_evals_own_model_and_any_batch(model, tokenizer):
     reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     expected = _generate(reference, [tokenizer.bos_token + context for context in CONTEXTS])

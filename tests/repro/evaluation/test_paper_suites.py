@@ -111,6 +111,7 @@ def test_a_sample_of_a_task_of_many_parts_is_spread_over_them():
     assert choose_items("many", parts, None) == {part: list(range(50)) for part in parts}
 
 
+@pytest.mark.slow
 def test_made_up_items_are_judged_as_by_hand(model, tokenizer, mirror):
     found = suite(mirror, ["siqa", "wic"]).run(model, tokenizer, None)
     rows = load_split(harness_tasks()["siqa"].source, "validation", mirror)
@@ -134,6 +135,7 @@ def test_shots_are_the_same_every_time_and_the_seed_chooses_them(mirror):
     assert all(prompt.count("Question:") == 3 and prompt.endswith("Answer:") for prompt in prompts(0))
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_digits(model, tokenizer, mirror):
     asked = suite(mirror, ["gsm8k", "siqa"], shots={"gsm8k": 2}, limit=3, longest_answer=4)
     first, again = (asked.run(model, tokenizer, None) for _ in range(2))

@@ -28,6 +28,7 @@ def evaluation(model, tokenizer):
     return EmbeddedSuite(limit=6, documents=2).run(model, tokenizer, None)
 
 
+@pytest.mark.slow
 def test_embedded_suite_measures_every_task_and_the_documents(evaluation):
     assert tuple(evaluation.tasks) == EMBEDDED.tasks
     for name, result in evaluation.tasks.items():
@@ -39,6 +40,7 @@ def test_embedded_suite_measures_every_task_and_the_documents(evaluation):
     assert 0.5 < evaluation.bits_per_byte < 2
 
 
+@pytest.mark.slow
 def test_choice_outcomes_are_those_of_the_normalised_likelihood(evaluation, model, tokenizer):
     for item, outcome in zip(EMBEDDED.load("next_line")[:6], evaluation.items["next_line"], strict=True):
         scores = []
@@ -53,6 +55,7 @@ def test_choice_outcomes_are_those_of_the_normalised_likelihood(evaluation, mode
         assert outcome == float(max(range(4), key=scores.__getitem__) == item["answer"])
 
 
+@pytest.mark.slow
 def test_tokens_of_the_context_do_not_depend_on_the_answer(model, tokenizer):
     language_model = SparseLM(model, tokenizer)
     for task in EMBEDDED.tasks:
@@ -67,6 +70,7 @@ def test_tokens_of_the_context_do_not_depend_on_the_answer(model, tokenizer):
                 )
 
 
+@pytest.mark.slow
 def test_evaluation_is_json_able_and_repeats_to_the_last_digit(evaluation, model, tokenizer):
     summary = json.loads(json.dumps(evaluation.to_dict()))
     assert summary["average"] == pytest.approx(

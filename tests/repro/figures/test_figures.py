@@ -38,6 +38,7 @@ def ids(sequences: int = 2, length: int = 48) -> torch.Tensor:
     return torch.randint(5, 8192, (sequences, length), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 def test_one_block_alone_costs_what_its_own_rules_cost(model, tokenizer):
     plan = make_method("wisparse_activation_only").plan(Calibration(model, ids()), 0.5)
     with applied(model, plan, make_protocol("all")) as session:
@@ -52,6 +53,7 @@ def test_one_block_alone_costs_what_its_own_rules_cost(model, tokenizer):
     assert all(0.35 < block["realised_sparsity"] < 0.65 for block in details["blocks"])
 
 
+@pytest.mark.slow
 def test_a_text_without_documents_is_refused(model, tokenizer):
     plan = make_method("dense").plan(Calibration(model, ids()), 0.0)
     suite = OneBlockSuite("one_block", EmbeddedSuite(tasks=[], documents=0))
@@ -178,6 +180,7 @@ def test_a_dense_projection_has_no_alpha(records):
     assert [second[name] for name in PROJECTIONS] == ["0.75", "", "0.75", "0.75", "0.75", "0.75", "0.75"]
 
 
+@pytest.mark.slow
 def test_costs_are_the_papers_and_throughput_is_speed_csvs(tmp_path):
     rows = list(cost_rows(RESULTS / "speed.csv"))
     large = {row["sparsity"]: row["tflops_128_tokens"] for row in rows if row["model"] == "llama3.1-8b"}
@@ -199,6 +202,7 @@ def png_pixels(path: Path) -> np.ndarray:
     return imread(path)
 
 
+@pytest.mark.slow
 def test_figures_have_no_background_and_no_black_ink(drawn):
     for name in FIGURES:
         pixels = png_pixels(drawn / f"{name}.png")
@@ -209,6 +213,7 @@ def test_figures_have_no_background_and_no_black_ink(drawn):
             assert f"fill: {INK}" in text or name == "figure6", text  # numbers on coloured cells
 
 
+@pytest.mark.slow
 def test_what_has_no_records_is_said_to_be_not_measured(records, tmp_path):
     shutil.rmtree(next(records.glob("*activation_only*")))
     written = write_figures(read_figures([records]), tmp_path / "figures")
@@ -239,6 +244,7 @@ def test_the_command_refuses_an_empty_folder(tmp_path, monkeypatch, capsys):
     assert not output.parent.exists()
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_files_and_are_kept(records, drawn, tmp_path, monkeypatch):
     output, kept = tmp_path / "figures", tmp_path / "kept"
     arguments = ["figures", "--output", str(output), "--keep-records", str(kept), "--records", str(records)]
@@ -258,6 +264,7 @@ def made_again(tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_committed_csvs_are_what_their_records_give(name, made_again):
     found = (made_again / f"{name}.csv").read_text(encoding="utf-8")
@@ -265,6 +272,7 @@ def test_the_committed_csvs_are_what_their_records_give(name, made_again):
     assert (RESULTS / "figures" / f"{name}.csv").read_text(encoding="utf-8") == found, f"run `{command}`"
 
 
+@pytest.mark.slow
 def test_reproduce_all_goes_on_after_a_failed_part_and_says_so(tmp_path):
     log, python = tmp_path / "log", tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$*" >> {log}\ncase "$*" in *experiment=table2*) exit 2;; esac\n')

@@ -61,6 +61,7 @@ def test_what_is_sparse_is_dropped_and_changed(llama):
         assert half["dropped"][block][1] > 0
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_from_its_table(tmp_path: Path):
     for method in ("teal", "wina"):
         measures = {"largest": 900.0, "attention_on_first": 0.0, "dropped": 0.9, "error": 0.5}

@@ -58,6 +58,7 @@ def test_inside_it_is_plain_interpolation_and_outside_it_is_refused(curve, wante
         assert found.by == pytest.approx(beyond(curve, wanted))
 
 
+@pytest.mark.slow
 @given(positions, st.integers(1, 1000), st.floats(0.0, 0.5))
 def test_within_reach_the_nearest_two_cells_go_on(curve, wanted, reach):
     found = at_equal_bytes([cell(position) for position in curve], wanted, reach)

@@ -92,6 +92,7 @@ def test_a_file_that_a_data_set_lacks_is_named(monkeypatch):
         fetch_dataset_file("org/set", "a.jsonl")
 
 
+@pytest.mark.slow
 def test_prefetch_asks_for_everything_once(composing):
     names = [name for name, _ in prefetch.steps(prefetch.PROFILES["paper"])]
     assert len(names) == len(set(names))
@@ -108,6 +109,7 @@ def test_prefetch_asks_for_everything_once(composing):
         assert f"data {needed}" in names
 
 
+@pytest.mark.slow
 def test_prefetch_goes_on_after_what_it_cannot_have_and_counts_it(composing, monkeypatch, capsys):
     def fetch(name: str, _revision: str | None) -> None:
         if "Mistral" in name:

@@ -52,6 +52,7 @@ def shrunk(name: str, architecture: dict[str, object] | None = None, **changes: 
     return settings | {"architecture": settings["architecture"] | SHRUNK | (architecture or {})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_the_architecture_has_the_size_of_the_real_model(name):
     config = AutoConfig.for_model(**configured(name)["architecture"])
@@ -60,6 +61,7 @@ def test_the_architecture_has_the_size_of_the_real_model(name):
     assert sum(weight.numel() for weight in model.parameters()) == SIZES[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama3.1-8b", "mistral-7b", "qwen2.5-7b", "qwen3-0.6b"])
 def test_random_weights_are_drawn_as_the_configuration_says(name):
     loaded = load_model(find_checkpoint(shrunk(name)))
@@ -80,6 +82,7 @@ def test_random_weights_are_drawn_as_the_configuration_says(name):
     assert torch.isfinite(model(torch.tensor([[0, 5, 6]])).logits).all()
 
 
+@pytest.mark.slow
 def test_the_seed_makes_the_weights_and_the_fingerprint():
     first, again, other = (find_checkpoint(shrunk("mistral-7b", weights_seed=seed)) for seed in (0, 0, 1))
     weights = [load_model(checkpoint).model.lm_head.weight.clone() for checkpoint in (first, again, other)]
@@ -166,6 +169,7 @@ def test_a_streamed_model_is_calibrated_searched_and_applied_as_any_other(name):
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_deep_model_are_finite():
     """At the token that begins every text, too, which the tokenizer also pads with."""
     settings = shrunk("llama3.1-8b", {"num_hidden_layers": 32, "initializer_range": 0.3})

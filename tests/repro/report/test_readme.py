@@ -35,6 +35,7 @@ def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_blocks_are_as_their_sources_say(page):
     assert filled(page, read(page)) == read(page), "run `make readme`"

@@ -131,6 +131,7 @@ def fuller(results, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(results, fuller):
     for folder in (results, fuller):
         text = page_text(folder)

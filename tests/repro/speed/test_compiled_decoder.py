@@ -58,6 +58,7 @@ def test_the_model_goes_on_working(llama):
     assert torch.equal(llama(prompt).logits, before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_it_decodes_the_same_tokens():
     model = make_tiny_model("qwen2", blocks=1)

@@ -32,6 +32,7 @@ def planner(model, method: str = "teal_uniform"):
     return lambda sparsity: make_method(method).plan(calibration, sparsity)
 
 
+@pytest.mark.slow
 def test_a_plan_is_timed_beside_the_dense_engine_and_transformers(tiny_model):
     plan_at = planner(tiny_model)
     found = latency().measure(tiny_model, plan_at(0.5), plan_at)
@@ -47,6 +48,7 @@ def test_a_plan_is_timed_beside_the_dense_engine_and_transformers(tiny_model):
     assert (traffic["tokens"], traffic["sparse_tokens"]) == (12, 7)
 
 
+@pytest.mark.slow
 def test_the_record_says_what_ran_in_the_sparse_engine(llama, monkeypatch):
     plan_at = planner(llama)
     found = latency(baselines=()).measure(llama, plan_at(0.5), plan_at)
@@ -58,6 +60,7 @@ def test_the_record_says_what_ran_in_the_sparse_engine(llama, monkeypatch):
     assert asked == [["q", "k", "v", "o", "gate", "up", "down"]]
 
 
+@pytest.mark.slow
 def test_the_dense_method_is_the_engine_without_a_plan(llama):
     found = latency(baselines=()).measure(llama, SparsityPlan(projection_shapes(llama)), planner(llama))
     assert set(found["timings"]) == {"engine-dense"}
@@ -65,6 +68,7 @@ def test_the_dense_method_is_the_engine_without_a_plan(llama):
     assert found["byte_limit_speedup"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_batch_reads_what_any_of_its_rows_keeps(llama):
     plan_at = planner(llama)
     one, four = (
@@ -74,6 +78,7 @@ def test_a_batch_reads_what_any_of_its_rows_keeps(llama):
     assert four["sparse_tokens"] == one["sparse_tokens"]
 
 
+@pytest.mark.slow
 def test_the_realised_sparsity_can_be_asked_for(llama):
     plan_at = planner(llama)
     free = latency(baselines=(), new_tokens=64).measure(llama, plan_at(0.5), plan_at)
@@ -87,6 +92,7 @@ def test_the_realised_sparsity_can_be_asked_for(llama):
         latency(baselines=(), realised_tolerance=0.0).measure(llama, plan_at(0.5), plan_at)
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_are_brought_to_the_sparsity_each_by_itself(llama):
     """What they leave out together cannot reach it, and is what the record says."""
     plan_at = planner(llama)
@@ -97,6 +103,7 @@ def test_rows_of_a_batch_are_brought_to_the_sparsity_each_by_itself(llama):
     assert found["traffic"]["realised_sparsity"] < 0.4
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_transformers_wants_it(llama):
     ids = torch.arange(1, 9)[None]
     before = llama(ids).logits
@@ -106,6 +113,7 @@ def test_the_model_is_left_as_transformers_wants_it(llama):
     assert torch.equal(llama(ids).logits, before)
 
 
+@pytest.mark.slow
 def test_baselines_are_timed_once_for_a_model(llama, monkeypatch):
     plan_at = planner(llama)
     first = latency().measure(llama, plan_at(0.5), plan_at)
@@ -114,6 +122,7 @@ def test_baselines_are_timed_once_for_a_model(llama, monkeypatch):
     assert first["timings"]["eager"] == second["timings"]["eager"]
 
 
+@pytest.mark.slow
 def test_transformers_with_a_compiled_step_decodes_the_same_tokens():
     model = make_tiny_model("llama")
     prompt = torch.arange(1, 6)[None]
@@ -127,6 +136,7 @@ def test_transformers_with_a_compiled_step_decodes_the_same_tokens():
     assert sequences[0] == sequences[1]
 
 
+@pytest.mark.slow
 def test_the_compact_decoder_is_timed_beside_transformers(llama, monkeypatch):
     """On the joined weights that it leaves behind the engine continues as before; not compiled, for time."""
     monkeypatch.setattr(latency_module, "CompiledDecoder", partial(CompiledDecoder, compiled=False))

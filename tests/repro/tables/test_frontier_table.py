@@ -44,6 +44,7 @@ def test_rows_are_the_records(data):
     assert int(row["search_evaluations"]) == records[0]["plan"]["provenance"]["evaluations"] > 0
 
 
+@pytest.mark.slow
 def test_wisparse_is_its_own_measure(data):
     for model, sparsity in (("llama-mini", 0.5), ("qwen-mini", 0.6)):
         found = data.comparison(model, "wisparse", sparsity)
@@ -52,6 +53,7 @@ def test_wisparse_is_its_own_measure(data):
         assert found.time_share == 1.0
 
 
+@pytest.mark.slow
 def test_a_method_is_compared_at_the_bytes_that_wisparse_reads(data):
     teal, wisparse = (data.cells["llama-mini", method, 0.6, 0].record for method in ("teal", "wisparse"))
     less = data.cells["llama-mini", "teal", 0.7, 0].record
@@ -69,6 +71,7 @@ def test_a_method_is_compared_at_the_bytes_that_wisparse_reads(data):
     assert found.average_difference.value == pytest.approx(average)
 
 
+@pytest.mark.slow
 def test_a_missing_cell_is_bridged_by_its_neighbours():
     data = read_frontier(RECORDS)
     full = data.comparison("llama-mini", "teal", 0.5)
@@ -81,6 +84,7 @@ def test_a_missing_cell_is_bridged_by_its_neighbours():
     assert data.comparison("llama-mini", "teal", 0.5) is None
 
 
+@pytest.mark.slow
 def test_nothing_is_extrapolated(data):
     # At 70 % TEAL reads more than WiSparse, and it was measured at no higher sparsity.
     assert data.comparison("llama-mini", "teal", 0.7) is None
@@ -94,6 +98,7 @@ def test_towards_the_dense_model_the_rise_itself_is_linear():
     assert found == pytest.approx([2, 1])
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_and_their_spread_is_shown(tmp_path, data):
     for seed in (0, 1):
         for method, sparsity in (("dense", 0.0), ("wisparse", 0.5), ("wina", 0.5), ("wina", 0.6)):
@@ -111,6 +116,7 @@ def test_seeds_are_averaged_and_their_spread_is_shown(tmp_path, data):
     assert found.rise_share.value == pytest.approx(sum(found.rise_share_by_seed) / 2)
 
 
+@pytest.mark.slow
 def test_the_plot_is_drawn_from_the_table(tmp_path, data, capsys):
     with pytest.raises(SystemExit):
         plot([str(tmp_path)])

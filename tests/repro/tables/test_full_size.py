@@ -16,6 +16,7 @@ from wisparse.repro.tables.full_size_table import FULL_SIZE, read_full_size
 from ..benchmark_data import write_made_up_mirror
 from ..models.test_random_models import SHRUNK
 
+pytestmark = pytest.mark.slow
 QUESTION = "What will Kim do next?"
 """Of an item of the mirror: items' texts must not get into records."""
 

@@ -48,6 +48,7 @@ def test_a_method_is_compared_at_the_references_bytes(tmp_path):
     assert found.low < expected < found.high
 
 
+@pytest.mark.slow
 def test_few_cells_make_a_table_a_plot_and_a_summary(tmp_path):
     """What is lacking leaves gaps, not errors: one model has no reference, one no dense cell."""
     records, output = tmp_path / "records", tmp_path / "answers" / "alpha"
@@ -100,6 +101,7 @@ def test_a_line_looks_alike_for_every_model(tmp_path):
     assert {text.get_text() for text in legend.get_texts()} == of_model[0].keys()
 
 
+@pytest.mark.slow
 def test_a_table_is_made_again_from_the_archive_of_its_records(tmp_path, monkeypatch, capsys):
     for name in ("llama-mini-teal-0.5", "llama-mini-wisparse-0.5"):
         give(tmp_path / "records", name)
@@ -116,6 +118,7 @@ def test_a_table_is_made_again_from_the_archive_of_its_records(tmp_path, monkeyp
     assert "cannot be unpacked" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_of_numbers_the_summary_has_both_ends(tmp_path):
     question = {"title": "?", "name": "step", "factor": "allocation.step", "reference": 0.01}
     for step, name in ((0.005, "wisparse-0.5"), (0.01, "teal-0.5"), (0.02, "wina-0.5"), (0.04, "rsparse-0.5")):

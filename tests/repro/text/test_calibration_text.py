@@ -45,6 +45,7 @@ def test_the_seed_decides_the_text_and_nothing_else_does(tokenizer):
     assert (first[:, 0] == tokenizer.bos_token_id).all()
 
 
+@pytest.mark.slow
 def test_unseen_text_is_apart_from_every_evaluation_item_and_from_many_files(tokenizer):
     unseen = [UnseenText("unseen", 64, 512, 4, seed, 8000).input_ids(tokenizer) for seed in (0, 0, 1)]
     assert torch.equal(unseen[0], unseen[1])

@@ -21,6 +21,7 @@ EVERY_TASK = [(name, task) for name, found in ALL.items() for task in found.buil
 WITH_ACCURACY = [(name, task) for name, found in ALL.items() for task in found.tasks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), EVERY_TASK)
 def test_items_are_those_of_the_manifest(name, task):
     loaded = ALL[name].load(task)
@@ -29,6 +30,7 @@ def test_items_are_those_of_the_manifest(name, task):
     assert len(loaded) >= (500 if name == "embedded" else 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "variable", "task"),
     [("embedded", "EMBEDDED", "variable_misuse"), ("english", "ENGLISH", "content_word")],

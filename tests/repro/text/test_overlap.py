@@ -77,6 +77,7 @@ def test_what_is_compared_is_the_text_of_the_tokens(tokenizer):
     assert checked_overlap(ids, tokenizer, [("task", text)], 1.0).overlapping == {"task": 1}
 
 
+@pytest.mark.slow
 def test_embedded_tasks_and_embedded_calibration_text_are_disjoint():
     """All of the package's text, of which a run takes a part."""
     register_resolvers()
