@@ -58,7 +58,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 test: $(INSTALLED) ## run every test
 	@$(PYTEST) --durations=10
 
-test-fast: $(INSTALLED) ## run the tests that are not marked slow: a minute on two cores
+test-fast: $(INSTALLED) ## run the tests that are not marked slow: for the inner loop
 	@$(PYTEST) -m 'not slow'
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
@@ -98,7 +98,7 @@ reproduce-table1 reproduce-table2: reproduce-%:
 		--records outputs/$*$(EXPERIMENT_$(PROFILE)) $(call ALSO,$*) \
 		--output $(RESULTS_$(PROFILE))/$* $(call KEEP_$(PROFILE),$*)
 
-reproduce-real: fetch-smollm2 ## SmolLM2-135M on two CPU cores: one table of a real pretrained model (after the download 15 minutes)
+reproduce-real: fetch-smollm2 ## SmolLM2-135M on two CPU cores: one table of a real pretrained model (aim: 15 minutes after the download)
 	@$(RUN) repro/run.py experiment=table1_real_quick $(OVERRIDES)
 	@$(RUN) repro/run.py experiment=table1_real_quick hydra.sweeper.params.method=teal \
 		'hydra.sweeper.params.sparsity="0.4,0.6"' $(OVERRIDES)
