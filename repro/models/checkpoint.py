@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...kernels.decoder import FAMILIES
 from ...method.errors import UserError
+from .content_hash import content_sha256
 from .gguf import Origin, converted, is_gguf, only_gguf
 from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
@@ -264,13 +264,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _fingerprint(files: tuple[Path, ...]) -> str:
-    hasher = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            # hashlib.file_digest would do, but Python 3.10 has no such function.
-            while block := file.read(1 << 22):
-                hasher.update(block)
-    return hasher.hexdigest()
+    return content_sha256(files)
 
 
 def _brief(error: Exception) -> str:

@@ -13,12 +13,12 @@ import re
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...method.errors import UserError
+from .content_hash import file_sha256
 from .model_cache import made_once
 
 if TYPE_CHECKING:
@@ -99,21 +99,6 @@ def converted(file: Path) -> tuple[Path, Origin]:
     pairs = {name: tuple(content[name].items()) for name in ("types", "readers")}
     # A copy of the file under another name is the same checkpoint; the record names the one that was asked for.
     return folder, Origin(**content | pairs | {"file": file.name})
-
-
-def file_sha256(file: Path) -> str:
-    """sha256 of a file's content, computed once for each state that it was in."""
-    status = file.stat()
-    return _sha256(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _sha256(file: Path, _size: int, _changed: int) -> str:
-    hasher = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()
 
 
 def _readers() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from ...method.errors import UserError
-from .gguf import file_sha256
+from .content_hash import file_sha256
 from .model_cache import cache_root, made_once
 
 VARIABLE = "WISPARSE_MIRROR"

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from wisparse.method.errors import UserError
@@ -19,15 +18,10 @@ from wisparse.method.search.greedy import GreedySettings, greedy_allocation
 from wisparse.method.wisparse.method import WiSparse
 from wisparse.repro.configuration import CONFIGURATION
 
-from ..conftest import make_calibration
+from ..conftest import composed, make_calibration
 from .test_oracles import logits_under
 
 READINGS = sorted(path.stem for path in (CONFIGURATION / "reading").glob("*.yaml"))
-
-
-def make_config(*overrides):
-    with initialize_config_dir(str(CONFIGURATION), version_base=None):
-        return compose("config", list(overrides))
 
 
 def test_positions_that_count():
@@ -133,7 +127,7 @@ def test_a_block_error_that_does_not_exist_is_refused():
 
 
 def test_every_reading_changes_the_run_and_has_a_name_of_its_own():
-    plain = make_config("method=wisparse")
+    plain = composed("method=wisparse")
     before = OmegaConf.to_container(plain)
     assert "none" in READINGS
     for path in (CONFIGURATION / "reading" / f"{name}.yaml" for name in READINGS if name != "none"):
@@ -148,7 +142,7 @@ def test_every_reading_changes_the_run_and_has_a_name_of_its_own():
 
 
 def test_a_reading_stands_above_the_experiment():
-    config = make_config("method=wisparse", "experiment=table1_full", "reading=no_coarse_tokens_protocol")
+    config = composed("method=wisparse", "experiment=table1_full", "reading=no_coarse_tokens_protocol")
     assert config.search.name == "medium"
     assert config.search.sparse_tokens == "protocol"
     assert instantiate(config.method).allocator == UniformBlocks()
