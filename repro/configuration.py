@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -34,6 +35,10 @@ REPOSITORY = Path.cwd() if INSTALLED else PACKAGES
 
 CONFIGURATION = PACKAGES / "conf"
 LAUNCHERS = "install one: pip install 'wisparse[joblib]' for joblib, 'wisparse[slurm]' for submitit_slurm"
+UNUSABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOSPC,
+    errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
+)  # fmt: skip
 UNKNOWN_SETTING = re.compile(r"Could not override '([^']+)'")
 
 
@@ -132,12 +137,20 @@ def _composition(error: HydraException | OmegaConfBaseException) -> str | None:
     return f"configuration: {'; '.join([line for line in lines if line][:2])}"
 
 
+def _unusable_file(error: OSError) -> str | None:
+    """A folder or file of the user's that cannot be used, by its name; other errors of the system are ours."""
+    if error.errno in UNUSABLE and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; choose a place that can be written and has room"
+    return None
+
+
 EXPLANATIONS: dict[type[BaseException], Callable[[Any], str | None]] = {
     UserError: _user_error,
     KernelError: _user_error,
     MissingConfigException: _missing_choice,
     OverrideParseException: _unreadable_override,
     MissingMandatoryValue: _missing_value,
+    OSError: _unusable_file,
     HydraException: _composition,
     OmegaConfBaseException: _composition,
 }

@@ -34,10 +34,12 @@ def main() -> None:
 def _run(debug: bool) -> int:
     import hydra
     from wisparse.repro.cell.job import FAILED, CellJob, Outcome, failure
+    from wisparse.repro.cell.overrides import as_meant
     from wisparse.repro.cell.sweep import forget
     from wisparse.repro.configuration import CONFIGURATION
 
-    job, error = CellJob(), None
+    job, error = CellJob(), None  # a record names the command as it was typed
+    sys.argv = [sys.argv[0], *as_meant(sys.argv[1:])]
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(job.run)
     try:
         entry()

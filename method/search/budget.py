@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import UserError
 
@@ -35,7 +36,7 @@ class SearchBudget:
     """Generations of R-Sparse's search over ρ."""
     batch_tokens: int
     """Tokens a forward pass of a search; candidates are batched up to this."""
-    sparse_tokens: str = "all"
+    sparse_tokens: Literal["all", "protocol"] = "all"
     """Which tokens are sparse while a method searches: all, or protocol for those that are in evaluation."""
 
     def __post_init__(self) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ...method.errors import OutOfReachError, UserError
+from ...method.errors import OutOfReachError
 from .. import processes
 from ..configuration import digest, files_digests, portable
 from ..models.checkpoint import Checkpoint, find_checkpoint
 from ..record import SCHEMA, RecordError
 from ..records import RECORD, load_record, surroundings
+from ..text.overlap import check_recorded
 from ..typed_json import encoded
 from .identity import sources_digest, targets
 from .planning import model_identity
@@ -54,9 +55,7 @@ class Cell:
 
 def prepare(config: DictConfig) -> Cell:
     """Check everything that can be checked before weights are loaded; raises UserError."""
-    sparsity = _checked_sparsity(config.sparsity)
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed={config.seed} is not a whole number from 0 up")
+    sparsity = float(config.sparsity)
     parts = {name: instantiate(config[name]) for name in PARTS}
     method = parts["method"]
     if method.name == "dense":
@@ -78,14 +77,19 @@ def prepare(config: DictConfig) -> Cell:
 
 
 def finished_record(cell: Cell) -> dict[str, Any] | None:
-    """The record of a finished cell, or None when it is to be computed; a damaged record is warned of."""
+    """The record of a finished cell, or None when it is to be computed; a damaged record is warned of.
+
+    Raises UserError where its tasks share more with the calibration text than is allowed now.
+    """
     if cell.config.force or not (cell.folder / RECORD).exists():
         return None
     try:
-        return load_record(cell.folder)
+        record = load_record(cell.folder)
     except RecordError as error:
         log.warning("the stored record is damaged and the cell is computed again: %s", error)
         return None
+    check_recorded(record["calibration"].get("overlap"), cell.config.largest_overlap)
+    return record
 
 
 def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
@@ -100,12 +104,6 @@ def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
         "reason": str(error),
         **encoded(surroundings()),
     }
-
-
-def _checked_sparsity(sparsity: Any) -> float:
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
-        raise UserError(f"sparsity={sparsity} is outside [0, 1); 0.5 leaves half of the block weights unread")
-    return float(sparsity)
 
 
 def _named_files(config: DictConfig) -> dict[str, str]:

@@ -71,10 +71,6 @@ class UnseenText(InstalledPackageText):
     piece: int
     """Characters of one file, at most."""
 
-    def __post_init__(self) -> None:
-        if self.piece < 1:
-            raise UserError(f"calibration.piece={self.piece} is not at least 1 character")
-
     def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(sequences, length) token ids; raises UserError when the packages are not the expected ones."""
         texts = unseen_texts(self.seed, self.piece)

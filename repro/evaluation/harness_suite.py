@@ -32,8 +32,8 @@ VALIDATION = "validation"
 class HarnessSuite:
     """Benchmarks through lm-eval, each with its own prompts; see conf/suite/paper.yaml for every setting.
 
-    Raises UserError, when it is built, for an unknown task, a file that the mirror lacks, or code that is to be
-    executed where it cannot be isolated.
+    Raises UserError, when it is built, for an unknown task, none that is left, a file that the mirror lacks, or
+    code that is to be executed where it cannot be isolated.
     """
 
     name: str
@@ -58,12 +58,12 @@ class HarnessSuite:
             raise UserError(f"suite.tasks: no task {', '.join(unknown)}; there are {', '.join(known)}")
         if lacking := sorted(set(self.tasks) - set(self.shots)):
             raise UserError(f"suite.shots lacks {', '.join(lacking)}; give +suite.shots.{lacking[0]}=0")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"suite.limit is {self.limit}: give at least 1 item a task, or null for all")
         if self.chat_template not in ("auto", True, False):
             raise UserError(f"suite.chat_template={self.chat_template} is none of auto, true, false")
         if self.data_root is not None:
             self._require_data(self.data_root)
+        if not self._chosen:
+            raise UserError("no task is left to run; name others in suite.tasks or set suite.execute_code=true")
         if self.execute_code and any(task.executes for task in self._chosen):
             self.code.require_isolation()
 
@@ -128,8 +128,6 @@ class HarnessSuite:
         for task in self._chosen:
             if task.evaluated is not None:
                 log.warning("%s is evaluated on its %s split: the mirror has no other", task.name, task.split)
-        if not self._chosen:
-            raise UserError("no task is left to run; name others in suite.tasks or set suite.execute_code=true")
         chat = self._uses_chat_template(tokenizer)
         language_model = SparseLM(
             model,

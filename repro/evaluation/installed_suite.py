@@ -39,10 +39,8 @@ class InstalledTextSuite:
         unknown = sorted(set(self.tasks) - set(known))
         if unknown:
             raise UserError(f"suite.tasks: no task {', '.join(unknown)}; there are {', '.join(known)}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"suite.limit is {self.limit}: give at least 1 item a task, or null for all")
-        if self.documents is not None and self.documents < 0:
-            raise UserError(f"suite.documents is {self.documents}: give 0 or more texts, or null for all")
+        if not self.tasks and self.documents == 0:
+            raise UserError("suite.documents=0 without a task measures nothing; give a text or a task")
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
+from ..text.calibration_text import read_text
 from .language_model import Session, SparseLM, longest_sequence
 
 PIECE = 1000
@@ -142,7 +143,7 @@ class PerplexitySuite:
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        read_text(self.text)  # an unreadable file is refused before any plan is made
+        read_text("suite.text", self.text)  # an unreadable file is refused before any plan is made
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
@@ -152,7 +153,7 @@ class PerplexitySuite:
             model,
             tokenizer,
             session,
-            read_text(self.text),
+            read_text("suite.text", self.text),
             length=self.length,
             windows=self.windows,
             batch_tokens=self.batch_tokens,
@@ -161,7 +162,7 @@ class PerplexitySuite:
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """The whole file, in pieces: how much of it the calibration text holds can then be said."""
-        text = read_text(self.text)
+        text = read_text("suite.text", self.text)
         yield from (("text", text[begin : begin + PIECE]) for begin in range(0, len(text), PIECE))
 
 
@@ -211,16 +212,6 @@ def measure_documents(
         DocumentLikelihood(value, len(document), size)
         for value, document, size in zip(nats, tokens, sizes, strict=True)
     ]
-
-
-def read_text(path: str) -> str:
-    """Text of a UTF-8 file, or UserError."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"suite.text: {path} is not UTF-8 text") from error
-    except OSError as error:
-        raise UserError(f"suite.text: cannot read {path}: {error.strerror}") from error
 
 
 def text_windows(

@@ -57,14 +57,11 @@ def random_checkpoint(model: dict[str, Any], device: str) -> RandomCheckpoint:
         raise UserError(
             f"model.weights=random needs model.tokenizer=DIR, a folder with a tokenizer.json; {folder} has none"
         )
-    seed = model["weights_seed"]
-    if not isinstance(seed, int) or seed < 0:
-        raise UserError(f"model.weights_seed={seed} is not a whole number from 0 up")
     return RandomCheckpoint(
         name=f"{model['name']}-random",
         family=architecture["model_type"],
         architecture=json.dumps(architecture, sort_keys=True),
-        seed=seed,
+        seed=model["weights_seed"],
         tokenizer_folder=folder,
         dtype=model["dtype"],
         device=device,

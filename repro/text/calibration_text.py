@@ -51,11 +51,19 @@ class FileText:
         self._text()
 
     def _text(self) -> str:
-        try:
-            return Path(self.path).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"calibration.path={self.path} cannot be read as UTF-8 text ({error})") from error
+        return read_text("calibration.path", str(self.path))
 
     def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(sequences, length) token ids; raises UserError when the text is too short."""
         return pack([self._text()], tokenizer, self.sequences, self.length, str(self.path))
+
+
+def read_text(setting: str, path: str) -> str:
+    """Text of the UTF-8 file that a setting names. Raises UserError for what is none."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{setting}={path} cannot be read as UTF-8 text ({error})") from error
+    if "\0" in text:
+        raise UserError(f"{setting}={path} is no text: it holds NUL characters")
+    return text

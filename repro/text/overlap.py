@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,12 @@ def checked_overlap(
     return overlap
 
 
+def check_recorded(overlap: Mapping[str, Any] | None, largest_share: float) -> None:
+    """The same check of what a record keeps of an overlap; records of before it was measured keep none."""
+    if overlap is not None:
+        require_disjoint(Overlap(overlap["items"], overlap["overlapping"], ""), largest_share)
+
+
 def measure_overlap(calibration: Sequence[str], items: Iterable[tuple[str, str]]) -> Overlap:
     """Which items, (task, text), overlap with the calibration texts."""
     known: dict[int, set[bytes]] = {}
@@ -99,8 +105,9 @@ def require_disjoint(overlap: Overlap, largest_share: float) -> None:
     }
     if worst:
         counts = ", ".join(f"{number} of {overlap.items[task]} of {task}" for task, number in worst.items())
+        first = f", first '{overlap.example}'" if overlap.example else ""
         raise UserError(
-            f"items share {RUN} words in a row with the calibration text: {counts}, first '{overlap.example}'; "
+            f"items share {RUN} words in a row with the calibration text: {counts}{first}; "
             "take other calibration text (calibration.seed, calibration=...) or allow a share of each task's "
             "items with largest_overlap=0.01, which the record keeps"
         )

@@ -129,11 +129,14 @@ def test_missing_short_and_binary_texts_are_user_errors(model, tokenizer, tmp_pa
     short, binary = tmp_path / "short.txt", tmp_path / "binary.bin"
     short.write_text("too short", encoding="utf-8")
     binary.write_bytes(b"\xff\xfe\x00" * 100)
+    zeros = tmp_path / "zeros.txt"
+    zeros.write_bytes(b"words and \0 " * 100)
     for path, message in (
         (short, "shorter than one window"),
-        (binary, "not UTF-8"),
-        (tmp_path / "absent.txt", "cannot read"),
-        (tmp_path, "cannot read"),
+        (binary, "cannot be read as UTF-8 text"),
+        (zeros, "no text: it holds NUL characters"),
+        (tmp_path / "absent.txt", "cannot be read"),
+        (tmp_path, "cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
             PerplexitySuite(text=str(path)).run(model, tokenizer, None)
@@ -149,7 +152,7 @@ def test_impossible_window_lengths_are_user_errors(model, tokenizer, tmp_path, l
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"tasks": ["mmlu"]}, "no task mmlu"), ({"limit": 0}, "at least 1"), ({"documents": -1}, "0 or more")],
+    [({"tasks": ["mmlu"]}, "no task mmlu"), ({"tasks": [], "documents": 0}, "without a task measures nothing")],
 )
 def test_impossible_settings_are_user_errors(settings, message):
     with pytest.raises(UserError, match=message):

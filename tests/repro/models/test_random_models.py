@@ -114,7 +114,6 @@ def test_special_tokens_follow_the_borrowed_tokenizer_and_generation_works():
     [
         ({"tokenizer": "/no/such/folder"}, r"model\.tokenizer=DIR.*/no/such/folder has none"),
         ({"tokenizer": None}, r"model\.tokenizer=DIR"),
-        ({"weights_seed": -1}, "whole number from 0 up"),
         ({"architecture": {"vocab_size": 100}}, "they do not belong together"),
         ({"architecture": {"num_attention_heads": 7}}, r"model\.architecture is not one of a llama model"),
         ({"architecture": {"model_type": "gpt2"}}, "'gpt2' is not supported"),

@@ -1,0 +1,60 @@
+"""Overrides of the command line as they are meant: names and paths are text, whatever is in them.
+
+Hydra reads 1e3 as a number, `~` and `=` as mistakes, and rounds 1.10 to 1.1. Behind a setting that is a name or
+a path, what a user types is quoted before Hydra sees it, and a leading `~` is the home folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+PATHS = {"output_dir", "cache_dir", "path", "mirror", "tokenizer", "root", "data_root", "directory", "text"}
+NAMES = {
+    "config", "experiment_name", "file", "folder", "hub", "id", "name", "package", "project", "release",
+    "revision", "split", "template", "version",
+}  # fmt: skip
+"""Last parts of the names of settings that are text."""
+
+OVERRIDE = re.compile(r"(?P<key>[+]{0,2}[A-Za-z_][\w.]*)=(?P<value>.*)", re.DOTALL)
+OTHER_FORM = re.compile(r"null|\?\?\?|\[.*\]|\{.*\}|(?:choice|glob|sort|shuffle|range|interval|tag|str)\(.*\)")
+"""Values that are no plain text: nothing, lists, mappings, sweeps."""
+
+
+def as_meant(arguments: Iterable[str]) -> list[str]:
+    """The same arguments with the values of names and paths quoted."""
+    return [_quoted(argument) for argument in arguments]
+
+
+def _quoted(argument: str) -> str:
+    found = OVERRIDE.fullmatch(argument)
+    if found is None or found["key"].startswith("hydra."):
+        return argument
+    last = found["key"].lstrip("+").rpartition(".")[2]
+    value = found["value"]
+    if last not in PATHS | NAMES or OTHER_FORM.fullmatch(value):
+        return argument
+    parts = _split(value)
+    return f"{found['key']}={','.join(_text(part, last in PATHS) for part in parts)}"
+
+
+def _split(value: str) -> list[str]:
+    """Values of a sweep: what stands between commas outside of quotes and of `${}`."""
+    if not re.search(r"""(?:^|,)\s*['"]|\$\{""", value):
+        return value.split(",")
+    return re.findall(r"""(?:\$\{[^}]*\}|'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,])+""", value)
+
+
+def _text(value: str, is_path: bool) -> str:
+    """One value as a quoted string of Hydra's grammar."""
+    plain = value
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        plain = value[1:-1].replace(f"\\{value[0]}", value[0])
+    elif value in ("", "null"):
+        return value
+    if is_path and plain.startswith("~"):
+        plain = str(Path(plain).expanduser())
+    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", plain)
+    escaped = re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped)
+    return f"'{escaped}'"

@@ -1,0 +1,157 @@
+"""A configuration is checked whole before anything is built: types, bounds, and what nothing reads."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from wisparse.method.errors import UserError
+from wisparse.repro.cell.overrides import as_meant
+from wisparse.repro.cell.settings import BOUNDS, check_settings
+from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def configuration():
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=as_meant(overrides))
+
+
+GROUPS = ("method", "suite", "calibration", "model", "latency", "logger", "protocol", "allocation")
+NEEDED = {"perplexity": ["suite.text=x"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_choice_is_of_the_types_and_within_the_bounds_declared(group):
+    for path in sorted((CONFIGURATION / group).glob("*.yaml")):
+        check_settings(composed(f"{group}={path.stem}", *NEEDED.get(path.stem, [])))
+
+
+@pytest.mark.slow
+def test_every_experiment_is_too():
+    for path in sorted((CONFIGURATION / "experiment").glob("*.yaml")):
+        check_settings(composed(f"experiment={path.stem}"))
+
+
+REFUSED = [
+    ("sparsity=0.99999999", "sparsity=0.99999999 is not a number in [0, 1)"),
+    ("sparsity=null", "sparsity=null is not a number"),
+    ("seed=true", "seed=true is not a whole number"),
+    ("seed=4294967296", "is not a whole number from 0 to 4294967295"),
+    ("suite.limit=1.5", "suite.limit=1.5 is not a whole number from 1 up or null"),
+    ("suite.limit=abc", "suite.limit=abc is not"),
+    ("suite.limit=0", "suite.limit=0 is not"),
+    ("suite.documents=-1", "suite.documents=-1 is not a whole number from 0 up or null"),
+    ("suite.batch_tokens=0", "suite.batch_tokens=0 is not a whole number from 1 up"),
+    ("suite.batch_tokens=x", "suite.batch_tokens=x is not"),
+    ("suite.tasks=[1]", "suite.tasks[0]=1 is not text"),
+    ("suite.tasks=next_line", "suite.tasks=next_line is not a list"),
+    ("calibration.batch_size=0", "calibration.batch_size=0 is not"),
+    ("calibration.sequences=x", "calibration.sequences=x is not"),
+    ("calibration.sequences=2.0", "calibration.sequences=2.0 is not"),
+    ("calibration.length=1", "calibration.length=1 is not a whole number from 2 up"),
+    ("largest_overlap=nan", "largest_overlap=nan is not a number from 0 to 1"),
+    ("largest_overlap=-1", "largest_overlap=-1 is not"),
+    ("largest_overlap=x", "largest_overlap=x is not"),
+    ("search.generations=-1", "search.generations=-1 is not"),
+    ("search.greedy_step=0", "search.greedy_step=0 is not a number above 0"),
+    ("search.greedy_step=-1", "search.greedy_step=-1 is not"),
+    ("search.greedy_step=nan", "search.greedy_step=nan is not"),
+    ("search.alpha_step=0", "search.alpha_step=0 is not"),
+    ("search.offspring=0", "search.offspring=0 is not"),
+    ("search.divergence_tokens=0", "search.divergence_tokens=0 is not"),
+    ("search.sparse_tokens=some", "search.sparse_tokens=some is not one of all, protocol"),
+    ("protocol.dense_share=2", "protocol.dense_share=2 is not a number from 0 to 1"),
+    ("method.order=coarse", "method.order=coarse is not a list"),
+    ("method.mask=7", "method.mask=7 is not a choice of its group"),
+    ("allocation.mutated_share=-0.1", "allocation.mutated_share=-0.1 is not"),
+    ("model.norm_spread=x", "model.norm_spread=x is not a number"),
+    ("debug=7", "debug=7 is not true or false"),
+    ("force=yes please", "force=yes please is not true or false"),
+    ("experiment_name=../../esc", "experiment_name=../../esc is no name of a folder below output_dir"),
+    ("experiment_name=/tmp/esc", "experiment_name=/tmp/esc is no name"),
+    ("experiment_name=''", "experiment_name='' is no name"),
+    ("+magic=1", "there is no setting 'magic'"),
+    ("+method.magic=1", "there is no setting 'method.magic'"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED)
+def test_what_is_of_another_type_or_out_of_bounds_is_refused_in_one_line(override, message):
+    with pytest.raises(UserError) as caught:
+        check_settings(composed(override))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nested_objects_lists_and_mappings_are_looked_into():
+    paper = ("suite=paper", "suite.tasks=[wic]")
+    for override, place in (
+        ("suite.code.seconds=-1", "suite.code.seconds=-1"),
+        ("suite.shots.wic=x", "suite.shots.wic=x"),
+    ):
+        with pytest.raises(UserError, match=f"^{place} is not a whole number"):
+            check_settings(composed(*paper, override))
+    with pytest.raises(UserError, match=r"^method.choices\[0\]=2 is not a number from 0 to 1"):
+        check_settings(composed("method=rsparse", "method.choices=[2]"))
+    with pytest.raises(UserError, match=r"^latency\.new_tokens=-1 is not a whole number from 2 up"):
+        check_settings(composed("latency=decode", "latency.new_tokens=-1"))
+
+
+def test_every_bound_refuses_what_is_below_it():
+    for name, bound in BOUNDS.items():
+        assert not bound.holds(-1), name
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("experiment_name=2024", "2024"),
+        ("model.name=8", "8"),
+        ("model.name=1e3", "1e3"),
+        ("+model.revision=1.10", "1.10"),
+        ("model.path=7", "7"),
+        ("model.path=/a/lr=0.1", "/a/lr=0.1"),
+        ("model.path='/a/lr=0.1'", "/a/lr=0.1"),
+        ('model.path="/a b/c"', "/a b/c"),
+        ("model.path=/a b/it's – “x”", "/a b/it's – “x”"),
+        (r"model.path='it\'s'", "it's"),
+        ("model.path=a\\", "a\\"),
+        ("model.path=~/x", "{home}/x"),
+        ("model.path='~/x'", "{home}/x"),
+        ("data.root=~/m", "{home}/m"),
+        ("model.name=~x", "~x"),
+        ("model.path=null", None),
+        ("output_dir=${cache_dir}/x y", "/plans/x y"),
+    ],
+)
+def test_names_and_paths_are_taken_as_text(typed, meant, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = composed(typed, "cache_dir=/plans")
+    found = config
+    for part in typed.partition("=")[0].lstrip("+").split("."):
+        found = found[part]
+    assert found == (meant and meant.format(home="/home/someone"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed"),
+    [
+        ("model.name=a,b", "model.name='a','b'"),
+        ("model.path='a,b',c", "model.path='a,b','c'"),
+        ("method=teal,wina", "method=teal,wina"),
+        ("sparsity=0.5", "sparsity=0.5"),
+        ("suite@suite.text=wikitext", "suite@suite.text=wikitext"),
+        ("hydra.job.name=7", "hydra.job.name=7"),
+        ("calibration.path=[a]", "calibration.path=[a]"),
+        ("-m", "-m"),
+    ],
+)
+def test_sweeps_and_all_other_arguments_are_left_as_they_are(typed, passed):
+    assert as_meant([typed]) == [passed]
