@@ -47,6 +47,10 @@ class ModelFacts:
     threads: int
     processes: int | None = field(default=None, kw_only=True, metadata=LATER)
     fingerprint: str
+    companions: str | None = field(default=None, kw_only=True, metadata=LATER)
+    """sha256 over the files beside the weights that were read; see `Checkpoint`."""
+    attention: str | None = field(default=None, kw_only=True, metadata=LATER)
+    """Implementation of attention."""
     origin: dict[str, Any] | None = field(default=None, kw_only=True, metadata=LATER)
     """The GGUF file that the weights come from, and how they were rounded in it; see `Origin`."""
 

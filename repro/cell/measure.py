@@ -17,6 +17,7 @@ from ...method.errors import UserError
 from .. import processes
 from ..configuration import digest, portable
 from ..models.checkpoint import LoadedModel, load_model
+from ..models.weights import ATTENTION
 from ..record import (
     SCHEMA,
     CalibrationFacts,
@@ -110,6 +111,8 @@ def _model_facts(loaded: LoadedModel) -> ModelFacts:
         threads=torch.get_num_threads(),
         processes=processes.count(),
         fingerprint=checkpoint.fingerprint,
+        companions=checkpoint.companions,
+        attention=ATTENTION,
         origin=checkpoint.origin and checkpoint.origin.to_dict(),
     )
 

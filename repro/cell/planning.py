@@ -20,6 +20,7 @@ from ...method.search.budget import SearchBudget
 from ...method.token_policy import TokenPolicy
 from ..configuration import portable
 from ..models.checkpoint import Checkpoint, LoadedModel
+from ..models.weights import ATTENTION
 from .identity import sources_digest, targets
 from .plan_cache import CachedPlan, PlanCache
 
@@ -87,8 +88,13 @@ def _calibration(loaded: LoadedModel, text: _CalibrationText, search_policy: Tok
 
 def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
     """Parts of a checkpoint's configuration that determine results."""
-    device = checkpoint.device.partition(":")[0]
-    return {"fingerprint": checkpoint.fingerprint, "dtype": checkpoint.dtype, "device": device}
+    return {
+        "fingerprint": checkpoint.fingerprint,
+        "companions": checkpoint.companions,
+        "dtype": checkpoint.dtype,
+        "attention": ATTENTION,
+        "device": checkpoint.device.partition(":")[0],
+    }
 
 
 def ids_digest(input_ids: Tensor) -> str:

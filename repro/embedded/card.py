@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...method.apply import sparse_projections
 from ...method.calibration import Calibration
@@ -23,6 +23,7 @@ from ...method.plan import ProjectionRule
 from ...method.projections import PROJECTIONS, decoder_blocks, key, model_projections, split_key
 from ...method.rules import RuleBuilder, StaticThreshold
 from ...method.tokens import pack
+from ..models.tokenizer import load_tokenizer
 from ..records import write_json, write_text
 from ..text.installed import package_folder
 from .calibration import expected_package_texts
@@ -55,7 +56,7 @@ def perplexity(model: PreTrainedModel, input_ids: Tensor, rules: dict[str, Proje
 def measure(folder: Path) -> dict[str, object]:
     """Sensitivity of each block at SPARSITY and spread of the column norms, as a JSON-able record."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     input_ids = held_out_sample(tokenizer)
     calibration = Calibration(model, pack(expected_package_texts(), tokenizer, 16, LENGTH, "calibration"))
     builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))
@@ -159,8 +160,8 @@ def tokenizer_note(configuration: dict) -> str:
         return ""
     return (
         "`AutoTokenizer` gives every Qwen2 checkpoint Qwen2's own pre-tokenization, which splits numbers into\n"
-        "single digits where training kept up to three together. The suite uses `AutoTokenizer`, as everybody\n"
-        "does; the held-out figures above are with the tokenizer as stored.\n"
+        "single digits where training kept up to three together. The suite takes the tokenizer as stored and\n"
+        "says so; records without `companions` were made with what `AutoTokenizer` gives.\n"
     )
 
 

@@ -5,6 +5,7 @@ Which tokens are computed sparsely depends on both, and lm-eval's own Hugging Fa
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -70,10 +71,10 @@ class SparseLM(HFLM):
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
-        with quiet_lm_eval():
+        with quiet_lm_eval(), _weights_as_they_are(model):
             super().__init__(
                 pretrained=model,
-                tokenizer=tokenizer,
+                tokenizer=tokenizer if tokenizer.pad_token else _own_copy(tokenizer),
                 backend="causal",
                 batch_size=batch_size,
                 max_length=min(longest_sequence(model), max_length or DEFAULT_MAX_LENGTH),
@@ -257,6 +258,22 @@ class SparseLM(HFLM):
 @lru_cache(maxsize=1 << 15)  # a sweep asks the same again: to tokenise takes longer than the model on a GPU
 def _token_ids(tokenizer: PreTrainedTokenizerBase, string: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(string, add_special_tokens=False))
+
+
+@lru_cache(maxsize=1)  # one for all cells of a sweep, for what it has read is kept
+def _own_copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer without a padding token, copied: lm-eval gives it one, and the model's own stays as it is."""
+    return copy.deepcopy(tokenizer)
+
+
+@contextmanager
+def _weights_as_they_are(model: PreTrainedModel) -> Iterator[None]:
+    """Keep lm-eval from tying lm_head to the embedding inside, which would be another model."""
+    model.tie_weights = lambda: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
 
 
 @contextmanager

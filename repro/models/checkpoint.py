@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from ...kernels.decoder import FAMILIES
 from ...method.errors import UserError
-from .content_hash import content_sha256
-from .gguf import Origin, converted, is_gguf, only_gguf
+from .content_hash import FileState, companions, companions_sha256, files_sha256, states
+from .gguf.conversion import Origin, converted, is_gguf, only_gguf
 from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
 from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
+from .tokenizer import check_token_ids, load_tokenizer
+from .weights import check_finite, load_weights
 from .wheel import Wheel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class Checkpoint:
     norm_spread_seed: int = 0
     origin: Origin | None = None
     """The GGUF file that the folder was made of."""
+    state: tuple[FileState, ...] = ()
+    """State of the files when they were found: a checkpoint whose files changed is another one."""
+
+    @property
+    def companions(self) -> str:
+        """sha256 over the files beside the weights: settings, tokenizer, chat template, generation."""
+        return companions_sha256(self.folder)
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +57,7 @@ class Checkpoint:
         if self.origin:
             files = self.origin.sha256
         else:
-            files = _fingerprint((self.folder / "config.json", *self.weight_files))
+            files = files_sha256((self.folder / "config.json", *self.weight_files))
         return f"{files} × {self.norm_spread:g}, {self.norm_spread_seed}" if self.norm_spread else files
 
 
@@ -85,20 +94,24 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
         )
     if config.get("quantization_config"):
         raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")
+    if (folder / ADAPTER).exists():
+        raise UserError(f"{folder} holds an adapter ({ADAPTER}); merge it into the weights, or take it away")
     name = model["name"] or (
         model["id"] if from_hub else Path(model["path"]).resolve().name.removesuffix(".gguf")
     )
+    weight_files = _weight_files(folder, config)
     return Checkpoint(
         name,
         folder,
         family,
-        _weight_files(folder),
+        weight_files,
         model["dtype"],
         device,
         offload=model.get("offload", "auto"),
         norm_spread=_checked_spread(model.get("norm_spread", 0.0)),
         norm_spread_seed=model.get("norm_spread_seed", 0),
         origin=origin,
+        state=states((*companions(folder), *weight_files)),
     )
 
 
@@ -114,42 +127,18 @@ def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
     from .offload import place
 
     if isinstance(checkpoint, RandomCheckpoint):
-        origin, tokenizer = checkpoint.tokenizer_folder, _load_tokenizer(checkpoint.tokenizer_folder)
+        origin, tokenizer = checkpoint.tokenizer_folder, load_tokenizer(checkpoint.tokenizer_folder)
         model = build_random_model(checkpoint, tokenizer)
     else:
-        origin, tokenizer = checkpoint.folder, _load_tokenizer(checkpoint.folder)
-        model = _load_weights(checkpoint)
+        origin, tokenizer = checkpoint.folder, load_tokenizer(checkpoint.folder)
+        model = load_weights(checkpoint.folder, checkpoint.dtype)
         if checkpoint.norm_spread:
             spread_norms(model, checkpoint.norm_spread, checkpoint.norm_spread_seed)
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(
-            f"{origin}: the tokenizer has {len(tokenizer)} tokens, the model "
-            f"{model.config.vocab_size}; they do not belong together"
-        )
+    check_token_ids(model, tokenizer, origin)
     model.requires_grad_(False)
-    return LoadedModel(checkpoint, place(model.eval(), checkpoint.device, checkpoint.offload), tokenizer)
-
-
-def _load_weights(checkpoint: Checkpoint) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=getattr(torch, checkpoint.dtype),
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise UserError(f"{checkpoint.folder}: the weights cannot be loaded ({_brief(error)})") from error
-    # transformers fills absent weights with random numbers and only warns.
-    if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
-        raise UserError(
-            f"{checkpoint.folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
-            "fetch the checkpoint again"
-        )
-    return model
+    model = place(model.eval(), checkpoint.device, checkpoint.offload)
+    check_finite(model, origin, checkpoint.dtype)  # where the model is: a GPU reads it in a moment
+    return LoadedModel(checkpoint, model, tokenizer)
 
 
 def resolve_device(device: str) -> str:
@@ -189,20 +178,24 @@ def check_safetensors(path: Path) -> None:
         raise UserError(f"{path} has {size} bytes, its header says {8 + header_length + end}; fetch it again")
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+def _weight_files(folder: Path, config: dict[str, Any]) -> tuple[Path, ...]:
+    """Files of the weights, and their index where there is one, in the order in which transformers looks."""
+    if named := config.get("transformers_weights"):
+        raise UserError(
+            f"{folder}: config.json names its weights, transformers_weights={named}, which is not supported; "
+            "rename the file to model.safetensors and remove the setting"
+        )
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        files = files_to_hash = (whole,)
+    elif index.exists():
         weight_map = _read_json(index, folder).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index} lists no weights; fetch the checkpoint again")
         files = tuple(folder / name for name in sorted(set(weight_map.values())))
         files_to_hash = (index, *files)
     else:
-        files = files_to_hash = (folder / "model.safetensors",)
-        if not files[0].exists():
-            raise UserError(
-                f"{folder} holds no safetensors weights (model.safetensors or its index with shards)"
-            )
+        raise UserError(f"{folder} holds no safetensors weights (model.safetensors or its index with shards)")
     for path in files:
         check_safetensors(path)
     return files_to_hash
@@ -235,21 +228,6 @@ def _hub_folder(model: dict[str, Any]) -> Path:
     return fetch_model(model["id"], model.get("revision"))
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"{folder} has no tokenizer (one of {', '.join(TOKENIZER_FILES)}); copy it beside the weights"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises bare Exception on a malformed file
-        raise UserError(
-            f"{folder}: the tokenizer cannot be loaded ({_brief(error)}); fetch it again"
-        ) from error
-
-
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} has no {path.name}; give the folder of a complete checkpoint")
@@ -260,12 +238,3 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object; fetch it again")
     return content
-
-
-@lru_cache(maxsize=8)
-def _fingerprint(files: tuple[Path, ...]) -> str:
-    return content_sha256(files)
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

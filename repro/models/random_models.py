@@ -18,7 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from ...method.errors import UserError
 from ...method.projections import check_family
+from .content_hash import FileState, companions, companions_sha256, states
 from .offload import streams
+from .weights import ATTENTION
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,15 @@ class RandomCheckpoint:
     dtype: str
     device: str
     offload: str
+    state: tuple[FileState, ...] = ()
+    """State of the tokenizer's files; see `Checkpoint`."""
     origin: ClassVar[None] = None
     """No file: see `Checkpoint`."""
+
+    @property
+    def companions(self) -> str:
+        """sha256 over the files of the tokenizer's folder; see `Checkpoint`."""
+        return companions_sha256(self.tokenizer_folder)
 
     @property
     def fingerprint(self) -> str:
@@ -66,6 +75,7 @@ def random_checkpoint(model: dict[str, Any], device: str) -> RandomCheckpoint:
         dtype=model["dtype"],
         device=device,
         offload=model.get("offload", "auto"),
+        state=states(companions(folder)),
     )
 
 
@@ -81,7 +91,9 @@ def build_random_model(checkpoint: RandomCheckpoint, tokenizer: PreTrainedTokeni
             setattr(config, token, getattr(tokenizer, token))
         # On meta nothing is drawn yet; otherwise torch would initialise everything, and transformers again.
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, checkpoint.dtype))
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, checkpoint.dtype), attn_implementation=ATTENTION
+            )
     except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
         brief = " ".join(str(error).split())[:200]
         raise UserError(f"model.architecture is not one of a {checkpoint.family} model ({brief})") from error

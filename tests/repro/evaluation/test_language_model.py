@@ -7,6 +7,10 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from wisparse.repro.evaluation.language_model import SparseLM
+from wisparse.repro.models.tokenizer import load_tokenizer
+
+from ...conftest import make_tiny_model
+from ..conftest import LLAMA_MINI
 
 BOS = 0
 CONTEXTS = [
@@ -224,3 +228,22 @@ def test_one_token_answers_to_one_question_share_a_pass(model, tokenizer, passes
     alone = [language_model._loglikelihood_tokens([one], disable_tqdm=True)[0] for one in requests]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in alone], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in alone]
+
+
+def test_evaluation_ties_no_weights_of_the_model_that_it_is_given(tokenizer):
+    """lm-eval ties lm_head to the embedding where config.json says so, whatever the model is."""
+    model = make_tiny_model("llama")
+    model.config.tie_word_embeddings = True
+    head = model.lm_head.weight.clone()
+    SparseLM(model, tokenizer)
+    assert torch.equal(model.lm_head.weight, head)
+    assert "tie_weights" not in vars(model)
+
+
+def test_evaluation_gives_the_models_own_tokenizer_no_padding_token(model):
+    tokenizer = load_tokenizer(LLAMA_MINI)
+    tokenizer.pad_token = None
+    language_model = SparseLM(model, tokenizer)
+    assert tokenizer.pad_token is None
+    assert language_model.tokenizer.pad_token_id == 0
+    assert SparseLM(model, tokenizer).tokenizer is language_model.tokenizer

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels.decoder import FAMILIES
-from ...method.errors import UserError
-from .gguf_header import Header
-from .gguf_weights import FREQUENCIES
+from ....kernels.decoder import FAMILIES
+from ....method.errors import UserError
+from .header import Header
+from .weights import FREQUENCIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

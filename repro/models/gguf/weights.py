@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ...method.errors import UserError
-from .gguf_header import Header, Tensor
+from ....method.errors import UserError
+from .header import Header, Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FREQUENCIES = "rope_freqs.weight"
-"""Not a weight: by how much each frequency of the rotary embedding is divided. `gguf_config` reads it."""
+"""Not a weight: by how much each frequency of the rotary embedding is divided. `config` reads it."""
 
 SHARD_BYTES = 4 << 30
 

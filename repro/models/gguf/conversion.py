@@ -17,12 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...method.errors import UserError
-from .content_hash import file_sha256
-from .model_cache import made_once
+from ....method.errors import UserError
+from ..content_hash import file_sha256
+from ..model_cache import made_once
 
 if TYPE_CHECKING:
-    from .gguf_header import Header
+    from .header import Header
 
 MAGIC = b"GGUF"
 ORIGIN = "gguf.json"
@@ -135,10 +135,10 @@ def _split(file: Path) -> UserError:
 
 
 def _convert(file: Path, sha256: str, folder: Path) -> None:
-    from .gguf_config import configuration
-    from .gguf_header import read_header
-    from .gguf_tokenizer import save_tokenizer
-    from .gguf_weights import checked_names, save_weights
+    from .config import configuration
+    from .header import read_header
+    from .tokenizer import save_tokenizer
+    from .weights import checked_names, save_weights
 
     header = read_header(file)
     if header.metadata.get("split.count", 0) > 1:

@@ -10,7 +10,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from ...method.errors import UserError
+from ....method.errors import UserError
+from ..tokenizer import PROBE, load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-    from .gguf_header import Header
+    from .header import Header
 
 LLAMA3 = {"llama3", "llama-v3", "llama-bpe"}
 WHOLE_WORDS_FIRST = {*LLAMA3, "tekken"}
@@ -34,8 +35,6 @@ KNOWN_SPLITS = {
 }
 """Ways to split text before merging (`tokenizer.ggml.pre`) that come over."""
 
-PROBE = "In 1999 it's x=   42;\n\n\tdef f(n): return n**2  # naïve café — 你好 🙂\r\n  HELLO World's\u00a0end"
-
 
 def save_tokenizer(header: Header, folder: Path) -> None:
     """Write the file's tokenizer as transformers loads it.
@@ -43,11 +42,9 @@ def save_tokenizer(header: Header, folder: Path) -> None:
     Raises UserError for a vocabulary whose way to split text is unknown, and where what was saved reads
     otherwise than what was read.
     """
-    from transformers import AutoTokenizer
-
     tokenizer = _read(header)
     tokenizer.save_pretrained(folder)
-    again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    again = load_tokenizer(folder)
     if _behaviour(tokenizer) != _behaviour(again):
         raise UserError(
             f"{header.file}: its tokenizer changes when transformers saves it; use the original checkpoint"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
-from ...method.errors import UserError
+from ....method.errors import UserError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -1,0 +1,1 @@
+"""GGUF files, read as the checkpoints that they were made of."""

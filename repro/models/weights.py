@@ -1,0 +1,71 @@
+"""Load the weights of a checkpoint, all of them and no others: what transformers made is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ...method.errors import UserError
+from .tokenizer import brief
+
+ATTENTION = "sdpa"
+"""Implementation of attention that every model is loaded with; a config.json does not choose it."""
+
+
+def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
+    """The model of a folder, in main memory.
+
+    Raises UserError for weights that are absent, left over, of another shape, or at odds with what config.json
+    ties. Transformers makes up the first, drops the second and warns.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config._attn_implementation = ATTENTION  # what the file names would go before the argument
+        config.output_attentions, config.output_hidden_states, config.return_dict = False, False, True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # configurations are checked with errors of many kinds
+        raise UserError(f"{folder}: the weights cannot be loaded ({brief(error)})") from error
+    if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise UserError(
+            f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
+            "fetch the checkpoint again"
+        )
+    # Transformers has already left out what no model reads, such as old checkpoints' rotary frequencies.
+    if surplus := sorted(report["unexpected_keys"]):
+        raise UserError(
+            f"{folder}: {len(surplus)} weights have no place in the model that config.json describes, first "
+            f"{surplus[0]}; correct config.json or fetch the checkpoint again"
+        )
+    _check_tied(model, folder)
+    return model
+
+
+def _check_tied(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a head of its own where config.json ties it: which one is meant, the files do not say."""
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if model.config.tie_word_embeddings and head is not embedding:
+        raise UserError(
+            f"{folder}: config.json ties lm_head to the embedding, and the weights hold another "
+            "lm_head.weight; set tie_word_embeddings to false to use it, or remove it from the weights"
+        )
+
+
+def check_finite(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+    """Raises UserError that names the first parameter with weights that are infinite or not a number."""
+    for name, parameter in model.named_parameters():
+        # A sum reads the weights once and is finite where they are; only where it is not, they are looked at.
+        if parameter.sum(dtype=torch.float32).isfinite():
+            continue
+        if wrong := int((~parameter.isfinite()).sum()):
+            raise UserError(
+                f"{folder}: {wrong} weights of {name} are not finite in {dtype}; "
+                "fetch the checkpoint again or use another model.dtype"
+            )

@@ -1,0 +1,110 @@
+"""Weights: all of the checkpoint's and no others, finite, tied as the files say, under one attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from wisparse.method.errors import UserError
+from wisparse.repro.models.checkpoint import find_checkpoint, load_model
+from wisparse.repro.models.weights import check_finite, load_weights
+
+from .test_models import settings
+from .test_tokenizer import edit
+
+UP = "model.layers.3.mlp.up_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change the weights and store them in one file."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+        path.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(find_checkpoint(settings(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_absent_are_never_made_up(checkpoint):
+    rewrite(checkpoint, lambda tensors: tensors.pop(UP))
+    refused(checkpoint, r"1 weights are missing.*layers\.3\.mlp\.up_proj")
+
+
+def test_weights_that_the_model_does_not_take_are_never_dropped(checkpoint):
+    biases = {f"model.layers.{block}.self_attn.q_proj.bias": torch.ones(320) for block in range(8)}
+    rewrite(checkpoint, lambda tensors: tensors.update(biases))
+    refused(checkpoint, r"8 weights have no place .*layers\.0\.self_attn\.q_proj\.bias; correct config\.json")
+
+
+def test_rotary_frequencies_of_old_checkpoints_do_no_harm(checkpoint):
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
+    rewrite(checkpoint, lambda tensors: tensors.update(frequencies))
+    assert len(load_weights(checkpoint, "float32").model.layers) == 8
+
+
+def test_fewer_blocks_than_there_are_weights_of_are_refused(checkpoint):
+    edit(checkpoint / "config.json", num_hidden_layers=7)
+    refused(checkpoint, r"9 weights have no place .*layers\.7\.")
+
+
+def test_another_head_beside_a_tied_embedding_is_refused(checkpoint):
+    """Transformers loads it untied and warns; lm-eval would tie it, in the shared model."""
+    rewrite(checkpoint, lambda tensors: tensors.update({"lm_head.weight": tensors[EMBEDDING] * 0.5}))
+    refused(checkpoint, r"ties lm_head to the embedding, .*another lm_head\.weight; set tie_word_embeddings")
+    edit(checkpoint / "config.json", tie_word_embeddings=False)
+    model = load_weights(checkpoint, "float32")
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight * 0.5)
+
+
+def test_the_same_head_beside_a_tied_embedding_is_one(checkpoint):
+    rewrite(checkpoint, lambda tensors: tensors.update({"lm_head.weight": tensors[EMBEDDING].clone()}))
+    model = load_weights(checkpoint, "float32")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+@pytest.mark.parametrize("named", ["flash_attention_2", "eager"])
+def test_a_checkpoint_does_not_choose_the_attention(checkpoint, key, named):
+    edit(checkpoint / "config.json", **{key: named})
+    assert load_weights(checkpoint, "float32").config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("value", [{"pad_token_id": 8192}, {"num_attention_heads": "x"}])
+def test_a_configuration_that_no_model_can_have_is_one_line(checkpoint, value):
+    edit(checkpoint / "config.json", **value)
+    refused(checkpoint, "cannot be loaded")
+
+
+def test_a_checkpoint_does_not_choose_what_a_pass_returns(checkpoint):
+    edit(checkpoint / "config.json", output_attentions=True, output_hidden_states=True, return_dict=False)
+    found = load_weights(checkpoint, "float32").model(input_ids=torch.tensor([[0, 1]]))
+    assert found.keys() == {"last_hidden_state", "past_key_values"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_is_named(checkpoint, value):
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[UP][5, 7] = value
+
+    rewrite(checkpoint, change)
+    refused(checkpoint, rf"1 weights of {UP} are not finite in float32")
+
+
+def test_weights_whose_sum_alone_overflows_are_finite(llama):
+    llama.lm_head.weight[0, :40] = 3e38
+    check_finite(llama, Path("here"), "float32")
+    with pytest.raises(UserError, match=r"40 weights of lm_head.weight are not finite in float16"):
+        check_finite(llama.half(), Path("here"), "float16")
