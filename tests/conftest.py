@@ -93,8 +93,8 @@ def make_protocol(name: str):
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = max(1, min(2, CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
-"""Of torch in a test. Two where there is room, so that sums are shared among threads as in use. Where there is
-none, threads wait for each other in busy loops, which took more than half of all time."""
+"""Threads of torch in a test. Two where there is room, so that sums are shared among threads as in use. Where
+there is none, threads wait for each other in busy loops, which took more than half of all time."""
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from .conftest import ROOT
 
-FOLDERS = ("baselines", "kernels", "library", "method", "repro")
+FOLDERS = ("baselines", "kernels", "library", "method", "repro", "tests")
 # "Of stage 1." leaves its noun to the reader; "Settings of stage 1." does not.
 DANGLING = re.compile(r"(?:Of|As|By|In|To|Those|For|From|With|Without|Within|At|On|Over|Under|Between|That)\b")
 

@@ -32,8 +32,8 @@ class BlockError:
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
-        one_of("block_error", self.form, get_args(Form))
-        one_of("block_positions", self.positions, get_args(Positions))
+        one_of("block_error.form", self.form, get_args(Form))
+        one_of("block_error.positions", self.positions, get_args(Positions))
 
     def __call__(self, difference: Tensor, dense: Tensor) -> Tensor:
         """Error (candidates,) of differences (candidates, rows, length, hidden) to (rows, length, hidden)."""

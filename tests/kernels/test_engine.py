@@ -225,7 +225,7 @@ def test_bfloat16_logits_are_nearer_to_exact_ones_than_those_of_transformers(spa
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_bfloat16_step_rounds_to_bfloat16_in_attention_alone(sparse, monkeypatch):
-    """With attention exact between the roundings it makes on purpose, all else is as near as float32 sums are.
+    """Attention is exact between the roundings it makes on purpose; all else is as near as float32 sums are.
 
     The order of a float32 sum of n products changes it by at most n · 2^-24 of the sum of their magnitudes. How
     far that carries to the logits, the exact model says: each of its projections is changed by as much as that,

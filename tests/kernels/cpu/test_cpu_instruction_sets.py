@@ -138,7 +138,7 @@ AGREEING = (
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", OLDER)
 def test_engine_hooks_and_scoring_agree_with_torch_of_an_older_cpu(compiled, capability):
-    """As on such a CPU: torch and its libraries read what it has once, at the start of a process."""
+    """A process of its own, since torch and its libraries read what a CPU has once, at the start."""
     names = OLDER[capability]
     if not cpu_build.runs(names["march"]):
         pytest.skip(f"this CPU is no {names['march']}")

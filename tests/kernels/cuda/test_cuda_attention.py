@@ -89,7 +89,7 @@ def test_against_float64(
     ],
 )
 def test_norms_of_heads(tile: CUDAAttentionTile, heads: int, kv_heads: int, head_dim: int) -> None:
-    """Of queries and keys with gains of their own, behind a bias; values stay as they are."""
+    """Queries and keys have gains of their own, behind a bias; values stay as they are."""
     sums, bias, cache = case(heads, kv_heads, head_dim, 9)
     norms = make_norms(cache)
     exact, new = expected(sums, bias, cache, heads, None, norms)
@@ -103,7 +103,7 @@ def test_norms_of_heads(tile: CUDAAttentionTile, heads: int, kv_heads: int, head
 
 
 def test_in_bfloat16() -> None:
-    """Without a bias, over more thread blocks than the context has steps for."""
+    """There is no bias, and the context has fewer steps than there are thread blocks."""
     sums, _, cache = case(4, 2, 64, 11, torch.bfloat16)
     exact, _ = expected(sums, None, cache, 4, None)
     x = attended(sums, None, cache, 4, replace(SMALL, warps=2, cluster=4))
@@ -112,7 +112,7 @@ def test_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("broken", ["keys", "values"])
 def test_nan_shows(broken: str) -> None:
-    """In the heads that look at it."""
+    """Not-a-number shows in the heads that look at it, and in no other."""
     sums, bias, cache = case(4, 2, 64, 20)
     getattr(cache, broken)[0, 0, 1, 7, 3] = float("nan")
     x = attended(sums, bias, cache, 4, SMALL).view(4, 64)
@@ -165,7 +165,7 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiles_for_the_large_models(
     name: str, window: int | None, normed: bool, tile: CUDAAttentionTile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For compute capability 9.0, with the tiles that are used there; no GPU is needed."""
+    """Compute capability 9.0 and the tiles that are used there; no GPU is needed."""
     pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
     sizes = []
 

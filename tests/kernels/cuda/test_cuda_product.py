@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
 SMALL = CUDATile(warps=2, unroll=2)
 TILES = (SMALL, CUDATile(warps=2, cluster=2, unroll=3), CUDATile(columns=128, warps=4, cluster=3, unroll=1))
 TOLERANCE = {torch.bfloat16: 2e-6, torch.float16: 2e-6}
-"""Of float32 sums, relative to the highest exact value; rounded outputs are compared within one step."""
+"""Error of float32 sums, relative to the highest exact value; rounded outputs are compared within one step."""
 
 
 def drawn(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -137,7 +137,7 @@ def test_onto_the_residual_stream(tile: CUDATile) -> None:
 
 @pytest.mark.parametrize("bound", [0.0, float("inf")])
 def test_all_kept_and_none_kept(bound: float) -> None:
-    """With no channel left the product is 0, with all it is the dense one."""
+    """The product is 0 with no channel left, and the dense one with all."""
     x, bounds, weight = case(100, (64,), torch.bfloat16)
     out = torch.full((1, 64), 7.0, device=DEVICE)
     cuda_product(Given(x), torch.full_like(bounds, bound), weight, (64,), out, TILES[1])
@@ -213,7 +213,7 @@ def test_what_is_timed_is_right(name: str, widths: tuple[int, ...], sparsity: fl
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 def test_every_launch_of_the_large_models_compiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For compute capability 9.0, with the tiles that are used there; no GPU is needed."""
+    """Compute capability 9.0 and the tiles that are used there; no GPU is needed."""
     pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
     sizes = []
 

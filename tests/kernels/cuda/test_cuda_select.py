@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 def test_it_compiles_for_the_large_models(name, monkeypatch):
-    """For compute capability 9.0; no GPU is needed."""
+    """Compute capability 9.0; no GPU is needed."""
     pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
     sizes = []
 

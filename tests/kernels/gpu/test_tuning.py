@@ -67,7 +67,7 @@ def test_rows_of_selection():
 
 @pytest.mark.slow
 def test_rows_of_attention():
-    """Over a context alone in a cache, beside torch's."""
+    """A context alone in a cache is timed beside torch's attention."""
     rows = list(attention_rows("tiny", SHAPE, torch.float32, DEVICE, contexts=(24, 40), clock=CountingClock()))
     assert [row.shape for row in rows] == ["tiny context 24", "tiny context 40"]
     for row in rows:

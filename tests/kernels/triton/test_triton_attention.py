@@ -106,7 +106,7 @@ def test_attention(tile, heads, kv_heads, head_dim, length, window, first, split
 
 @pytest.mark.parametrize("tile", TILES)
 def test_norms_of_heads_are_rounded_where_the_model_rounds(tile):
-    """To the bit as transformers does it in float16, where a key is put into the cache."""
+    """Equal to the bit with what transformers does in float16 where it puts a key into the cache."""
     cache = make_cache(1, 1, 64, 24, 5, torch.float16)
     cache.cosines.fill_(1.0)
     cache.sines.zero_()

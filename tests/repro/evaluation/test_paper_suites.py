@@ -48,7 +48,7 @@ def suite(root: str | None, tasks: list[str], **settings: object) -> HarnessSuit
 
 
 def likelihood(model, tokenizer, context: str, continuation: str) -> float:
-    """By hand: bos, context, continuation, one forward pass."""
+    """Likelihood by hand: bos, context, continuation, one forward pass."""
     prompt = [0, *tokenizer.encode(context)]
     whole = [0, *tokenizer.encode(context + continuation)]
     with torch.inference_mode():

@@ -170,7 +170,7 @@ def test_a_streamed_model_is_calibrated_searched_and_applied_as_any_other(name):
 
 @pytest.mark.slow
 def test_gradients_of_a_deep_model_are_finite():
-    """At the token that begins every text, too, which the tokenizer also pads with."""
+    """The token that begins every text counts too, though the tokenizer also pads with it."""
     settings = shrunk("llama3.1-8b", {"num_hidden_layers": 32, "initializer_range": 0.3})
     loaded = load_model(find_checkpoint(settings))
     padding = loaded.model.get_input_embeddings().padding_idx

@@ -138,7 +138,7 @@ def test_transformers_with_a_compiled_step_decodes_the_same_tokens():
 
 @pytest.mark.slow
 def test_the_compact_decoder_is_timed_beside_transformers(llama, monkeypatch):
-    """On the joined weights that it leaves behind the engine continues as before; not compiled, for time."""
+    """The engine continues as before on the joined weights that are left behind; not compiled, for time."""
     monkeypatch.setattr(latency_module, "CompiledDecoder", partial(CompiledDecoder, compiled=False))
     prompt = torch.arange(1, 6)[None]
     before = DecodeEngine(llama, capacity=16).generate(prompt, new_tokens=8)

@@ -18,7 +18,7 @@ from ..models.test_random_models import SHRUNK
 
 pytestmark = pytest.mark.slow
 QUESTION = "What will Kim do next?"
-"""Of an item of the mirror: items' texts must not get into records."""
+"""Text of an item of the mirror: it must not get into records."""
 
 
 @pytest.fixture(scope="module")

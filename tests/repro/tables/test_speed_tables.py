@@ -21,7 +21,7 @@ def kept():
 
 @pytest.mark.parametrize("device", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
 def test_every_row_is_held_against_the_fastest_mode_of_torch_compile(kept, device):
-    """Of its device, model and setting, whatever process timed it; that another did is marked."""
+    """The fastest mode is of the row's device, model and setting; one of another process is marked."""
     wanted = (device, "llama3.1-8b-random", "bfloat16", 1, 5)
     records = [cell.record for cell in kept.sorted_cells()]
     records = [
