@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -110,7 +111,12 @@ class SparseSession:
         self, model: PreTrainedModel, plan: SparsityPlan, policy: TokenPolicy, counter: TrafficCounter
     ) -> None:
         self.prompt_lengths: Tensor | None = None
-        """(rows,) real tokens of each row that are prompt, for the next forward pass; None: all are."""
+        """(rows,) real tokens of each row that are prompt, for the next forward passes.
+
+        None: all tokens of a pass without a cache. Inside of `model.generate` the prompt is what it was given.
+        """
+        self._prompt_columns: int | None = None
+        """Length of what `model.generate` was given, padding included, while it runs."""
         self._policy = policy
         self._counter = counter
         self._only: tuple[int, ...] | None = None
@@ -143,27 +149,78 @@ class SparseSession:
         """Realised sparsity and bytes read per token over everything run so far; JSON-able."""
         return self._counter.report()
 
+    @contextmanager
+    def observed_generation(self) -> Iterator[None]:
+        """Context in which `model.generate` tells this session how long its prompt is.
+
+        A forward pass cannot: a prompt may be read in chunks or behind an earlier turn's cache, candidates of
+        assisted generation come several at a time, and without a cache every pass reads everything again.
+        """
+        model, before = self._model, vars(self._model).get("generate")
+        original = model.generate
+
+        @wraps(original)
+        def generate(*arguments: Any, **keywords: Any) -> Any:
+            outer, self._prompt_columns = self._prompt_columns, _given_columns(arguments, keywords)
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                self._prompt_columns = outer
+
+        model.generate = generate
+        try:
+            yield
+        finally:
+            del model.generate
+            if before is not None:
+                model.generate = before
+
     def _before_forward(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         inputs = arguments[0] if arguments else keywords.get("input_ids")
         if inputs is None:
             inputs = keywords["inputs_embeds"]
         rows, length = inputs.shape[:2]
+        cache = keywords.get("past_key_values")
+        read = 0 if cache is None else int(cache.get_seq_length())
         mask = keywords.get("attention_mask")
         if mask is None:
-            real = torch.ones(rows, length, dtype=torch.bool, device=inputs.device)
+            seen = torch.ones(rows, read + length, dtype=torch.bool, device=inputs.device)
         elif isinstance(mask, Tensor) and mask.ndim == 2:
-            real = mask[:, -length:].bool()
+            # A mask of the new tokens alone says that all before them are real.
+            lacking = max(0, read + length - mask.shape[1])
+            seen = nn.functional.pad(mask.bool(), (lacking, 0), value=True)[:, : read + length]
         else:
             raise UserError("token policies need a (rows, length) attention mask; pass the 2-D mask or none")
-        cache = keywords.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            sparse = real  # generated tokens
-        else:
-            sparse = self._policy.sparse_positions(real, self.prompt_lengths)
+        past, real = seen[:, :read].sum(dim=1), seen[:, read:]
+        sparse = self._sparse_positions(real, past, seen, read)
         dense = torch.zeros_like(sparse)
         for block, hooks in enumerate(self._hooks):
             hooks.sparse_positions = sparse if self._only is None or block in self._only else dense
         self._counter.add_tokens(real, sparse)
+
+    def _sparse_positions(self, real: Tensor, past: Tensor, seen: Tensor, read: int) -> Tensor:
+        """(rows, length) of the policy; what is prompt is a number of tokens, whatever passes read them."""
+        columns, prompt_lengths = self._prompt_columns, self.prompt_lengths
+        if columns is not None:
+            given = columns - (~seen[:, :columns]).sum(dim=1)
+            prompt = self._policy.sparse_positions(real[:, : max(0, columns - read)], given, past)
+            return torch.cat([prompt, real[:, prompt.shape[1] :]], dim=1)
+        if prompt_lengths is None and read:
+            if real.shape[1] > 1 and self._policy.needs_length:
+                raise UserError(
+                    "several tokens follow a cache, and nothing says which of them are prompt: set the "
+                    "session's prompt_lengths, or call model.generate"
+                )
+            prompt_lengths = past  # one token behind a cache is a generated one
+        return self._policy.sparse_positions(real, prompt_lengths, past)
+
+
+def _given_columns(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
+    """Columns of the prompt that a call of `generate` is given, those in its cache included."""
+    inputs = [*arguments[:1], *(keywords.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+    columns = max((given.shape[1] for given in inputs if isinstance(given, Tensor)), default=1)
+    mask = keywords.get("attention_mask")
+    return columns if mask is None else max(columns, mask.shape[1])
 
 
 @contextmanager
@@ -180,5 +237,5 @@ def applied(
     """
     plan.check_model(projection_shapes(model))
     session = SparseSession(model, plan, policy, counting(model, plan))
-    with rotated(model, plan.rotations), hooked(session.hooks()):
+    with rotated(model, plan.rotations), hooked(session.hooks()), session.observed_generation():
         yield session

@@ -37,18 +37,29 @@ class TokenPolicy:
             prompt = "all tokens sparse"
         return f"{prompt}; generated tokens sparse ({self.source})"
 
-    def sparse_positions(self, real: Tensor, prompt_lengths: Tensor | None) -> Tensor:
-        """Which tokens of a first (cache-less) forward pass are sparse.
+    @property
+    def needs_length(self) -> bool:
+        """Whether which tokens are dense depends on how long the prompt is."""
+        return self.dense_prompt or self.dense_share > 0
+
+    def sparse_positions(self, real: Tensor, prompt_lengths: Tensor | None, past: Tensor | int = 0) -> Tensor:
+        """Which tokens of a forward pass are sparse; it may be one of several over the same sequences.
 
         real: (rows, length) bool, False at padding on either side; prompt_lengths: (rows,) number of real
-        tokens that are prompt, None where all are. Returns (rows, length) bool, False at padding.
+        tokens that are prompt, None where all are; past: (rows,) number of real tokens that earlier passes have
+        read. A first pass that holds the whole prompt is a scored sequence. In later passes, and where the
+        first is shorter than the prompt, a share is that of the prompt, and what follows it is generated.
+        Returns (rows, length) bool, False at padding.
         """
-        position = real.long().cumsum(dim=1) - 1
-        length = real.sum(dim=1, keepdim=True)
+        before = torch.as_tensor(past, device=real.device).expand(real.shape[0])[:, None]
+        position = before + real.long().cumsum(dim=1) - 1
+        length = before + real.sum(dim=1, keepdim=True)
+        prompt = length if prompt_lengths is None else prompt_lengths.to(real.device)[:, None]
         if self.dense_prompt:
-            dense = length if prompt_lengths is None else prompt_lengths.to(real.device)[:, None]
+            dense = prompt
         else:
+            total = torch.where(before > 0, prompt, torch.maximum(prompt, length))
             # The subtraction keeps 0.9 · 10 at 9 whatever the rounding of the product is.
-            share = torch.ceil(length.double() * self.dense_share - 1e-9).long()
-            dense = share.clamp_min(self.dense_tokens)
+            share = torch.ceil(total.double() * self.dense_share - 1e-9).long()
+            dense = torch.minimum(share.clamp_min(self.dense_tokens), total)
         return real & (position >= dense)

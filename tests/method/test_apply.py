@@ -188,3 +188,62 @@ def test_a_rule_needs_exactly_one_mask():
         ProjectionRule(thresholds=torch.ones(2), top_k=1, weights=torch.ones(2))
     with pytest.raises(ValueError, match="weights"):
         ProjectionRule(top_k=1)
+
+
+@pytest.mark.parametrize("name", ["half", "all", "skip_first", "decode_only"])
+def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(planned, name):
+    model, plan = planned
+    ids, lengths = ids_of(2, 14), torch.tensor([14, 11])
+    mask = (torch.arange(14) >= 14 - lengths[:, None]).long()
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+
+    def read(*ends):
+        found, cache, begin = [], None, 0
+        with applied(model, plan, make_protocol(name)) as session:
+            session.prompt_lengths = lengths
+            for end in ends:
+                output = model(
+                    input_ids=ids[:, begin:end], attention_mask=mask[:, :end], use_cache=True,
+                    position_ids=positions[:, begin:end], past_key_values=cache,
+                )  # fmt: skip
+                found.append(output.logits)
+                cache, begin = output.past_key_values, end
+            return torch.cat(found, 1), session.report()["sparse_tokens"]
+
+    whole, counted = read(14)
+    chunks, counted_in_chunks = read(2, 7, 8, 14)
+    assert counted_in_chunks == counted
+    assert torch.allclose(whole[mask.bool()], chunks[mask.bool()], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["half", "all", "decode_only"])
+@pytest.mark.parametrize(
+    "way", [{"prefill_chunk_size": 4}, {"use_cache": False}, {"prompt_lookup_num_tokens": 3}, {"num_beams": 1}]
+)
+def test_generate_counts_the_same_prompt_whichever_way_it_reads(llama, name, way):
+    """Chunks, no cache, and candidates of assisted generation, several of which come in one pass."""
+    plan = make_method("teal_uniform").plan(make_calibration(llama), 0.5)
+    prompt = ids_of(1, 4).repeat(1, 3)
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with applied(llama, plan, make_protocol(name)) as session:
+        session.prompt_lengths = torch.tensor([12])
+        tokens, cache, expected = prompt, None, prompt
+        for _ in range(8):
+            output = llama(input_ids=tokens, past_key_values=cache, use_cache=True)
+            tokens, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+            expected = torch.cat([expected, tokens], 1)
+    with applied(llama, plan, make_protocol(name)):
+        assert llama.generate(prompt, **settings, **way).tolist() == expected.tolist()
+    assert "generate" not in vars(llama)
+
+
+def test_a_turn_behind_a_cache_is_prompt(llama):
+    plan = make_method("teal_uniform").plan(make_calibration(llama), 0.5)
+    ids = ids_of(1, 12)
+    with applied(llama, plan, make_protocol("decode_only")) as session:
+        cache = llama(input_ids=ids[:, :5], use_cache=True).past_key_values
+        llama.generate(ids, past_key_values=cache, max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
+        assert session.report()["tokens"] == 12 + 2
+        assert session.report()["sparse_tokens"] == 2
+        with pytest.raises(UserError, match="prompt_lengths"):
+            llama(input_ids=ids[:, :3], past_key_values=cache)
