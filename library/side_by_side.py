@@ -20,6 +20,7 @@ from .kernels.engine import DecodeEngine
 from .method.apply import applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan
+from .method.tokens import continuation_text, stop_tokens
 
 SEPARATOR = " │ "
 
@@ -121,7 +122,8 @@ class Answers:
 
     def _column(self, answer: Answer) -> tuple[str, str]:
         rate = "" if answer.rate is None else f"  {answer.rate:.1f} tok/s"
-        return f"{answer.title}{rate}", self._tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        text = continuation_text(self._tokenizer, self._ids[0].tolist(), answer.tokens)
+        return f"{answer.title}{rate}", text
 
     def _summary(self, dense: Answer, sparse: Answer) -> str:
         """What was measured: rates, bytes a token, realised sparsity."""
@@ -151,15 +153,6 @@ class Answers:
             rows.append(f"{'speed-up':<24}{'':>12}{sparse.rate / dense.rate:>11.2f}x")
         alike = "both answers are the same" if same is None else f"the answers part at token {same + 1}"
         return "\n".join(["", heading, *rows, alike, ""])
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every end-of-text token known to the tokenizer, the configuration or the generation configuration."""
-    found: set[int] = set()
-    for owner in (tokenizer, model.config, model.generation_config):
-        stops = getattr(owner, "eos_token_id", None)
-        found |= {stops} if isinstance(stops, int) else set(stops or ())
-    return found
 
 
 def _rate(rate: float | None) -> str:

@@ -1,9 +1,9 @@
-"""Texts as sequences of tokens: what every calibration is made of."""
+"""Texts as sequences of tokens, what every calibration is made of, and tokens as texts."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def pack(
@@ -39,6 +39,32 @@ def pack(
             "give a longer text or lower calibration.sequences"
         )
     return torch.tensor([begin + stream[row * room : (row + 1) * room] for row in range(sequences)])
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> set[int]:
+    """Every end-of-text token known to the tokenizer, the configuration or the generation configuration."""
+    found: set[int] = set()
+    for owner in (tokenizer, model.config, model.generation_config):
+        stops = getattr(owner, "eos_token_id", None)
+        found |= {stops} if isinstance(stops, int) else set(stops or ())
+    return found
+
+
+def continuation_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], continuation: Sequence[int]
+) -> str:
+    """Text that a continuation adds to its prompt, special tokens left out.
+
+    Decoded alone it could lack the space it begins with, which many tokenizers take from the start of a text.
+    No tidying of spaces either, which a tokenizer's settings can ask for and which changes code.
+    """
+    before, whole = (
+        tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for tokens in (prompt, [*prompt, *continuation])
+    )
+    # A prompt that ends within a character is the same up to that one, which the continuation completes.
+    pairs = enumerate(zip(before, whole, strict=False))
+    return whole[next((index for index, (left, right) in pairs if left != right), len(before)) :]
 
 
 def docstrings(source: str) -> str:

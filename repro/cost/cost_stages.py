@@ -25,7 +25,7 @@ from ...method.search.greedy import greedy_allocation
 from ...method.token_policy import TokenPolicy
 from ...method.wisparse.alpha_search import search_alphas
 from ...method.wisparse.method import WiSparse
-from ..evaluation.language_model import reproducible_attention
+from ..evaluation.passes.context import reproducible_attention
 from .cost_bench import Bench, Measurement, Watch
 
 ROWS, LENGTH = 8, 512

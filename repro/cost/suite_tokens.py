@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,7 +16,8 @@ from omegaconf import OmegaConf
 from ..configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
 from ..evaluation.harness_suite import HarnessSuite
 from ..evaluation.language_model import SparseLM
-from ..evaluation.scoring import ScoredRow
+from ..evaluation.passes.generation import AnswerSettings
+from ..evaluation.passes.scoring import ScoredRow
 from ..models.checkpoint import find_checkpoint, load_model
 from ..records import write_text
 from ..tables.csv_rows import csv_text
@@ -48,12 +48,10 @@ class CountingLM(SparseLM):
         self.count.read += sum(len(context) + len(answer) - 1 for (context, answer), *_ in groups)
         return [(0.0, False) for group in groups for _ in group]
 
-    def _model_generate(
-        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
-    ) -> torch.Tensor:
-        self.count.read += int(generation_kwargs["attention_mask"].sum())
-        self.count.steps += max_length - context.shape[1]
-        return torch.cat([context, torch.full_like(context[:, :1], self.eot_token_id)], dim=1)
+    def _answers(self, tokens: torch.Tensor, mask: torch.Tensor, settings: AnswerSettings) -> list[str]:
+        self.count.read += int(mask.sum())
+        self.count.steps += settings.new_tokens
+        return [""] * len(tokens)
 
 
 def count(overrides: list[str]) -> list[TaskTokens]:

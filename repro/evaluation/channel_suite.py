@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...method.calibration import input_moments
 from ...method.errors import UserError
 from ...method.projections import PROJECTIONS, block_projections, decoder_blocks
-from .language_model import Session
+from .passes.context import Session
 from .suites import Evaluation
 
 

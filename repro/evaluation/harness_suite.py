@@ -20,7 +20,8 @@ from .. import processes
 from ..text.data_sets import DataSource, load_split, read_files, row_text
 from .code_execution import CodeRunner, humaneval_program
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
-from .language_model import Session, SparseLM, quiet_lm_eval
+from .language_model import SparseLM
+from .passes.context import Session, quiet_lm_eval
 from .suites import Evaluation, measure_text, task_result
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
 from ..text.item_set import TEXT, ItemSet
-from .language_model import Session, SparseLM, quiet_lm_eval
+from .language_model import SparseLM
+from .passes.context import Session, quiet_lm_eval
 from .suites import Evaluation, TaskResult, measure_documents, task_result
 
 

@@ -6,50 +6,33 @@ Which tokens are computed sparsely depends on both, and lm-eval's own Hugging Fa
 from __future__ import annotations
 
 import copy
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lm_eval.api import task as requests
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...method.errors import UserError
 from ...method.projections import decoder_of
-from .batches import by_length, computed, padded
-from .scoring import NO_TARGET, ScoredRow, row_scores, sharing_a_pass
+from ...method.tokens import stop_tokens
+from .passes.batches import by_length, computed, padded
+from .passes.context import Session, announced, name_of, naming, quiet_lm_eval, reproducible_attention
+from .passes.generation import AnswerSettings, greedy_answers
+from .passes.scoring import NO_TARGET, ScoredRow, require_finite, row_scores, sharing_a_pass
 
 ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """Request of lm-eval: (strings or None, context tokens, continuation tokens)."""
 
 DEFAULT_MAX_LENGTH = 1024
 
-REPRODUCIBLE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-class Session(Protocol):
-    """Interface of a sparse session: it reads `prompt_lengths`, (batch,), in every forward pass."""
-
-    prompt_lengths: torch.Tensor | None
-
 
 def longest_sequence(model: PreTrainedModel) -> int:
     """Tokens of the longest sequence that the model's positions allow."""
     return int(model.config.max_position_embeddings)
-
-
-def reproducible_attention() -> AbstractContextManager[None]:
-    """Attention without cuDNN, inside.
-
-    Decoding with cuDNN's, the same process answers the same prompts differently the next time (seen with
-    bfloat16, a batch of 8, one H200, torch 2.11), and no number of processes gives the numbers of another.
-    """
-    return sdpa_kernel(REPRODUCIBLE_ATTENTION)
 
 
 class SparseLM(HFLM):
@@ -131,13 +114,29 @@ class SparseLM(HFLM):
         rows = [self.tok_encode(string, left_truncate_len=limit) for string in strings]
         return padded(rows, self.tokenizer.pad_token_id, padding_side)
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """See `_loglikelihood_tokens`."""
+        with naming(lambda row: name_of(requests[row])):
+            return super().loglikelihood(requests, disable_tqdm)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands before a text which has none: bos, or eos where there is no bos."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return token
+        raise UserError("this tokenizer names neither a bos nor an eos token: nothing can stand before a text")
+
     def _loglikelihood_tokens(
         self,
         requests: list[ScoringRequest],
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation and whether greedy decoding would produce it, in order."""
+        """Log-likelihood of each continuation and whether greedy decoding would produce it, in order.
+
+        Raises NotFiniteError at the first batch that has one that is no number.
+        """
         rows = []
         for _, context, continuation in requests:
             if not continuation:
@@ -150,7 +149,11 @@ class SparseLM(HFLM):
         lengths = [len(rows[group[0]][0]) + len(rows[group[0]][1]) - 1 for group in groups]
 
         def score(batch: list[int]) -> list[tuple[float, bool]]:
-            return self._score([[rows[index] for index in groups[number]] for number in batch])
+            found = self._score([[rows[index] for index in groups[number]] for number in batch])
+            indices = [index for number in batch for index in groups[number]]
+            with naming(lambda row: f"request {indices[row]}", lambda row: indices[row]):
+                require_finite(self.model, [nats for nats, _ in found])
+            return found
 
         batches = by_length(lengths, self.batch_tokens, override_bs)
         for batch, found in computed(batches, score, "Scoring", disable_tqdm):
@@ -185,7 +188,7 @@ class SparseLM(HFLM):
 
     def _hidden(self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
         """What lm_head is given: (batch, positions, hidden size)."""
-        with _announced(self.session, prompt_lengths.to(self.device)), reproducible_attention():
+        with announced(self.session, prompt_lengths.to(self.device)), reproducible_attention():
             return (
                 decoder_of(self.model)
                 .inner(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
@@ -207,7 +210,10 @@ class SparseLM(HFLM):
         nats = [0.0] * len(documents)
 
         def measure(batch: list[int]) -> list[float]:
-            return self._window_nats(start, [windows[index][1] for index in batch])
+            found = self._window_nats(start, [windows[index][1] for index in batch])
+            with naming(lambda row: f"document {windows[batch[row]][0]}"):
+                require_finite(self.model, found)
+            return found
 
         batches = by_length([len(window) for _, window in windows], self.batch_tokens)
         for batch, found in computed(batches, measure, "Perplexity", disable_tqdm):
@@ -229,35 +235,54 @@ class SparseLM(HFLM):
         return [-nats for nats in self.document_nats(documents, disable_tqdm)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The model's answers, in order; lm-eval is handed one batch at a time."""
+        """The model's greedy answers, in order: what follows the prompt, its first space kept."""
+        asked = [AnswerSettings.of_task(request.args[1], self.tokenizer.eos_token) for request in requests]
         answers = [""] * len(requests)
-        by_settings: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
-
-        def generate(batch: list[int]) -> list[str]:
-            return super(SparseLM, self).generate_until([requests[index] for index in batch], disable_tqdm=True)
-
-        for alike in by_settings.values():
-            lengths = [len(self.tok_encode(requests[index].args[0])) for index in alike]
-            batches = by_length(lengths, self.batch_tokens, self.batch_size)
+        by_settings: dict[AnswerSettings, list[int]] = {}
+        for index, settings in enumerate(asked):
+            by_settings.setdefault(settings, []).append(index)
+        for settings, alike in by_settings.items():
+            prompts = {index: self._prompt(requests[index].args[0], settings) for index in alike}
+            generate = partial(self._generate, requests, prompts, settings)
+            batches = by_length([len(prompts[index]) for index in alike], self.batch_tokens, self.batch_size)
             batches = [[alike[number] for number in batch] for batch in batches]
             for batch, found in computed(batches, generate, "Generating", disable_tqdm):
                 for index, answer in zip(batch, found, strict=True):
                     answers[index] = answer
         return answers
 
-    def _model_generate(
-        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
-    ) -> torch.Tensor:
-        prompt_lengths = generation_kwargs["attention_mask"].sum(dim=1)
-        with _announced(self.session, prompt_lengths), reproducible_attention(), torch.inference_mode():
-            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+    def _prompt(self, text: str, settings: AnswerSettings) -> list[int]:
+        """Tokens of a prompt, its left cut off where the answer would not fit into the model."""
+        room = self.max_length - settings.new_tokens
+        if room <= len(self.start_tokens):
+            raise UserError(
+                f"answers of {settings.new_tokens} tokens leave no room for a prompt within {self.max_length}: "
+                "raise suite.max_length, or lower suite.longest_answer, where this suite and model allow it"
+            )
+        return self.tok_encode(text, left_truncate_len=room) or [self.prefix_token_id]
+
+    def _generate(
+        self,
+        requests: list[Instance],
+        prompts: Mapping[int, list[int]],
+        settings: AnswerSettings,
+        batch: list[int],
+    ) -> list[str]:
+        tokens, mask = padded([prompts[index] for index in batch], self.tokenizer.pad_token_id, "left")
+        with naming(lambda row: name_of(requests[batch[row]])):
+            return self._answers(tokens.to(self.device), mask.to(self.device), settings)
+
+    def _answers(self, tokens: torch.Tensor, mask: torch.Tensor, settings: AnswerSettings) -> list[str]:
+        """Answers to the prompts of a batch, padded on the left."""
+        ends = stop_tokens(self.model, self.tokenizer)
+        with announced(self.session, mask.sum(dim=1)), reproducible_attention():
+            return greedy_answers(self.model, self.tokenizer, tokens, mask, settings, ends)
 
 
 @lru_cache(maxsize=1 << 15)  # a sweep asks the same again: to tokenise takes longer than the model on a GPU
 def _token_ids(tokenizer: PreTrainedTokenizerBase, string: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(string, add_special_tokens=False))
+    # A special token that a text spells is that token, whatever the tokenizer's settings say.
+    return tuple(tokenizer.encode(string, add_special_tokens=False, split_special_tokens=False))
 
 
 @lru_cache(maxsize=1)  # one for all cells of a sweep, for what it has read is kept
@@ -274,30 +299,3 @@ def _weights_as_they_are(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del model.tie_weights
-
-
-@contextmanager
-def _announced(session: Session | None, prompt_lengths: torch.Tensor) -> Iterator[None]:
-    """Let the session know the rows' prompt lengths for the passes made inside."""
-    if session is None:
-        yield
-        return
-    session.prompt_lengths = prompt_lengths
-    try:
-        yield
-    finally:
-        session.prompt_lengths = None
-
-
-@contextmanager
-def quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's log to errors inside, and leave out its nameless bars, one a task, that stay behind."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    bar, requests.tqdm = requests.tqdm, partial(requests.tqdm, disable=True)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        requests.tqdm = bar

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .language_model import Session
+from .passes.context import Session
 from .suites import Evaluation
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
 from ..text.calibration_text import read_text
-from .language_model import Session, SparseLM, longest_sequence
+from .language_model import SparseLM, longest_sequence
+from .passes.context import Session
 
 PIECE = 1000
 """Characters of a piece of a long text, when it is compared with the calibration text."""

@@ -9,8 +9,9 @@ from unittest import mock
 import pytest
 from wisparse import command_line
 from wisparse.checkpoint import library_docstrings, load
+from wisparse.method.tokens import stop_tokens
 from wisparse.planning import load_plan, plan
-from wisparse.side_by_side import Answers, Request, Screen, side_by_side, stop_tokens
+from wisparse.side_by_side import Answers, Request, Screen, side_by_side
 
 from ..conftest import ROOT
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from ...method.projections import decoder_of
-from ...method.search.logits import tokens_at_once
+from ....method.errors import UserError
+from ....method.projections import decoder_of
+from ....method.search.logits import tokens_at_once
 
 ScoredRow = tuple[list[int], list[int]]
 """Context and continuation of a request."""
 
 NO_TARGET = -1
+
+
+class NotFiniteError(UserError):
+    """A model gave something that is no number, or infinite; `row` says where in what was asked."""
+
+    def __init__(self, model: PreTrainedModel, row: int, what: str | None = None) -> None:
+        advice = "the checkpoint or the plan is broken"
+        if model.dtype != torch.float32:
+            advice = f"try model.dtype=float32; if that is no better, {advice}"
+        asked = f"row {row}" if what is None else what
+        super().__init__(f"{asked}: the model's outputs are not finite in {str(model.dtype)[6:]}; {advice}")
+        self.model, self.row = model, row
+
+
+def require_finite(model: PreTrainedModel, values: Sequence[float]) -> None:
+    """Raise NotFiniteError for the first value that is nan or infinite."""
+    for row, value in enumerate(values):
+        if not math.isfinite(value):
+            raise NotFiniteError(model, row)
 
 
 def sharing_a_pass(rows: Sequence[ScoredRow]) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import torch
 from tqdm import tqdm
 
-from .. import processes
+from ... import processes
 
 Result = TypeVar("Result")
 
