@@ -15,7 +15,7 @@ from .block_rules import block_rules, check_supported
 from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
 from .plan_data import BlockPlan, Plan
-from .sampling import Greedy, Sampler
+from .sampling import Greedy, Sampler, require_finite
 from .static_cache import StaticCache
 
 LARGEST_BATCH = 8
@@ -149,7 +149,7 @@ class DecodeEngine:
         """Read a prompt into the cache.
 
         input_ids: (batch, length), attention_mask: the same, 0 at padding on the left. Returns the logits of
-        the last token, (batch, vocabulary) float32.
+        the last token, (batch, vocabulary) float32. Raises KernelError for logits that are not finite.
         """
         from transformers import DynamicCache  # only here: kernels import with torch and triton alone
 
@@ -164,8 +164,10 @@ class DecodeEngine:
                 past_key_values=cache,
                 logits_to_keep=1,
             )
+        logits = output.logits[:, -1].float()
+        require_finite(logits.amax(), "a logit of the prompt's last token")
         self.cache.fill(cache, prompt.first)
-        return output.logits[:, -1].float()
+        return logits
 
     @torch.inference_mode()
     def generate(
@@ -180,7 +182,8 @@ class DecodeEngine:
     ) -> Tensor:
         """Continue a prompt by up to `new_tokens`; a row that met a stop token is filled with `pad_token`.
 
-        Returns (batch, length + at most new_tokens), as `model.generate` does; greedy without a sampler.
+        Returns (batch, length + at most new_tokens), as `model.generate` does; greedy without a sampler. Raises
+        KernelError for what does not fit the engine, and for logits that are not finite.
         """
         self._check_open()
         sampler = sampler or Greedy()
@@ -192,15 +195,20 @@ class DecodeEngine:
             )
         stops = torch.tensor(sorted(stop_tokens), device=input_ids.device)
         running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        tokens = sampler(self.prefill(input_ids, attention_mask))
+        logits = self.prefill(input_ids, attention_mask)
+        largest = logits.amax()  # of all steps, left on the device: to read it at each would cost more than it
+        tokens = sampler(logits)
         found = [tokens]
         for _ in range(new_tokens - 1):
             if stop_tokens:
                 running &= ~torch.isin(tokens, stops)
                 if not running.any():
                     break
-            tokens = sampler(self.step(tokens)).masked_fill(~running, pad_token)
+            logits = self.step(tokens)
+            largest = torch.maximum(largest, logits.amax())
+            tokens = sampler(logits).masked_fill(~running, pad_token)
             found.append(tokens)
+        require_finite(largest, "a logit of a generated token")
         return torch.cat([input_ids, torch.stack(found, dim=1)], dim=1)
 
     def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:

@@ -54,3 +54,15 @@ class Multinomial:
             tail[:, -1] = False  # one token always stays
             logits = logits.masked_fill(tail.scatter(1, order, tail), -torch.inf)
         return torch.multinomial(logits.softmax(dim=-1), num_samples=1)[:, 0]
+
+
+def require_finite(largest: Tensor, what: str) -> None:
+    """Raise KernelError where the largest of some logits, a scalar or any shape, is nan or infinite.
+
+    A maximum is nan where any number is. Reading it waits for the device.
+    """
+    if not bool(largest.isfinite().all()):
+        raise KernelError(
+            f"{what} is not finite: the weights or the plan hold values that are no numbers, or float16 is too "
+            "narrow for this model"
+        )

@@ -20,6 +20,7 @@ from .method.apply import SparseSession, applied
 from .method.plan import SparsityPlan
 from .method.projections import projection_shapes
 from .method.token_policy import TokenPolicy
+from .method.tokens import stop_tokens as end_tokens
 from .method.traffic import BatchTrafficCounter
 
 TOKENS = "half"
@@ -64,14 +65,15 @@ class Engine:
         *,
         new_tokens: int,
         sampler: Sampler | None = None,
-        stop_tokens: Collection[int] = (),
+        stop_tokens: Collection[int] | None = None,
         pad_token: int = 0,
     ) -> Tensor:
         """Continue prompts (batch, length), padded on the left, by up to `new_tokens`; greedy without a
         sampler.
 
-        Returns (batch, length + at most new_tokens). A row that met a stop token is filled with `pad_token`.
-        Raises KernelError for what does not fit the engine.
+        stop_tokens: None for every end-of-text token that the model's configurations name, () for none. Returns
+        (batch, length + at most new_tokens). A row that met a stop token is filled with `pad_token`. Raises
+        KernelError for what does not fit the engine, and for logits that are not finite.
         """
         started = time.perf_counter()
         sequences = self._decoder.generate(
@@ -79,7 +81,7 @@ class Engine:
             attention_mask,
             new_tokens=new_tokens,
             sampler=sampler,
-            stop_tokens=stop_tokens,
+            stop_tokens=end_tokens(self._model) if stop_tokens is None else stop_tokens,
             pad_token=pad_token,
         )
         if sequences.device.type == "cuda":

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .catalogue import token_policy
 from .decoding import GENERATED
 from .kernels.engine import DecodeEngine
+from .kernels.sampling import require_finite
 from .method.apply import applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan
@@ -111,13 +112,14 @@ class Answers:
                     continue
                 started = time.perf_counter()
                 logits = answer.engine.step(torch.tensor(answer.tokens[-1:], device=self._ids.device))
-                token = logits.argmax(-1)
-                self._append(answer, logits, int(token))  # reading the token waits for the device
+                self._append(answer, logits)  # reading the token waits for the device
                 answer.seconds += time.perf_counter() - started
                 yield
 
-    def _append(self, answer: Answer, logits: Tensor, token: int | None = None) -> None:
-        answer.tokens.append(int(logits.argmax(-1)) if token is None else token)
+    def _append(self, answer: Answer, logits: Tensor) -> None:
+        largest, token = logits.max(dim=-1)
+        require_finite(largest, f"a logit of the {answer.title} answer")
+        answer.tokens.append(int(token))
         answer.finished = answer.tokens[-1] in self._stops
 
     def _column(self, answer: Answer) -> tuple[str, str]:

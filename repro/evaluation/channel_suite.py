@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...method.calibration import input_moments
 from ...method.errors import UserError
 from ...method.projections import PROJECTIONS, block_projections, decoder_blocks
-from .passes.context import Session
+from .passes.context import Session, naming
+from .passes.scoring import require_finite
 from .suites import Evaluation
 
 
@@ -49,7 +50,7 @@ class ChannelSuite:
     ) -> Evaluation:
         """Details: the block, and by projection `magnitudes` and `column_norms`, one number a channel.
 
-        Raises UserError for a block that the model does not have.
+        Raises UserError for a block that the model does not have, and for inputs that are not finite.
         """
         blocks = decoder_blocks(model)
         block = len(blocks) // 2 if self.block is None else self.block
@@ -57,6 +58,9 @@ class ChannelSuite:
             raise UserError(f"suite.block={block}: this model has blocks 0 to {len(blocks) - 1}")
         linears = {name: block_projections(blocks[block])[name] for name in self.projections}
         moments = input_moments(model, linears, self.text.input_ids(tokenizer), self.text.batch_size)
+        for name in linears:
+            with naming(lambda _, name=name: f"inputs of {name} in block {block}"):
+                require_finite(model, [float(moments[name].mean_absolute().sum())])
         channels = {
             name: {
                 "magnitudes": moments[name].mean_absolute().tolist(),

@@ -19,6 +19,8 @@ from ...method.errors import UserError
 from ...method.hooks import hooked
 from ...method.projections import block_projections, decoder_blocks
 from .channel_suite import Text
+from .passes.context import naming
+from .passes.scoring import require_finite
 from .suites import Evaluation
 
 LARGEST, ATTENTION, DROPPED, ERROR = "largest", "attention_on_first", "dropped", "error"
@@ -44,19 +46,22 @@ class MassiveSuite:
         channels of the block's projections that are zero, weighted by matrix size. `error`: norm of what
         sparsity changes in the residual stream, as a share of the dense one's, mean over tokens.
 
-        Raises UserError for sequences of one token.
+        Raises UserError for sequences of one token, and for a residual stream that is not finite.
         """
         sequences = self.text.input_ids(tokenizer)
         if sequences.shape[1] < 2:
             raise UserError("suite=massive compares the first token with others: calibration.length is 1")
         found: dict[str, list[Tensor]] = defaultdict(list)
-        for ids in sequences.to(next(model.parameters()).device):
+        for number, ids in enumerate(sequences.to(next(model.parameters()).device)):
             dense, sparse = _Seen(model), _Seen(model)
             with torch.inference_mode():
                 with session.only_blocks(), _eager_attention(model), hooked(dense.hooks()):
                     model(input_ids=ids[None], use_cache=False)
                 with hooked(sparse.hooks()):
                     model(input_ids=ids[None], use_cache=False)
+            sums = [float(seen.streams.sum()) for seen in (dense, sparse)]
+            with naming(lambda row, number=number: f"sequence {number}, {('dense', 'sparse')[row]}"):
+                require_finite(model, sums)
             change = (sparse.streams - dense.streams).norm(dim=-1) / dense.streams.norm(dim=-1)
             found[LARGEST].append(_first_and_others(dense.streams.abs().amax(dim=-1), torch.amax))
             found[ATTENTION].append(dense.attention)
