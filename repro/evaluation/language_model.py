@@ -6,8 +6,7 @@ Which tokens are computed sparsely depends on both, and lm-eval's own Hugging Fa
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,7 +19,15 @@ from ...method.errors import UserError
 from ...method.projections import decoder_of
 from ...method.tokens import stop_tokens
 from .passes.batches import by_length, computed, padded
-from .passes.context import Session, announced, name_of, naming, quiet_lm_eval, reproducible_attention
+from .passes.context import (
+    Session,
+    announced,
+    name_of,
+    naming,
+    quiet_lm_eval,
+    reproducible_attention,
+    weights_as_they_are,
+)
 from .passes.generation import AnswerSettings, greedy_answers
 from .passes.scoring import NO_TARGET, ScoredRow, require_finite, row_scores, sharing_a_pass
 
@@ -54,7 +61,7 @@ class SparseLM(HFLM):
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
-        with quiet_lm_eval(), _weights_as_they_are(model):
+        with quiet_lm_eval(), weights_as_they_are(model):
             super().__init__(
                 pretrained=model,
                 tokenizer=tokenizer if tokenizer.pad_token else _own_copy(tokenizer),
@@ -289,13 +296,3 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, string: str) -> tuple[int, ..
 def _own_copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A tokenizer without a padding token, copied: lm-eval gives it one, and the model's own stays as it is."""
     return copy.deepcopy(tokenizer)
-
-
-@contextmanager
-def _weights_as_they_are(model: PreTrainedModel) -> Iterator[None]:
-    """Keep lm-eval from tying lm_head to the embedding inside, which would be another model."""
-    model.tie_weights = lambda: None
-    try:
-        yield
-    finally:
-        del model.tie_weights

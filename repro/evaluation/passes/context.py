@@ -12,6 +12,7 @@ import torch
 from lm_eval.api import task as requests
 from lm_eval.api.instance import Instance
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from .scoring import NotFiniteError
 
@@ -72,3 +73,13 @@ def quiet_lm_eval() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         requests.tqdm = bar
+
+
+@contextmanager
+def weights_as_they_are(model: PreTrainedModel) -> Iterator[None]:
+    """Keep lm-eval from tying lm_head to the embedding inside, which would be another model."""
+    model.tie_weights = lambda: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
