@@ -97,7 +97,7 @@ def unreachable_note(cell: Cell, error: OutOfReachError) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "cell": {"name": cell.name, "key": cell.key},
-        "model": {"name": cell.checkpoint.name},
+        "model": {"name": cell.checkpoint.name, "fingerprint": cell.checkpoint.fingerprint},
         "method": {"name": cell.method.name},
         "sparsity": cell.sparsity,
         "maximum": error.maximum,

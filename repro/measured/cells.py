@@ -11,6 +11,7 @@ from ...method.errors import UserError
 from ..archive import stored_files
 from ..record import RecordError
 from ..records import UNREACHABLE, load_items, load_note, load_record, read_record
+from .deciding import APART, check_one_cell
 
 METHOD_ORDER = ("dense", "teal", "wina", "rsparse", "cats", "chess", "wisparse")
 """Baselines first, the paper's method last; others in between, by name."""
@@ -65,32 +66,46 @@ def stored_cells(
     keep: Callable[[Record], bool] = lambda record: True,
     command: str,
 ) -> dict[Place, MeasuredCell]:
-    """Newest cell of each place below the folders.
+    """The cell of each place below the folders; of one that was measured again the newest record.
 
     place: where a record stands in the table. keep: which records belong in it. command: what would make
-    them, for the error. Raises UserError when there is none or one is damaged.
+    them, for the error. Raises UserError when there is none, one is damaged, or two records of a place differ
+    in what decides their numbers.
     """
     folders = list(folders)
     cells: dict[Place, MeasuredCell] = {}
     for cell in every_cell(folders, keep):
         where = place(cell.record)
-        if where not in cells or cells[where].record["utc"] < cell.record["utc"]:
+        known = cells.setdefault(where, cell)
+        check_one_cell((known.folder, known.record), (cell.folder, cell.record))
+        if known.record["utc"] < cell.record["utc"]:
             cells[where] = cell
     if not cells:
         raise UserError(f"{', '.join(map(str, folders))} holds no records of this table; run {command} first")
     return cells
 
 
-def unreachable_sparsities(folders: Iterable[Path]) -> dict[Key, float]:
+def unreachable_sparsities(folders: Iterable[Path], cells: Iterable[MeasuredCell]) -> dict[Key, float]:
     """Largest sparsity that a method reaches on a model, of every cell noted to be beyond it.
 
-    Raises UserError for a damaged note.
+    cells: those of the same table. Raises UserError for a damaged note, and for one of another model than those
+    or other notes of the model's name are of.
     """
-    try:
-        notes = [load_note(path) for folder in folders for path in stored_files(folder, UNREACHABLE)]
-    except RecordError as error:
-        raise UserError(f"{error}; {AGAIN}") from error
-    return {place_of(note): note["maximum"] for note in notes}
+    fingerprints = {cell.record["model"]["name"]: cell.record["model"]["fingerprint"] for cell in cells}
+    maxima: dict[Key, float] = {}
+    for path in [path for folder in folders for path in stored_files(folder, UNREACHABLE)]:
+        try:
+            note = load_note(path)
+        except RecordError as error:
+            raise UserError(f"{error}; {AGAIN}") from error
+        model, found = note["model"], maxima.setdefault(place_of(note), note["maximum"])
+        known = fingerprints.setdefault(model["name"], model.get("fingerprint"))
+        # Older notes do not say of which model they are.
+        other = None not in (known, model.get("fingerprint")) and known != model["fingerprint"]
+        if other or found != note["maximum"]:
+            differs = "model fingerprint" if other else "largest sparsity"
+            raise UserError(f"{path} is of another {differs} than others called '{model['name']}'; {APART}")
+    return maxima
 
 
 def method_rank(method: str) -> tuple[float, str]:

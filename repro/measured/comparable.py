@@ -9,6 +9,7 @@ from typing import Any
 from ...method.errors import UserError
 from ..record import comparable
 from .cells import MeasuredCell
+from .deciding import APART, check_names, without_machine
 
 Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 """How to find what cells must share, by its name."""
@@ -17,10 +18,13 @@ Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 def check_comparable(cells: Iterable[MeasuredCell], varied: Collection[str] = ()) -> None:
     """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and items.
 
+    Models of one name must be one checkpoint in one dtype, search budgets of one name the same.
+
     varied: names of settings that the table compares, in which its cells may differ.
     """
     first, *others = cells
     _check({name: find for name, find in SHARED_SETTINGS.items() if name not in varied}, first, others)
+    check_names(((cell.folder, cell.record) for cell in (first, *others)), varied)
     _check_one_configuration_a_method((first, *others))
 
 
@@ -37,8 +41,7 @@ def _check(settings: Settings, first: MeasuredCell, others: list[MeasuredCell]) 
             if expected != found:
                 raise UserError(
                     f"records of different {name} do not belong in one table: {first.folder.name} has "
-                    f"{_short(expected)}, {other.folder.name} has {_short(found)}; delete those not wanted, or "
-                    "keep them apart with experiment_name=NAME"
+                    f"{_short(expected)}, {other.folder.name} has {_short(found)}; {APART}"
                 )
 
 
@@ -56,10 +59,10 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
 
 SHARED_SETTINGS: Settings = {
     "protocol": lambda cell: comparable(cell.record["config"]["protocol"]),
-    "suite": lambda cell: _without_machine(cell.record["config"]["suite"]),
+    "suite": lambda cell: without_machine(cell.record["config"]["suite"]),
     "task data": lambda cell: _task_settings(cell.record),
     "search": lambda cell: search_settings(cell.record),
-    "calibration": lambda cell: _without_machine(cell.record["config"]["calibration"]),
+    "calibration": lambda cell: without_machine(cell.record["config"]["calibration"]),
     "seed": lambda cell: cell.record["seed"],
     "items": lambda cell: (_counts(cell.items), len(cell.items["documents"])),
 }
@@ -69,15 +72,6 @@ def search_settings(record: dict[str, Any]) -> str:
     """Search budget and which tokens were sparse while methods searched."""
     search = record["config"]["search"]
     return f"{search['name']}, {search.get('sparse_tokens', 'all')} tokens sparse"
-
-
-def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
-    """Batch sizes, which change results by rounding alone, and the place of a mirror follow the machine."""
-    return {
-        name: value
-        for name, value in comparable(settings).items()
-        if not name.startswith("batch_") and name != "data_root"
-    }
 
 
 def _task_settings(record: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ...method.errors import UserError
 from ..record import hardware
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparison import Between, Comparison, Outside, at_equal_bytes, bytes_of
+from .deciding import check_names
 from .paired_bootstrap import Interval
 from .rise import Rises, average_difference, mean_of
 
@@ -142,7 +143,7 @@ def _time_share(pairs: list[tuple[MeasuredCell, MeasuredCell]]) -> float | None:
 
 
 def read_frontier(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> FrontierData:
-    """Read every record with a perplexity below the folders; of several of one cell the newest counts.
+    """Read every record with a perplexity below the folders; of a cell measured again the newest counts.
 
     keep: which of them, of folders that hold several suites or protocols. Raises UserError when there is none,
     when one is damaged, or when they are not all on the same text under the same protocol.
@@ -158,6 +159,7 @@ def read_frontier(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambd
         keep=lambda record: record["perplexity"] is not None and keep(record),
         command="`python repro/run.py experiment=frontier`",
     )
+    check_names((cell.folder, cell.record) for cell in found.values())
     texts: dict[str, tuple[Any, ...]] = {}
     for ((model, *_), text), cell in found.items():
         if texts.setdefault(model, text) != text:

@@ -12,6 +12,7 @@ from ..record import suite_choice
 from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, unreachable_sparsities
 from .comparable import check_comparable, check_same_items, without_seed
 from .comparison import Comparison
+from .deciding import check_names
 
 
 class Section(NamedTuple):
@@ -80,7 +81,7 @@ class RealData:
 
 
 def read_real(*folders: Path) -> RealData:
-    """Read every cell below the folders; of several records of one cell the newest counts.
+    """Read every cell below the folders; of a cell that was measured again the newest record counts.
 
     Raises UserError when there is none, when one is damaged, or when a section's cells, but for their seeds, do
     not belong together.
@@ -90,7 +91,9 @@ def read_real(*folders: Path) -> RealData:
 
 def read_readings(*folders: Path) -> RealData:
     """The same of cells whose searches and calibration texts differ, since it is these that are compared."""
-    return _read(folders, "`python repro/run.py experiment=readings`", varied=("search", "calibration"))
+    return _read(
+        folders, "`python repro/run.py experiment=readings`", varied=("search", "search budget", "calibration")
+    )
 
 
 def _read(folders: Iterable[Path], command: str, varied: Collection[str]) -> RealData:
@@ -102,7 +105,9 @@ def _read(folders: Iterable[Path], command: str, varied: Collection[str]) -> Rea
 
     found = stored_cells(folders, place, command=command)
     cells = dict(sorted(found.items(), key=lambda pair: _order(pair[0])))
-    data = RealData(cells, unreachable_sparsities(folders))
+    data = RealData(cells, unreachable_sparsities(folders, cells.values()))
+    named = ((cell.folder, cell.record) for cell in map(without_seed, cells.values()))
+    check_names(named, varied)
     for section in data.sections:
         check_comparable(map(without_seed, data.cells_of(section).values()), varied)
     for suite in _distinct(section[:2] for section, *_ in cells):

@@ -23,7 +23,7 @@ from .speed_summary import speed_by_model, speed_by_setting
 TABLE = REPOSITORY / "results" / "table1.csv"
 RECORDS = REPOSITORY / "results" / "records"
 FRONTIERS = {
-    "frontier": ("equal_loss", (RECORDS / "table1", RECORDS / "frontier")),
+    "frontier": ("equal_loss", (RECORDS / "frontier",)),
     "frontier_long": ("equal_loss_long", (RECORDS / "frontier_long",)),
 }
 """Project's own method, and the records of its cells and of WiSparse's, by block."""

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from ...method.errors import UserError
 from ..measured.cells import MeasuredCell, method_rank, stored_cells
+from ..measured.comparable import without_seed
 from ..measured.comparison import REACH, Between, Comparison, Outside, at_equal_bytes, bytes_of
+from ..measured.deciding import check_names, without_machine
 from ..measured.paired_bootstrap import Interval
 from ..record import comparable
 
@@ -136,19 +138,26 @@ def read_question(folder: Path) -> QuestionData:
 
     cells = stored_cells([folder], place, command="`python repro/run.py experiment=question_alpha`")
     first, *others = cells.values()
+    factor = str((first.record["config"]["question"] or {}).get("factor"))
+    check_names(
+        ((cell.folder, cell.record) for cell in cells.values()), VARIED.get(factor.partition(".")[0], ())
+    )
+    shared = {name: find for name, find in SHARED.items() if name != factor.partition(".")[0]}
     for cell in others:
-        for name, find in SHARED.items():
+        for name, find in shared.items():
             if find(cell) != find(first):
                 raise UserError(f"{cell.folder.name} is of another {name} than the others; keep them apart")
     return QuestionData(first.record["config"]["question"], cells)
 
 
+VARIED = {"model": ("model fingerprint",), "protocol": ("protocol",), "search": ("search budget",)}
+"""What a factor of each group makes different under one name."""
 SHARED: dict[str, Callable[[MeasuredCell], Any]] = {
     "question": lambda cell: cell.record["config"].get("question"),
-    "suite": lambda cell: {
-        k: v for k, v in comparable(cell.record["config"]["suite"]).items() if not k.startswith("batch_")
-    },
+    "suite": lambda cell: without_machine(cell.record["config"]["suite"]),
     "search budget": lambda cell: cell.record["config"]["search"],
+    "protocol": lambda cell: comparable(cell.record["config"]["protocol"]),
+    "calibration": lambda cell: without_machine(without_seed(cell).record["config"]["calibration"]),
     "number of items": lambda cell: (
         {task: len(outcomes) for task, outcomes in cell.items["items"].items()},
         len(cell.items["documents"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..measured.cells import MeasuredCell, method_rank, stored_cells
+from ..measured.deciding import check_names
 from ..record import hardware, has_random_weights
 from .table import PERCENT, PERCENT_1, Column, Table, number
 from .text import NOT_MEASURED, model_lines
@@ -37,6 +38,9 @@ def read_speed(folder: Path) -> SpeedData:
         _order,
         keep=lambda record: record.get("latency") is not None,
         command="a cell with latency=decode",
+    )
+    check_names(
+        ((cell.folder, cell.record) for cell in cells.values()), varied=("dtype", "protocol", "search budget")
     )
     return SpeedData(cells)
 

@@ -96,11 +96,11 @@ class TableData:
 
 
 def read_table(folder: Path) -> TableData:
-    """Read every cell below a folder; of several records of one cell the newest counts.
+    """Read every cell below a folder; of a cell that was measured again the newest record counts.
 
     Raises UserError when there is none, when one is damaged, or when they do not belong in one table.
     """
     cells = stored_cells([folder], place_of, command="`python repro/run.py experiment=table1`")
     check_comparable(cells.values())
-    maxima = unreachable_sparsities([folder])
+    maxima = unreachable_sparsities([folder], cells.values())
     return TableData(cells, {key: maximum for key, maximum in maxima.items() if key not in cells})

@@ -42,7 +42,7 @@ def write_record(
         settings[group] = settings[group] | changes
     record = dict.fromkeys(SECTIONS) | {
         "schema": SCHEMA,
-        "model": {"name": model},
+        "model": {"name": model, "fingerprint": "f" * 64, "dtype": "bfloat16"},
         "method": {"name": method, "config": {"name": method}},
         "suite": {"name": "paper", "config": settings["suite"]},
         "sparsity": sparsity,

@@ -17,7 +17,7 @@ from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.projections import PROJECTIONS, key
 from wisparse.repro.evaluation.channel_suite import ChannelSuite
-from wisparse.repro.evaluation.embedded_suite import EmbeddedSuite
+from wisparse.repro.evaluation.no_suite import NoSuite
 from wisparse.repro.evaluation.one_block import OneBlockSuite
 from wisparse.repro.evaluation.suites import PerplexitySuite
 from wisparse.repro.figures.make import FIGURES, main, write_figures
@@ -56,7 +56,7 @@ def test_one_block_alone_costs_what_its_own_rules_cost(model, tokenizer):
 @pytest.mark.slow
 def test_a_text_without_documents_is_refused(model, tokenizer):
     plan = make_method("dense").plan(Calibration(model, ids()), 0.0)
-    suite = OneBlockSuite("one_block", EmbeddedSuite(tasks=[], documents=0))
+    suite = OneBlockSuite("one_block", NoSuite())
     with applied(model, plan, make_protocol("all")) as session, pytest.raises(UserError, match="no documents"):
         suite.run(model, tokenizer, session)
 

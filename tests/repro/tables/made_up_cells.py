@@ -59,6 +59,7 @@ def write_cell(
             "device_name": "CPU",
             "threads": 2,
             "dtype": "float32",
+            "fingerprint": "f" * 64,
         },
         "method": {"name": name, "config": {"name": name}},
         "protocol": {"name": "half", "description": "half of the tokens"},

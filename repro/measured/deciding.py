@@ -1,0 +1,96 @@
+"""What decides a cell's numbers: records that differ in it are of two cells, whatever they are called.
+
+Device, versions and commit are no part of it: tables show them. Batch sizes, which change results by rounding
+alone, and the place of a mirror follow the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...method.errors import UserError
+from ..record import comparable
+
+Record = dict[str, Any]
+Found = tuple[Path, Record]
+"""The folder of a cell, which messages name, and its record."""
+APART = "delete those not wanted, or keep them apart with experiment_name=NAME"
+
+
+def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a group without those that follow the machine."""
+    return {
+        name: value
+        for name, value in comparable(dict(settings)).items()
+        if not name.startswith("batch_") and name != "data_root"
+    }
+
+
+def search_values(record: Record) -> dict[str, Any]:
+    """Values of the search budget, which a name alone does not tell."""
+    values = {"sparse_tokens": "all"} | without_machine(record["config"]["search"])
+    return {name: value for name, value in values.items() if name != "name"}
+
+
+DECIDING: Mapping[str, Callable[[Record], Any]] = {
+    "model fingerprint": lambda record: record["model"]["fingerprint"],
+    "dtype": lambda record: record["model"]["dtype"],
+    "suite": lambda record: without_machine(record["config"]["suite"]),
+    "method settings": lambda record: without_machine(record["method"]["config"]),
+    "protocol": lambda record: without_machine(record["config"]["protocol"]),
+    # The other values of a budget stand in the settings of the methods that search.
+    "search tokens": lambda record: search_values(record)["sparse_tokens"],
+    "calibration": lambda record: without_machine(record["config"]["calibration"]),
+    "seed": lambda record: record["seed"],
+}
+"""How to find it in a record, by its name."""
+OF_DENSE = ("model fingerprint", "dtype", "suite")
+"""All of it that a dense model's numbers depend on."""
+NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
+    "model fingerprint": (lambda record: record["model"]["name"], DECIDING["model fingerprint"]),
+    "dtype": (lambda record: record["model"]["name"], DECIDING["dtype"]),
+    "protocol": (lambda record: record["config"]["protocol"]["name"], DECIDING["protocol"]),
+    "search budget": (lambda record: record["config"]["search"]["name"], search_values),
+}
+"""What must be the same throughout a table wherever it goes by the same name."""
+
+
+def check_one_cell(first: Found, second: Found) -> None:
+    """Raises UserError that names what differs, where two records of one place of a table are of two cells."""
+    names = OF_DENSE if first[1]["method"]["name"] == "dense" else tuple(DECIDING)
+    for name in names:
+        _check_equal(name, DECIDING[name], first, second, "both stand for one cell of the table")
+
+
+def check_names(found: Iterable[Found], varied: Collection[str] = ()) -> None:
+    """Raises UserError where two records call different models, protocols or search budgets by one name.
+
+    varied: which of these the table compares under one name.
+    """
+    seen: dict[tuple[str, str], Found] = {}
+    for folder, record in found:
+        for kind, (name, find) in NAMED.items():
+            if kind in varied or (kind not in OF_DENSE and record["method"]["name"] == "dense"):
+                continue
+            other = seen.setdefault((kind, name(record)), (folder, record))
+            _check_equal(kind, find, other, (folder, record), f"both are called '{name(record)}'")
+
+
+def _check_equal(name: str, find: Callable[[Record], Any], first: Found, second: Found, why: str) -> None:
+    expected, value = find(first[1]), find(second[1])
+    if expected != value:
+        raise UserError(
+            f"records of different {name} do not belong in one table: {first[0].name} has "
+            f"{_differing(expected, value)}, {second[0].name} has {_differing(value, expected)}, "
+            f"and {why}; {APART}"
+        )
+
+
+def _differing(value: Any, other: Any) -> str:
+    """The value in short; of settings those that the other has not or has otherwise."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        value = {key: entry for key, entry in value.items() if key not in other or other[key] != entry}
+    text = str(value)
+    return text if len(text) <= 160 else f"{text[:160]}…"
