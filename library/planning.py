@@ -48,7 +48,6 @@ def plan(
     """
     recipe = make_method(method, search, seed) if isinstance(method, str) else method
     ids = _token_ids(texts, tokenizer, sequences, length)
-    _check_ids(ids, model)
     policy = None if search_tokens is None else token_policy(search_tokens)
     with _at_rest(model):
         torch.manual_seed(seed)
@@ -88,19 +87,3 @@ def _token_ids(
     if not all(isinstance(text, str) for text in texts):
         raise UserError("texts are strings, or one tensor of token ids (sequences, length)")
     return pack(texts, tokenizer, sequences, length, "the calibration text")
-
-
-def _check_ids(ids: Tensor, model: PreTrainedModel) -> None:
-    if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-        raise UserError(f"token ids are (sequences, length) int64, not {tuple(ids.shape)} {ids.dtype}")
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise UserError(
-            f"token id {int(ids.max())} is outside of the model's {vocabulary} embeddings; "
-            "is the tokenizer this model's?"
-        )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and ids.shape[1] > longest:
-        raise UserError(
-            f"sequences of {ids.shape[1]} tokens exceed the model's {longest} positions; lower length"
-        )

@@ -25,7 +25,8 @@ class Method(ABC):
     def plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
         """The plan for a block sparsity: share of the block projections' weights not read, in [0, 1).
 
-        Raises UserError for a sparsity out of range, OutOfReachError for one out of the method's reach.
+        Raises UserError for a sparsity out of range, OutOfReachError for one out of the method's reach, and
+        UserError where what was found is no number.
         """
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must be at least 0 and below 1, not {sparsity}; try sparsity=0.5")
@@ -35,6 +36,11 @@ class Method(ABC):
             with cost.stage("calibration"):
                 calibration.prepare(self.needs)
         plan = self._plan(calibration, sparsity, cost)
+        if broken := plan.not_a_number():
+            raise UserError(
+                f"{self.name}: {broken} of the plan is not a number; try model.dtype=float32, and look at the "
+                "checkpoint where that does not help"
+            )
         made = replace(plan.provenance, method=self.name, sparsity=sparsity, search=cost)
         return replace(plan, provenance=made)
 

@@ -25,8 +25,18 @@ from .projections import (
     projection_shapes,
 )
 from .token_policy import TokenPolicy
+from .tokens import check_input_ids
 
 Found = TypeVar("Found")
+MEASURED = {
+    "attention_input": "the inputs of q, k and v",
+    "attention_output": "the inputs of o",
+    "mlp_input": "the inputs of gate and up",
+    "gate_activation": "the activated outputs of gate",
+    "mlp_hidden": "the inputs of down",
+}
+"""What there are statistics of in a block, in the order in which it computes."""
+
 Need = Literal["statistics", "final_states"]
 """What can be collected of the dense model on the calibration text; attributes of `Calibration`."""
 
@@ -81,8 +91,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         decoder_of(self.model)  # an unsupported family is refused before any work
-        if self.input_ids.ndim != 2 or self.input_ids.numel() == 0:
-            raise UserError("calibration needs at least one sequence of tokens; give it a longer text")
+        check_input_ids(self.input_ids, self.model)
 
     def prepare(self, needs: Collection[Need]) -> None:
         """Collect what is needed and not there yet, all of it in one dense pass over the calibration text."""
@@ -189,7 +198,8 @@ def dense_pass(
     """One pass over `input_ids` (sequences, length), in which all that is wanted is collected.
 
     Returns histograms and moments of every block, empty where they are not wanted, and what the head reads,
-    (sequences, length, hidden), None where it is not.
+    (sequences, length, hidden), None where it is not. Raises UserError that names the first block and
+    projection whose activations are not finite.
     """
     device, inner = next(model.parameters()).device, decoder_of(model).inner
     statistics: list[BlockStatistics] = []
@@ -199,7 +209,27 @@ def dense_pass(
             found = inner(input_ids=batch.to(device), use_cache=False).last_hidden_state
             if "final_states" in wanted:
                 states.append(found)
-    return statistics, torch.cat(states) if states else None
+    _check_finite(statistics)
+    final = torch.cat(states) if states else None
+    if final is not None and not final.isfinite().all():
+        raise _not_finite("the final states")
+    return statistics, final
+
+
+def _check_finite(statistics: list[BlockStatistics]) -> None:
+    """Raises UserError for what first is not, in the order in which a model computes."""
+    if not statistics:
+        return
+    counts = [torch.stack([one.magnitudes[site].not_finite for site in MEASURED]) for one in statistics]
+    for block, site in torch.stack(counts).nonzero().tolist():
+        raise _not_finite(f"block {block}: {list(MEASURED.values())[site]}")
+
+
+def _not_finite(what: str) -> UserError:
+    return UserError(
+        f"{what} are not finite on the calibration text; try model.dtype=float32 or bfloat16, and look at the "
+        "checkpoint where that does not help"
+    )
 
 
 def _statistics_hooks(model: PreTrainedModel, statistics: list[BlockStatistics]) -> Iterator[RemovableHandle]:
@@ -228,6 +258,7 @@ def input_moments(
     model: PreTrainedModel, linears: Mapping[str, nn.Linear], input_ids: Tensor, batch_size: int
 ) -> dict[str, ChannelMoments]:
     """Moments of some linear layers' inputs, by name, from one pass over `input_ids` (sequences, length)."""
+    check_input_ids(input_ids, model)
     device = next(model.parameters()).device
     inner = decoder_of(model).inner
     moments = {name: ChannelMoments() for name in linears}

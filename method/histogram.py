@@ -11,6 +11,8 @@ from torch import Tensor
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -22, 12
 BINS_PER_OCTAVE = 16
 BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
+SMALLEST_IMPORTANCE = 1e-30
+"""So that a channel that nothing depends on has a finite, if huge, threshold."""
 PARTS, ROUNDS = 8, 9
 """The search of a threshold divides its range by 8 nine times, which leaves a millionth of an octave. Halving
 it would take three times as many steps, and on a GPU it is their number that costs."""
@@ -40,6 +42,8 @@ class ChannelHistogram:
 
     def __init__(self, channels: int, device: torch.device | str) -> None:
         self.counts = torch.zeros(channels, BINS, dtype=torch.int32, device=device)
+        self.not_finite = torch.zeros((), dtype=torch.int64, device=device)
+        """Values so far that were infinite or not a number; they count at the upper end."""
 
     @property
     def channels(self) -> int:
@@ -50,6 +54,7 @@ class ChannelHistogram:
         """Add activations (..., channels)."""
         self.__dict__.pop("_running", None)
         magnitudes = x.detach().reshape(-1, self.channels).float().abs()
+        self.not_finite += magnitudes.isfinite().logical_not().sum()
         bins = (magnitudes.log2() - LOWEST_OCTAVE) * BINS_PER_OCTAVE
         bins = bins.nan_to_num(nan=BINS - 1, neginf=0).clamp(0, BINS - 1).long()
         bins += torch.arange(self.channels, device=bins.device) * BINS
@@ -102,11 +107,11 @@ class ChannelHistogram:
     def thresholds(self, weights: Tensor, sparsities: Tensor) -> Tensor:
         """Per-channel thresholds τ/w_i on |x_i|, τ being the `sparsity` quantile of the scores |x_i|·w_i.
 
-        weights: (channels,) or (candidates, channels), positive; sparsities: (candidates,) in [0, 1].
-        Returns (candidates, channels) float32: 0 where the sparsity is 0 (everything is kept), infinity
-        where it is 1.
+        weights: (channels,) or (candidates, channels), 0 for channels that nothing depends on; sparsities:
+        (candidates,) in [0, 1]. Returns (candidates, channels) float32: 0 where the sparsity is 0 (everything
+        is kept), infinity where it is 1.
         """
-        log2_weights = weights.to(self.counts.device).double().log2()
+        log2_weights = weights.to(self.counts.device).double().clamp_min(SMALLEST_IMPORTANCE).log2()
         sparsities = sparsities.to(self.counts.device).double()
         low = torch.full_like(sparsities, LOWEST_OCTAVE) + log2_weights.amin(dim=-1)
         high = torch.full_like(sparsities, HIGHEST_OCTAVE) + log2_weights.amax(dim=-1)

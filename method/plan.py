@@ -66,6 +66,17 @@ class SparsityPlan:
         gates = {block: GateRule(thresholds) for block, thresholds in self.gate_thresholds.items()}
         return tuple(BlockPlan(rules[block], gates.get(block), rotations[block]) for block in range(blocks))
 
+    def not_a_number(self) -> str | None:
+        """Block, projection and part of the first tensor that holds what is no number; None where all are.
+
+        An infinite threshold is one: it drops a channel at every token.
+        """
+        for name, tensor in self._tensors().items():
+            infinite = "thresholds" not in name and bool(tensor.isinf().any())
+            if infinite or tensor.isnan().any():
+                return name
+        return None
+
     def save(self, path: Path | str) -> None:
         """Write the plan to `path`, which appears complete or not at all.
 
@@ -104,9 +115,12 @@ class SparsityPlan:
             document = json.loads(text)
             if document["format"] != FORMAT_VERSION:
                 raise PlanError(f"{path}: plan format {document['format']}, expected {FORMAT_VERSION}")
-            return cls._from_parts(document, tensors)
+            plan = cls._from_parts(document, tensors)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise PlanError(f"{path}: not a readable plan ({error})") from error
+        if broken := plan.not_a_number():
+            raise PlanError(f"{path}: {broken} is not a number; make the plan anew")
+        return plan
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors of the plan, by owner and part."""

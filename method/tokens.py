@@ -67,6 +67,28 @@ def continuation_text(
     return whole[next((index for index, (left, right) in pairs if left != right), len(before)) :]
 
 
+def check_input_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
+    """Raises UserError for what are no (sequences, length) token ids, or are beyond the model's embeddings or
+    positions.
+    """
+    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
+        raise UserError(
+            f"token ids are (sequences, length) int64, not {tuple(input_ids.shape)} {input_ids.dtype}"
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if wrong := input_ids[(input_ids < 0) | (input_ids >= vocabulary)].tolist():
+        raise UserError(
+            f"token id {wrong[0]} is outside of the model's {vocabulary} embeddings; "
+            "is the tokenizer this model's?"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and input_ids.shape[1] > longest:
+        raise UserError(
+            f"sequences of {input_ids.shape[1]} tokens exceed the model's {longest} positions; lower the "
+            "length of the calibration text"
+        )
+
+
 def docstrings(source: str) -> str:
     """All docstrings of a Python file, one paragraph each."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -18,6 +18,7 @@ from ...method.apply import SparseSession
 from ...method.errors import UserError
 from ...method.hooks import hooked
 from ...method.projections import block_projections, decoder_blocks
+from ...method.tokens import check_input_ids
 from .channel_suite import Text
 from .passes.context import naming
 from .passes.scoring import require_finite
@@ -49,6 +50,7 @@ class MassiveSuite:
         Raises UserError for sequences of one token, and for a residual stream that is not finite.
         """
         sequences = self.text.input_ids(tokenizer)
+        check_input_ids(sequences, model)
         if sequences.shape[1] < 2:
             raise UserError("suite=massive compares the first token with others: calibration.length is 1")
         found: dict[str, list[Tensor]] = defaultdict(list)

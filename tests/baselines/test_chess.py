@@ -66,3 +66,15 @@ def test_beyond_reach_the_maximum_is_named(llama):
 def test_unknown_release_is_refused():
     with pytest.raises(Exception, match=r"2024, 2025, cats"):
         make_method("chess", "method.release=2030")
+
+
+@pytest.mark.parametrize("name", ["chess", "chess_2025"])
+def test_a_dead_neuron_is_dropped_first_and_the_sparsity_is_reached(name, llama):
+    mlp = llama.model.layers[1].mlp
+    mlp.up_proj.weight[5], mlp.gate_proj.weight[5], mlp.down_proj.weight[:, 5] = 0, 0, 0
+    calibration = make_calibration(llama)
+    thresholds = make_method(name).plan(calibration, 0.3).gate_thresholds[1]
+    assert thresholds.isfinite().all()
+    assert int(thresholds.argmax()) == 5
+    below = calibration.statistics[1].magnitudes["gate_activation"].sparsity_below(thresholds.log2()[None])
+    assert float(below) == pytest.approx(make_method(name).touched_sparsity(calibration, 0.3), abs=1e-3)

@@ -1,9 +1,12 @@
 """What is collected on calibration text: all of it in one pass, whatever is asked for first."""
 
+import math
+
 import pytest
 import torch
 from wisparse.baselines.teal import TEAL
-from wisparse.method.calibration import Calibration
+from wisparse.method.calibration import Calibration, input_moments
+from wisparse.method.errors import UserError
 from wisparse.method.hooks import hooked
 
 from ..conftest import make_calibration, make_method
@@ -92,3 +95,38 @@ def test_dense_and_rotated_need_nothing_of_the_original_basis(llama, passes):
     make_method("dense").plan(make_calibration(llama), 0.0)
     assert not passes
     assert issubclass(type(make_method("wina_rotated")), TEAL)
+
+
+@pytest.mark.parametrize("needs", [{"statistics"}, BOTH])
+def test_activations_that_are_not_finite_are_named_by_block_and_projection(llama, needs):
+    llama.model.layers[1].mlp.up_proj.weight[3, 4] = math.inf
+    with pytest.raises(UserError, match=r"block 1: the inputs of down are not finite on the calibration text"):
+        make_calibration(llama).prepare(needs)
+
+
+def test_the_first_of_several_is_named(llama):
+    llama.model.layers[0].self_attn.v_proj.weight[3, 4] = math.nan
+    with pytest.raises(UserError, match=r"block 0: the inputs of o are not finite"):
+        make_method("teal").plan(make_calibration(llama), 0.5)
+
+
+def test_a_last_block_that_overflows_is_seen_by_who_reads_final_states(llama):
+    llama.model.layers[1].mlp.down_proj.weight[3, 4] = math.inf
+    with pytest.raises(UserError, match="the final states are not finite"):
+        make_calibration(llama).prepare(BOTH)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(1, 129, dtype=torch.long), "sequences of 129 tokens exceed the model's 128 positions"),
+        (torch.tensor([[1, 128]]), "token id 128 is outside of the model's 128 embeddings"),
+        (torch.tensor([[1, -1]]), "token id -1 is outside"),
+        (torch.zeros(0, 8, dtype=torch.long), r"\(sequences, length\) int64, not \(0, 8\)"),
+    ],
+)
+def test_text_that_the_model_cannot_read_is_refused(llama, ids, message):
+    with pytest.raises(UserError, match=message):
+        Calibration(llama, ids)
+    with pytest.raises(UserError, match=message):
+        input_moments(llama, {"o": llama.model.layers[0].self_attn.o_proj}, ids, 1)

@@ -1,12 +1,14 @@
 """Plans on disk: one file or a folder, whole or not at all; plans of older versions stay readable."""
 
 import json
+import math
 from hashlib import sha256
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from wisparse.kernels.plan_data import Mechanism
+from wisparse.method.errors import UserError
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.provenance import PlanProvenance, SearchCost
 
@@ -48,6 +50,32 @@ def test_file_and_folder_hold_the_same_plan(tmp_path, name):
     assert found.rules["0.k"].rank == 1
     assert torch.equal(found.gate_thresholds[0], torch.ones(5))
     assert torch.equal(found.rotations["0.mlp_input"], torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "named"),
+    [
+        ("thresholds", math.nan, "0.q.thresholds"),
+        ("thresholds", math.inf, None),
+        ("left", math.inf, "0.k.left"),
+        ("weights", math.nan, "0.k.weights"),
+    ],
+)
+def test_a_plan_with_what_is_no_number_is_named_and_not_read(tmp_path, part, value, named):
+    plan = small_plan()
+    getattr(plan.rules["0.q" if part == "thresholds" else "0.k"], part)[-1] = value
+    plan.save(tmp_path / "plan")
+    if named is None:  # it drops a channel at every token
+        assert SparsityPlan.load(tmp_path / "plan").rules["0.q"].thresholds[-1] == math.inf
+        return
+    with pytest.raises(PlanError, match=rf"{named} is not a number; make the plan anew"):
+        SparsityPlan.load(tmp_path / "plan")
+
+
+def test_a_method_that_finds_no_number_says_where(llama, monkeypatch):
+    monkeypatch.setattr("wisparse.method.rules.channel_weights", lambda norms, _: norms * math.nan)
+    with pytest.raises(UserError, match=r"wina: 0\.q\.weights of the plan is not a number"):
+        make_method("wina").plan(make_calibration(llama), 0.5)
 
 
 def test_a_plan_without_a_tensor_is_a_plan(tmp_path):
