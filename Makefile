@@ -93,6 +93,7 @@ reproduce-table1: profile $(INSTALLED) ## Table 1 (PROFILE=quick: minutes; full:
 reproduce-table2: profile $(INSTALLED) ## Table 2, the ablation (PROFILE as for Table 1)
 
 reproduce-table1 reproduce-table2: reproduce-%:
+	@$(if $(filter paper,$(PROFILE)),$(RUN) -m wisparse.repro.cost.outlook $*_paper)
 	@$(RUN) repro/run.py experiment=$*$(EXPERIMENT_$(PROFILE)) $(OVERRIDES)
 	@$(RUN) -m wisparse.repro.tables $(call TABLE,$*) \
 		--records outputs/$*$(EXPERIMENT_$(PROFILE)) $(call ALSO,$*) \

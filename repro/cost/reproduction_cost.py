@@ -48,7 +48,8 @@ class Job:
 
 
 @cache
-def _composed(config: str, *overrides: str) -> DictConfig:
+def composed(config: str, *overrides: str) -> DictConfig:
+    """A configuration of conf/ with overrides, Hydra's own settings in it; composed once."""
     register_resolvers()
     with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
         return compose(config, overrides=list(overrides), return_hydra_config=True)
@@ -56,7 +57,7 @@ def _composed(config: str, *overrides: str) -> DictConfig:
 
 def jobs(experiment: str) -> list[Job]:
     """The cells that an experiment sweeps over; the dense model once."""
-    swept: Any = _composed("config", f"experiment={experiment}").hydra.sweeper.params
+    swept: Any = composed("config", f"experiment={experiment}").hydra.sweeper.params
     cells = [
         Job(model, method, 0.0 if method == "dense" else float(sparsity))
         for model in swept.model.split(",")
@@ -85,7 +86,7 @@ class Rates:
         settings, costed = self._costed(job.method)
         wanted = [
             stage
-            for stage in _composed("search_cost").cost.stages[costed]
+            for stage in composed("search_cost").cost.stages[costed]
             if stage not in APART and (stage not in SWITCHES or SWITCHES[stage](settings))
         ]
         minutes = float(self._row(job.model, "dense", "calibration")["minutes"])
@@ -95,9 +96,9 @@ class Rates:
 
     def _costed(self, method: str) -> tuple[DictConfig, str]:
         """A method's settings, and the method of its class whose stages are measured."""
-        settings = _composed("config", f"method={method}").method
-        for costed in _composed("search_cost").cost.stages:
-            if _composed("config", f"method={costed}").method._target_ == settings._target_:
+        settings = composed("config", f"method={method}").method
+        for costed in composed("search_cost").cost.stages:
+            if composed("config", f"method={costed}").method._target_ == settings._target_:
                 return settings, costed
         raise NotMeasuredError(f"{method} has no stages in conf/search_cost.yaml")
 
@@ -115,7 +116,7 @@ class Rates:
         counts = {"scoring": "read", "generation": "steps"}
         _, costed = self._costed(job.method)
         # A method whose own evaluation is not timed drops channels by thresholds as WiSparse does.
-        timed = costed if EVALUATION[0] in _composed("search_cost").cost.stages[costed] else "wisparse"
+        timed = costed if EVALUATION[0] in composed("search_cost").cost.stages[costed] else "wisparse"
         seconds = sum(
             float(self._row(job.model, timed, stage)["seconds_an_evaluation"]) * int(task[counts[stage]])
             for task in self.tokens
@@ -194,7 +195,7 @@ def _table(device: str, rates: Rates) -> str:
 
 def _plans(device: str, rates: Rates) -> str:
     """Minutes of one plan by model and method, and the highest memory."""
-    methods = [method for method in _composed("search_cost").cost.stages if method != "dense"]
+    methods = [method for method in composed("search_cost").cost.stages if method != "dense"]
     lines = [
         f"| a plan, minutes on one {device} | {' | '.join(methods)} | peak memory |",
         "|---|" + "---:|" * (len(methods) + 1),
