@@ -30,7 +30,9 @@ def pack(
     for text in texts:
         if stream:
             stream.extend(begin)
-        stream.extend(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        # A special token that a text spells is that token, as in evaluation.
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)
+        stream.extend(encoded["input_ids"])
         if len(stream) >= sequences * room:
             break
     else:

@@ -124,6 +124,8 @@ class Scores:
     bits_per_byte: float | None
     n_documents: int
     n_tokens: int
+    conventions: dict[str, Any] | None = field(default=None, kw_only=True, metadata=LATER)
+    """How texts became tokens, and where answers ended; see `conventions`."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .code_execution import CodeRunner, humaneval_program
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
 from .language_model import SparseLM
 from .passes.context import Session, quiet_lm_eval
+from .passes.conventions import TODAY, conventions
 from .suites import Evaluation, measure_text, task_result
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,12 @@ class HarnessSuite:
             results[task.name] = task_result(
                 task.metric, items[task.name], task.chance, self._settings(task, samples[task.name], chat)
             )
-        return Evaluation(results, items, details={"left_out": sorted(missing)} if missing else {})
+        return Evaluation(
+            results,
+            items,
+            details={"left_out": sorted(missing)} if missing else {},
+            conventions=conventions(model, tokenizer),
+        )
 
     def samples(self, language_model: SparseLM, chat: bool) -> dict[str, list[dict[str, Any]]]:
         """Samples that lm-eval logged of each item, by task, in the order of the data."""
@@ -196,6 +202,7 @@ class HarnessSuite:
         return {
             "shots": self.shots[task.name],
             "chat_template": chat,
+            **({"chat_date": TODAY.date().isoformat()} if chat else {}),
             "filter": task.filter,
             "split": task.split,
             "data_sha256": hashlib.sha256(documents.encode()).hexdigest(),

@@ -15,6 +15,7 @@ from ...method.errors import UserError
 from ..text.item_set import TEXT, ItemSet
 from .language_model import SparseLM
 from .passes.context import Session, quiet_lm_eval
+from .passes.conventions import conventions
 from .suites import Evaluation, TaskResult, measure_documents, task_result
 
 
@@ -54,7 +55,7 @@ class InstalledTextSuite:
         texts = [item["text"] for item in self.item_set.load(TEXT)[: self.documents]]
         tokens = [language_model.tok_encode(text, add_special_tokens=False) for text in texts]
         documents = measure_documents(language_model, tokens, [len(text.encode()) for text in texts])
-        return Evaluation(results, items, documents)
+        return Evaluation(results, items, documents, conventions=conventions(model, tokenizer))
 
     def files(self) -> list[Path]:
         """The tasks' configurations, and the manifest that their items are checked against."""

@@ -17,6 +17,7 @@ from ...method.errors import UserError
 from ..text.calibration_text import read_text
 from .language_model import SparseLM, longest_sequence
 from .passes.context import Session
+from .passes.conventions import conventions
 
 PIECE = 1000
 """Characters of a piece of a long text, when it is compared with the calibration text."""
@@ -52,13 +53,15 @@ class Evaluation:
 
     `average` is the mean of the tasks' values in percent; it and the likelihood's figures are None where the
     suite has no tasks or no documents. `items` holds the metric of each item of a task, most often 1.0 or 0.0,
-    in the items' order. `details` is what a suite measures besides, ready for JSON.
+    in the items' order. `details` is what a suite measures besides, ready for JSON; `conventions`: see
+    the function of that name; None where nothing was scored or answered.
     """
 
     tasks: dict[str, TaskResult] = field(default_factory=dict)
     items: dict[str, list[float]] = field(default_factory=dict)
     documents: list[DocumentLikelihood] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    conventions: dict[str, Any] | None = None
 
     @property
     def average(self) -> float | None:
@@ -93,7 +96,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, ready for JSON."""
-        return {
+        summary = {
             "tasks": {name: asdict(result) for name, result in self.tasks.items()},
             "average": self.average,
             "perplexity": self.perplexity,
@@ -101,6 +104,7 @@ class Evaluation:
             "n_documents": self.n_documents,
             "n_tokens": self.n_tokens,
         }
+        return summary if self.conventions is None else summary | {"conventions": self.conventions}
 
     def items_to_dict(self) -> dict[str, Any]:
         """Every item and document, for paired comparisons, and the details; ready for JSON."""
@@ -193,7 +197,8 @@ def measure_text(
             f"{source} is shorter than one window of {length} tokens: "
             "give a longer text or a smaller suite.length"
         )
-    return Evaluation(documents=measure_documents(language_model, tokens[:windows], sizes[:windows]))
+    documents = measure_documents(language_model, tokens[:windows], sizes[:windows])
+    return Evaluation(documents=documents, conventions=conventions(model, tokenizer))
 
 
 def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:
@@ -219,7 +224,13 @@ def text_windows(
     tokenizer: PreTrainedTokenizerBase, text: str, length: int
 ) -> tuple[list[list[int]], list[int]]:
     """The full windows of `length` tokens of a text, and the bytes of text each one covers."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     tokens, begins = encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"]]
     begins.append(len(text))
     starts = range(0, len(tokens) - length + 1, length)
