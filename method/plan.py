@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..kernels.decoder import split_key
 from ..kernels.plan_data import BlockPlan, GateRule, ProjectionRule, Rotation, of_another_model
+from ..kernels.shared_files import file_mode, make_folder, replacing
 from .provenance import PlanProvenance
 
 __all__ = ["PlanError", "ProjectionRule", "SparsityPlan"]
@@ -84,23 +84,17 @@ class SparsityPlan:
         Raises PlanError for a folder that holds anything but a plan.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         _check_replaceable(path)
-        # Beside the path: a rename is atomic inside one file system only.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
+        with replacing(path) as unfinished:
             if path.suffix == ".safetensors":
                 document = json.dumps(self._document())
-                save_file(self._tensors(), temporary / TENSORS, metadata={METADATA: document})
-                (temporary / TENSORS).replace(path)
+                self._save_tensors(unfinished, {METADATA: document})
             else:
-                save_file(self._tensors(), temporary / TENSORS)
+                make_folder(unfinished)
+                self._save_tensors(unfinished / TENSORS)
                 document = json.dumps(self._document(), indent=1) + "\n"
-                (temporary / DOCUMENT).write_text(document, encoding="utf-8")
+                (unfinished / DOCUMENT).write_text(document, encoding="utf-8")
                 shutil.rmtree(path, ignore_errors=True)
-                temporary.replace(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> SparsityPlan:
@@ -121,6 +115,10 @@ class SparsityPlan:
         if broken := plan.not_a_number():
             raise PlanError(f"{path}: {broken} is not a number; make the plan anew")
         return plan
+
+    def _save_tensors(self, file: Path, metadata: dict[str, str] | None = None) -> None:
+        save_file(self._tensors(), file, metadata=metadata)
+        file.chmod(file_mode(file.parent))  # safetensors lets nobody else read what it writes
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors of the plan, by owner and part."""

@@ -9,11 +9,11 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..kernels.shared_files import replacing
 from .configuration import INSTALLED, PACKAGES, digest, portable
 from .record import SCHEMA, SECTIONS, GitState, RecordError, Surroundings
 
@@ -22,23 +22,14 @@ RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write JSON to a temporary name beside `path`, then rename: a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
     write_text(path, json.dumps(content, allow_nan=False, ensure_ascii=False, **layout) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to a temporary name beside `path`, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide results from other users
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def save_record(folder: Path, record: dict[str, Any], items: dict[str, Any]) -> None:

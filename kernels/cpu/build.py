@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 
 from ..errors import KernelError
+from ..shared_files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def build() -> Path:
         return library
     log.info("compiling the CPU kernels into %s: some seconds, once for this machine", library.parent)
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(library.parent)
         with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
             unfinished = Path(temporary) / library.name
             ran = subprocess.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +21,7 @@ from triton.runtime.errors import TritonError
 
 from ..decoder import DecoderShape, Product, products_of
 from ..errors import KernelError
+from ..shared_files import file_mode, make_folder, replacing
 from ..stored_tile import StoredTile
 from ..triton.gemv_tiles import Tile
 from ..triton.launch import INTERPRETED, blocks_of
@@ -53,13 +53,11 @@ class TuningCache:
 
     def store(self, key: str, tile: StoredTile, microseconds: float) -> None:
         """Keep a tile; the file appears complete or not at all, and processes that tune at once lose none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        make_folder(self.path.parent)
+        with FileLock(self.path.with_suffix(".lock"), mode=file_mode(self.path.parent)):
             entries = self._read() | {key: {"tile": tile.key(), "us": round(microseconds, 3)}}
-            handle, name = tempfile.mkstemp(prefix=".tiles-", dir=self.path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(entries, file, indent=1, sort_keys=True)
-            Path(name).replace(self.path)
+            with replacing(self.path) as unfinished:
+                unfinished.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
 
     def tuned(self, key: str, kind: type[T], search: Callable[[], tuple[T, float]]) -> T:
         """The tile of a key, which `search` finds the first time, with its microseconds."""

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import traceback
 import uuid
 from dataclasses import asdict, dataclass
@@ -55,12 +56,13 @@ class CellJob:
 
     def run(self, config: DictConfig) -> None:
         """Compute the cell, or take it from its record; prints the table and the record's line."""
+        from ...kernels.shared_files import make_folder
         from .. import processes
 
         prepare_process()
         sys.argv = self._arguments  # a record names the command that was typed, not a launcher's own
         if processes.is_main():
-            self._folder().mkdir(parents=True, exist_ok=True)  # now it is known that a job has started
+            make_folder(self._folder())  # now it is known that a job has started
         # Whatever a library prints while the cell is computed belongs on stderr: stdout ends with the record.
         with contextlib.redirect_stdout(sys.stderr):
             record, dense, outcome = self._attempt(config)
@@ -109,7 +111,17 @@ class CellJob:
 
     def _folder(self) -> Path:
         hydra = HydraConfig.get()
-        return Path(hydra.sweep.dir if _is_sweep() else hydra.run.dir) / self.outcomes
+        return outcomes_folder(Path(hydra.sweep.dir if _is_sweep() else hydra.run.dir), self.outcomes)
+
+
+def outcomes_folder(experiment: Path, outcomes: str) -> Path:
+    """Where the jobs of a command leave how they ended: below the experiment.
+
+    What another user has finished there can be read without the right to write: then in the temporary folder.
+    """
+    there = next(folder for folder in (experiment, *experiment.parents) if folder.exists())
+    writable = os.access(there, os.W_OK, effective_ids=True)
+    return (experiment if writable else Path(tempfile.gettempdir())) / outcomes
 
 
 def prepare_process() -> None:
@@ -154,11 +166,16 @@ def _finished_or_measured(cell: Cell, logger: Any) -> tuple[dict[str, Any], bool
     from .cell import finished_record
     from .measure import measure
 
-    with held(cell.folder) if processes.is_main() else contextlib.nullcontext():
+    def finished() -> dict[str, Any] | None:
         record = processes.of_main(lambda: finished_record(cell))
-        if record is not None:
-            if processes.is_main():
-                log.info("%s is finished already (force=true computes it again): %s", cell.name, cell.folder)
+        if record is not None and processes.is_main():
+            log.info("%s is finished already (force=true computes it again): %s", cell.name, cell.folder)
+        return record
+
+    if (record := finished()) is not None:  # to read it takes no right to write a lock
+        return record, False
+    with held(cell.folder) if processes.is_main() else contextlib.nullcontext():
+        if (record := finished()) is not None:  # of another job, while this one waited
             return record, False
         if processes.is_main():
             log.info("%s → %s", cell.name, cell.folder)

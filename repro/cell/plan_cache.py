@@ -45,8 +45,10 @@ class PlanCache:
         key = digest(identity)
         folder = self.folder / key[:32]
         if processes.is_main():
-            with held(folder):
-                found = self._found_or_made(key, folder, make)
+            found = _found(key, folder)  # to read it takes no right to write a lock
+            if found is None:
+                with held(folder):
+                    found = _found(key, folder) or _made(key, folder, make)
             processes.wait()
             return found
         processes.wait()
@@ -55,15 +57,22 @@ class PlanCache:
         except PlanError as error:
             raise UserError(f"{error}; put cache_dir on a disk that all processes share") from error
 
-    def _found_or_made(self, key: str, folder: Path, make: Callable[[], SparsityPlan]) -> CachedPlan:
-        if folder.exists():
-            try:
-                return _read(key, folder, from_cache=True)
-            except PlanError as error:
-                log.warning("the cached plan is damaged and is made again: %s", error)
-        make().save(folder)
-        # Read back: a plan from the cache and a fresh one are then the same bytes in every respect.
-        return _read(key, folder, from_cache=False)
+
+def _found(key: str, folder: Path) -> CachedPlan | None:
+    """The stored plan; None where there is none or it is damaged, which is warned of."""
+    if not folder.exists():
+        return None
+    try:
+        return _read(key, folder, from_cache=True)
+    except PlanError as error:
+        log.warning("the cached plan is damaged and is made again: %s", error)
+        return None
+
+
+def _made(key: str, folder: Path, make: Callable[[], SparsityPlan]) -> CachedPlan:
+    make().save(folder)
+    # Read back: a plan from the cache and a fresh one are then the same bytes in every respect.
+    return _read(key, folder, from_cache=False)
 
 
 def _read(key: str, folder: Path, from_cache: bool) -> CachedPlan:

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome
+from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome, outcomes_folder
 
 
 class Announcement(Callback):
@@ -95,7 +95,7 @@ def finish(outcomes: str, error: Outcome | None) -> int:
 
 def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome]:
     """How every job ended, and that it was killed where it did not say; none where no job was started."""
-    if announcement is None or not (folder := announcement.folder / outcomes).exists():
+    if announcement is None or not (folder := outcomes_folder(announcement.folder, outcomes)).exists():
         return []
     found = []
     for number, cell in enumerate(announcement.cells()):
@@ -112,7 +112,7 @@ def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome
 def forget(outcomes: str) -> None:
     """Remove what the jobs left beside their records."""
     if Announcement.latest is not None:
-        folder = Announcement.latest.folder / outcomes
+        folder = outcomes_folder(Announcement.latest.folder, outcomes)
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty while another command runs
             folder.parent.rmdir()

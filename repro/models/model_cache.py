@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ...kernels.shared_files import make_folder
 from ...method.errors import UserError
 from ..locks import held
 
@@ -31,12 +32,11 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with held(folder):
             if not folder.is_dir():
                 unfinished = folder.with_name(f"{folder.name}.unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-                unfinished.mkdir()
+                make_folder(unfinished)
                 try:
                     make(unfinished)
                     unfinished.rename(folder)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.provenance import PlanProvenance, SearchCost
+from wisparse.repro.cell.job import outcomes_folder
 from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.configuration import REPOSITORY, digest, portable
 from wisparse.repro.locks import LOCKS
@@ -154,3 +159,48 @@ def test_a_plan_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(UserError):
         PlanCache(tmp_path / "plans").find_or_make({}, refuse)
     assert [path.name for path in (tmp_path / "plans").iterdir()] == [LOCKS]
+
+
+NOBODY = 65534
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that everybody may write in, outside of those of pytest, which others cannot enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o2777)
+        before = os.umask(0o022)
+        yield Path(name)
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("closed", [False, True])
+def test_two_users_share_a_folder_and_one_reads_what_the_other_has_closed(shared, closed):
+    cache = PlanCache(shared / "run" / "plans")
+    cache.find_or_make({"of": "root"}, plan)
+    finished(shared / "run" / "cell")
+    if closed:  # as versions before left it
+        for folder in (shared / "run", shared / "run" / "plans", shared / "run" / "plans" / LOCKS):
+            folder.chmod(0o755)
+        for lock in (shared / "run" / "plans" / LOCKS).iterdir():
+            lock.chmod(0o644)
+    with as_nobody():
+        assert cache.find_or_make({"of": "root"}, plan).from_cache
+        assert load_record(shared / "run" / "cell")["schema"] == SCHEMA
+        assert outcomes_folder(shared / "run", "x").is_relative_to(shared) is not closed
+        if closed:
+            with pytest.raises(UserError, match=r"belongs to another user; ask for the right to write in"):
+                cache.find_or_make({"of": "nobody"}, plan)
+        else:
+            assert not cache.find_or_make({"of": "nobody"}, plan).from_cache
+            finished(shared / "run" / "another")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ....kernels.shared_files import file_mode
 from ....method.errors import UserError
 from .header import Header, Tensor
 
@@ -71,7 +72,9 @@ def save_weights(header: Header, config: PreTrainedConfig, names: dict[str, str]
     shards = list(_shards(header, names))
     for number, shard in enumerate(shards, 1):
         weights = {names[name]: _weight(header, config, name) for name in shard}
-        save_file(weights, folder / _shard_name(number, len(shards)), metadata={"format": "pt"})
+        file = folder / _shard_name(number, len(shards))
+        save_file(weights, file, metadata={"format": "pt"})
+        file.chmod(file_mode(folder))  # safetensors lets nobody else read what it writes
     if len(shards) > 1:
         files = {
             names[name]: _shard_name(number, len(shards))

@@ -1,0 +1,62 @@
+"""Files that processes and users share: whole or not there, and as open to others as their folder is."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it, each as open to others as the one that it is made in.
+
+    Otherwise the first user of a shared folder would shut out all others. A folder that only lets its owners
+    remove (/tmp) is none that users share.
+    """
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        _open_as_its_folder(made)
+
+
+def file_mode(folder: Path) -> int:
+    """Permissions of a file that is as open to others as its folder."""
+    mode = folder.stat().st_mode
+    return mode & 0o666 & ~(WRITABLE if mode & stat.S_ISVTX else 0)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file or folder, which takes its place when the context ends without an error.
+
+    The folder above is made where it is missing.
+    """
+    make_folder(path.parent)
+    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def _open_as_its_folder(made: Path) -> None:
+    around = made.parent.stat().st_mode
+    if around & stat.S_ISVTX or not around & WRITABLE:
+        return
+    write = around & WRITABLE
+    mode = stat.S_IMODE(made.stat().st_mode)
+    wanted = mode | write | write << 1 | write >> 1  # who writes in a folder reads and enters it, too
+    if wanted != mode:
+        made.chmod(wanted)
