@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ...kernels.shared_files import make_folder
 from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome, outcomes_folder
 
 
@@ -33,6 +34,8 @@ class Announcement(Callback):
 
     def _keep(self, config: DictConfig, folder: Path) -> None:
         self._config, self.folder = config, folder
+        with contextlib.suppress(PermissionError):  # said in one line by whoever has to write there
+            make_folder(folder)  # Hydra's own would be closed to those who share what it lies in
         self._config_loader = GlobalHydra.instance().config_loader()
         self._submitted_before = self._submitted()
         Announcement.latest = self
