@@ -82,7 +82,7 @@ def test_a_run_ends_with_its_record_as_one_line(first, folders):
     record = json.loads(last)
     folder = cell_folder(folders, "llama-mini-teal_uniform-0.4")
     assert record == json.loads((folder / "record.json").read_text())
-    assert record.keys() == SECTIONS | {"latency"}
+    assert record.keys() == SECTIONS | {"latency", "conventions"}
     assert any("perplexity" in line for line in table)
     assert sorted(path.name for path in folder.iterdir()) == ["items.json", "record.json"]
 
@@ -92,6 +92,8 @@ def test_the_record_says_what_was_run(first):
     record = json.loads(first.stdout.splitlines()[-1])
     assert record["model"]["family"] == "llama"
     assert record["model"]["parameters"] == 11_474_240
+    assert record["model"]["attention"] == "sdpa"
+    assert len(record["model"]["companions"]) == 64
     assert record["config"]["model"]["path"] == "repro/embedded/models/llama-mini"
     assert record["method"]["config"]["name"] == "teal_uniform"
     assert record["protocol"]["name"] == "half"
@@ -115,6 +117,15 @@ def test_a_finished_cell_is_not_computed_again(first, start):
     code, out, err = start(*CELL)
     assert code == 0
     assert "is finished already" in err
+    assert json.loads(out[-1]) == json.loads(first.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_finished_cell_is_read_without_a_lock(first, start, monkeypatch):
+    """Another user may have finished it, in a folder that lets nobody else write."""
+    monkeypatch.setattr("wisparse.repro.locks.held", None)  # to ask for a lock would fail
+    code, out, _ = start(*CELL)
+    assert code == 0
     assert json.loads(out[-1]) == json.loads(first.stdout.splitlines()[-1])
 
 
