@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ...method.errors import UserError
+from ..models.content_hash import FileState, states
 from ..models.hub import fetch_dataset_file, load_hub_split
 
 
@@ -50,7 +51,8 @@ def load_split(source: DataSource, split: str, root: str | None) -> datasets.Dat
     Raises UserError when the file is missing or damaged, or when the hub does not have or give it.
     """
     if root is not None:
-        return _read_parquet(source.mirror_file(root, split))
+        file = source.mirror_file(root, split)
+        return _read_parquet(file, states([file]))
     return _load_from_hub(source, split)
 
 
@@ -67,7 +69,7 @@ def read_files(splits: Iterable[tuple[DataSource, str]], root: str | None) -> li
 
 
 @lru_cache(maxsize=32)
-def _read_parquet(path: Path) -> datasets.Dataset:
+def _read_parquet(path: Path, _state: tuple[FileState, ...]) -> datasets.Dataset:
     # Read by hand: `datasets` would keep a second copy of everything in the user's cache.
     try:
         return datasets.Dataset(pyarrow.parquet.read_table(path))

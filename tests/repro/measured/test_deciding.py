@@ -51,7 +51,7 @@ def test_two_cells_of_one_place_are_refused(tmp_path, read, changes, differs):
 
 @pytest.mark.parametrize(("changes", "differs"), [cell for cell in CELLS if cell[1] != "dtype"])
 def test_so_are_two_speeds(tmp_path, changes, differs):
-    """Of one dtype: a row of the table of speeds has its own."""
+    """The dtype is no difference: a row of the table of speeds has its own."""
     write_cell(tmp_path, "teal", 0.5, 10, latency=SPEED)
     write_cell(tmp_path, "teal", 0.5, 10, latency=SPEED | {"tok_s": 3.0}, **changes)
     with pytest.raises(UserError, match=f"different {differs}"):
