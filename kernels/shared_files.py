@@ -33,6 +33,11 @@ def file_mode(folder: Path) -> int:
     return mode & 0o666 & ~(WRITABLE if mode & stat.S_ISVTX else 0)
 
 
+def beside(path: Path) -> Path:
+    """A name in the same folder that nobody else has: a rename is atomic inside one file system only."""
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` for a file or folder, which takes its place when the context ends without an error.
@@ -40,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The folder above is made where it is missing.
     """
     make_folder(path.parent)
-    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}")
+    unfinished = beside(path)
     try:
         yield unfinished
         unfinished.replace(path)

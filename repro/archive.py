@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
-import os
 import shutil
 import tarfile
-import tempfile
 from pathlib import Path
 
+from ..kernels.shared_files import beside, make_folder, replacing
 from ..method.errors import UserError
 from .configuration import REPOSITORY
 from .records import RECORD
@@ -25,24 +24,16 @@ CACHE = REPOSITORY / ".cache" / "records"
 
 def pack(folder: Path, archive: Path) -> None:
     """Write every file below a folder into an archive, whole or not at all; times and owners are left out."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{archive.name}-", dir=archive.parent)
-    try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            lzma.open(file, "wb", preset=9) as compressed,
-            tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as opened,
-        ):
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                member = tarfile.TarInfo(path.relative_to(folder).as_posix())
-                member.size, member.mode = path.stat().st_size, 0o644
-                with path.open("rb") as content:
-                    opened.addfile(member, content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(archive)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with (
+        replacing(archive) as unfinished,
+        lzma.open(unfinished, "wb", preset=9) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as opened,
+    ):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            member = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            member.size, member.mode = path.stat().st_size, 0o644
+            with path.open("rb") as content:
+                opened.addfile(member, content)
 
 
 def unpacked(path: Path) -> Path:
@@ -88,8 +79,8 @@ def keep(folder: Path, target: Path) -> None:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack beside the folder, then rename: of several processes one wins, and none sees half."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging = beside(folder)
+    make_folder(staging)
     try:
         # All of it at once: a stream that ends with the last file would not be checked against its sums.
         content = lzma.decompress(archive.read_bytes())

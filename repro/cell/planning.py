@@ -86,7 +86,7 @@ def _calibration(loaded: LoadedModel, text: _CalibrationText, search_policy: Tok
     return Calibration(loaded.model, text.input_ids, text.batch_size, search_policy)
 
 
-def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
+def model_identity(checkpoint: Checkpoint) -> dict[str, str | None]:
     """Parts of a checkpoint's configuration that determine results."""
     return {
         "fingerprint": checkpoint.fingerprint,

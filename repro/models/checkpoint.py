@@ -47,9 +47,12 @@ class Checkpoint:
     """State of the files when they were found: a checkpoint whose files changed is another one."""
 
     @property
-    def companions(self) -> str:
-        """sha256 over the files beside the weights: settings, tokenizer, chat template, generation."""
-        return companions_sha256(self.folder)
+    def companions(self) -> str | None:
+        """sha256 over the files beside the weights: settings, tokenizer, chat template, generation.
+
+        None of a GGUF file, which holds all of them: what it was read with writes its own version into them.
+        """
+        return None if self.origin else companions_sha256(self.folder)
 
     @property
     def fingerprint(self) -> str:

@@ -49,6 +49,16 @@ def test_two_cells_of_one_place_are_refused(tmp_path, read, changes, differs):
     assert "experiment_name=NAME" in str(caught.value)
 
 
+@pytest.mark.parametrize("read", [read_table, read_frontier, read_real])
+def test_two_tokenizers_are_refused_and_records_that_do_not_say_are_read(tmp_path, read):
+    write_cell(tmp_path, "dense", 0.0, 0)
+    write_cell(tmp_path, "teal", 0.5, 10, model=MODEL | {"companions": "c" * 64})
+    read(tmp_path)
+    write_cell(tmp_path, "teal", 0.6, 10, model=MODEL | {"companions": "d" * 64})
+    with pytest.raises(UserError, match="records of different files beside the weights do not belong"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(("changes", "differs"), [cell for cell in CELLS if cell[1] != "dtype"])
 def test_so_are_two_speeds(tmp_path, changes, differs):
     """The dtype is no difference: a row of the table of speeds has its own."""
