@@ -44,11 +44,18 @@ def pack(
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> set[int]:
-    """Every end-of-text token known to the tokenizer, the configuration or the generation configuration."""
+    """Every end-of-text token known to the tokenizer, the configuration or the generation configuration.
+
+    Left out is what a configuration has from its class alone, where the tokenizer has ordinary text there: a
+    Llama whose config.json is silent would end at token 2.
+    """
     found: set[int] = set()
     for owner in (tokenizer, model.config, model.generation_config):
         stops = getattr(owner, "eos_token_id", None)
         found |= {stops} if isinstance(stops, int) else set(stops or ())
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        default = getattr(type(model.config)(), "eos_token_id", None)
+        found -= {default} - set(tokenizer.all_special_ids)
     return found
 
 

@@ -150,7 +150,7 @@ class HarnessSuite:
             results,
             items,
             details={"left_out": sorted(missing)} if missing else {},
-            conventions=conventions(model, tokenizer),
+            conventions=conventions(language_model),
         )
 
     def samples(self, language_model: SparseLM, chat: bool) -> dict[str, list[dict[str, Any]]]:

@@ -55,7 +55,7 @@ class InstalledTextSuite:
         texts = [item["text"] for item in self.item_set.load(TEXT)[: self.documents]]
         tokens = [language_model.tok_encode(text, add_special_tokens=False) for text in texts]
         documents = measure_documents(language_model, tokens, [len(text.encode()) for text in texts])
-        return Evaluation(results, items, documents, conventions=conventions(model, tokenizer))
+        return Evaluation(results, items, documents, conventions=conventions(language_model))
 
     def files(self) -> list[Path]:
         """The tasks' configurations, and the manifest that their items are checked against."""

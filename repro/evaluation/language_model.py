@@ -74,28 +74,20 @@ class SparseLM(HFLM):
             )
         self.session = session
         self.batch_tokens = batch_tokens
+        self.requests_cut = 0
+        """How many requests were too long, so that the beginning of their text was left out."""
         bos = tokenizer.bos_token_id
         # Some families (Qwen2.5) have no bos token and were trained without one.
         self.start_tokens: list[int] = [] if bos is None else [bos]
 
-    def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **_kwargs: Any,
-    ) -> list[int]:
-        """Tokens of a string behind one bos token, which is kept when the left is cut off.
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Tokens of a string behind one bos token; without it where `add_special_tokens` is False.
 
         Most chat templates write the bos token themselves; it is not put there twice.
         """
         tokens = list(_token_ids(self.tokenizer, string))
         start = [] if add_special_tokens is False else self.start_tokens
-        if start and tokens[:1] == start:
-            tokens = tokens[1:]
-        if left_truncate_len is not None:
-            tokens = tokens[max(0, len(tokens) + len(start) - left_truncate_len) :]
-        return start + tokens
+        return tokens if start and tokens[:1] == start else start + tokens
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of the joined text, split where they leave those of the context alone.
@@ -110,18 +102,6 @@ class SparseLM(HFLM):
         )
         # Without a bos token the very first token can differ, and a token must stand before the first scored.
         return (whole[:shared], whole[shared:]) if shared else ([self.prefix_token_id], whole)
-
-    def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Padded tokens and attention mask of several strings, both (batch, longest)."""
-        limit = left_truncate_len or (self.max_length if truncation else None)
-        rows = [self.tok_encode(string, left_truncate_len=limit) for string in strings]
-        return padded(rows, self.tokenizer.pad_token_id, padding_side)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """See `_loglikelihood_tokens`."""
@@ -152,7 +132,10 @@ class SparseLM(HFLM):
                 raise ValueError(
                     "a continuation has no token of its own: the tokenizer joins it to its context"
                 )
-            rows.append((self._cut(context, continuation), continuation))
+            room = self.max_length + 1 - len(continuation)
+            if room < 1:
+                raise ValueError(f"a continuation of {len(continuation)} tokens exceeds {self.max_length}")
+            rows.append((self._cut(context, room), continuation))
         groups = sharing_a_pass(rows)
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         lengths = [len(rows[group[0]][0]) + len(rows[group[0]][1]) - 1 for group in groups]
@@ -171,13 +154,13 @@ class SparseLM(HFLM):
                 scores[index] = result
         return scores
 
-    def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
-        """The context without what does not fit into the model; bos stays."""
-        room = self.max_length + 1 - len(continuation)
-        if room < 1:
-            raise ValueError(f"a continuation of {len(continuation)} tokens exceeds {self.max_length}")
-        surplus, kept = len(context) - room, len(self.start_tokens)
-        return context if surplus <= 0 else context[:kept] + context[kept + surplus :]
+    def _cut(self, tokens: list[int], room: int) -> list[int]:
+        """A text's tokens without those at its beginning that are too many; bos stays."""
+        surplus, kept = len(tokens) - room, len(self.start_tokens)
+        if surplus <= 0:
+            return tokens
+        self.requests_cut += 1
+        return tokens[:kept] + tokens[kept + surplus :]
 
     @torch.inference_mode()
     def _score(self, groups: list[list[ScoredRow]]) -> list[tuple[float, bool]]:
@@ -268,7 +251,7 @@ class SparseLM(HFLM):
                 f"answers of {settings.new_tokens} tokens leave no room for a prompt within {self.max_length}: "
                 "raise suite.max_length, or lower suite.longest_answer, where this suite and model allow it"
             )
-        return self.tok_encode(text, left_truncate_len=room) or [self.prefix_token_id]
+        return self._cut(self.tok_encode(text), room) or [self.prefix_token_id]
 
     def _generate(
         self,

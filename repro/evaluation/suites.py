@@ -198,7 +198,7 @@ def measure_text(
             "give a longer text or a smaller suite.length"
         )
     documents = measure_documents(language_model, tokens[:windows], sizes[:windows])
-    return Evaluation(documents=documents, conventions=conventions(model, tokenizer))
+    return Evaluation(documents=documents, conventions=conventions(language_model))
 
 
 def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:

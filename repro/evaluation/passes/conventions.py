@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
-from typing import Any
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ....method.tokens import stop_tokens
+
+if TYPE_CHECKING:
+    from ..language_model import SparseLM
+
+log = logging.getLogger(__name__)
 
 TODAY = datetime(2024, 7, 26)
 """What a chat template is told that asks for the date; Llama 3.1's own names this day where it cannot ask."""
 
 
-def conventions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """How `SparseLM` makes tokens of texts and answers of tokens; ready for JSON.
+def conventions(language_model: SparseLM) -> dict[str, Any]:
+    """How texts became tokens and tokens answers so far; ready for JSON. A warning where a text was cut.
 
     begins_with: the token before every text, null where the tokenizer names none; a document begins with the
     eos token then. tokenizer_begins_with_it: whether the tokenizer, left to its settings, puts it there too.
+    requests_cut: how many were longer than `longest` tokens, so that they lost the beginning of their text.
     """
+    tokenizer, cut = language_model.tokenizer, language_model.requests_cut
     begin = tokenizer.bos_token_id
-    ends = sorted(stop_tokens(model, tokenizer))
+    ends = sorted(stop_tokens(language_model.model, tokenizer))
+    if cut:
+        log.warning(
+            "%d requests were longer than %d tokens and lost the beginning of their text",
+            cut,
+            language_model.max_length,
+        )
     return {
         "begins_with": tokenizer.bos_token,
         "documents_begin_with": tokenizer.eos_token if begin is None else tokenizer.bos_token,
         "tokenizer_begins_with_it": begin is not None and tokenizer.encode("x")[:1] == [begin],
         "special_tokens_in_text": "read as special tokens",
+        "longest": language_model.max_length,
+        "requests_cut": cut,
         "answers": "greedy",
         "answers_end_at": [tokenizer.convert_ids_to_tokens(token) or str(token) for token in ends],
     }

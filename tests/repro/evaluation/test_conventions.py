@@ -7,11 +7,12 @@ from datetime import datetime
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from lm_eval.api.instance import Instance
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
-from wisparse.method.tokens import pack
+from wisparse.method.tokens import pack, stop_tokens
 from wisparse.repro.evaluation.channel_suite import ChannelSuite
 from wisparse.repro.evaluation.embedded_suite import EmbeddedSuite
 from wisparse.repro.evaluation.language_model import SparseLM
@@ -64,14 +65,53 @@ def test_bos_stands_once_and_the_record_says_what_the_tokenizer_does(tmp_path, m
     file.write_text(json.dumps(settings))
     language_model = SparseLM(model, AutoTokenizer.from_pretrained(tmp_path))
     assert language_model.tok_encode("import os").count(0) == 1
-    assert conventions(model, language_model.tokenizer) == {
+    assert conventions(language_model) == {
         "begins_with": "<|bos|>",
         "documents_begin_with": "<|bos|>",
         "tokenizer_begins_with_it": puts_bos,
         "special_tokens_in_text": "read as special tokens",
+        "longest": 1024,
+        "requests_cut": 0,
         "answers": "greedy",
         "answers_end_at": ["<|bos|>"],
     }
+
+
+def test_what_a_tokenizer_cuts_or_pads_by_itself_does_not_act(tmp_path, model, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    settings = json.loads(file.read_text())
+    settings["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    settings["padding"] = {
+        "strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<|bos|>",
+    }  # fmt: skip
+    file.write_text(json.dumps(settings))
+    text = "import os\nimport sys"
+    found = SparseLM(model, AutoTokenizer.from_pretrained(tmp_path)).tok_encode(text)
+    assert found == [0, *tokenizer.encode(text)]
+
+
+def test_requests_that_lose_their_beginning_are_counted(model, tokenizer, caplog):
+    language_model = SparseLM(model, tokenizer, max_length=8)
+    long, short = "import os\n" * 4, "x"
+    settings = {"max_gen_toks": 2}
+    for kind, ends in (("loglikelihood", " y"), ("generate_until", settings)):
+        asked = [Instance(kind, {}, (text, ends), 0) for text in (long, short)]
+        getattr(language_model, kind)(asked, disable_tqdm=True)
+    assert conventions(language_model)["requests_cut"] == 2
+    assert "2 requests were longer than 8 tokens" in caplog.text
+
+
+def test_the_default_of_a_configurations_class_is_no_end_token(model, tokenizer):
+    silent = copy.copy(model)
+    silent.config, silent.generation_config = (
+        copy.deepcopy(model.config),
+        copy.deepcopy(model.generation_config),
+    )
+    silent.config.eos_token_id = silent.generation_config.eos_token_id = LlamaConfig().eos_token_id
+    assert stop_tokens(silent, tokenizer) == {tokenizer.eos_token_id}
+    assert stop_tokens(silent) == {LlamaConfig().eos_token_id}
 
 
 def state(model, tokenizer):
