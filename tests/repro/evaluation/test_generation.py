@@ -50,6 +50,7 @@ def continued(model, tokenizer, prompt, new_tokens):
     return made[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.slow
 def test_no_default_of_the_checkpoint_acts(own, tokenizer):
     expected = tokenizer.decode(continued(own, tokenizer, PROMPTS[0], 6))
     for name, value in {
@@ -86,6 +87,7 @@ def test_text_is_cut_before_the_first_stop_string(model, tokenizer):
     assert answers(SparseLM(model, tokenizer), PROMPTS[:1], max_gen_toks=6, until=[later, first]) == [free[:5]]
 
 
+@pytest.mark.slow
 def test_passes_behind_the_end_of_an_answer_are_not_counted(model, tokenizer):
     """What a row computes while others go on is padding, so that counts do not depend on the batch."""
     seen = []

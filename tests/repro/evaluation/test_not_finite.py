@@ -51,6 +51,7 @@ def instances(kind, arguments):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [1, 4096])
 def test_a_scored_item_that_is_no_number_is_named(broken, tokenizer, batch_tokens):
     language_model = SparseLM(broken, tokenizer, batch_tokens=batch_tokens)
@@ -78,6 +79,7 @@ def test_float32_is_advised_where_it_is_not_used_yet(broken):
     assert "try" not in str(NotFiniteError(broken, 0))
 
 
+@pytest.mark.slow
 def test_suites_that_look_inside_refuse_it_too(broken, tokenizer):
     plan = SparsityPlan(projection_shapes(broken))
     with (
