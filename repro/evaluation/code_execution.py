@@ -1,103 +1,137 @@
-"""Run programs that a model wrote: each in a process of its own with bounded time and memory and no network."""
+"""Run programs that a model wrote, each in a box of its own (`code_box`), and judge them from outside them."""
 
 from __future__ import annotations
 
-import secrets
-import shutil
+import json
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
+from . import code_box
 
-NAMESPACES = ("--net", "--ipc", "--pid", "--fork", "--kill-child")
-"""No network but an unconfigured loopback, and nothing that a program starts outlives it."""
+BOX = Path(code_box.__file__)
 
-RUNNER = """
-import resource, sys
-seconds, memory, token = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-program = sys.stdin.read()
-for limit, value in (
-    (resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, 1 << 20),
-    (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0), (resource.RLIMIT_NOFILE, 32),
-):
-    resource.setrlimit(limit, (value, value))
-report, sys.argv, sys.stdout, sys.stderr = sys.stdout, [""], open("/dev/null", "w"), open("/dev/null", "w")
-exec(compile(program, "program", "exec"), {"__name__": "program"})
-report.write(token)
+PROBE = '''def reached(path):
+    """What of the machine is within reach, tried harmlessly."""
+'''
+PROBE_ANSWER = """
+    import os, socket
+    found = []
+    try:
+        if os.fork() == 0:
+            os._exit(0)
+        found.append("processes without bound")
+    except OSError:
+        pass
+    try:
+        socket.socket(socket.AF_UNIX).connect(path)
+        found.append("sockets of this machine")
+    except OSError:
+        pass
+    return found + [name for name in ("/proc", "/dev/shm", "/etc/passwd", "/home") if os.path.exists(name)]
 """
-"""Program of the child: it bounds itself, then runs the answer; only one that comes to its end is reported."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt that runs by itself, the answer that goes on from it, and what asks the function by its name."""
+
+    prompt: str
+    answer: str
+    test: str
+    """Defines `check(candidate)`, which raises where the function `candidate` is wrong."""
+    entry_point: str
 
 
 @dataclass(frozen=True)
 class CodeRunner:
-    """Runs Python programs in isolation: `seconds` and `memory_mb` for each, `workers` of them at once.
+    """Runs Python programs in boxes, `workers` at once: `seconds` and `memory_mb` for each program.
 
-    A program can read what this account can read and write small files where it can write: who does not want
-    that runs the suite in a container.
+    Guaranteed of a program: it starts no process or thread, as root too. No file, socket or process of the
+    machine is within its reach but the interpreter's libraries, to be read; there is no network. Its files
+    are 8 MB in memory that end with it, and what it prints goes nowhere. It ends in time. Its verdict is
+    another process's, which gets plain data from it.
+
+    Not guaranteed: anything against a fault of the kernel, and that others get the processor meanwhile.
     """
 
     seconds: int = 10
     memory_mb: int = 1024
     workers: int = 4
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or value < 1:
+                raise UserError(f"suite.code.{name}={value} is no positive whole number")
+
     def require_isolation(self) -> None:
-        """Raises UserError where a process cannot be cut off from the network."""
-        if not self._prefix:
+        """Raises UserError where a program cannot be shut in; tried once by a harmless one."""
+        if self._refusal is not None:
             raise UserError(
-                "suite.execute_code=true needs `unshare` (Linux, util-linux) and the right to make user or "
-                "network namespaces, and this machine has not both: run in a container that allows them, or "
-                "leave out what executes code with suite.execute_code=false"
+                f"suite.execute_code=true cannot shut programs in on this machine ({self._refusal}): run in a "
+                "container that allows namespaces, or leave out what executes code: suite.execute_code=false"
             )
 
-    def run_all(self, programs: Sequence[str]) -> list[bool]:
-        """Whether each program came to its end without an exception, in order."""
+    def run_all(self, problems: Sequence[Problem]) -> list[bool]:
+        """Whether each answer passes its tests, in order.
+
+        Raises UserError as `require_isolation` does, and RuntimeError where a problem's tests cannot be asked.
+        """
         self.require_isolation()
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._passes, programs))
+            return [verdict["passed"] for verdict in pool.map(self._verdict, problems)]
 
-    def _passes(self, program: str) -> bool:
-        token = secrets.token_hex(16)  # a program that merely exits with 0 has not passed
-        limits = [str(self.seconds), str(self.memory_mb << 20), token]
+    def _verdict(self, problem: Problem) -> dict[str, Any]:
+        verdict = self._in_box(problem)
+        if "refused" in verdict:
+            raise RuntimeError(f"a program could not be run: {verdict['refused']}")
+        return verdict
+
+    def _in_box(self, problem: Problem) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                result = subprocess.run(
-                    [*self._prefix, sys.executable, "-I", "-S", "-c", RUNNER, *limits],
-                    input=program,
-                    capture_output=True,
-                    encoding="utf-8",
-                    errors="replace",
-                    cwd=folder,
-                    env={"PYTHONDONTWRITEBYTECODE": "1"},
-                    timeout=self.seconds + 2,  # a program that sleeps uses no processor time
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                return False
-        return result.stdout == token
+            asked = {**asdict(problem), "seconds": self.seconds, "memory_mb": self.memory_mb, "folder": folder}
+            ended = subprocess.run(
+                [sys.executable, "-I", "-S", str(BOX)],
+                input=json.dumps(asked).encode(),
+                capture_output=True,  # of the box and the judge: a program has neither
+                cwd="/",
+                env={"PYTHONDONTWRITEBYTECODE": "1"},
+                start_new_session=True,
+                check=False,
+            )
+        if ended.stdout:
+            return json.loads(ended.stdout)
+        if ended.returncode in (0, -signal.SIGALRM):
+            return {"passed": False, "failure": "ended by a limit"}
+        return {"refused": ended.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "its box ended"}
 
     @cached_property
-    def _prefix(self) -> list[str]:
-        """The command that isolates what follows it; empty where there is none."""
-        unshare = shutil.which("unshare")
-        if unshare is None:
-            return []
-        for rights in (["--user", "--map-current-user"], []):  # the second is for root without user namespaces
-            command = [unshare, *rights, *NAMESPACES, "--"]
-            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
-                return command
-        return []
+    def _refusal(self) -> str | None:
+        """Why programs cannot be shut in; None where they can."""
+        if sys.platform != "linux":
+            return "it is not Linux"
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"{folder}/socket")
+            listening.listen()
+            asked = f"    found = candidate({folder + '/socket'!r})\n    assert not found, found\n"
+            check = f"def check(candidate):\n{asked}"
+            verdict = self._in_box(Problem(PROBE, PROBE_ANSWER, check, "reached"))
+        return verdict.get("refused") or (None if verdict["passed"] else verdict["failure"])
 
 
-def humaneval_program(problem: dict[str, Any], completion: str, *, fenced: bool) -> str:
-    """A HumanEval problem with a model's completion and its tests; passes where all assertions hold.
+def humaneval_problem(row: dict[str, Any], completion: str, *, fenced: bool) -> Problem:
+    """A row of HumanEval with a model's completion.
 
     `fenced`: the completion stands in a Markdown code block and ends with it.
     """
     body = completion.partition("```")[0] if fenced else completion
-    return f"{problem['prompt']}{body}\n{problem['test']}\ncheck({problem['entry_point']})\n"
+    return Problem(row["prompt"], f"{body}\n", row["test"], row["entry_point"])

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...method.errors import UserError
 from .. import processes
 from ..text.data_sets import DataSource, load_split, read_files, row_text
-from .code_execution import CodeRunner, humaneval_program
+from .code_execution import CodeRunner, humaneval_problem
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
 from .language_model import SparseLM
 from .passes.context import Session, quiet_lm_eval
@@ -191,11 +191,11 @@ class HarnessSuite:
     def _outcomes(self, task: HarnessTask, samples: list[dict[str, Any]], chat: bool) -> list[float]:
         if not task.executes:
             return [float(sample[task.metric]) for sample in samples]
-        programs = [
-            humaneval_program(sample["doc"], sample["filtered_resps"][0], fenced=chat) for sample in samples
+        problems = [
+            humaneval_problem(sample["doc"], sample["filtered_resps"][0], fenced=chat) for sample in samples
         ]
         # By one process: side by side on the same cores, programs would run into the limit on their time.
-        return [float(passed) for passed in processes.of_main(lambda: self.code.run_all(programs))]
+        return [float(passed) for passed in processes.of_main(lambda: self.code.run_all(problems))]
 
     def _settings(self, task: HarnessTask, samples: list[dict[str, Any]], chat: bool) -> dict[str, Any]:
         documents = json.dumps([sample["doc"] for sample in samples], sort_keys=True)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from wisparse.method.errors import UserError
 from wisparse.method.tokens import continuation_text, stop_tokens
-from wisparse.repro.evaluation.code_execution import humaneval_program
+from wisparse.repro.evaluation.code_execution import humaneval_problem
 from wisparse.repro.evaluation.language_model import SparseLM
 
 PROMPTS = [
@@ -176,7 +176,8 @@ def test_a_function_and_its_body_are_a_program(metaspace):
     prompt, body = "def f(x):\n", "    return x"
     found = answers(SparseLM(saying(metaspace, prompt, body), metaspace), [prompt])[0]
     problem = {"prompt": prompt, "test": "def check(f):\n    assert f(3) == 3", "entry_point": "f"}
-    exec(humaneval_program(problem, found, fenced=False), {})
+    made, namespace = humaneval_problem(problem, found, fenced=False), {}
+    exec(made.prompt + made.answer + made.test + "\ncheck(f)", namespace)
 
 
 def test_a_continuation_completes_a_character(metaspace):
