@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.evaluation import code_execution
+from wisparse.repro.cell.identity import import_closure
+from wisparse.repro.evaluation import code_box, code_execution, code_judge
 from wisparse.repro.evaluation.code_execution import CodeRunner, Problem, humaneval_problem
 from wisparse.repro.evaluation.code_judge import read_value, written
 from wisparse.repro.evaluation.harness_tasks import harness_tasks
@@ -280,3 +281,7 @@ def test_the_reference_solutions_of_humaneval_pass_and_empty_ones_do_not():
 def test_limits_are_positive_whole_numbers(setting, value):
     with pytest.raises(UserError, match=f"suite.code.{setting}={value} is no positive whole number"):
         CodeRunner(**{setting: value})
+
+
+def test_a_cell_depends_on_what_the_box_is_made_of():
+    assert {code_box.__name__, code_judge.__name__} <= set(import_closure([code_execution.__name__]))
