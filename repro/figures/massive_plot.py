@@ -86,7 +86,9 @@ def massive_figure(rows: list[Row]) -> Figure:
         axis.set(title=TITLES[measure], yscale="log" if measure in ("largest", "error") else "linear")
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("block (solid: first token; dashed: all others)")
-    panels["dropped"].legend(fontsize=8)
+    # Outside: inside of a panel it would lie on the curves.
+    handles, names = panels["dropped"].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
     return figure
 
 

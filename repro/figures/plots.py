@@ -56,7 +56,9 @@ def _plain_numbers(axis: Axes) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     for side in (axis.xaxis, axis.yaxis):
-        side.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        low, high = side.get_view_interval()
+        # Over more than a decade and a half, so many numbers would lie on each other.
+        side.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 30 * low else (1, 3)))
         side.set_major_formatter("{x:g}")
         side.set_minor_locator(NullLocator())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ class FigureRecords:
         if found:
             check_comparable(found)
         return found
+
+    def timed(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows of Figure 4, which asks no record, where any is of a model of these records; else none."""
+        found, models = list(rows), {model for _, model, *_ in self.cells}
+        return found if any(row["model"] in models for row in found) else []
 
 
 def read_figures(folders: list[Path]) -> FigureRecords:
