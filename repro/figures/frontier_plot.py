@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LARGEST_RATIO = 3.0
 """Ratio of a perplexity to the dense one at the top of the plot: beyond it a model is of no use."""
 
+MEASURES = {"perplexity": "perplexity ÷ dense", "average": "average accuracy, %"}
+"""Columns of the table that have a row of panels each, where anything was measured, and their labels."""
+
 Points = dict[str, list[tuple[float, float]]]
 
 
@@ -35,24 +38,28 @@ def frontier_figure(rows: list[Row]) -> Figure:
     models = list(dict.fromkeys(row["model"] for row in rows))
     methods = sorted({row["method"] for row in rows} - {"dense"}, key=method_rank)
     styles = {method: line_style(place) for place, method in enumerate(methods)}
-    figure = Figure(figsize=(3.6 * len(models), 6.0), layout="constrained")
-    axes = figure.subplots(2, len(models), squeeze=False, sharex="col", sharey="row")
+    measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
+    figure = Figure(figsize=(max(4.5, 3.6 * len(models)), 3.0 * len(measures)), layout="constrained")
+    axes = figure.subplots(len(measures), len(models), squeeze=False, sharex="col", sharey="row")
     for column, model in enumerate(models):
         mine = [row for row in rows if row["model"] == model]
-        _draw(axes[0, column], _points(mine, "perplexity"), styles)
-        _draw(axes[1, column], _points(mine, "average"), styles)
+        for axis, measure in zip(axes[:, column], measures, strict=True):
+            _draw(axis, _points(mine, measure), styles)
         axes[0, column].set(title=model, yscale="log", ylim=(0.99, LARGEST_RATIO))
         axes[0, column].set_yticks([1, 1.2, 1.5, 2, 3], ["1", "1.2", "1.5", "2", "3"], minor=False)
         axes[0, column].minorticks_off()
-        axes[1, column].set(xlabel="MB a token reads")
-    axes[0, 0].set_ylabel("perplexity ÷ dense")
-    axes[1, 0].set_ylabel("average accuracy, %")
+        axes[-1, column].set(xlabel="MB a token reads")
+    for axis, measure in zip(axes[:, 0], measures, strict=True):
+        axis.set_ylabel(MEASURES[measure])
     axes[0, 0].legend(fontsize=8)
     return figure
 
 
 def _points(rows: list[Row], figure: str) -> Points:
-    """(MB, mean over the seeds) of each sparsity by method, sorted by bytes; the dense point ends each."""
+    """(MB, mean over the seeds) of each sparsity by method, sorted by bytes.
+
+    The dense point ends each line; a method measured at one sparsity alone is that point.
+    """
     found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row[figure]:
@@ -63,7 +70,7 @@ def _points(rows: list[Row], figure: str) -> Points:
         for method, by_sparsity in found.items()
     }
     dense = means.pop("dense", [])
-    return {method: sorted(points + dense) for method, points in means.items()}
+    return {method: sorted(points + dense) if len(points) > 1 else points for method, points in means.items()}
 
 
 def _draw(axis: Axes, points: Points, styles: dict[str, dict[str, str]]) -> None:

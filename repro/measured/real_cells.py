@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +23,11 @@ class Section(NamedTuple):
     protocol: str
     budget: str
 
+
+READING = "wisparse_"
+"""How the names of readings of WiSparse's paper begin."""
+BESIDE_READINGS = ("teal", "teal_uniform", "wisparse")
+"""Methods that readings are shown beside."""
 
 Place = tuple[Section, str, float, int]
 """Section, method, nominal sparsity, seed."""
@@ -90,10 +95,24 @@ def read_real(*folders: Path) -> RealData:
 
 
 def read_readings(*folders: Path) -> RealData:
-    """The same of cells whose searches and calibration texts differ, since it is these that are compared."""
-    return _read(
-        folders, "`python repro/run.py experiment=readings`", varied=("search", "search budget", "calibration")
-    )
+    """Readings of WiSparse's paper, and what they are compared with where any of them was measured.
+
+    Their searches and calibration texts differ, since it is these that are compared. Raises as `read_real`.
+    """
+    command = "`python repro/run.py experiment=readings`"
+    data = _read(folders, command, varied=("search", "search budget", "calibration"))
+    asked = {section for section, method, *_ in data.cells if method.startswith(READING)}
+    suites = {section[:2] for section in asked}
+
+    def shown(section: Section, method: str) -> bool:
+        if method == "dense":
+            return section[:2] in suites
+        return section in asked and (method.startswith(READING) or method in BESIDE_READINGS)
+
+    cells = {place: cell for place, cell in data.cells.items() if shown(*place[:2])}
+    methods = {method for _, method, *_ in cells}
+    unreachable = {key: most for key, most in data.unreachable.items() if key[1] in methods}
+    return replace(data, cells=cells, unreachable=unreachable)
 
 
 def _read(folders: Iterable[Path], command: str, varied: Collection[str]) -> RealData:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.measured.real_cells import Section, read_real
-from wisparse.repro.report.real_summary import real_table
+from wisparse.repro.measured.real_cells import Section, read_readings, read_real
+from wisparse.repro.report.real_summary import readings_table, real_table
 from wisparse.repro.tables.make import keep_records, main
 from wisparse.repro.tables.real_table import INCOMPARABLE, REAL, rows
 
@@ -101,15 +101,35 @@ def test_suites_stand_side_by_side_in_one_csv(records):
 
 
 def test_the_readmes_block_is_the_mean_over_the_seeds(records, tmp_path):
-    assert real_table(tmp_path / "none.csv") == "*Not measured.*"
+    none = tmp_path / "none.csv"
+    assert real_table(none, none) == "*Not measured.*"
     for method, broken, seed in (("dense", 0, 0), ("teal", 10, 0), ("teal", 20, 1)):
         sparsity = 0.5 * (method != "dense")
         write(tmp_path / "english", method, sparsity, broken, seed=seed, suite="english", search="medium")
     (tmp_path / "table1.csv").write_text(REAL.csv(read_real(tmp_path / "english")))
-    lines = [line.split(" | ") for line in real_table(tmp_path / "table1.csv").splitlines()]
+    lines = [line.split(" | ") for line in real_table(tmp_path / "table1.csv", none).splitlines()]
     averages = {line[0].lstrip("| "): line[1:3] for line in lines[2:]}
     assert averages["dense"] == ["75.2", "75.2"]
     assert averages["teal"] == ["67.8", "not measured"]  # less by 10 and by 20 of 200 items: 70.25 and 65.25
+
+
+def test_readings_stand_beside_what_they_are_compared_with_and_only_where_they_were_measured(records, tmp_path):
+    for method in ("dense", "teal", "wina", "wisparse", "wisparse_error_late"):
+        sparsity = 0.5 * (method != "dense")
+        write(tmp_path / "wikitext", method, sparsity, 10, suite="wikitext", search="medium")
+    for method in ("dense", "teal", "wisparse"):
+        write(tmp_path / "english", method, 0.5 * (method != "dense"), 20, suite="english", search="medium")
+    data = read_readings(tmp_path / "wikitext", tmp_path / "english")
+    assert {section.suite for section, *_ in data.cells} == {"wikitext"}
+    assert [method for _, method, *_ in data.cells] == ["dense", "teal", "wisparse", "wisparse_error_late"]
+
+
+def test_the_page_on_readings_takes_no_mean_over_suites(tmp_path):
+    path = tmp_path / "readings.csv"
+    head = "suite,protocol,search_budget,method,sparsity,seed,status,perplexity,rise_share,reference,compared"
+    row = "{},half,medium,wisparse,0.5,0,measured,{},{},teal,"
+    path.write_text("\n".join([head, row.format("wikitext", 25, 1.2), row.format("english", 99, 9.9)]) + "\n")
+    assert "| 25.00 | not measured | 1.20 | not measured |" in readings_table(path)
 
 
 def test_the_same_cell_under_two_budgets_is_kept_twice(records, tmp_path):
