@@ -123,17 +123,18 @@ class SparseLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation and whether greedy decoding would produce it, in order.
 
-        Raises NotFiniteError at the first batch that has one that is no number.
+        Raises NotFiniteError at the first batch that has one that is no number, and UserError for a
+        continuation without tokens or longer than a sequence may be.
         """
         rows = []
         for _, context, continuation in requests:
             if not continuation:
-                raise ValueError(
-                    "a continuation has no token of its own: the tokenizer joins it to its context"
-                )
+                raise UserError("a continuation has no token of its own: the tokenizer joins it to its context")
             room = self.max_length + 1 - len(continuation)
             if room < 1:
-                raise ValueError(f"a continuation of {len(continuation)} tokens exceeds {self.max_length}")
+                raise UserError(
+                    f"an answer of {len(continuation)} tokens exceeds {self.max_length} for a sequence"
+                )
             rows.append((self._cut(context, room), continuation))
         groups = sharing_a_pass(rows)
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)

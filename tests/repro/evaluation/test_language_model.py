@@ -6,6 +6,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from wisparse.method.errors import UserError
 from wisparse.repro.evaluation.language_model import SparseLM
 from wisparse.repro.models.tokenizer import load_tokenizer
 
@@ -210,8 +211,12 @@ def test_text_merged_across_the_seam_is_not_lost(model, tokenizer):
 
 
 def test_a_continuation_without_tokens_is_an_error(model, tokenizer):
-    with pytest.raises(ValueError, match="no token of its own"):
+    with pytest.raises(UserError, match="no token of its own"):
         SparseLM(model, tokenizer)._loglikelihood_tokens([(None, [BOS], [])], disable_tqdm=True)
+    with pytest.raises(UserError, match="9 tokens exceeds 8"):
+        SparseLM(model, tokenizer, max_length=8)._loglikelihood_tokens(
+            [(None, [BOS], [1] * 9)], disable_tqdm=True
+        )
 
 
 def test_one_token_answers_to_one_question_share_a_pass(model, tokenizer, passes):
