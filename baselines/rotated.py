@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from ..kernels.plan_data import Mechanism
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError
 from ..method.plan import SparsityPlan
@@ -28,6 +29,11 @@ class RotatedTEAL(TEAL):
     """Whether the two dense products a block come out of the budget; the published figures leave them out."""
 
     needs = frozenset()  # what activations look like in other bases is measured there
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """Dense bases."""
+        return frozenset({Mechanism.ROTATION})
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:
         """What rotations read is not there to be dropped."""

@@ -29,10 +29,14 @@ def block_rules(
     return tuple(_placed(index, block, shape, device, dtype) for index, block in enumerate(blocks))
 
 
-def check_supported(blocks: Collection[BlockPlan], supports: Collection[Mechanism], device: str) -> None:
-    """Raise KernelError where the blocks' plans need a mechanism that a step on `device` does not execute."""
-    needed = {mechanism for block in blocks for mechanism in block.mechanisms()}
-    if lacking := [mechanism.value for mechanism in Mechanism if mechanism in needed - set(supports)]:
+def needed(blocks: Collection[BlockPlan]) -> set[Mechanism]:
+    """All that the blocks' plans are made of."""
+    return {mechanism for block in blocks for mechanism in block.mechanisms()}
+
+
+def check_supported(needed: Collection[Mechanism], supports: Collection[Mechanism], device: str) -> None:
+    """Raise KernelError for a mechanism that a step on `device` does not execute."""
+    if lacking := [mechanism.value for mechanism in Mechanism if mechanism in set(needed) - set(supports)]:
         raise KernelError(
             f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without, "
             "or latency=none"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import Decoder, DecoderShape, block_projections
-from .errors import KernelError
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,13 @@ def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights
     """
     decoder = Decoder.of(model)
     decoder.check_blocks()
-    weights = DecoderWeights(
+    return DecoderWeights(
         decoder.shape,
         tuple(_pack_block(decoder, index, index in gated_blocks) for index in range(len(decoder.blocks))),
         embedding=decoder.embedding.weight.data,
         final_norm=decoder.final_norm.weight.data,
         lm_head=decoder.lm_head.weight.data,
     )
-    if weights.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise KernelError(f"weights of {weights.dtype} are not supported; load the model in bfloat16")
-    return weights
 
 
 def unpack(model: nn.Module) -> None:

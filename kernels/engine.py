@@ -11,12 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .block_rules import block_rules, check_supported
+from .block_rules import block_rules, check_supported, needed
+from .decoder import Decoder
 from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
-from .plan_data import BlockPlan, Plan
+from .plan_data import BlockPlan, Mechanism, Plan
 from .sampling import Greedy, Sampler, require_finite
-from .static_cache import StaticCache
+from .static_cache import StaticCache, check_positions
 
 LARGEST_BATCH = 8
 
@@ -44,7 +45,6 @@ def _gpu_step(
     from .gpu.cuda_tuning import tuned_step_tiles
     from .gpu.step import GPUDecodeStep
 
-    check_supported(rules, GPUDecodeStep.supports, "a GPU")
     tiles = None if tuned_for is None else tuned_step_tiles(weights, rules, cache, tuned_for)
     return CapturedStep(GPUDecodeStep(weights, rules, cache, tiles), feed_back=False)
 
@@ -54,12 +54,53 @@ def _cpu_step(
 ) -> DecodeStep:
     from .cpu.step import CPUDecodeStep
 
-    check_supported(rules, CPUDecodeStep.supports, "a CPU")
     return CPUDecodeStep(weights, rules, cache)
+
+
+def _gpu_mechanisms() -> frozenset[Mechanism]:
+    from .gpu.step import GPUDecodeStep
+
+    return GPUDecodeStep.supports
+
+
+def _cpu_mechanisms() -> frozenset[Mechanism]:
+    from .cpu.step import CPUDecodeStep
+
+    return CPUDecodeStep.supports
 
 
 BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 """Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
+MECHANISMS = {"cuda": _gpu_mechanisms, "cpu": _cpu_mechanisms}
+"""What of a plan each of them executes."""
+DTYPES = {
+    "cuda": (torch.bfloat16, torch.float16, torch.float32),
+    "cpu": (torch.float32, torch.bfloat16),
+}
+"""Data types of weights that each of them reads."""
+
+
+def check_decodable(
+    model: nn.Module, batch: int, capacity: int, mechanisms: Collection[Mechanism] = ()
+) -> None:
+    """Raise KernelError for what an engine would refuse of a model, before a plan is made or weights are moved.
+
+    capacity: tokens of prompt and continuation; mechanisms: what the plan will be made of, as far as is known.
+    """
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
+    decoder = Decoder.of(model)
+    decoder.check_blocks()
+    shape = decoder.shape  # raises for an activation or a rotary embedding that no kernel has
+    weight = next(decoder.projections()).linear.weight if shape.blocks else decoder.lm_head.weight
+    device = weight.device.type
+    if device not in BACKENDS:
+        raise KernelError(f"the decode engine runs on {' and '.join(BACKENDS)}, not on {device}")
+    if weight.dtype not in DTYPES[device]:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES[device])
+        raise KernelError(f"on {device} the decode engine reads weights in {names}, not in {weight.dtype}")
+    check_positions(model, capacity)
+    check_supported(mechanisms, MECHANISMS[device](), "a GPU" if device == "cuda" else "a CPU")
 
 
 def _gated_blocks(plan: Plan | None) -> list[int]:
@@ -101,8 +142,8 @@ class DecodeEngine:
         hooks that compute its tokens sparsely; without it the prompt is dense. Raises KernelError for what
         cannot be executed, and leaves the model as it was.
         """
-        if not 1 <= batch <= LARGEST_BATCH:
-            raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
+        blocks = () if plan is None else plan.block_plans()
+        check_decodable(model, batch, capacity, needed(blocks))
         self.model = model
         self.closed = False
         self._reading_prompts = reading_prompts
@@ -111,9 +152,6 @@ class DecodeEngine:
             weights = self.weights
             self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
             self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
-            if weights.device.type not in BACKENDS:
-                known = " and ".join(BACKENDS)
-                raise KernelError(f"the decode engine runs on {known}, not on {weights.device.type}")
             self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
         except BaseException:
             unpack(model)

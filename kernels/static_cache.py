@@ -32,9 +32,7 @@ class StaticCache:
     @classmethod
     def for_model(cls, model: nn.Module, shape: DecoderShape, batch: int, capacity: int) -> StaticCache:
         """An empty cache in the dtype of the model, on its device. Raises KernelError beyond its positions."""
-        longest = model.config.max_position_embeddings
-        if not 0 < capacity <= longest:
-            raise KernelError(f"the model has positions for {longest} tokens, not for {capacity}")
+        check_positions(model, capacity)
         decoder = Decoder.of(model)
         weight = decoder.lm_head.weight
         size = (shape.blocks, batch, shape.kv_heads, capacity, shape.head_dim)
@@ -71,3 +69,10 @@ class StaticCache:
             self.values[block, :, :, :length] = layer.values
         self.length.fill_(length)
         self.first.copy_(first)
+
+
+def check_positions(model: nn.Module, capacity: int) -> None:
+    """Raise KernelError where a model has no positions for so many tokens."""
+    longest = model.config.max_position_embeddings
+    if not 0 < capacity <= longest:
+        raise KernelError(f"the model has positions for {longest} tokens, not for {capacity}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
+from ..kernels.plan_data import Mechanism
 from .calibration import Calibration, Need
 from .errors import UserError
 from .plan import SparsityPlan
@@ -48,6 +49,11 @@ class Method(ABC):
     def needs(self) -> frozenset[Need]:
         """What `_plan` reads of the calibration; collected in one pass before it is called."""
         return frozenset({"statistics"})
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """What every plan of it is made of besides masks: a runtime without it refuses before one is made."""
+        return frozenset()
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:  # noqa: B027 - most have no limit
         """Raises OutOfReachError where the method cannot reach the sparsity on this model."""

@@ -26,6 +26,10 @@ class RecordError(Exception):
     """A stored record cannot be read or is incomplete."""
 
 
+class UnfinishedError(Exception):
+    """The accuracy of a cell is measured and kept, and its speed could not be measured."""
+
+
 @dataclass(frozen=True)
 class CellName:
     """Name of a cell for people, and the key that it is found again by."""

@@ -18,6 +18,10 @@ from .configuration import INSTALLED, PACKAGES, digest, portable
 from .record import SCHEMA, SECTIONS, GitState, RecordError, Surroundings
 
 RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
+EVALUATED = "evaluated.json"
+"""The record of a cell whose accuracy is measured and whose speed is not yet."""
+LOGGED = "logged.json"
+"""Where a finished record was logged, and which."""
 
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
@@ -36,24 +40,34 @@ def save_record(folder: Path, record: dict[str, Any], items: dict[str, Any]) -> 
     """Write items, then the record: where a record is, the cell is finished."""
     write_json(folder / ITEMS, items, compact=True)
     write_json(folder / RECORD, record)
-    (folder / UNREACHABLE).unlink(missing_ok=True)
+    for other in (UNREACHABLE, EVALUATED):
+        (folder / other).unlink(missing_ok=True)
 
 
-def load_record(folder: Path) -> dict[str, Any]:
-    """Read a finished cell's record. Raises RecordError when it, or its items, are missing or damaged."""
-    record = read_record(folder)
+def save_evaluated(folder: Path, record: dict[str, Any], items: dict[str, Any]) -> None:
+    """Write items and a record whose speed is still to be measured: nothing that comes then undoes them."""
+    write_json(folder / ITEMS, items, compact=True)
+    write_json(folder / EVALUATED, record)
+
+
+def load_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
+    """Read a finished cell's record. Raises RecordError when it, or its items, are missing or damaged.
+
+    name: EVALUATED for what `save_evaluated` wrote.
+    """
+    record = read_record(folder, name)
     if digest(_read(folder / ITEMS)) != record["items_sha256"]:
         raise RecordError(f"{folder / ITEMS} is not what the record was made from")
     return record
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
     """Read a record without a look at its items, where its numbers do not matter. Raises RecordError."""
-    record = _read(folder / RECORD)
+    record = _read(folder / name)
     if lacking := sorted(SECTIONS - record.keys()):
-        raise RecordError(f"{folder / RECORD} lacks {', '.join(lacking)}")
+        raise RecordError(f"{folder / name} lacks {', '.join(lacking)}")
     if record["schema"] != SCHEMA:
-        raise RecordError(f"{folder / RECORD} has schema {record['schema']}, expected {SCHEMA}")
+        raise RecordError(f"{folder / name} has schema {record['schema']}, expected {SCHEMA}")
     return record
 
 

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 
 from ...method.errors import OutOfReachError, UserError
 from ..configuration import register_resolvers, user_mistake
+from ..record import UnfinishedError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -143,6 +144,8 @@ def failure(error: BaseException, debug: bool) -> tuple[int, str]:
     """Exit code and one line for an exception; with `debug`, its traceback on stderr too."""
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, UnfinishedError):
+        return FAILURE, str(error)
     mistake = user_mistake(error)
     if mistake is not None:
         return USER_MISTAKE, mistake
@@ -164,6 +167,7 @@ def _finished_or_measured(cell: Cell, logger: Any) -> tuple[dict[str, Any], bool
     from .. import processes
     from ..locks import held
     from .cell import finished_record
+    from .loggers import is_due, log_once
     from .measure import measure
 
     def finished() -> dict[str, Any] | None:
@@ -173,15 +177,21 @@ def _finished_or_measured(cell: Cell, logger: Any) -> tuple[dict[str, Any], bool
         return record
 
     if (record := finished()) is not None:  # to read it takes no right to write a lock
+        if processes.is_main() and is_due(logger, cell.folder, record):
+            with held(cell.folder):
+                log_once(logger, cell.folder, record)
         return record, False
     with held(cell.folder) if processes.is_main() else contextlib.nullcontext():
         if (record := finished()) is not None:  # of another job, while this one waited
+            if processes.is_main():
+                log_once(logger, cell.folder, record)
             return record, False
         if processes.is_main():
             log.info("%s → %s", cell.name, cell.folder)
+            logger.check()
         record = measure(cell)
         if processes.is_main():
-            logger.log(record)
+            log_once(logger, cell.folder, record)
         return record, True
 
 

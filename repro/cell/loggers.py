@@ -3,21 +3,84 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 import netrc
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 from ...method.errors import UserError
+from ..records import LOGGED, write_json
 
-WANDB_HOST = "api.wandb.ai"
+log = logging.getLogger(__name__)
+
+PUBLIC = "https://api.wandb.ai"
+PATIENCE = 10.0
+"""Seconds that a server has for an answer before a cell is computed."""
 MODES = ("auto", "online", "offline", "disabled")
+
+
+class Logger(Protocol):
+    """Anything `conf/logger/*.yaml` can name."""
+
+    @property
+    def place(self) -> str | None:
+        """Where it logs, to which a record goes once; None for nowhere."""
+        ...
+
+    def check(self) -> None:
+        """Raise UserError for what `log` would refuse, before a cell is computed."""
+        ...
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Write the record. Raises UserError."""
+        ...
+
+
+def is_due(logger: Logger, folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the record of a finished cell is to be logged: not where that very record was logged before.
+
+    In another user's folder, where that could not be noted, it is not, and a line says so.
+    """
+    if logger.place is None or _logged(folder).get(logger.place) == _stamp(record):
+        return False
+    if not os.access(folder, os.W_OK):
+        log.warning("%s is another user's: the record is not logged", folder)
+        return False
+    return True
+
+
+def log_once(logger: Logger, folder: Path, record: dict[str, Any]) -> None:
+    """Log the record of a finished cell where that is due, and note it. Raises UserError."""
+    if is_due(logger, folder, record):
+        logger.check()
+        logger.log(record)
+        write_json(folder / LOGGED, _logged(folder) | {logger.place: _stamp(record)})
+
+
+def _logged(folder: Path) -> dict[str, Any]:
+    path = folder / LOGGED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _stamp(record: dict[str, Any]) -> dict[str, str]:
+    return {"utc": record["utc"], "items_sha256": record["items_sha256"]}
 
 
 @dataclass(frozen=True)
 class NoLogger:
     """The record on disk only."""
+
+    place: ClassVar[None] = None
+    """See `Logger`."""
+
+    def check(self) -> None:
+        """Nothing to refuse."""
 
     def log(self, record: dict[str, Any]) -> None:
         """Nothing to do."""
@@ -37,6 +100,17 @@ class WandbLogger:
         # Found out before the cell is computed, not after.
         if importlib.util.find_spec("wandb") is None:
             raise UserError("logger=wandb needs wandb: run `pip install wandb`, or use logger=none")
+
+    @property
+    def place(self) -> str | None:
+        """The project, online or in runs that wait to be synchronised; nowhere if it is disabled."""
+        return None if resolved_mode(self.mode) == "disabled" else f"wandb {self.project}"
+
+    def check(self) -> None:
+        """Raise UserError for a folder that cannot be written, or a server that cannot be reached."""
+        Path(self.directory).mkdir(parents=True, exist_ok=True)
+        if resolved_mode(self.mode) == "online" and not getproxies():
+            _reach(server())
 
     def log(self, record: dict[str, Any]) -> None:
         """Write the run; raises UserError when W&B cannot be reached or refuses it."""
@@ -60,8 +134,8 @@ class WandbLogger:
             run.finish()
         except (wandb.Error, OSError) as error:
             raise UserError(
-                f"the record is written, but W&B failed ({' '.join(str(error).split())}); "
-                "use logger.mode=offline"
+                f"the record is written, but W&B failed ({' '.join(str(error).split())}); the same command "
+                "logs it, or use logger.mode=offline"
             ) from error
 
 
@@ -74,11 +148,26 @@ def resolved_mode(mode: str) -> str:
     return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
 
 
+def server() -> SplitResult:
+    """Address of the W&B server: WANDB_BASE_URL of one's own, or the public one."""
+    return urlsplit(os.environ.get("WANDB_BASE_URL") or PUBLIC)
+
+
 def _has_login() -> bool:
     try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(server().hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _reach(address: SplitResult) -> None:
+    port = address.port or {"http": 80}.get(address.scheme, 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
+    except OSError as error:
+        raise UserError(
+            f"the W&B server {address.geturl()} cannot be reached ({error}); use logger.mode=offline"
+        ) from error
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:

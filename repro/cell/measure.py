@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,9 +32,11 @@ from ..record import (
     ProtocolFacts,
     Realised,
     Record,
+    RecordError,
     Scores,
+    UnfinishedError,
 )
-from ..records import save_record, surroundings
+from ..records import EVALUATED, load_items, load_record, save_evaluated, save_record, surroundings
 from ..text.overlap import Overlap, checked_overlap
 from ..typed_json import decoded
 from .plan_cache import CachedPlan
@@ -41,29 +45,78 @@ from .planning import Planner, ids_digest, set_seeds
 if TYPE_CHECKING:
     from .cell import Cell
 
+log = logging.getLogger(__name__)
+
 
 def measure(cell: Cell) -> dict[str, Any]:
     """Compute one cell and write its record and items into the cell's folder; returns the record.
 
-    Of several processes the main one writes.
+    What the suite or the speed would refuse is refused before any plan is made. The accuracy is written
+    before the speed is measured; a cell that has it already goes on from there. Of several processes the main
+    one writes. Raises UnfinishedError where the speed cannot be measured.
     """
-    config, seconds = cell.config, {}
+    seconds: dict[str, float] = {}
     if cell.checkpoint.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     with _timed(seconds, "load"):
         loaded = load_model(cell.checkpoint)
+    cell.suite.check(loaded.model, loaded.tokenizer)
+    cell.latency.check(loaded.model, cell.method.mechanisms if cell.sparsity else ())
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
-    planner = Planner(config, cell.method, cell.protocol, cell.calibration.batch_size, loaded, input_ids)
-    overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), config.largest_overlap)
+    _check_length(input_ids, loaded.model.config.max_position_embeddings)
+    planner = Planner(cell.config, cell.method, cell.protocol, cell.calibration.batch_size, loaded, input_ids)
+    overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), cell.config.largest_overlap)
     with _timed(seconds, "plan"):
         cached = planner.plan(cell.sparsity)
+    record = processes.of_main(lambda: _evaluated_before(cell, cached))
+    if record is None:
+        calibration = _calibration_facts(cell.calibration.name, input_ids, overlap)
+        record = _evaluated(cell, loaded, cached, calibration, seconds)
+    try:
+        with _timed(seconds, "latency"):
+            latency = cell.latency.measure(loaded.model, cached.plan, lambda other: planner.plan(other).plan)
+    except Exception as error:
+        raise UnfinishedError(
+            f"{cell.name}: the accuracy is measured and kept, the speed is not "
+            f"({' '.join(str(error).split())[:300]}); the same command measures only that"
+        ) from error
+    content = replace(
+        record,
+        latency=None if latency is None else decoded(Latency, latency),
+        seconds=record.seconds | {"latency": seconds["latency"]},
+        memory=_peak_memory(cell.checkpoint.device),
+    ).to_json()
+    if processes.is_main():
+        save_record(cell.folder, content, load_items(cell.folder))
+    return content
+
+
+def _evaluated_before(cell: Cell, cached: CachedPlan) -> Record | None:
+    """The record of an evaluation that this very plan went through, when its speed could not be measured."""
+    if cell.config.force or not (cell.folder / EVALUATED).exists():
+        return None
+    try:
+        record = Record.from_json(load_record(cell.folder, EVALUATED))
+    except RecordError as error:
+        log.warning("the accuracy is measured again: %s", error)
+        return None
+    return record if record.plan.sha256 == cached.sha256 else None
+
+
+def _evaluated(
+    cell: Cell,
+    loaded: LoadedModel,
+    cached: CachedPlan,
+    calibration: CalibrationFacts,
+    seconds: dict[str, float],
+) -> Record:
+    """Run the suite under the plan, and write all of the record but the speed."""
+    config = cell.config
     set_seeds(config.seed)
     counting = processes.SharedTrafficCounter
     with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol, counting) as session:
         evaluation = cell.suite.run(loaded.model, loaded.tokenizer, session)
         realised = session.report()
-    with _timed(seconds, "latency"):
-        latency = cell.latency.measure(loaded.model, cached.plan, lambda other: planner.plan(other).plan)
     items = evaluation.items_to_dict()
     record = Record(
         schema=SCHEMA,
@@ -71,14 +124,14 @@ def measure(cell: Cell) -> dict[str, Any]:
         model=_model_facts(loaded),
         method=Configured(cell.method.name, portable(config.method)),
         protocol=ProtocolFacts(cell.protocol.name, cell.protocol.describe()),
-        calibration=_calibration_facts(cell.calibration.name, input_ids, overlap),
+        calibration=calibration,
         suite=Configured(cell.suite.name, portable(config.suite)),
         sparsity=cell.sparsity,
         realised=decoded(Realised, realised),
         scores=decoded(Scores, evaluation.to_dict()),
-        latency=None if latency is None else decoded(Latency, latency),
+        latency=None,
         plan=_plan_facts(cached),
-        seconds=seconds,
+        seconds=dict(seconds),
         memory=_peak_memory(cell.checkpoint.device),
         seed=config.seed,
         surroundings=surroundings(),
@@ -86,10 +139,14 @@ def measure(cell: Cell) -> dict[str, Any]:
         items_sha256=digest(items),
     )
     _check_finite(record)
-    content = record.to_json()
     if processes.is_main():
-        save_record(cell.folder, content, items)
-    return content
+        save_evaluated(cell.folder, record.to_json(), items)
+    return record
+
+
+def _check_length(input_ids: Tensor, longest: int) -> None:
+    if input_ids.shape[1] > longest:
+        raise UserError(f"calibration.length={input_ids.shape[1]}: this model takes up to {longest} tokens")
 
 
 @contextmanager

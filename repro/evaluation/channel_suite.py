@@ -45,6 +45,17 @@ class ChannelSuite:
                 f"suite.projections: no projection {', '.join(unknown)}; there are {', '.join(PROJECTIONS)}"
             )
 
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for a block that the model does not have."""
+        self._block(model)
+
+    def _block(self, model: PreTrainedModel) -> int:
+        blocks = len(decoder_blocks(model))
+        block = blocks // 2 if self.block is None else self.block
+        if not 0 <= block < blocks:
+            raise UserError(f"suite.block={block}: this model has blocks 0 to {blocks - 1}")
+        return block
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:
@@ -52,11 +63,8 @@ class ChannelSuite:
 
         Raises UserError for a block that the model does not have, and for inputs that are not finite.
         """
-        blocks = decoder_blocks(model)
-        block = len(blocks) // 2 if self.block is None else self.block
-        if not 0 <= block < len(blocks):
-            raise UserError(f"suite.block={block}: this model has blocks 0 to {len(blocks) - 1}")
-        linears = {name: block_projections(blocks[block])[name] for name in self.projections}
+        block = self._block(model)
+        linears = {name: block_projections(decoder_blocks(model)[block])[name] for name in self.projections}
         moments = input_moments(model, linears, self.text.input_ids(tokenizer), self.text.batch_size)
         for name in linears:
             with naming(lambda _, name=name: f"inputs of {name} in block {block}"):

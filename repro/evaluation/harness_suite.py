@@ -23,7 +23,7 @@ from .harness_tasks import HarnessTask, harness_tasks, load_tasks
 from .language_model import SparseLM
 from .passes.context import Session, quiet_lm_eval
 from .passes.conventions import TODAY, conventions
-from .suites import Evaluation, measure_text, task_result
+from .suites import Evaluation, measure_text, task_result, windows_of
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,10 @@ class HarnessSuite:
         for task in self._chosen:
             for row in task.rows(self.data_root):
                 yield task.name, row_text(row)
+
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for a chat template that the tokenizer does not have."""
+        self._uses_chat_template(tokenizer)
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
@@ -265,6 +269,10 @@ class WikitextSuite:
     def texts(self) -> Iterator[tuple[str, str]]:
         """Every paragraph."""
         yield from (("wikitext", line) for line in self.text().splitlines())
+
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for a length that the model does not take."""
+        windows_of(model, tokenizer, self.text(), self.length, "WikiText-2")
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None

@@ -44,6 +44,9 @@ class InstalledTextSuite:
         if not self.tasks and self.documents == 0:
             raise UserError("suite.documents=0 without a task measures nothing; give a text or a task")
 
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Nothing to refuse of a model."""
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:

@@ -37,6 +37,11 @@ class MassiveSuite:
     name: str
     text: Text
 
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for sequences of one token."""
+        if self.text.input_ids(tokenizer).shape[1] < 2:
+            raise UserError("suite=massive compares the first token with others: calibration.length is 1")
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: SparseSession
     ) -> Evaluation:
@@ -49,10 +54,9 @@ class MassiveSuite:
 
         Raises UserError for sequences of one token, and for a residual stream that is not finite.
         """
+        self.check(model, tokenizer)
         sequences = self.text.input_ids(tokenizer)
         check_input_ids(sequences, model)
-        if sequences.shape[1] < 2:
-            raise UserError("suite=massive compares the first token with others: calibration.length is 1")
         found: dict[str, list[Tensor]] = defaultdict(list)
         for number, ids in enumerate(sequences.to(next(model.parameters()).device)):
             dense, sparse = _Seen(model), _Seen(model)

@@ -17,6 +17,9 @@ class NoSuite:
 
     name: ClassVar[str] = "none"
 
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Nothing to refuse of a model."""
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:

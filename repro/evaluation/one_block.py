@@ -27,6 +27,10 @@ class OneBlockSuite:
     text: Suite
     """Any suite with a perplexity; tasks it has are run too and not used."""
 
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for what the other suite refuses."""
+        self.text.check(model, tokenizer)
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: SparseSession
     ) -> Evaluation:

@@ -118,6 +118,10 @@ class Suite(Protocol):
     name: str
     """Name in records."""
 
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for what `run` would refuse of a model, before any plan is made."""
+        ...
+
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
     ) -> Evaluation:
@@ -149,6 +153,10 @@ class PerplexitySuite:
 
     def __post_init__(self) -> None:
         read_text("suite.text", self.text)  # an unreadable file is refused before any plan is made
+
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for a length that the model does not take, and a text shorter than that."""
+        windows_of(model, tokenizer, read_text("suite.text", self.text), self.length, self.text)
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
@@ -187,18 +195,26 @@ def measure_text(
     `windows` from the beginning, None for all; a rest that fills no window is left out. Raises UserError when
     the model does not take the length, or the text, called `source`, is shorter than one window.
     """
+    tokens, sizes = windows_of(model, tokenizer, text, length, source)
+    language_model = SparseLM(model, tokenizer, session, batch_tokens=batch_tokens, max_length=length)
+    documents = measure_documents(language_model, tokens[:windows], sizes[:windows])
+    return Evaluation(documents=documents, conventions=conventions(language_model))
+
+
+def windows_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, length: int, source: str
+) -> tuple[list[list[int]], list[int]]:
+    """Windows of a text as `text_windows` has them, of which there is one at least. Raises UserError."""
     longest = longest_sequence(model)
     if not 2 <= length <= longest:
         raise UserError(f"suite.length is {length}: this model takes from 2 to {longest} tokens")
-    language_model = SparseLM(model, tokenizer, session, batch_tokens=batch_tokens, max_length=length)
     tokens, sizes = text_windows(tokenizer, text, length)
     if not tokens:
         raise UserError(
             f"{source} is shorter than one window of {length} tokens: "
             "give a longer text or a smaller suite.length"
         )
-    documents = measure_documents(language_model, tokens[:windows], sizes[:windows])
-    return Evaluation(documents=documents, conventions=conventions(language_model))
+    return tokens, sizes
 
 
 def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:

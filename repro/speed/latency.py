@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.cpu import build
 from ...kernels.cuda import compiled
-from ...kernels.engine import DecodeEngine
+from ...kernels.engine import DecodeEngine, check_decodable
+from ...kernels.plan_data import Mechanism
 from ...method.apply import applied
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
@@ -105,6 +106,13 @@ class DecodeLatency:
     def files(self) -> list[Path]:
         """The kernels' C++ and CUDA sources."""
         return sorted(path for folder in KERNELS for path in folder.iterdir() if path.suffix in SOURCES)
+
+    def check(self, model: nn.Module, mechanisms: Collection[Mechanism]) -> None:
+        """Raise KernelError for what `measure` would refuse, before any plan is made.
+
+        mechanisms: what the method's plans are made of, as far as is known.
+        """
+        check_decodable(model, self.batch, self.prompt + self.new_tokens, mechanisms)
 
     def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> dict[str, Any]:
         """Time the plan, the engine's dense path and the baselines on the same model.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...kernels.plan_data import Mechanism
     from ...method.plan import SparsityPlan
 
 
@@ -17,6 +18,9 @@ class NoLatency:
     """Accuracy alone."""
 
     name: str
+
+    def check(self, model: nn.Module, mechanisms: Collection[Mechanism]) -> None:
+        """Nothing to refuse."""
 
     def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: Callable[[float], SparsityPlan]) -> None:
         """Nothing to measure."""

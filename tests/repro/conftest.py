@@ -1,8 +1,12 @@
-"""The embedded llama-mini, loaded once."""
+"""The embedded llama-mini, loaded once, and the entry point started in this process."""
+
+import os
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wisparse.repro import run
 
 from ..conftest import ROOT
 
@@ -17,3 +21,30 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def model():
     return AutoModelForCausalLM.from_pretrained(LLAMA_MINI, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("run")
+    return [f"output_dir={root / 'outputs'}", f"cache_dir={root / 'plans'}"]
+
+
+@pytest.fixture
+def start(monkeypatch, capsys, caplog, folders):
+    """Start the entry point in this process; returns exit code, stdout's lines and stderr."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def start(*overrides: str) -> tuple[int, list[str], str]:
+        monkeypatch.setattr(sys, "argv", ["repro/run.py", *overrides, *folders])
+        capsys.readouterr()
+        caplog.clear()
+        with pytest.raises(SystemExit) as stopped:
+            run.main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out.splitlines(), captured.err + caplog.text  # pytest takes the log
+
+    yield start
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(threads)

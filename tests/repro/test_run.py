@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from wisparse.repro import run
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.record import SECTIONS
 
@@ -31,38 +29,11 @@ CELL = ["method=teal_uniform", "sparsity=0.4", *ON_A_TEXT, *SMALL]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    root = tmp_path_factory.mktemp("run")
-    return [f"output_dir={root / 'outputs'}", f"cache_dir={root / 'plans'}"]
-
-
-@pytest.fixture(scope="module")
 def first(folders) -> subprocess.CompletedProcess[str]:
     """The cell computed by the script as a user starts it, from another folder."""
     command = [sys.executable, str(REPOSITORY / "repro/run.py"), *CELL, *folders]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as many threads as `start` has: digits depend on it
     return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, check=False)
-
-
-@pytest.fixture
-def start(monkeypatch, capsys, caplog, folders):
-    """Start the entry point in this process; returns exit code, stdout's lines and stderr."""
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def start(*overrides: str) -> tuple[int, list[str], str]:
-        monkeypatch.setattr(sys, "argv", ["repro/run.py", *overrides, *folders])
-        capsys.readouterr()
-        caplog.clear()
-        with pytest.raises(SystemExit) as stopped:
-            run.main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out.splitlines(), captured.err + caplog.text  # pytest takes the log
-
-    yield start
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
 
 
 def cell_folder(folders: list[str], name: str) -> Path:
