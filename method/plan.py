@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,7 +119,14 @@ class SparsityPlan:
         return plan
 
     def _save_tensors(self, file: Path, metadata: dict[str, str] | None = None) -> None:
-        save_file(self._tensors(), file, metadata=metadata)
+        try:
+            save_file(self._tensors(), file, metadata=metadata)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            # As other writes fail: a full disk and a bound on file sizes are told apart by their number alone.
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file.parent.parent)) from error
         file.chmod(file_mode(file.parent))  # safetensors lets nobody else read what it writes
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ Records of before a thing was measured lack its field, which is LATER then. Sect
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_origin, get_type_hints
 
 from .typed_json import INLINE, LATER, Absent, MisfitError, decoded, encoded, required
 
@@ -273,6 +273,10 @@ class Record:
         return suite_choice(self.suite.name)
 
 
+OBJECTS = frozenset(
+    name for name, kind in get_type_hints(Record).items() if is_dataclass(kind) or get_origin(kind) is dict
+)
+"""Sections that are objects, where they are there."""
 SECTIONS = required(Record) - {"latency"}
 """Sections of every record; a file without one of them is no finished record."""
 

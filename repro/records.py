@@ -15,7 +15,7 @@ from typing import Any
 
 from ..kernels.shared_files import replacing
 from .configuration import INSTALLED, PACKAGES, digest, portable
-from .record import SCHEMA, SECTIONS, GitState, RecordError, Surroundings
+from .record import OBJECTS, SCHEMA, SECTIONS, GitState, RecordError, Surroundings
 
 RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
 EVALUATED = "evaluated.json"
@@ -66,6 +66,8 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
     record = _read(folder / name)
     if lacking := sorted(SECTIONS - record.keys()):
         raise RecordError(f"{folder / name} lacks {', '.join(lacking)}")
+    if wrong := sorted(name for name in OBJECTS & record.keys() if not isinstance(record[name], dict | None)):
+        raise RecordError(f"{folder / name} is damaged: {', '.join(wrong)} is no object")
     if record["schema"] != SCHEMA:
         raise RecordError(f"{folder / name} has schema {record['schema']}, expected {SCHEMA}")
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ...method.plan import PlanError, SparsityPlan
 from .. import processes
 from ..configuration import digest
 from ..locks import held
+from ..records import write_text
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +72,26 @@ def _found(key: str, folder: Path) -> CachedPlan | None:
 
 
 def _made(key: str, folder: Path, make: Callable[[], SparsityPlan]) -> CachedPlan:
-    make().save(folder)
+    staging = folder.with_name(f"{folder.name}-made")
+    make().save(staging)
+    write_text(_digest_file(folder), plan_digest(staging))  # first: who finds the plan finds its hash
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
     # Read back: a plan from the cache and a fresh one are then the same bytes in every respect.
     return _read(key, folder, from_cache=False)
 
 
 def _read(key: str, folder: Path, from_cache: bool) -> CachedPlan:
-    return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), from_cache)
+    """Read a plan. Raises PlanError where it is not what was written, as the hash beside it says."""
+    plan, sha256 = SparsityPlan.load(folder), plan_digest(folder)
+    beside = _digest_file(folder)
+    if not beside.is_file() or beside.read_text(encoding="utf-8") != sha256:
+        raise PlanError(f"{folder} is not what was written: {beside.name} has another hash, or is not there")
+    return CachedPlan(plan, key, sha256, from_cache)
+
+
+def _digest_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.sha256")
 
 
 def plan_digest(folder: Path) -> str:

@@ -42,7 +42,7 @@ class Announcement(Callback):
 
     def cells(self) -> list[str]:
         """Every cell by the overrides that tell it from the others, in the order of the jobs' numbers."""
-        if self._config.hydra.mode != RunMode.MULTIRUN:
+        if self.is_single:
             return [""]
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -53,6 +53,11 @@ class Announcement(Callback):
         (cells,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         varied = [place for place, values in enumerate(zip(*cells, strict=True)) if len(set(values)) > 1]
         return [" ".join(cell[place] for place in varied) or " ".join(cell) for cell in cells]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one cell is asked for, not a sweep."""
+        return self._config.hydra.mode != RunMode.MULTIRUN
 
     def wait_for_cluster(self) -> None:
         """Wait for the jobs in Slurm: submitit gives up at the first that was killed, and the others go on."""
@@ -93,7 +98,9 @@ def finish(outcomes: str, error: Outcome | None) -> int:
         if announcement is not None:
             announcement.wait_for_cluster()
     code = 0 if error is None else error.exit_code
-    return _summarize(_collected(announcement, outcomes)) or code
+    # What ended a single cell early is said already; of a sweep's jobs each has its own end.
+    single = error is not None and (announcement is None or announcement.is_single)
+    return _summarize([] if single else _collected(announcement, outcomes)) or code
 
 
 def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome]:

@@ -176,6 +176,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="folder with the results")
     results = parser.parse_args().results
     with mistakes_in_one_line():
+        if not results.is_dir():
+            raise UserError(f"--results {results} is no folder; give the one that holds the tables")
         verified = verify(load_claims(), Evidence(results))
     write_text(results / "claims.md", claims_markdown(verified))
     write_text(results / "claims.csv", claims_csv(verified))

@@ -21,7 +21,7 @@ from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.make import TABLES
-from ..tables.plot_style import inline_svg
+from ..tables.plot_style import stored_svg
 from .plots import accuracy_plots, colours, data_address, figure_files, paper_figures
 from .provenance import read_provenance
 from .tables import DisplayTable, display_table
@@ -128,7 +128,7 @@ def _fill_questions(section: Section, folder: Path) -> None:
         table = display_table("question", f"question-{path.stem}", read_rows(path))
         section.tables.append((title, table))
         if plot.is_file():
-            section.plots[title] = inline_svg(plot.read_text(encoding="utf-8"))
+            section.plots[title] = stored_svg(plot)
 
 
 def _notes(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..figures.page import TITLES
 from ..tables.csv_rows import Row
-from ..tables.plot_style import COLOURS, INK, NO_METADATA, ink, inline_svg, line_style
+from ..tables.plot_style import COLOURS, INK, NO_METADATA, ink, inline_svg, line_style, stored_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,9 +69,7 @@ def _lines(axis: Axes, rows: list[Row], palette: dict[str, str], column: str) ->
 def paper_figures(folder: Path) -> dict[str, str]:
     """SVG of every figure of WiSparse's in a folder, by title, in the page's colours."""
     found = {title: folder / f"{name}.svg" for name, title in TITLES.items()}
-    return {
-        title: inline_svg(path.read_text(encoding="utf-8")) for title, path in found.items() if path.is_file()
-    }
+    return {title: stored_svg(path) for title, path in found.items() if path.is_file()}
 
 
 def figure_files(results: Path) -> list[Path]:

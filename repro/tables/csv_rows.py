@@ -8,15 +8,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...method.errors import UserError
+
+AGAIN = "make it again (results/README.md has the command)"
 Row = dict[str, str]
 
 
+class _StoredRow(Row):
+    """A row that knows its file: a column that it lacks is a damaged or old file, and said so."""
+
+    def __init__(self, path: Path, values: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, column: str) -> str:
+        raise UserError(f"{self._path} has no column '{column}'; {AGAIN}")
+
+
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV; none where there is no file."""
+    """The rows of a CSV; none where there is no file.
+
+    Raises UserError that names the file for one that is empty, cut off, or no CSV in UTF-8; and where a row is
+    asked for a column that it does not have.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no readable CSV ({error}); {AGAIN}") from error
+    if not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} is empty or cut off; {AGAIN}")
+    return [_StoredRow(path, row) for row in rows]
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from ...method.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +23,12 @@ MARKERS = "osD^vP*X<>p"
 INK = "#7a7a7a"
 """Colour of text and axes: contrast 4.3 to white and to a dark page; the report puts its own in its place."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+DRAWN = {
+    "circle", "clipPath", "defs", "desc", "ellipse", "g", "image", "line", "linearGradient", "marker",
+    "metadata", "path", "pattern", "polygon", "polyline", "radialGradient", "rect", "stop", "style", "svg",
+    "symbol", "text", "textPath", "title", "tspan", "use",
+}  # fmt: skip
+"""Elements of an SVG that are drawn, or say how."""
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
 
 
@@ -54,3 +63,30 @@ def inline_svg(text: str) -> str:
     """
     svg = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
     return svg.replace(INK, "currentColor")
+
+
+def stored_svg(path: Path) -> str:
+    """A stored plot for a page. Raises UserError for one that is no SVG, or could do more than be looked at."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if re.search(r"<!(?!--|DOCTYPE svg PUBLIC[^\[>]*>)", text):
+            raise UserError(f"{path} declares more than a drawing; make its table again")
+        parts = list(ElementTree.fromstring(text).iter())
+    except (UnicodeDecodeError, ElementTree.ParseError) as error:
+        raise UserError(f"{path} is no readable SVG ({error}); make its table again") from error
+    for part in parts:
+        name = part.tag.rpartition("}")[2]
+        acts = any(_acts(*attribute) for attribute in part.attrib.items())
+        if name not in DRAWN or acts or (name == "style" and re.search(r"@import|url\(", part.text or "")):
+            raise UserError(f"{path} holds a '{name}' that is no drawing; make its table again")
+    return inline_svg(text)
+
+
+def _acts(name: str, value: str) -> bool:
+    """Whether an attribute of an SVG is a script, or fetches something from elsewhere."""
+    own = name.rpartition("}")[2].lower()
+    if own.startswith("on"):
+        return True
+    if own in ("href", "src"):
+        return not value.startswith(("#", "data:image/png;base64,"))
+    return bool(re.search(r"url\((?!#)", value) or "javascript:" in value.lower())

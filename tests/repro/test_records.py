@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.provenance import PlanProvenance, SearchCost
 from wisparse.repro.cell.job import outcomes_folder
 from wisparse.repro.cell.plan_cache import PlanCache
-from wisparse.repro.configuration import REPOSITORY, digest, portable
+from wisparse.repro.configuration import REPOSITORY, digest, portable, user_mistake
 from wisparse.repro.locks import LOCKS
 from wisparse.repro.record import SCHEMA, SECTIONS, GitState, RecordError
 from wisparse.repro.records import (
@@ -153,6 +154,46 @@ def test_a_damaged_plan_is_made_again_with_a_warning(tmp_path, caplog, name):
     assert not again.from_cache
     assert "damaged" in caplog.text
     assert cache.find_or_make({"sparsity": 0.5}, refuse).sha256 == first.sha256
+
+
+def test_a_plan_whose_bytes_were_changed_is_made_again_with_a_warning(tmp_path, caplog):
+    cache = PlanCache(tmp_path)
+    first = cache.find_or_make({"sparsity": 0.5}, plan)
+    path = tmp_path / first.key[:32] / "plan.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes(8))  # still a plan, with other thresholds
+    with caplog.at_level(logging.WARNING):
+        again = cache.find_or_make({"sparsity": 0.5}, plan)
+    assert not again.from_cache
+    assert "is not what was written" in caplog.text
+    assert again.sha256 == first.sha256
+    assert path.read_bytes() == content
+
+
+def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("wisparse.method.plan.save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        PlanCache(tmp_path / "plans").find_or_make({}, plan)
+    assert user_mistake(caught.value).startswith(f"{tmp_path / 'plans'}: No space left on device; choose")
+
+
+@pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError, FileExistsError])
+def test_a_folder_that_cannot_be_used_is_named_in_one_line(kind):
+    number = {PermissionError: 13, NotADirectoryError: 20, FileExistsError: 17}[kind]
+    line = user_mistake(OSError(number, os.strerror(number), "/some/where"))
+    assert line == f"/some/where: {os.strerror(number)}; choose a place that can be written and has room"
+    assert user_mistake(OSError(5, "Input/output error", "/some/where")) is None
+
+
+def test_a_record_whose_sections_are_of_another_type_is_damaged(tmp_path):
+    folder = finished(tmp_path / "cell")
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"model": "llama", "config": [1]}))
+    with pytest.raises(RecordError, match="is damaged: config, model is no object"):
+        load_record(folder)
 
 
 def test_a_plan_that_fails_leaves_nothing(tmp_path):

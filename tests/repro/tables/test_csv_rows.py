@@ -1,0 +1,70 @@
+"""A CSV that is damaged, and a plot that is more than a drawing, are named in one line."""
+
+from __future__ import annotations
+
+import pytest
+from wisparse.method.errors import UserError
+from wisparse.repro.tables.csv_rows import csv_text, read_rows
+from wisparse.repro.tables.plot_style import stored_svg
+
+from ...conftest import ROOT
+
+WHOLE = csv_text(("model", "value"), [{"model": "é, a", "value": 1}, {"model": "b"}])
+
+
+def test_a_whole_csv_is_read_and_none_is_no_rows(tmp_path):
+    path = tmp_path / "table.csv"
+    assert read_rows(path) == []
+    path.write_text(WHOLE, encoding="utf-8")
+    assert read_rows(path) == [{"model": "é, a", "value": "1"}, {"model": "b", "value": ""}]
+    with pytest.raises(UserError, match=r"table\.csv has no column 'claim'"):
+        read_rows(path)[0]["claim"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xaf\x00\x01", WHOLE.encode()[:-1], b"model,value\na\n", b'model,value\n"a,b\n', b"model\na,b\n"],
+)
+def test_a_damaged_csv_is_named(tmp_path, content):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"table\.csv is (empty or cut off|no readable CSV)") as caught:
+        read_rows(path)
+    assert "\n" not in str(caught.value)
+
+
+def drawing(inside: str, attributes: str = "", before: str = "") -> str:
+    space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f"<?xml version='1.0'?>{before}<svg {space} {attributes}><g>{inside}</g></svg>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        drawing("<script>alert(1)</script>"),
+        drawing("<path d='M0 0' onload='alert(1)'/>"),
+        drawing("", "onload='alert(1)'"),
+        drawing("<foreignObject><b xmlns='http://www.w3.org/1999/xhtml'/></foreignObject>"),
+        drawing("<a xlink:href='javascript:alert(1)'><text>x</text></a>"),
+        drawing("<image xlink:href='https://example.org/x.png'/>"),
+        drawing("<use xlink:href='https://example.org/x.svg#a'/>"),
+        drawing("<style>@import 'https://example.org/x.css';</style>"),
+        drawing("<path style='fill: url(https://example.org/x)'/>"),
+        drawing("<animate attributeName='href'/>"),
+        drawing("<text>&x;</text>", before="<!DOCTYPE svg [<!ENTITY x 'y'>]>"),
+        "<svg><g></svg>",
+        "no drawing at all",
+    ],
+)
+def test_a_plot_that_is_more_than_a_drawing_is_refused(tmp_path, text):
+    path = tmp_path / "plot.svg"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"plot\.svg .*make its table again"):
+        stored_svg(path)
+
+
+def test_the_plots_of_the_results_are_drawings():
+    paths = [*(ROOT / "results" / "questions").glob("*.svg"), *(ROOT / "results" / "figures").glob("*.svg")]
+    assert paths
+    for path in paths:
+        assert stored_svg(path).startswith("<svg")
