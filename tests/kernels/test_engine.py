@@ -317,17 +317,17 @@ def test_it_says_which_language_each_part_ran_in(llama):
 def bad_engines(llama):
     other = plan_for(make_tiny_model("llama", blocks=1), "teal_uniform")
     return {
-        "another model": lambda: DecodeEngine(llama, other),
-        "drops nothing": lambda: DecodeEngine(llama, SparsityPlan(projection_shapes(llama))),
+        "another model": lambda: DecodeEngine(llama, other, capacity=40),
+        "drops nothing": lambda: DecodeEngine(llama, SparsityPlan(projection_shapes(llama)), capacity=40),
         "1 to 8 rows": lambda: DecodeEngine(llama, batch=9),
         "positions for 128": lambda: DecodeEngine(llama, capacity=4096),
-        "weights of torch.float64": lambda: DecodeEngine(make_tiny_model("llama").double()),
+        "not in torch.float64": lambda: DecodeEngine(make_tiny_model("llama").double()),
     }
 
 
 @pytest.mark.parametrize(
     "message",
-    ["another model", "drops nothing", "1 to 8 rows", "positions for 128", "weights of torch.float64"],
+    ["another model", "drops nothing", "1 to 8 rows", "positions for 128", "not in torch.float64"],
 )
 def test_what_cannot_be_executed_says_so(llama, message):
     with pytest.raises(KernelError, match=message):

@@ -242,7 +242,7 @@ def test_ranks_that_follow_each_other_are_no_mismatch(tmp_path, ranks, verdict):
     for model in ("llama3.1-8b", "mistral-7b", "qwen2.5-7b", "llama-mini"):
         lines += [f"{model},4,down,{place},{rank}" for place, rank in enumerate(ranks, 1)]
     (tmp_path / "paper" / "figures").mkdir(parents=True)
-    (tmp_path / "paper" / "figures" / "figure2.csv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "paper" / "figures" / "figure2.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     found = verified_in(tmp_path)["wisparse/figure2/unaligned"]
     assert found.verdict == verdict
     assert f"qwen2.5-7b block 4: rank correlation down {1 if verdict == NOT_REPRODUCED else -1:+.2f}" in (
