@@ -206,7 +206,7 @@ class HarnessSuite:
         return {
             "shots": self.shots[task.name],
             "chat_template": chat,
-            **({"chat_date": TODAY.date().isoformat()} if chat else {}),
+            **({"chat_date": TODAY.date().isoformat(), "chat_thinking": False} if chat else {}),
             "filter": task.filter,
             "split": task.split,
             "data_sha256": hashlib.sha256(documents.encode()).hexdigest(),

@@ -27,7 +27,7 @@ from .passes.context import (
     reproducible_attention,
     weights_as_they_are,
 )
-from .passes.conventions import TODAY
+from .passes.conventions import CHAT_SETTINGS
 from .passes.generation import AnswerSettings, greedy_answers
 from .passes.scoring import NO_TARGET, ScoredRow, require_finite, row_scores, sharing_a_pass
 
@@ -69,7 +69,7 @@ class SparseLM(HFLM):
                 batch_size=batch_size,
                 max_length=min(longest_sequence(model), max_length or DEFAULT_MAX_LENGTH),
                 add_bos_token=True,
-                chat_template_args={"strftime_now": TODAY.strftime},
+                chat_template_args=CHAT_SETTINGS,
             )
         self.session = session
         self.batch_tokens = batch_tokens

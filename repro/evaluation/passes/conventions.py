@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 TODAY = datetime(2024, 7, 26)
 """What a chat template is told that asks for the date; Llama 3.1's own names this day where it cannot ask."""
 
+CHAT_SETTINGS: dict[str, Any] = {"strftime_now": TODAY.strftime, "enable_thinking": False}
+"""What a chat template is given: the date, and that Qwen3 shall answer at once, without a thought before."""
+
 
 def conventions(language_model: SparseLM) -> dict[str, Any]:
     """How texts became tokens and tokens answers so far; ready for JSON. A warning where a text was cut.
