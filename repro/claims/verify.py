@@ -179,8 +179,8 @@ def main() -> None:
         if not results.is_dir():
             raise UserError(f"--results {results} is no folder; give the one that holds the tables")
         verified = verify(load_claims(), Evidence(results))
-    write_text(results / "claims.md", claims_markdown(verified))
-    write_text(results / "claims.csv", claims_csv(verified))
+        write_text(results / "claims.md", claims_markdown(verified))
+        write_text(results / "claims.csv", claims_csv(verified))
     for verdict, count in Counter(entry.verdict for entry in verified).most_common():
         print(f"{count:4d} {verdict}")
     print(f"written: {results / 'claims.md'} and {results / 'claims.csv'}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..configuration import CONFIGURATION, REPOSITORY
+from ..configuration import CONFIGURATION, REPOSITORY, mistakes_in_one_line
 from ..cost.reproduction_cost import reproduction
 from ..measured.frontier import read_frontier
 from ..records import write_text
@@ -127,9 +127,10 @@ def filled(page: str, text: str) -> str:
 
 def main() -> None:
     """Write the generated blocks of every page."""
-    for page in PAGES:
-        path = REPOSITORY / page
-        write_text(path, filled(page, path.read_text(encoding="utf-8")))
+    with mistakes_in_one_line():
+        for page in PAGES:
+            path = REPOSITORY / page
+            write_text(path, filled(page, path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
