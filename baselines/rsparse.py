@@ -98,6 +98,18 @@ def calibration_loss(calibration: Calibration, input_ids: Tensor, rules: dict[st
     return F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten()).item()
 
 
+def step_loss(
+    calibration: Calibration, input_ids: Tensor, budgeted: BudgetedRules, shares: Shares, cost: SearchCost
+) -> float:
+    """Calibration loss under one ρ for each projection, as a step of a search."""
+
+    def measured() -> float:
+        cost.count("share search", 1)
+        return calibration_loss(calibration, input_ids, budgeted.rules(shares))
+
+    return cost.step("share search", str(shares), measured)
+
+
 @dataclass(frozen=True)
 class RSparse(Method):
     """y = σ(x)·Wᵀ + (x − σ(x))·(A·B)ᵀ, with σ keeping |x_i| ≥ t, at one kept fraction for every projection."""
@@ -153,8 +165,7 @@ class RSparse(Method):
 
         def loss(individual: Shares) -> float:
             if individual not in known:
-                cost.count("share search", 1)
-                known[individual] = calibration_loss(calibration, input_ids, budgeted.rules(individual))
+                known[individual] = step_loss(calibration, input_ids, budgeted, individual, cost)
             return known[individual]
 
         population: list[Shares] = [(choice,) * genes for choice in self.choices][: self.population]
@@ -196,8 +207,7 @@ class RSparseByCoordinates(RSparse):
             for choice in self.choices:
                 changed = (*shares[:index], choice, *shares[index + 1 :])
                 if choice != 1.0:
-                    cost.count("share search", 1)
-                    loss = calibration_loss(calibration, input_ids, budgeted.rules(changed))
+                    loss = step_loss(calibration, input_ids, budgeted, changed, cost)
                     if loss < least:
                         least, shares = loss, list(changed)
         return tuple(shares)

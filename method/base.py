@@ -9,6 +9,7 @@ from ..kernels.plan_data import Mechanism
 from .calibration import Calibration, Need
 from .errors import UserError
 from .plan import SparsityPlan
+from .progress import Progress
 from .provenance import SearchCost
 
 
@@ -23,16 +24,17 @@ class Method(ABC):
     name: str
     """Name in tables and records."""
 
-    def plan(self, calibration: Calibration, sparsity: float) -> SparsityPlan:
+    def plan(self, calibration: Calibration, sparsity: float, progress: Progress | None = None) -> SparsityPlan:
         """The plan for a block sparsity: share of the block projections' weights not read, in [0, 1).
 
+        `progress`: what an earlier search for this very plan has found, and what this one finds.
         Raises UserError for a sparsity out of range, OutOfReachError for one out of the method's reach, and
         UserError where what was found is no number.
         """
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must be at least 0 and below 1, not {sparsity}; try sparsity=0.5")
         self.check_reach(calibration, sparsity)
-        cost = SearchCost()
+        cost = SearchCost(progress=progress or Progress())
         if self.needs:
             with cost.stage("calibration"):
                 calibration.prepare(self.needs)
@@ -62,5 +64,6 @@ class Method(ABC):
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         """Build the plan; the sparsity is in range and what the method needs has been measured.
 
-        Whoever searches times its stages with `cost.stage` and counts its evaluations with `cost.count`.
+        Whoever searches times its stages with `cost.stage`, counts its evaluations with `cost.count`, and finds
+        what takes long with `cost.step`: cut off, the search goes on from there.
         """

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+from .progress import Progress
 
 
 @dataclass
 class SearchCost:
-    """Seconds and evaluations that each stage of a method took."""
+    """Seconds and evaluations that each stage of a method took, with what it has found so far."""
 
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, in order."""
@@ -27,6 +30,33 @@ class SearchCost:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
+
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
+    """What is kept for the case that the search is cut off."""
+
+    def step(self, stage: str, key: str, find: Callable[[], Any]) -> Any:
+        """What `find` returns, or returned before the search was cut off; with the evaluations it counted then.
+
+        The key tells the step from others of its stage. The value is plain data: None, numbers, strings, lists
+        and dicts of these by strings. A search whose steps depend on these values alone ends as if it had never
+        been cut off.
+        """
+        kept = self.progress.done(stage, key)
+        if kept is None:
+            started, before = time.perf_counter(), dict(self.evaluations)
+            kept = {"value": find()}
+            kept["seconds"] = time.perf_counter() - started
+            kept["evaluations"] = {
+                name: number - before.get(name, 0)
+                for name, number in self.evaluations.items()
+                if number != before.get(name, 0)
+            }
+            self.progress.keep(stage, key, kept)
+        else:
+            self.stages[stage] = self.stages.get(stage, 0.0) + kept["seconds"]
+            for name, number in kept["evaluations"].items():
+                self.count(name, number)
+        return kept["value"]
 
     def count(self, stage: str, evaluations: int) -> None:
         """Add evaluations to a stage."""

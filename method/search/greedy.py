@@ -115,7 +115,12 @@ def allocate_greedily(
     found: dict[str, float] = {}
     walk = walk_blocks(calibration, settings.tokens, settings.batch_tokens)
     for probe in tqdm(walk, desc="greedy", total=len(block_sparsities), unit="block", leave=False):
-        inside = greedy_allocation(probe, builder, block_sparsities[probe.index], settings, cost)
+        target = block_sparsities[probe.index]
+        inside = cost.step(
+            "greedy",
+            f"block {probe.index}: {target!r}",
+            lambda probe=probe, target=target: greedy_allocation(probe, builder, target, settings, cost),
+        )
         if settings.inputs == "sparse":
             probe.settle({name: builder.one(key(probe.index, name), s) for name, s in inside.items()})
         found |= {key(probe.index, name): sparsity for name, sparsity in inside.items()}

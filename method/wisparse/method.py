@@ -154,8 +154,12 @@ class WiSparse(Method):
         total = len(sparsities) // len(PROJECTIONS)
         for probe in tqdm(walk, desc="alpha search", total=total, unit="block", leave=False):
             inside = {name: sparsities[key(probe.index, name)] for name in PROJECTIONS}
-            alphas = search_alphas(
-                probe, builder, inside, self.alpha_grid, self.block_error, self.others_sparse, cost
+            alphas = cost.step(
+                "alpha",
+                f"block {probe.index}: {inside}",
+                lambda probe=probe, inside=inside: search_alphas(
+                    probe, builder, inside, self.alpha_grid, self.block_error, self.others_sparse, cost
+                ),
             )
             keyed = {key(probe.index, name): alpha for name, alpha in alphas.items()}
             if self.block_inputs == "sparse":

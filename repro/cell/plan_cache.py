@@ -13,12 +13,16 @@ from typing import Any
 
 from ...method.errors import UserError
 from ...method.plan import PlanError, SparsityPlan
+from ...method.progress import Progress
 from .. import processes
 from ..configuration import digest
 from ..locks import held
 from ..records import write_text
 
 log = logging.getLogger(__name__)
+
+PROGRESS = ".progress.jsonl"
+"""Ending of the file beside a plan in the making, which holds what its search has found so far."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,13 @@ class PlanCache:
 
     folder: Path
 
-    def find_or_make(self, identity: dict[str, Any], make: Callable[[], SparsityPlan]) -> CachedPlan:
+    def find_or_make(self, identity: dict[str, Any], make: Callable[[Progress], SparsityPlan]) -> CachedPlan:
         """The plan of this identity; `make` is called when it is not there or cannot be read.
 
+        `make` gets what a search for this plan that was cut off has found, and keeps there what it finds.
+
         Of several jobs that want it one makes it, the others wait; of several processes the main one. What
-        `make` raises is passed on and leaves nothing in the cache.
+        `make` raises is passed on and leaves no plan in the cache.
         """
         key = digest(identity)
         folder = self.folder / key[:32]
@@ -71,12 +77,18 @@ def _found(key: str, folder: Path) -> CachedPlan | None:
         return None
 
 
-def _made(key: str, folder: Path, make: Callable[[], SparsityPlan]) -> CachedPlan:
+def _made(key: str, folder: Path, make: Callable[[Progress], SparsityPlan]) -> CachedPlan:
+    progress = Progress(folder.with_name(f"{folder.name}{PROGRESS}"))
     staging = folder.with_name(f"{folder.name}-made")
-    make().save(staging)
+    try:
+        make(progress).save(staging)
+    except UserError:  # it would be so again
+        progress.forget()
+        raise
     write_text(_digest_file(folder), plan_digest(staging))  # first: who finds the plan finds its hash
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
+    progress.forget()
     # Read back: a plan from the cache and a fresh one are then the same bytes in every respect.
     return _read(key, folder, from_cache=False)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.plan import SparsityPlan
+from ...method.progress import Progress
 from ...method.search.budget import SearchBudget
 from ...method.token_policy import TokenPolicy
 from ..configuration import portable
@@ -60,10 +61,11 @@ class Planner:
             "sources": sources_digest({LOADING, *targets(settings)}),
         }
 
-        def make() -> SparsityPlan:
+        def make(progress: Progress) -> SparsityPlan:
             set_seeds(self.config.seed)
             text = _CalibrationText(ids_digest(self.input_ids), self.batch_size, self.input_ids)
-            return self.method.plan(_calibration(self.loaded, text, self._search_policy()), sparsity)
+            calibration = _calibration(self.loaded, text, self._search_policy())
+            return self.method.plan(calibration, sparsity, progress)
 
         return PlanCache(Path(self.config.cache_dir)).find_or_make(identity, make)
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.method.progress import Progress
 from wisparse.method.provenance import PlanProvenance, SearchCost
 from wisparse.repro.cell.job import outcomes_folder
 from wisparse.repro.cell.plan_cache import PlanCache
@@ -120,14 +121,14 @@ def test_a_commit_that_is_named_counts_rather_than_the_checkout(monkeypatch):
     assert surroundings().git == git_state()
 
 
-def plan(threshold: float = 0.5) -> SparsityPlan:
+def plan(_progress: Progress, threshold: float = 0.5) -> SparsityPlan:
     rule = ProjectionRule(thresholds=torch.full((4,), threshold))
     return SparsityPlan(
         {"0.q": (4, 4)}, {"0.q": rule}, provenance=PlanProvenance(search=SearchCost({"thresholds": 0.1}))
     )
 
 
-def refuse() -> SparsityPlan:
+def refuse(_progress: Progress) -> SparsityPlan:
     raise UserError("must not be called")
 
 
@@ -138,7 +139,7 @@ def test_a_plan_is_made_once_for_one_identity(tmp_path):
     assert (first.from_cache, again.from_cache) == (False, True)
     assert first.sha256 == again.sha256
     assert torch.equal(first.plan.rules["0.q"].thresholds, again.plan.rules["0.q"].thresholds)
-    other = cache.find_or_make({"sparsity": 0.6}, lambda: plan(0.6))
+    other = cache.find_or_make({"sparsity": 0.6}, lambda progress: plan(progress, 0.6))
     assert not other.from_cache
     assert other.sha256 != first.sha256
 
@@ -194,6 +195,24 @@ def test_a_record_whose_sections_are_of_another_type_is_damaged(tmp_path):
     (folder / "record.json").write_text(json.dumps(record | {"model": "llama", "config": [1]}))
     with pytest.raises(RecordError, match="is damaged: config, model is no object"):
         load_record(folder)
+
+
+def test_a_plan_cut_off_in_the_making_gets_what_its_search_had_found(tmp_path):
+    def cut_off(progress: Progress) -> SparsityPlan:
+        progress.keep("coarse", "0", 1.5)
+        raise KeyboardInterrupt
+
+    def go_on(progress: Progress) -> SparsityPlan:
+        assert progress.done("coarse", "0") == 1.5
+        return plan(progress)
+
+    cache = PlanCache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache.find_or_make({"sparsity": 0.5}, cut_off)
+    assert len(list(tmp_path.glob("*.progress.jsonl"))) == 1
+    cache.find_or_make({"sparsity": 0.6}, lambda progress: plan(progress, progress.done("coarse", "0") or 0.5))
+    assert cache.find_or_make({"sparsity": 0.5}, go_on).sha256
+    assert not list(tmp_path.glob("*.progress.jsonl"))
 
 
 def test_a_plan_that_fails_leaves_nothing(tmp_path):

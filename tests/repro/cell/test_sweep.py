@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.method.progress import Progress
 from wisparse.repro import run
 from wisparse.repro.cell.job import CellJob, Outcome
 from wisparse.repro.cell.plan_cache import PlanCache
@@ -74,7 +75,7 @@ def test_a_job_that_left_nothing_is_reported_as_killed(tmp_path, monkeypatch, ca
 def test_two_jobs_that_want_a_plan_at_once_make_it_once(tmp_path):
     made = []
 
-    def make() -> SparsityPlan:
+    def make(_progress: Progress) -> SparsityPlan:
         made.append(time.sleep(0.2))
         return SparsityPlan({"0.q": (4, 4)}, {"0.q": ProjectionRule(thresholds=torch.ones(4))})
 
