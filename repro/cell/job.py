@@ -63,7 +63,8 @@ class CellJob:
         prepare_process()
         sys.argv = self._arguments  # a record names the command that was typed, not a launcher's own
         if processes.is_main():
-            make_folder(self._folder())  # now it is known that a job has started
+            # Now it is known that a job has started.
+            make_folder(outcomes_folder(self._experiment, self.outcomes))
         # Whatever a library prints while the cell is computed belongs on stderr: stdout ends with the record.
         with contextlib.redirect_stdout(sys.stderr):
             record, dense, outcome = self._attempt(config)
@@ -108,11 +109,15 @@ class CellJob:
         from ..records import write_json
 
         number = HydraConfig.get().job.num if _is_sweep() else 0
-        write_json(self._folder() / f"{number}.json", asdict(outcome))
+        try:
+            write_json(outcomes_folder(self._experiment, self.outcomes) / f"{number}.json", asdict(outcome))
+        except OSError:  # that a disk is full has to be said somewhere
+            write_json(elsewhere(self.outcomes) / f"{number}.json", asdict(outcome))
 
-    def _folder(self) -> Path:
+    @property
+    def _experiment(self) -> Path:
         hydra = HydraConfig.get()
-        return outcomes_folder(Path(hydra.sweep.dir if _is_sweep() else hydra.run.dir), self.outcomes)
+        return Path(hydra.sweep.dir if _is_sweep() else hydra.run.dir)
 
 
 def outcomes_folder(experiment: Path, outcomes: str) -> Path:
@@ -122,7 +127,17 @@ def outcomes_folder(experiment: Path, outcomes: str) -> Path:
     """
     there = next(folder for folder in (experiment, *experiment.parents) if folder.exists())
     writable = os.access(there, os.W_OK, effective_ids=True)
-    return (experiment if writable else Path(tempfile.gettempdir())) / outcomes
+    return experiment / outcomes if writable else elsewhere(outcomes)
+
+
+def outcomes_folders(experiment: Path, outcomes: str) -> list[Path]:
+    """All places where outcomes of a command can be."""
+    return [experiment / outcomes, elsewhere(outcomes)]
+
+
+def elsewhere(outcomes: str) -> Path:
+    """Where a command's outcomes are left if the experiment's folder does not take them."""
+    return Path(tempfile.gettempdir()) / outcomes
 
 
 def prepare_process() -> None:

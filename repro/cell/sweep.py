@@ -16,13 +16,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ...kernels.shared_files import make_folder
-from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome, outcomes_folder
+from ...method.errors import UserError
+from ..locks import ENDING, release, taken
+from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome, outcomes_folder, outcomes_folders
 
 
 class Announcement(Callback):
     """Note of what Hydra is about to start: it builds this and tells it, in the process started by hand."""
 
     latest: ClassVar[Announcement | None] = None
+    command: ClassVar[str] = ""
+    """Folder of the outcomes of the command that runs, below the experiment's."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """A single cell."""
@@ -34,8 +38,9 @@ class Announcement(Callback):
 
     def _keep(self, config: DictConfig, folder: Path) -> None:
         self._config, self.folder = config, folder
-        with contextlib.suppress(PermissionError):  # said in one line by whoever has to write there
+        with contextlib.suppress(OSError, UserError):  # said in one line by whoever has to write there
             make_folder(folder)  # Hydra's own would be closed to those who share what it lies in
+            _show_life(outcomes_folder(folder, self.command))
         self._config_loader = GlobalHydra.instance().config_loader()
         self._submitted_before = self._submitted()
         Announcement.latest = self
@@ -100,32 +105,51 @@ def finish(outcomes: str, error: Outcome | None) -> int:
     code = 0 if error is None else error.exit_code
     # What ended a single cell early is said already; of a sweep's jobs each has its own end.
     single = error is not None and (announcement is None or announcement.is_single)
-    return _summarize([] if single else _collected(announcement, outcomes)) or code
+    found = [] if single else _collected(announcement, outcomes)
+    forget(outcomes)
+    return _summarize(found) or code
 
 
 def _collected(announcement: Announcement | None, outcomes: str) -> list[Outcome]:
     """How every job ended, and that it was killed where it did not say; none where no job was started."""
-    if announcement is None or not (folder := outcomes_folder(announcement.folder, outcomes)).exists():
+    folders = [] if announcement is None else outcomes_folders(announcement.folder, outcomes)
+    if not any(folder.exists() for folder in folders):
         return []
     found = []
     for number, cell in enumerate(announcement.cells()):
-        path = folder / f"{number}.json"
-        if path.exists():
-            found.append(Outcome(**json.loads(path.read_text(encoding="utf-8"))))
+        paths = [path for folder in folders if (path := folder / f"{number}.json").exists()]
+        if paths:
+            found.append(Outcome(**json.loads(paths[0].read_text(encoding="utf-8"))))
         else:
             # The cell is part of the line: of killed jobs each is named, as each has a log of its own.
             found.append(Outcome(FAILED, f"{cell}: {announcement.why_no_outcome()}", FAILURE))
-    forget(outcomes)
     return found
 
 
+def _show_life(own: Path) -> None:
+    """Lock a file beside this command's outcomes for its life; remove what killed commands left."""
+    taken(_sign_of_life(own))
+    for folder in own.parent.iterdir():
+        if folder.suffix != ENDING and (left := taken(_sign_of_life(folder))) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            release(_sign_of_life(folder), left)
+
+
+def _sign_of_life(outcomes: Path) -> Path:
+    return outcomes.with_name(f"{outcomes.name}{ENDING}")
+
+
 def forget(outcomes: str) -> None:
-    """Remove what the jobs left beside their records."""
-    if Announcement.latest is not None:
-        folder = outcomes_folder(Announcement.latest.folder, outcomes)
+    """Remove what the jobs, and Hydra, left beside their records."""
+    if Announcement.latest is None:
+        return
+    for folder in outcomes_folders(Announcement.latest.folder, outcomes):
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty while another command runs
+        with contextlib.suppress(OSError):  # not there, or not empty while another command runs
+            _sign_of_life(folder).unlink(missing_ok=True)
             folder.parent.rmdir()
+    with contextlib.suppress(OSError):
+        (Announcement.latest.folder / "multirun.yaml").unlink(missing_ok=True)
 
 
 def _summarize(outcomes: list[Outcome]) -> int:

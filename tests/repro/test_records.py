@@ -218,7 +218,7 @@ def test_a_plan_cut_off_in_the_making_gets_what_its_search_had_found(tmp_path):
 def test_a_plan_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(UserError):
         PlanCache(tmp_path / "plans").find_or_make({}, refuse)
-    assert [path.name for path in (tmp_path / "plans").iterdir()] == [LOCKS]
+    assert [path.name for path in (tmp_path / "plans").rglob("*")] == [LOCKS]
 
 
 NOBODY = 65534

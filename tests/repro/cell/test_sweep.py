@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -19,8 +23,10 @@ from wisparse.method.progress import Progress
 from wisparse.repro import run
 from wisparse.repro.cell.job import CellJob, Outcome
 from wisparse.repro.cell.plan_cache import PlanCache
+from wisparse.repro.cell.sweep import _show_life
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.locks import LOCKS, held
+from wisparse.repro.locks import LOCKS, held, release, taken
+from wisparse.repro.records import write_json
 
 SMALL = [
     "logger=none", "suite=perplexity", f"suite.text={REPOSITORY / 'repro/run.py'}", "suite.length=64",
@@ -92,3 +98,70 @@ def test_a_lock_is_free_again_after_an_error(tmp_path):
         raise RuntimeError
     with held(tmp_path / "cell"):
         assert [path.name for path in (tmp_path / LOCKS).iterdir()] == ["cell.lock"]
+    assert not list((tmp_path / LOCKS).iterdir())
+
+
+def test_what_killed_processes_left_is_removed_and_what_is_held_is_not(tmp_path):
+    (tmp_path / LOCKS).mkdir()
+    for name in ("killed", "alive"):
+        (tmp_path / LOCKS / f"{name}.lock").touch()
+    alive = taken(tmp_path / LOCKS / "alive.lock")
+    with held(tmp_path / "cell"):
+        assert taken(tmp_path / LOCKS / "cell.lock") is None
+    assert [path.name for path in (tmp_path / LOCKS).iterdir()] == ["alive.lock"]
+    release(tmp_path / LOCKS / "alive.lock", alive)
+
+
+def test_a_lock_whose_file_was_removed_locks_nothing(tmp_path):
+    path = tmp_path / "cell.lock"
+    first = taken(path)
+    waiting = os.open(path, os.O_RDWR)  # as by one who looked before it was given up
+    release(path, first)
+    second = taken(path)
+    fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free, but of a file that is gone
+    assert taken(path) is None, "one holds it"
+    os.close(waiting)
+    release(path, second)
+    assert not path.exists()
+
+
+def test_outcomes_of_killed_commands_are_removed_and_those_of_living_ones_are_not(tmp_path):
+    for name in ("killed", "alive", "own"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "killed.lock").touch()
+    alive = taken(tmp_path / "alive.lock")
+    _show_life(tmp_path / "own")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive", "alive.lock", "own", "own.lock"]
+    release(tmp_path / "alive.lock", alive)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_sweep_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, number, code):
+    def stopped(*_: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(CellJob, "_attempt", stopped)
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", "sparsity=0.1,0.2", f"output_dir={tmp_path}", *SMALL])
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["interrupted: finished cells are kept, the same command goes on from there"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.rglob(".outcomes"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_where_the_outcome_cannot_be_written(tmp_path, monkeypatch, capsys):
+    def full(path: Path, *_: object, **__: object) -> None:
+        if path.is_relative_to(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_json(path, *_, **__)
+
+    monkeypatch.setattr("wisparse.repro.records.write_json", full)
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", "sparsity=1.1,1.2", f"output_dir={tmp_path}", *SMALL])
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 2
+    assert "ended without a result" not in capsys.readouterr().err
