@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,9 +40,14 @@ class TrafficCounter:
         self._tokens = self._tokens + real.sum()
         self._sparse_tokens = self._sparse_tokens + sparse.sum()
 
-    def add_dropped(self, name: str, dropped: Tensor) -> None:
-        """Count the dropped channels of one projection in one forward pass; (rows, length, channels) bool."""
-        self._dropped[name] = self._dropped.get(name, 0) + dropped.count_nonzero()
+    def add_kept(self, name: str, mask: Tensor) -> None:
+        """Count the dropped channels of one projection in one forward pass.
+
+        mask: (rows, length, channels), 1 where a channel is kept and 0 where it is dropped. Whole numbers below
+        2^24 are exact in float32, so each token's sum is.
+        """
+        kept = mask.sum(dim=-1, dtype=torch.float32).sum(dtype=torch.int64)
+        self._dropped[name] = self._dropped.get(name, 0) + mask.numel() - kept
 
     def _kept_shares(self, sparse_tokens: int) -> dict[str, float]:
         """Share of its weights that each projection reads for a sparse token, low-rank factors left out."""
@@ -105,6 +111,6 @@ class BatchTrafficCounter(TrafficCounter):
         """See `TrafficCounter`."""
         super().add_tokens(real.any(dim=0), sparse.any(dim=0))
 
-    def add_dropped(self, name: str, dropped: Tensor) -> None:
+    def add_kept(self, name: str, mask: Tensor) -> None:
         """See `TrafficCounter`."""
-        super().add_dropped(name, dropped.all(dim=0))
+        super().add_kept(name, mask.amax(dim=0))

@@ -5,12 +5,9 @@ from hypothesis import given, settings
 from wisparse.kernels.reference import (
     dropped_by_threshold,
     dropped_by_top_k,
+    kept_by_threshold,
     low_rank_product,
 )
-
-
-def kept_by_threshold(x, thresholds):
-    return ~dropped_by_threshold(x, thresholds)
 
 
 def kept_by_top_k(x, weights, k):
@@ -20,7 +17,7 @@ def kept_by_top_k(x, weights, k):
 def test_static_mask_by_hand():
     x = torch.tensor([-2.0, 0.5, 1.0, 0.0])
     thresholds = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    assert kept_by_threshold(x, thresholds).tolist() == [True, False, True, True]
+    assert dropped_by_threshold(x, thresholds).tolist() == [False, True, False, False]
 
 
 def test_top_k_mask_by_hand():
@@ -37,8 +34,25 @@ def test_channels_that_tie_are_all_kept():
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 def test_broken_activations_are_kept_and_show(broken):
     x = torch.tensor([0.1, broken, 0.2, 0.3])
-    assert kept_by_threshold(x, torch.full((4,), 1.0)).tolist() == [False, True, False, False]
+    assert dropped_by_threshold(x, torch.full((4,), 1.0)).tolist() == [True, False, True, True]
     assert kept_by_top_k(x[None], torch.ones(4), 1)[0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_factor_of_a_threshold_is_what_the_mask_says(dtype):
+    x = torch.randn(6, 5, 32).to(dtype)
+    x[0, 0, :3] = torch.tensor([torch.inf, -torch.inf, 0.0])
+    thresholds = torch.rand(6, 1, 32)  # in float32 whatever x is in, each row its own
+    thresholds[:, :, 1], thresholds[:, :, 2] = torch.inf, 0.0
+    x[1, 0, 4] = thresholds[1, 0, 4].to(dtype)
+    mask = kept_by_threshold(x, thresholds)
+    assert mask.dtype == dtype
+    assert torch.equal(mask.bool(), ~dropped_by_threshold(x, thresholds))
+
+
+def test_what_is_no_number_shows_behind_a_factor():
+    x = torch.tensor([torch.nan, 2.0])
+    assert (kept_by_threshold(x, torch.ones(2)) * x).isnan().tolist() == [True, False]
 
 
 def test_k_by_row_equals_k_by_number():

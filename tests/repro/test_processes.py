@@ -95,7 +95,7 @@ def _work(index: int, port: int, folder: str) -> None:
     found["of_main"] = processes.of_main(lambda: f"made by {processes.index()}")
     counts = _Counts()
     if index != 1:  # a process without a batch has counted nothing
-        counts.add_dropped("0.q", torch.ones(2, 3, dtype=torch.bool))
+        counts.add_kept("0.q", torch.zeros(1, 2, 3))
         counts.add_tokens(torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(processes.TrafficCounter, "report", lambda self: dict(vars(self)))
