@@ -32,7 +32,7 @@ SAY_LEFT_OUT = $(if $(OF_TASKS),echo "$@ asks no tasks; left out: $(OF_TASKS)")
 PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed verify-claims report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
+.PHONY: help setup test test-fast test-accidents test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
 	reproduce-real reproduce-speed reproduce-search-cost verify-claims report bench prefetch fetch-smollm2 readme \
 	train-embedded check-pins wheel clean
 
@@ -60,6 +60,9 @@ test: $(INSTALLED) ## run every test
 
 test-fast: $(INSTALLED) ## run the tests that are not marked slow: for the inner loop
 	@$(PYTEST) -m 'not slow'
+
+test-accidents: $(INSTALLED) ## sweeps that are killed, signalled, doubled or out of disk (as root for all of it; minutes)
+	@OMP_NUM_THREADS=1 $(RUN) tests/accidents/accidents.py
 
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
 	@tests/slurm/single_node.sh

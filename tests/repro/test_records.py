@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from wisparse.kernels.shared_files import replacing
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.progress import Progress
@@ -179,6 +181,12 @@ def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as caught:
         PlanCache(tmp_path / "plans").find_or_make({}, plan)
     assert user_mistake(caught.value).startswith(f"{tmp_path / 'plans'}: No space left on device; choose")
+
+
+def test_a_write_without_room_names_its_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "record.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it, which knows no name
+    assert user_mistake(caught.value).startswith(f"{tmp_path / 'record.json'}: No space left on device; choose")
 
 
 @pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError, FileExistsError])
