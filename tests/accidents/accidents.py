@@ -43,7 +43,7 @@ class Accidents:
         print(f"{name:<28} same table, nothing lost or left; {figures}", flush=True)
 
     def kills(self, number: int) -> None:
-        """kill -9 at random moments of sweeps that go on from there; a finished one is followed by a new one."""
+        """kill -9 at random moments of sweeps that go on from there; a new one follows a finished one."""
         seconds, sweeps, sweep, finished = 0.0, 0, Sweep(self.root / "kills-0"), {}
         gained = left = 0
         for _ in range(number):
