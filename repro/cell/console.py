@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from ..record import model_notes
+from ..record_facts import model_notes
 
 
 class Row(NamedTuple):

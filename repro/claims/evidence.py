@@ -10,7 +10,7 @@ from ..configuration import CONFIGURATION
 from ..embedded.names import EMBEDDED
 from ..measured.cells import MeasuredCell, every_cell
 from ..measured.comparable import check_comparable
-from ..record import has_random_weights
+from ..record_facts import has_random_weights
 from ..tables.csv_rows import Row, read_rows
 from ..tables.table_data import TableData
 from .printed import Claim

@@ -20,7 +20,7 @@ from typing import Any
 from ...method.errors import UserError
 from ..configuration import PACKAGES, REPOSITORY, mistakes_in_one_line
 from ..measured.cells import every_cell
-from ..record import hardware
+from ..record_facts import hardware
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
 from ..tables.text import table_row

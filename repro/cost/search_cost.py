@@ -26,7 +26,7 @@ from ...method.calibration import Calibration
 from ...method.errors import UserError
 from ..configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
 from ..models.checkpoint import find_checkpoint, load_model
-from ..record import hardware
+from ..record_facts import hardware
 from ..records import git_state, versions
 from ..tables.csv_rows import Row
 from ..tables.text import NOT_MEASURED

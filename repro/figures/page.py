@@ -9,14 +9,13 @@ from statistics import fmean
 from ...method.projections import PROJECTIONS
 from ..measured.cells import MeasuredCell
 from ..measured.comparable import search_settings
-from ..record import is_embedded
 from ..tables.csv_rows import Row, read_rows
 from ..tables.text import (
-    EMBEDDED_NOTE,
     NOT_MEASURED,
     commit_text,
     device_text,
     distinct,
+    headed,
     versions_text,
 )
 from .plots import mismatch
@@ -27,9 +26,8 @@ SOURCE = "Figures 2 to 6 of WiSparse, arXiv 2602.14452, measured anew: nothing i
 
 def page(records: FigureRecords, folder: Path, names: list[str]) -> str:
     """Markdown with every figure of `names`; one without a CSV in `folder` is said to be not measured."""
-    embedded = all(is_embedded(cell.record["config"]) for cell in records.cells.values())
-    head = ["# WiSparse's figures" + (" on the embedded models" if embedded else ""), SOURCE]
-    sections = [*head, EMBEDDED_NOTE] if embedded else head
+    title = "# WiSparse's figures"
+    sections = [headed(title, records.cells.values(), named=f"{title} on the embedded models"), SOURCE]
     settings = [f"- {title}: {_settings(cells)}" for title, cells in _groups(records)]
     sections.append("\n".join([*settings, *READING]))
     for name in names:

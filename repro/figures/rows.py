@@ -15,7 +15,7 @@ from ..measured.cells import MeasuredCell, place_of, stored_cells
 from ..measured.comparable import check_comparable
 from ..measured.paired_bootstrap import PairedResamples, interval
 from ..models.architecture import PAPER_MODELS, decode_tflops, projection_sizes
-from ..record import suite_choice
+from ..record_facts import suite_choice
 from ..tables.csv_rows import read_rows
 from ..tables.speed_table import ENGINE_DENSE
 from ..tables.text import NOT_MEASURED

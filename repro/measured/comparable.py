@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...method.errors import UserError
-from ..record import comparable
+from ..record_facts import comparable
 from .cells import MeasuredCell
 from .deciding import APART, check_names, without_machine
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
-from ..record import comparable
+from ..record_facts import comparable
 
 Record = dict[str, Any]
 Found = tuple[Path, Record]

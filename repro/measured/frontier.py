@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...method.errors import UserError
-from ..record import hardware
+from ..record_facts import hardware
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparison import Between, Comparison, Outside, at_equal_bytes, bytes_of
 from .deciding import check_names

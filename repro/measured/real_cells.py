@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ..record import suite_choice
+from ..record_facts import suite_choice
 from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, unreachable_sparsities
 from .comparable import check_comparable, check_same_items, without_seed
 from .comparison import Comparison

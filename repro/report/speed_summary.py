@@ -7,7 +7,7 @@ from typing import Any
 
 from ..configuration import REPOSITORY
 from ..measured.cells import method_rank
-from ..record import hardware
+from ..record_facts import hardware
 from ..tables.speed_table import (
     ENGINE_DENSE,
     PlainPyTorch,

@@ -19,7 +19,7 @@ from ..measured.frontier import (
     search_seconds,
 )
 from ..measured.paired_bootstrap import RESAMPLES
-from ..record import hardware, is_embedded
+from ..record_facts import hardware
 from .table import (
     MEGABYTES,
     PERCENT,
@@ -31,7 +31,7 @@ from .table import (
     markdown_table,
     number,
 )
-from .text import EMBEDDED_NOTE, NOT_MEASURED, commit_text, device_text, distinct, model_lines
+from .text import NOT_MEASURED, commit_text, device_text, distinct, headed, model_lines
 
 Entry = tuple[FrontierData, Key, MeasuredCell]
 """A cell with its place and the data that it is part of."""
@@ -100,10 +100,8 @@ def _header(data: FrontierData) -> str:
         "Time: seconds of calibration and search as a share of WiSparse's, on the same device.",
         *model_lines(records),
     ]
-    title = "# The frontier: what a token reads, and what it costs"
-    embedded = all(is_embedded(record["config"]) for record in records)
-    head = [title, "", EMBEDDED_NOTE] if embedded else [title]
-    return "\n".join([*head, "", *(f"- {line}" for line in lines)])
+    head = headed("# The frontier: what a token reads, and what it costs", data.cells.values())
+    return "\n".join([head, "", *(f"- {line}" for line in lines)])
 
 
 COMPARED: list[Column[AtEqualBytes]] = [

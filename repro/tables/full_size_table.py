@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...method.errors import UserError
 from ..measured.cells import MeasuredCell, method_rank
-from ..record import hardware, has_random_weights
+from ..record_facts import hardware, has_random_weights
 from .table import PERCENT_1, Column, Table, number, task_column
 from .table_data import TableData, read_table
 from .text import NOT_MEASURED, settings_lines

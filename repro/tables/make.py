@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ..archive import keep, stored_files
 from ..configuration import mistakes_in_one_line
 from ..measured.cells import MeasuredCell
-from ..record import suite_choice
+from ..record_facts import suite_choice
 from ..records import ITEMS, RECORD, UNREACHABLE, write_text
 from .frontier_table import FRONTIER
 from .full_size_table import FULL_SIZE

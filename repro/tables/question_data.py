@@ -14,7 +14,7 @@ from ..measured.comparable import without_seed
 from ..measured.comparison import REACH, Between, Comparison, Outside, at_equal_bytes, bytes_of
 from ..measured.deciding import check_names, without_machine
 from ..measured.paired_bootstrap import Interval
-from ..record import comparable
+from ..record_facts import comparable
 
 METHOD = "method.name"
 """The factor of a question that compares methods."""

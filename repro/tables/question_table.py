@@ -14,7 +14,7 @@ from ..measured.paired_bootstrap import RESAMPLES
 from .plot_style import INK, line_style
 from .question_data import METHOD, Place, QuestionData, read_question
 from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Form, Table, number
-from .text import EMBEDDED_NOTE, commit_text, device_text, distinct, joined, model_lines
+from .text import commit_text, device_text, distinct, headed, joined, model_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,7 @@ def above(data: QuestionData) -> str:
     """The question, and what it was measured on."""
     question = data.question
     asked = f"- What is varied: {question['name']}. The reference is `{question['reference']}`."
-    return "\n".join([f"# {question['title']}", "", EMBEDDED_NOTE, "", asked, *_settings(data)])
+    return "\n".join([headed(f"# {question['title']}", data.cells.values()), "", asked, *_settings(data)])
 
 
 def _settings(data: QuestionData) -> Iterator[str]:

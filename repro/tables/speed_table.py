@@ -9,7 +9,7 @@ from typing import Any
 
 from ..measured.cells import MeasuredCell, method_rank, stored_cells
 from ..measured.deciding import check_names
-from ..record import hardware, has_random_weights
+from ..record_facts import hardware, has_random_weights
 from .table import PERCENT, PERCENT_1, Column, Table, number
 from .text import NOT_MEASURED, model_lines
 

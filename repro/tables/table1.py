@@ -7,14 +7,11 @@ from dataclasses import dataclass
 
 from ..measured.cells import MeasuredCell
 from ..measured.paired_bootstrap import RESAMPLES
-from ..record import is_embedded
 from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, REALISED, STATUS, AccuracyEntry, score
 from .csv_rows import Row
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
 from .table_data import OURS, TableData, read_table
-from .text import EMBEDDED_NOTE, NOT_MEASURED, settings_lines
-
-EMBEDDED_TITLE = f"# Table 1 on the embedded models\n\n{EMBEDDED_NOTE}"
+from .text import NOT_MEASURED, headed, settings_lines
 
 
 def entries(data: TableData) -> Iterator[AccuracyEntry]:
@@ -64,8 +61,8 @@ def above(data: TableData) -> str:
         f"Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by item (averages) and by "
         "document (perplexity). Bold: best of its block.",
     ]
-    embedded = all(is_embedded(cell.record["config"]) for cell in data.cells.values())
-    return "\n".join([EMBEDDED_TITLE if embedded else "# Table 1", "", *(f"- {line}" for line in lines)])
+    head = headed("# Table 1", data.cells.values(), named="# Table 1 on the embedded models")
+    return "\n".join([head, "", *(f"- {line}" for line in lines)])
 
 
 def block(row: Row) -> object:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from ...method.errors import UserError
 from ..measured.paired_bootstrap import RESAMPLES
-from ..record import is_embedded
 from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, REALISED, STATUS, AccuracyEntry, score
 from .table import PERCENT, Column, Table, number, task_column
 from .table_data import TableData, read_table
-from .text import EMBEDDED_NOTE, settings_lines
+from .text import headed, settings_lines
 
 STAGES = {
     "dense": "dense",
@@ -70,8 +69,6 @@ def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
 
 def above(data: TableData) -> str:
     """Title, settings, and what the rows and columns mean."""
-    embedded = all(is_embedded(cell.record["config"]) for cell in data.cells.values())
-    title = f"# Table 2 on the embedded models: WiSparse stage by stage\n\n{EMBEDDED_NOTE}"
     lines = [
         *settings_lines(data.cells.values()),
         "Activation only: |x|, every projection at the same sparsity. Weight: |x|·c^α with α by layer. Coarse: "
@@ -79,7 +76,9 @@ def above(data: TableData) -> str:
         f"Step: against the row above; 95 % bootstrap intervals from {RESAMPLES:,} resamples, paired by item "
         "(average) and by document (perplexity).",
     ]
-    head = title if embedded else "# Table 2: WiSparse stage by stage"
+    stages = "WiSparse stage by stage"
+    named = f"# Table 2 on the embedded models: {stages}"
+    head = headed(f"# Table 2: {stages}", data.cells.values(), named=named)
     return "\n".join([head, "", *(f"- {line}" for line in lines)])
 
 

@@ -8,12 +8,22 @@ from typing import Any
 from ..measured.cells import MeasuredCell
 from ..measured.comparable import search_settings
 from ..measured.paired_bootstrap import Interval
-from ..record import hardware, model_notes
+from ..record_facts import hardware, is_embedded, model_notes
 
 NOT_MEASURED = "not measured"
 EMBEDDED_NOTE = """\
 These are the models of 8 to 11 million parameters embedded in this repository, **not 7-8B results**: they show
 how the methods compare, not what they score on large models."""
+
+
+def headed(title: str, cells: Iterable[MeasuredCell], *, named: str = "") -> str:
+    """A page's title; where every cell is of an embedded model, that is said below it.
+
+    named: the title of such a page, where it is another.
+    """
+    if all(is_embedded(cell.record["config"]) for cell in cells):
+        return f"{named or title}\n\n{EMBEDDED_NOTE}"
+    return title
 
 
 def settings_lines(cells: Iterable[MeasuredCell]) -> list[str]:

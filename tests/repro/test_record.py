@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.measured.comparable import check_comparable
-from wisparse.repro.record import Record, RecordError, comparable, model_notes, suite_choice
+from wisparse.repro.record import Record, RecordError
+from wisparse.repro.record_facts import comparable, model_notes, suite_choice
 from wisparse.repro.records import RECORD
 from wisparse.repro.tables.speed_table import SpeedData, speed_markdown
 from wisparse.repro.tables.text import model_lines

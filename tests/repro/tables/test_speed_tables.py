@@ -8,7 +8,7 @@ import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.figures.speed_plots import _one_way_each
 from wisparse.repro.measured.cells import MeasuredCell
-from wisparse.repro.record import hardware
+from wisparse.repro.record_facts import hardware
 from wisparse.repro.report.speed_summary import DEVICE, _is_front, speed_by_model, speed_by_setting
 from wisparse.repro.speed.kernel_table import kernels_csv, renewed
 from wisparse.repro.tables.speed_table import SpeedData, read_speed, speed_markdown
