@@ -21,8 +21,9 @@ from ..text.data_sets import DataSource, load_split, read_files, row_text
 from .code_execution import CodeRunner, humaneval_problem
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
 from .language_model import SparseLM
+from .passes.chat import TODAY
 from .passes.context import Session, quiet_lm_eval
-from .passes.conventions import TODAY, conventions
+from .passes.conventions import conventions
 from .suites import Evaluation, measure_text, task_result, windows_of
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from ...method.errors import UserError
 from ...method.projections import decoder_of
 from ...method.tokens import stop_tokens
 from .passes.batches import by_length, computed, padded
+from .passes.chat import CHAT_SETTINGS
 from .passes.context import (
     Session,
     announced,
@@ -27,7 +28,6 @@ from .passes.context import (
     reproducible_attention,
     weights_as_they_are,
 )
-from .passes.conventions import CHAT_SETTINGS
 from .passes.generation import AnswerSettings, greedy_answers
 from .passes.scoring import NO_TARGET, ScoredRow, require_finite, row_scores, sharing_a_pass
 

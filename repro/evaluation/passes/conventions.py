@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ....method.tokens import stop_tokens
@@ -12,12 +11,6 @@ if TYPE_CHECKING:
     from ..language_model import SparseLM
 
 log = logging.getLogger(__name__)
-
-TODAY = datetime(2024, 7, 26)
-"""What a chat template is told that asks for the date; Llama 3.1's own names this day where it cannot ask."""
-
-CHAT_SETTINGS: dict[str, Any] = {"strftime_now": TODAY.strftime, "enable_thinking": False}
-"""What a chat template is given: the date, and that Qwen3 shall answer at once, without a thought before."""
 
 
 def conventions(language_model: SparseLM) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from lm_eval.api.instance import Instance
 from wisparse.method.tokens import stop_tokens
 from wisparse.repro.evaluation.language_model import SparseLM
-from wisparse.repro.evaluation.passes.conventions import TODAY
+from wisparse.repro.evaluation.passes.chat import TODAY
 
 FORMATS = Path(__file__).with_name("chat_formats")
 TALK = [
