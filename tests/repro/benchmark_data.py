@@ -27,7 +27,7 @@ def can_isolate() -> bool:
 
 
 isolated = pytest.mark.skipif(
-    not can_isolate(), reason="this machine allows no namespaces: unshare --user --net"
+    not can_isolate(), reason="this machine allows no namespaces, in which programs are shut in"
 )
 
 ONE = "def check(candidate):\n    assert candidate() == {}\n"

@@ -74,6 +74,9 @@ def test_a_completion_passes_when_all_its_assertions_hold(completion, passed):
         "    import sys, __main__\n    frame = sys._getframe()\n    while frame:\n"
         "        frame.f_globals.update(check=print)\n        frame = frame.f_back\n    return 1\n",
         "    import builtins\n    builtins.AssertionError = builtins.print\n    return 1\n",
+        "    import os\n    for fd in range(32):\n        try:\n            for _ in range(20):\n"
+        "                os.write(fd, bytes(1 << 20))\n        except OSError:\n"
+        "            pass\n    return 6\n",
     ],
 )
 def test_no_pass_is_forged(completion):
