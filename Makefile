@@ -33,7 +33,7 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast test-accidents test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
-	reproduce-real reproduce-speed reproduce-search-cost verify-claims report bench prefetch fetch-smollm2 readme \
+	reproduce-real reproduce-speed reproduce-search-cost verify-claims report bench prefetch fetch-smollm2 readme installed \
 	train-embedded check-pins wheel clean
 
 help: ## list every target
@@ -47,13 +47,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null || { \
 		echo "error: $(PYTHON) is missing or not of Python 3.10 to 3.14; name another: make setup PYTHON=python3.12" >&2; \
 		exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { \
+	@flock Makefile $(MAKE) --no-print-directory installed
+
+# Under the lock of the rule above: of two set-ups at once, the second finds everything installed.
+installed:
+	@if test -e $(INSTALLED) && ! test pyproject.toml -nt $(INSTALLED) && ! test constraints.txt -nt $(INSTALLED); \
+	then exit 0; fi; \
+	$(PYTHON) -m venv $(VENV) || { \
 		echo "error: $(PYTHON) could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \
-		exit 2; }
-	@echo "installing the locked dependencies into $(VENV) (about two minutes)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(RUN) -m wisparse.kernels.cpu.build
-	@touch $@
+		exit 2; }; \
+	echo "installing the locked dependencies into $(VENV) (about two minutes)"; \
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+	$(RUN) -m wisparse.kernels.cpu.build && touch $(INSTALLED)
 
 test: $(INSTALLED) ## run every test
 	@$(PYTEST) --durations=10
@@ -82,8 +87,8 @@ lint: $(INSTALLED) ## check style and formatting
 	@$(VENV)/bin/ruff format --check .
 
 profile:
-	@case " $(PROFILES) " in *" $(PROFILE) "*) ;; \
-	*) echo "error: there is no PROFILE '$(PROFILE)'; choose quick, full, real or paper" >&2; exit 2;; esac
+	@if [ "$(words $(PROFILE))-$(words $(filter $(PROFILE),$(PROFILES)))" != 1-1 ]; then \
+		echo "error: there is no PROFILE '$(PROFILE)'; choose quick, full, real or paper" >&2; exit 2; fi
 
 reproduce-all: profile $(INSTALLED) ## tables, figures, speed, claims and report, in order; a part that fails is reported in the end
 	@failed=; for part in $(PARTS); do \
