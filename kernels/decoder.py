@@ -29,6 +29,8 @@ class Family:
     """Heads of q and of k pass through an RMSNorm over head_dim before they are rotated."""
     sliding_window: bool = False
     """`sliding_window` of the configuration, where it is given, limits attention."""
+    window_by_block: bool = False
+    """`layer_types` of the configuration says which blocks have the window; else all have it."""
 
 
 FAMILIES = {
@@ -36,8 +38,8 @@ FAMILIES = {
     for family in (
         Family("llama", "Llama"),
         Family("mistral", "Mistral", sliding_window=True),
-        Family("qwen2", "Qwen2", qkv_bias=True, sliding_window=True),
-        Family("qwen3", "Qwen3", query_key_norm=True, sliding_window=True),
+        Family("qwen2", "Qwen2", qkv_bias=True, sliding_window=True, window_by_block=True),
+        Family("qwen3", "Qwen3", query_key_norm=True, sliding_window=True, window_by_block=True),
     )
 }
 """Families by the `model_type` of config.json."""
@@ -189,12 +191,31 @@ def family_of(model_type: str | None) -> Family:
         ) from None
 
 
+def check_windows(config: Any) -> None:
+    """Raise KernelError for windows that the family's blocks ignore.
+
+    A cache of transformers would forget tokens by them all the same.
+    """
+    family = family_of(config.model_type)
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window is not None and not family.sliding_window:
+        raise KernelError(
+            f"config.json has sliding_window={window}, which {family.title} models do not know; remove it"
+        )
+    own = "full_attention" if window is None else "sliding_attention"
+    if kinds is not None and not family.window_by_block and set(kinds) != {own}:
+        raise KernelError(
+            f"config.json has layer_types, which {family.title} models ignore: all blocks are {own}; remove it"
+        )
+
+
 def shape_from(config: Any) -> DecoderShape:
     """Sizes that a configuration states, with the attributes of config.json.
 
     Raises KernelError for a family, an activation or a rotary embedding that kernels do not know.
     """
     family = family_of(config.model_type)
+    check_windows(config)
     if (activation := getattr(config, "hidden_act", "silu")) != "silu":
         raise KernelError(f"the decode engine knows the activation silu, not '{activation}'")
     if (rotary := config.rope_parameters["rope_type"]) not in ROTARY_TYPES:
@@ -243,7 +264,8 @@ class Decoder:
 
     @classmethod
     def of(cls, model: nn.Module) -> Decoder:
-        """The parts of a model. Raises KernelError for a family that is not known."""
+        """The parts of a model. Raises KernelError for a family that is not known, or windows it ignores."""
+        check_windows(model.config)
         return cls(model, family_of(model.config.model_type))
 
     @property

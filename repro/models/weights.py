@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from ...kernels.decoder import check_windows
+from ...kernels.errors import KernelError
 from ...method.errors import UserError
 from .tokenizer import brief
 
@@ -23,6 +25,7 @@ def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         config._attn_implementation = ATTENTION  # what the file names would go before the argument
+        check_windows(config)
         config.output_attentions, config.output_hidden_states, config.return_dict = False, False, True
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -31,6 +34,8 @@ def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
             local_files_only=True,
             output_loading_info=True,
         )
+    except KernelError as error:
+        raise UserError(f"{folder}: {error}") from error
     except Exception as error:  # configurations are checked with errors of many kinds
         raise UserError(f"{folder}: the weights cannot be loaded ({brief(error)})") from error
     if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):

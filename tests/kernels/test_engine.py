@@ -21,6 +21,7 @@ from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import model_projections, projection_shapes
 
 from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
+from .decoded_tokens import DecodedTokens, generated, prompts, typical_error
 
 KINDS = ("teal_uniform", "wina", "rsparse", "chess", "cats", "wisparse")
 """Thresholds, top-k, a low-rank path, gated blocks with and without attention, thresholds by layer."""
@@ -30,20 +31,6 @@ EMBEDDED = ROOT / "repro" / "embedded" / "models"
 def plan_for(model, method: str, sparsity: float = 0.4) -> SparsityPlan:
     quick = {"rsparse": ["method.search=false", "method.share=0.7"], "wina": ["method.greedy=false"]}
     return make_method(method, *quick.get(method, [])).plan(make_calibration(model), sparsity)
-
-
-def prompts(model, batch: int, length: int = 12, seed: int = 4) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, model.config.vocab_size, (batch, length), generator=generator)
-
-
-def generated(model, plan, protocol, input_ids, new_tokens, mask=None, **keywords) -> Tensor:
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    with applied(model, plan, make_protocol(protocol)):
-        return model.generate(
-            input_ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
-            do_sample=False, **keywords,
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", KINDS)
@@ -164,52 +151,9 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, **keywords) -> Tensor:
     return scaled_dot_product_attention(*exact, **keywords).bfloat16().to(q.dtype)
 
 
-class DecodedTokens:
-    """Logits of the token behind one prompt, for several tokens: by the engine, by transformers, exact.
-
-    All of them have the same bfloat16 weights and the same cache, which transformers filled.
-    """
-
-    def __init__(self, sparse: bool, tokens: int = 16) -> None:
-        self.model, self.exact_model = (make_tiny_model("qwen2").bfloat16() for _ in range(2))
-        self.exact_model.double()
-        plan = plan_for(make_tiny_model("qwen2"), "teal_uniform")
-        self.engine = DecodeEngine(self.model, plan if sparse else None, capacity=40)
-        self.plan = plan if sparse else SparsityPlan(projection_shapes(self.model))
-        self.prompt = prompts(self.model, 1)
-        self.tokens = prompts(self.model, tokens, length=1, seed=5)
-
-    @torch.inference_mode()
-    def _hooked(self, model) -> Tensor:
-        cache = self.model(self.prompt, use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(self.tokens))
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys.to(model.dtype), layer.values.to(model.dtype)
-            layer.dtype = model.dtype
-        with applied(model, self.plan, make_protocol("decode_only")):
-            return model(self.tokens, past_key_values=cache).logits[:, -1].double()
-
-    def exact(self) -> Tensor:
-        return self._hooked(self.exact_model)
-
-    def of_transformers(self) -> Tensor:
-        return self._hooked(self.model)
-
-    def of_the_engine(self) -> Tensor:
-        logits = []
-        for token in self.tokens:
-            self.engine.prefill(self.prompt)
-            logits.append(self.engine.step(token)[0].double())
-        return torch.stack(logits)
-
-
-def typical_error(logits: Tensor, exact: Tensor) -> float:
-    """Median of the tokens' relative errors.
-
-    Not their mean: where |x| of a channel lies at its threshold, the least rounding decides whether the channel
-    is dropped, and such a token says nothing of how large rounding is.
-    """
-    return float(((logits - exact).norm(dim=1) / exact.norm(dim=1)).median())
+def decoded_tokens(sparse: bool) -> DecodedTokens:
+    plan = plan_for(make_tiny_model("qwen2"), "teal_uniform") if sparse else None
+    return DecodedTokens(lambda: make_tiny_model("qwen2").bfloat16(), plan)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -218,7 +162,7 @@ def test_bfloat16_logits_are_nearer_to_exact_ones_than_those_of_transformers(spa
     # is float32, where transformers rounds every norm, projection, activation and sum of the residual stream:
     # 4 vectors of a block instead of about 14. Errors add up as squares, so its error is below that of
     # transformers, whatever the order of sums.
-    decoded = DecodedTokens(sparse)
+    decoded = decoded_tokens(sparse)
     exact = decoded.exact()
     assert 0 < typical_error(decoded.of_the_engine(), exact) < typical_error(decoded.of_transformers(), exact)
 
@@ -231,7 +175,7 @@ def test_a_bfloat16_step_rounds_to_bfloat16_in_attention_alone(sparse, monkeypat
     far that carries to the logits, the exact model says: each of its projections is changed by as much as that,
     up or down at random. One vector rounded to bfloat16, by up to 2^-9 of each value, is beyond it.
     """
-    decoded = DecodedTokens(sparse)
+    decoded = decoded_tokens(sparse)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", exact_attention)
     exact, engine = decoded.exact(), decoded.of_the_engine()
     generator = torch.Generator().manual_seed(6)
