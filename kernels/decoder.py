@@ -192,9 +192,9 @@ def family_of(model_type: str | None) -> Family:
 
 
 def check_windows(config: Any) -> None:
-    """Raise KernelError for windows that the family's blocks ignore.
+    """Raise KernelError for windows that the family's blocks ignore, or that are too small.
 
-    A cache of transformers would forget tokens by them all the same.
+    A cache of transformers would forget other tokens than the blocks do.
     """
     family = family_of(config.model_type)
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
@@ -202,6 +202,8 @@ def check_windows(config: Any) -> None:
         raise KernelError(
             f"config.json has sliding_window={window}, which {family.title} models do not know; remove it"
         )
+    if window is not None and window < 2:  # of one token, a cache of transformers forgets nothing
+        raise KernelError(f"config.json has sliding_window={window}; a window has 2 tokens or more, or is null")
     own = "full_attention" if window is None else "sliding_attention"
     if kinds is not None and not family.window_by_block and set(kinds) != {own}:
         raise KernelError(

@@ -17,7 +17,7 @@ from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
 from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
 from .tokenizer import check_token_ids, load_tokenizer
-from .weights import check_finite, load_weights
+from .weights import check_finite, check_runs, load_weights
 from .wheel import Wheel
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
         if checkpoint.norm_spread:
             spread_norms(model, checkpoint.norm_spread, checkpoint.norm_spread_seed)
     check_token_ids(model, tokenizer, origin)
+    check_runs(model, checkpoint.name)
     model.requires_grad_(False)
     model = place(model.eval(), checkpoint.device, checkpoint.offload)
     check_finite(model, origin, checkpoint.dtype)  # where the model is: a GPU reads it in a moment

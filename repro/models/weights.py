@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from ...kernels.decoder import check_windows
 from ...kernels.errors import KernelError
 from ...method.errors import UserError
+from ...method.projections import decoder_of
 from .tokenizer import brief
 
 ATTENTION = "sdpa"
@@ -61,6 +62,24 @@ def _check_tied(model: PreTrainedModel, folder: Path) -> None:
             f"{folder}: config.json ties lm_head to the embedding, and the weights hold another "
             "lm_head.weight; set tie_word_embeddings to false to use it, or remove it from the weights"
         )
+
+
+def check_runs(model: PreTrainedModel, name: str) -> None:
+    """Raises UserError for sizes that do not fit together: two tokens go through the first block."""
+    decoder = decoder_of(model)
+    if not len(decoder.blocks):
+        raise UserError(f"{name} has no blocks; correct num_hidden_layers")
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=decoder.embedding.weight.device)
+    try:
+        with torch.inference_mode():
+            hidden = decoder.embedding(tokens)
+            angles = decoder.rotary(hidden, torch.arange(2, device=tokens.device)[None])
+            decoder.blocks[0](hidden, position_embeddings=angles)
+    except RuntimeError as error:
+        raise UserError(
+            f"{name}: sizes of heads, rotary embedding and hidden states do not fit together ({brief(error)}); "
+            "correct its configuration"
+        ) from error
 
 
 def check_finite(model: PreTrainedModel, folder: Path, dtype: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 LONGER = "WISPARSE_FUZZ"
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": False, "database": None}
 settings.register_profile("tests", **COMMON, derandomize=True, phases=(Phase.explicit, Phase.generate))
-settings.register_profile("longer", **COMMON, derandomize=False)
+settings.register_profile("longer", **COMMON, derandomize=False, phases=(Phase.generate, Phase.shrink))
 
 
 def examples(few: int) -> settings:

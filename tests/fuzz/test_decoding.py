@@ -18,6 +18,7 @@ from wisparse.kernels.errors import KernelError
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
+from wisparse.repro.models.weights import check_runs
 
 from ..conftest import make_calibration, make_method, make_protocol
 from ..kernels.decoded_tokens import DecodedTokens, generated, typical_error
@@ -59,6 +60,7 @@ def drawn_model(drawn: DrawnCheckpoint) -> PreTrainedModel:
         assume(False)
     with refused() as refusals:
         check_windows(model.config)
+        check_runs(model, drawn.family)
     assume(not refusals)
     return model
 
@@ -142,4 +144,7 @@ def test_logits_of_half_precision_are_as_near_to_exact_ones_as_those_of_transfor
         decoded = DecodedTokens(drawn.model, plan)
     assume(not refusals)
     exact = decoded.exact()
-    assert typical_error(decoded.of_the_engine(), exact) <= 2 * typical_error(decoded.of_transformers(), exact)
+    ours, theirs = (
+        typical_error(logits, exact) for logits in (decoded.of_the_engine(), decoded.of_transformers())
+    )
+    assert ours <= 2 * theirs

@@ -48,6 +48,32 @@ def test_windows_are_those_that_attention_has(tiny_model):
     assert set(Decoder.of(tiny_model).shape.windows) == {expected}
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("llama", {"sliding_window": 8}, "sliding_window=8, which Llama models do not know"),
+        ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "which Llama models ignore"),
+        ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}, "which Mistral models ignore"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "all blocks are sliding_attention"),
+        ("qwen2", {"sliding_window": 1}, "sliding_window=1; a window has 2 tokens or more"),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0; a window has 2 tokens or more"),
+    ],
+)
+def test_windows_by_which_a_cache_forgets_other_tokens_than_the_blocks_are_refused(family, settings, message):
+    model = make_tiny_model(family)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    for use in (Decoder.of, lambda model: DecodeEngine(model, capacity=8)):
+        with pytest.raises(KernelError, match=message):
+            use(model)
+
+
+def test_a_window_by_block_that_says_what_the_blocks_do_is_taken():
+    model = make_tiny_model("mistral")
+    model.config.layer_types = ["sliding_attention"] * 2
+    assert Decoder.of(model).shape.windows == (16, 16)
+
+
 def test_a_family_that_is_not_known_is_refused():
     model = nn.Module()
     model.config = type("Config", (), {"model_type": "gpt2"})

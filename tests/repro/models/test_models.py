@@ -130,6 +130,11 @@ def _name_weights(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
 
 
+def _stray_window(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 8}))
+
+
 def _unlink(name: str):
     return lambda folder: (folder / name).unlink()
 
@@ -152,6 +157,7 @@ def _write(name: str, text: str):
         (_quantize, "quantized"),
         (_adapt, "holds an adapter .*merge it"),
         (_name_weights, "transformers_weights=other.safetensors, which is not supported"),
+        (_stray_window, "sliding_window=8, which Llama models do not know; remove it"),
         (_unlink("tokenizer.json"), "has no tokenizer"),
         (_write("tokenizer.json", "{}"), "the tokenizer cannot be loaded"),
     ],

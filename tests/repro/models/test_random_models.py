@@ -116,6 +116,11 @@ def test_special_tokens_follow_the_borrowed_tokenizer_and_generation_works():
         ({"tokenizer": None}, r"model\.tokenizer=DIR"),
         ({"architecture": {"vocab_size": 100}}, "they do not belong together"),
         ({"architecture": {"num_attention_heads": 7}}, r"model\.architecture is not one of a llama model"),
+        (
+            {"architecture": {"num_key_value_heads": 3}},
+            "8b-random: sizes of heads.* do not fit together",
+        ),
+        ({"architecture": {"num_hidden_layers": 0}}, "llama3.1-8b-random has no blocks"),
         ({"architecture": {"model_type": "gpt2"}}, "'gpt2' is not supported"),
         ({"dtype": "int4"}, "choose from float32"),
         ({"offload": "sometimes"}, "choose auto, never, always"),
