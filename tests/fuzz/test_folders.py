@@ -89,7 +89,7 @@ def test_a_stored_plan_gives_the_same_bits_and_drops_what_it_says(drawn, method,
 @examples(6)
 @given(drawn=checkpoints(), method=st.sampled_from(("teal_uniform", "wisparse_weight", "equal_loss")))
 def test_on_the_calibration_text_thresholds_drop_what_the_plan_says(drawn, method):
-    """Of q's inputs in the first block, which no sparse layer has changed."""
+    """The inputs of q in the first block, which no sparse layer has changed."""
     model = drawn_model(drawn)
     calibration, plan = make_calibration(model, sequences=4, length=24), None
     with refused():
