@@ -37,6 +37,10 @@ class Between:
         return (1 - self.share) * below + self.share * above
 
 
+Point = MeasuredCell | Between
+"""A cell, or a curve between two cells."""
+
+
 @dataclass(frozen=True)
 class Outside:
     """Bytes that a curve does not reach: nothing is extrapolated to them."""
@@ -88,16 +92,18 @@ class Comparison:
         self._resamples = PairedResamples(counts, len(items["documents"]))
         self._kept: dict[tuple[str, int], tuple[MeasuredCell, Numbers]] = {}
 
-    def average_difference(self, pairs: Sequence[Pair]) -> Interval | None:
+    def average_difference(self, pairs: Sequence[tuple[Point, Point]]) -> Interval | None:
         """Mean over the pairs of the first's average minus the second's, in points, paired by item.
 
-        None where a cell has no average.
+        Between two cells the outcome of every item is linear in the bytes. None where a cell has no average.
         """
-        if any(cell.record["average"] is None for pair in pairs for cell in pair):
+        found = [(self._average(mine), self._average(theirs)) for mine, theirs in pairs]
+        if not found or any(average is None for pair in found for average in pair):
             return None
-        value = np.mean([mine.record["average"] - theirs.record["average"] for mine, theirs in pairs])
-        drawn = [self.averages(mine) - self.averages(theirs) for mine, theirs in pairs]
-        return interval(float(value), np.mean(drawn, axis=0))
+        values = [mine[0] - theirs[0] for mine, theirs in found]
+        return interval(
+            float(np.mean(values)), np.mean([mine[1] - theirs[1] for mine, theirs in found], axis=0)
+        )
 
     def perplexity_ratio(self, pairs: Sequence[Pair]) -> Interval | None:
         """Geometric mean over the pairs of the first's perplexity over the second's, paired by document.
@@ -115,6 +121,16 @@ class Comparison:
     def averages(self, cell: MeasuredCell) -> Numbers:
         """(resamples,) mean over tasks in percent."""
         return self._once("average", cell, lambda: self._resamples.averages(cell.items["items"]))
+
+    def _average(self, point: Point) -> tuple[float, Numbers] | None:
+        """The average in percent, and in every resample; None where there is none."""
+        if not isinstance(point, Between):
+            average = point.record["average"]
+            return None if average is None else (average, self.averages(point))
+        below, above = self._average(point.below), self._average(point.above)
+        if below is None or above is None:
+            return None
+        return point.linear(below[0], above[0]), point.linear(below[1], above[1])
 
     def averages_of(self, outcomes: dict[str, Numbers]) -> Numbers:
         """(resamples,) mean over tasks in percent of outcomes that are no cell's own."""

@@ -16,7 +16,7 @@ from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparison import Between, Comparison, Outside, at_equal_bytes, bytes_of
 from .deciding import check_names
 from .paired_bootstrap import Interval
-from .rise import Rises, average_difference, mean_of
+from .rise import Rises, mean_of
 
 REFERENCE = "wisparse"
 STEP = 0.1
@@ -101,7 +101,7 @@ class FrontierData:
             bytes_per_token=float(np.mean([bytes_of(theirs) for _, theirs, _ in pairs.values()])),
             rise_share=mean_of(shares),
             rise_share_by_seed=tuple(share for share, _ in shares),
-            average_difference=average_difference(comparison, compared),
+            average_difference=comparison.average_difference(compared),
             time_share=_time_share([(own, theirs) for own, theirs, _ in pairs.values() if own is not None]),
         )  # fmt: skip
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from .cells import MeasuredCell
-from .comparison import Between, Comparison, Numbers
+from .comparison import Between, Comparison, Numbers, Point
 from .paired_bootstrap import Interval, interval
 
-Point = MeasuredCell | Between
 Resampled = tuple[float, Numbers]
 """A value, and the same in every resample."""
 
@@ -64,28 +63,3 @@ def exact_perplexity(cell: MeasuredCell) -> float:
     documents = cell.items["documents"]
     nats, tokens = (np.sum([document[part] for document in documents]) for part in ("nats", "tokens"))
     return float(np.exp(nats / tokens))
-
-
-def average_difference(comparison: Comparison, pairs: Sequence[tuple[Point, Point]]) -> Interval | None:
-    """Mean over the pairs of the first's average minus the second's, in points, paired by item.
-
-    Between two cells the outcome of every item is linear in the bytes. None where a cell has no average.
-    """
-    found: list[Resampled] = []
-    for mine, theirs in pairs:
-        (value, drawn), (of, of_drawn) = _average(comparison, mine), _average(comparison, theirs)
-        if value is None or of is None:
-            return None
-        found.append((value - of, drawn - of_drawn))
-    return mean_of(found) if found else None
-
-
-def _average(comparison: Comparison, point: Point) -> tuple[float | None, Numbers]:
-    if isinstance(point, Between):
-        (below, drawn_below), (above, drawn_above) = (
-            _average(comparison, cell) for cell in (point.below, point.above)
-        )
-        value = None if below is None or above is None else point.linear(below, above)
-        return value, point.linear(drawn_below, drawn_above)
-    average = point.record["average"]
-    return average, np.empty(0) if average is None else comparison.averages(point)

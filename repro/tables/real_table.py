@@ -19,7 +19,7 @@ from ..measured.cells import MeasuredCell, method_rank
 from ..measured.comparison import Between, Comparison, at_equal_bytes, bytes_of
 from ..measured.paired_bootstrap import RESAMPLES, Interval
 from ..measured.real_cells import RealData, Section, read_readings, read_real
-from ..measured.rise import Rises, average_difference, mean_of
+from ..measured.rise import Rises, mean_of
 from .accuracy import AVERAGE, BYTES, PERPLEXITY, REALISED
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
 from .text import NOT_MEASURED, settings_lines
@@ -111,7 +111,7 @@ class RealEntry:
         """Average minus the reference's in points, paired by item."""
         if not self.compared:
             return None
-        return average_difference(self.data.comparison(self.section), self.compared)
+        return self.data.comparison(self.section).average_difference(self.compared)
 
     @property
     def comparison_text(self) -> str:
