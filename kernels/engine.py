@@ -142,6 +142,11 @@ class DecodeEngine:
         hooks that compute its tokens sparsely; without it the prompt is dense. Raises KernelError for what
         cannot be executed, and leaves the model as it was.
         """
+        if plan is not None and plan.quantisation is not None:
+            raise KernelError(
+                f"the decode engine has no kernels for quantised weights yet, and this plan was made for "
+                f"{plan.quantisation}; evaluate it without the engine, or make one on the model's own weights"
+            )
         blocks = () if plan is None else plan.block_plans()
         check_decodable(model, batch, capacity, needed(blocks))
         self.model = model

@@ -144,6 +144,8 @@ class Plan(Protocol):
 
     shapes: dict[str, tuple[int, int]]
     """(out, in) of every block projection of the model that it was made for, by key."""
+    quantisation: str | None
+    """Quantised weights that it was made on; None: the model's own."""
 
     def block_plans(self) -> tuple[BlockPlan, ...]:
         """The plan of every block, in order."""

@@ -25,6 +25,7 @@ from .projections import (
     projection_shapes,
     split_key,
 )
+from .quantisation.model import description_of
 from .rotation import rotated
 from .token_policy import TokenPolicy
 from .traffic import TrafficCounter
@@ -233,9 +234,10 @@ def applied(
     """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
 
     `counting`: what is one token in the session's report. Raises PlanError when the plan was made for a model
-    of other shapes.
+    of other shapes or other quantised weights.
     """
     plan.check_model(projection_shapes(model))
+    plan.check_quantisation(description_of(model))
     session = SparseSession(model, plan, policy, counting(model, plan))
     with rotated(model, plan.rotations), hooked(session.hooks()), session.observed_generation():
         yield session

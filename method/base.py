@@ -11,6 +11,7 @@ from .errors import UserError
 from .plan import SparsityPlan
 from .progress import Progress
 from .provenance import SearchCost
+from .quantisation.model import description_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Method(ABC):
                 "checkpoint where that does not help"
             )
         made = replace(plan.provenance, method=self.name, sparsity=sparsity, search=cost)
-        return replace(plan, provenance=made)
+        return replace(plan, quantisation=description_of(calibration.model), provenance=made)
 
     @property
     def needs(self) -> frozenset[Need]:

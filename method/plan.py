@@ -48,11 +48,19 @@ class SparsityPlan:
     multiplied with; rules then are on the rotated channels."""
     provenance: PlanProvenance = field(default_factory=PlanProvenance)
     """Method, sparsity, what making the plan took, and what the method found."""
+    quantisation: str | None = None
+    """Format and settings of the quantised weights that it was made on; None: the model's own."""
 
     def check_model(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises PlanError when a model with projections of these shapes is not the plan's model."""
         if problem := of_another_model(self.shapes, shapes):
             raise PlanError(problem)
+
+    def check_quantisation(self, description: str | None) -> None:
+        """Raises PlanError when it was made on other weights than a model computes with now."""
+        if self.quantisation != description:
+            made, there = (found or "the model's own weights" for found in (self.quantisation, description))
+            raise PlanError(f"this plan was made for {made}, and the model has {there}; make it anew on these")
 
     def block_plans(self) -> tuple[BlockPlan, ...]:
         """The plan of every block, in order: what runtimes execute."""
@@ -149,6 +157,7 @@ class SparsityPlan:
             "rules": list(self.rules),
             "top_k": {name: int(rule.top_k) for name, rule in self.rules.items() if rule.top_k is not None},
             "provenance": self.provenance.to_dict(),
+            **({} if self.quantisation is None else {"quantisation": self.quantisation}),
         }
 
     @classmethod
@@ -172,6 +181,7 @@ class SparsityPlan:
             rules={name: ProjectionRule(**fields) for name, fields in parts.items()},
             gate_thresholds=gates,
             rotations=rotations,
+            quantisation=document.get("quantisation"),
             provenance=PlanProvenance.from_dict(document["provenance"]),
         )
 

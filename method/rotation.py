@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import UserError
@@ -25,6 +25,7 @@ from .projections import (
     projections_of_site,
     split_key,
 )
+from .quantisation.model import changed_weight
 
 
 def orthogonal_column_bases(model: PreTrainedModel, projection_of_site: Mapping[str, str]) -> dict[str, Tensor]:
@@ -50,26 +51,32 @@ def orthogonal_column_bases(model: PreTrainedModel, projection_of_site: Mapping[
 def rotated(model: PreTrainedModel, bases: Mapping[str, Tensor]) -> Iterator[None]:
     """Context in which the projections at these sites work in these bases; after it the model is as before.
 
-    bases: (hidden, hidden) orthogonal matrices by block and site. Weights are rotated in float64.
+    bases: (hidden, hidden) orthogonal matrices by block and site. Weights are rotated in float64;
+    those of a quantised model are quantised after the rotation.
     """
     with ExitStack() as stack:
         for name, basis in bases.items():
             block, site = split_key(name)
-            stack.enter_context(_rotated_site(decoder_blocks(model)[block], site, basis))
+            stack.enter_context(_rotated_site(model, block, site, basis))
         yield
 
 
 @contextmanager
-def _rotated_site(block: nn.Module, site: str, basis: Tensor) -> Iterator[None]:
+def _rotated_site(model: PreTrainedModel, index: int, site: str, basis: Tensor) -> Iterator[None]:
+    block, names = decoder_blocks(model)[index], projections_of_site(site)
     norm = block.get_submodule(NORM_PATHS[site])
-    linears = [block.get_submodule(PROJECTION_PATHS[name]) for name in projections_of_site(site)]
+    linears = [block.get_submodule(PROJECTION_PATHS[name]) for name in names]
     gains, weights = norm.weight.data, [linear.weight.data for linear in linears]
     exact, online = basis.to(gains.device).double(), basis.to(gains)
+
+    def turned(weight: Tensor) -> Tensor:
+        return (weight.double() * gains.double() @ exact).to(weight.dtype)
+
     try:
         with hooked([norm.register_forward_hook(lambda _, __, output: output @ online)]):
             norm.weight.data = torch.ones_like(gains)
-            for linear, weight in zip(linears, weights, strict=True):
-                linear.weight.data = (weight.double() * gains.double() @ exact).to(weight.dtype)
+            for linear, name in zip(linears, names, strict=True):
+                linear.weight.data = changed_weight(model, key(index, name), turned)
             yield
     finally:
         norm.weight.data = gains

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..kernels.plan_data import Mechanism
 from .plan import SparsityPlan
 from .projections import PROJECTIONS, decoder_of, key, model_projections, split_key
+from .quantisation.model import LM_HEAD, quantisation_of
 
 
 class TrafficCounter:
@@ -21,16 +22,22 @@ class TrafficCounter:
         decoder, linears = decoder_of(model), model_projections(model)
         self._shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
         self._bytes_per_weight = next(iter(linears.values())).weight.element_size()
+        quantised = quantisation_of(model)
+        self._stored = {} if quantised is None else {n: w.stored_bytes() for n, w in quantised.weights.items()}
+        """Bytes of quantised weights: none, or those of every projection, and of the head where it is."""
         self._blocks = len(decoder.blocks)
         self._besides: Counter[Mechanism] = Counter()
         """Weights that a mechanism reads for every sparse token beside the kept channels."""
         for block in plan.block_plans():
             self._besides.update(block.mechanisms())
-        self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head
+        self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head, as weights
             parameter.numel() for parameter in decoder.blocks.parameters() if parameter.ndim == 1
         )
         self._lm_head = decoder.lm_head.weight.numel()
-        self._always_read += decoder.final_norm.weight.numel() + self._lm_head
+        self._always_read += decoder.final_norm.weight.numel()
+        self._head_bytes = self._stored[LM_HEAD].total if LM_HEAD in self._stored else 0
+        if LM_HEAD not in self._stored:
+            self._always_read += self._lm_head
         self._dropped: dict[str, Tensor] = {}
         self._tokens: Tensor | int = 0
         self._sparse_tokens: Tensor | int = 0
@@ -64,6 +71,18 @@ class TrafficCounter:
                 shares[name] = 1.0 - int(dropped) / (sparse_tokens * self._shapes[name][1])
         return shares
 
+    def _bytes(self, shares: dict[str, float], weights: float, besides: int) -> float:
+        """Bytes of a token that reads these shares of the projections, so many weights, and others besides."""
+        stored: float = self._head_bytes
+        if self._stored:
+            weights = 0
+            gated = {split_key(name)[0] for name in self._dropped if name.endswith(".gate_activation")}
+            by_neuron = {key(block, "up") for block in gated}  # a dropped neuron is a column of up
+            for name, share in shares.items():
+                found = self._stored[name]
+                stored += found.of_columns(share) if name in by_neuron else found.of_rows(share)
+        return (weights + besides + self._always_read) * self._bytes_per_weight + stored
+
     def report(self) -> dict[str, Any]:
         """JSON-able; sparsities are means weighted by matrix size, bytes are per decoded token.
 
@@ -79,7 +98,8 @@ class TrafficCounter:
         overall = sparsity(list(sizes))
         sparse_share = sparse_tokens / tokens if tokens else 0.0
         dense_weights = sum(sizes.values())
-        read = dense_weights * (1.0 - overall) + self._besides.total()
+        kept, besides = dense_weights * (1.0 - overall), self._besides.total()
+        read = kept + besides
         return {
             "realised_sparsity": overall,
             "realised_sparsity_all_tokens": overall * sparse_share,
@@ -92,8 +112,8 @@ class TrafficCounter:
             ],
             "low_rank_share": self._besides[Mechanism.LOW_RANK] / dense_weights,
             "rotation_share": self._besides[Mechanism.ROTATION] / dense_weights,
-            "bytes_per_token": (read + self._always_read) * self._bytes_per_weight,
-            "dense_bytes_per_token": (dense_weights + self._always_read) * self._bytes_per_weight,
+            "bytes_per_token": self._bytes(shares, kept, besides),
+            "dense_bytes_per_token": self._bytes(dict.fromkeys(shares, 1.0), dense_weights, 0),
             "flops_per_token": 2 * (read + self._lm_head),
             "dense_flops_per_token": 2 * (dense_weights + self._lm_head),
             "tokens": tokens,

@@ -68,6 +68,19 @@ class ProtocolFacts:
 
 
 @dataclass(frozen=True)
+class QuantisationFacts:
+    """What the model's linears were quantised to; see `Quantiser`."""
+
+    name: str
+    config: dict[str, Any]
+    description: str
+    bytes: int
+    """Size of all quantised weights with their scales and zero points."""
+    bits_per_weight: float
+    """The same for each of those weights."""
+
+
+@dataclass(frozen=True)
 class CalibrationFacts:
     """Calibration text: its size, the hash of its token ids, and what of the tasks it holds."""
 
@@ -207,6 +220,8 @@ class Record:
     model: ModelFacts
     method: Configured
     protocol: ProtocolFacts
+    quantisation: QuantisationFacts | None = field(default=None, kw_only=True, metadata=LATER)
+    """None: the model's own weights, as in all records of before weights could be quantised."""
     calibration: CalibrationFacts
     suite: Configured
     sparsity: float

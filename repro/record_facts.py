@@ -43,6 +43,11 @@ def model_notes(record: dict[str, Any]) -> list[str]:
             f"{model['name']}: weights quantised to {origin['quantisation']} by others (tensors: {types}), "
             f"dequantised to {model['dtype']}; from {source}."
         )
+    if found := record.get("quantisation"):
+        notes.append(
+            f"{model['name']}: weights quantised here to {found['description']}, "
+            f"{found['bits_per_weight']:.2f} bits a weight with scales, computed with dequantised."
+        )
     if note := (record["config"]["model"].get("notes") or {}).get(suite_choice(record["suite"]["name"])):
         notes.append(f"{model['name']}: {note}")
     return notes

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ...method.errors import OutOfReachError
+from ...method.errors import OutOfReachError, UserError
 from .. import processes
 from ..configuration import digest, files_digests, portable
 from ..models.checkpoint import Checkpoint, find_checkpoint
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MEASURE = "wisparse.repro.cell.measure"
 """Module whose code every cell depends on, with that of its own objects."""
 
-PARTS = ("method", "protocol", "calibration", "suite", "latency")
+PARTS = ("method", "protocol", "quantisation", "calibration", "suite", "latency")
 """Configuration groups that are built into objects."""
 
 
@@ -40,6 +40,7 @@ class Cell:
     checkpoint: Checkpoint
     method: Any
     protocol: Any
+    quantisation: Any
     calibration: Any
     suite: Any
     latency: Any
@@ -61,6 +62,7 @@ def prepare(config: DictConfig) -> Cell:
     if method.name == "dense":
         sparsity = 0.0  # one dense cell serves all sparsities
     processes.check(config.model.device, config.latency.name)
+    _check_quantised(parts)
     checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
     settings = {name: portable(config[name]) for name in PARTS}
     identity = {
@@ -72,8 +74,20 @@ def prepare(config: DictConfig) -> Cell:
         "files": _named_files(config) | files_digests(*parts.values()),
         "sources": sources_digest({MEASURE, *targets(settings)}),
     }
-    name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}"
+    bits = "" if parts["quantisation"].name == "none" else f"-{parts['quantisation'].name}"
+    name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}{bits}"
     return Cell(config, checkpoint, **parts, sparsity=sparsity, name=name, key=digest(identity))
+
+
+def _check_quantised(parts: dict[str, Any]) -> None:
+    """Raises UserError for what cannot be measured with quantised weights."""
+    quantisation, latency = parts["quantisation"], parts["latency"]
+    if "none" not in (quantisation.name, latency.name):
+        raise UserError(
+            f"latency={latency.name} cannot be measured with quantisation={quantisation.name}: the decode "
+            "engine has no kernels for quantised weights yet; take latency=none"
+        )
+    quantisation.check_method(parts["method"].mechanisms)
 
 
 def finished_record(cell: Cell) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...method.apply import applied
 from ...method.errors import UserError
+from ...method.quantisation.model import QuantisedWeights, quantised
 from .. import processes
 from ..configuration import digest, portable
 from ..models.checkpoint import LoadedModel, load_model
@@ -30,6 +31,7 @@ from ..record import (
     ModelFacts,
     PlanFacts,
     ProtocolFacts,
+    QuantisationFacts,
     Realised,
     Record,
     RecordError,
@@ -61,17 +63,39 @@ def measure(cell: Cell) -> dict[str, Any]:
     with _timed(seconds, "load"):
         loaded = load_model(cell.checkpoint)
     cell.suite.check(loaded.model, loaded.tokenizer)
+    cell.quantisation.check_model(loaded.model)
     cell.latency.check(loaded.model, cell.method.mechanisms if cell.sparsity else ())
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
     _check_length(input_ids, loaded.model.config.max_position_embeddings)
-    planner = Planner(cell.config, cell.method, cell.protocol, cell.calibration.batch_size, loaded, input_ids)
     overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), cell.config.largest_overlap)
+    calibration = _calibration_facts(cell.calibration.name, input_ids, overlap)
+    planner = Planner(
+        cell.config,
+        cell.method,
+        cell.protocol,
+        cell.quantisation,
+        cell.calibration.batch_size,
+        loaded,
+        input_ids,
+    )
+    facts, weights = {"model": _model_facts(loaded), "calibration": calibration}, None
+    if cell.quantisation.name != "none":
+        with _timed(seconds, "quantisation"):
+            weights = planner.weights()
+        facts["quantisation"] = _quantisation_facts(cell, weights)
+    with quantised(loaded.model, weights):
+        return _planned_and_evaluated(cell, loaded, planner, facts, seconds)
+
+
+def _planned_and_evaluated(
+    cell: Cell, loaded: LoadedModel, planner: Planner, facts: dict[str, Any], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Make the plan and measure under it; `facts` are sections of the record that are known."""
     with _timed(seconds, "plan"):
         cached = planner.plan(cell.sparsity)
     record = processes.of_main(lambda: _evaluated_before(cell, cached))
     if record is None:
-        calibration = _calibration_facts(cell.calibration.name, input_ids, overlap)
-        record = _evaluated(cell, loaded, cached, calibration, seconds)
+        record = _evaluated(cell, loaded, cached, facts, seconds)
     try:
         with _timed(seconds, "latency"):
             latency = cell.latency.measure(loaded.model, cached.plan, lambda other: planner.plan(other).plan)
@@ -107,7 +131,7 @@ def _evaluated(
     cell: Cell,
     loaded: LoadedModel,
     cached: CachedPlan,
-    calibration: CalibrationFacts,
+    facts: dict[str, Any],
     seconds: dict[str, float],
 ) -> Record:
     """Run the suite under the plan, and write all of the record but the speed."""
@@ -121,10 +145,9 @@ def _evaluated(
     record = Record(
         schema=SCHEMA,
         cell=CellName(cell.name, cell.key),
-        model=_model_facts(loaded),
+        **facts,
         method=Configured(cell.method.name, portable(config.method)),
         protocol=ProtocolFacts(cell.protocol.name, cell.protocol.describe()),
-        calibration=calibration,
         suite=Configured(cell.suite.name, portable(config.suite)),
         sparsity=cell.sparsity,
         realised=decoded(Realised, realised),
@@ -178,6 +201,18 @@ def _calibration_facts(name: str, input_ids: Tensor, overlap: Overlap) -> Calibr
     sequences, length = input_ids.shape
     return CalibrationFacts(
         name, sequences, length, input_ids.numel(), ids_digest(input_ids), overlap=overlap.to_dict()
+    )
+
+
+def _quantisation_facts(cell: Cell, weights: QuantisedWeights) -> QuantisationFacts:
+    stored = sum(weight.stored_bytes().total for weight in weights.weights.values())
+    count = sum(math.prod(weight.shape) for weight in weights.weights.values())
+    return QuantisationFacts(
+        cell.quantisation.name,
+        portable(cell.config.quantisation),
+        weights.description,
+        stored,
+        bits_per_weight=8 * stored / count,
     )
 
 

@@ -17,6 +17,8 @@ from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.plan import SparsityPlan
 from ...method.progress import Progress
+from ...method.quantisation.model import QuantisedWeights
+from ...method.quantisation.quantisers import NoQuantisation, Quantiser
 from ...method.search.budget import SearchBudget
 from ...method.token_policy import TokenPolicy
 from ..configuration import portable
@@ -36,16 +38,25 @@ class Planner:
     config: DictConfig
     method: Method
     protocol: TokenPolicy
+    quantisation: Quantiser | NoQuantisation
     batch_size: int
     """Calibration sequences a forward pass."""
     loaded: LoadedModel
     input_ids: Tensor
     """(sequences, length) calibration text."""
 
+    def weights(self) -> QuantisedWeights | None:
+        """What the model is to compute with while plans are made and evaluated; None: its own weights.
+
+        Kept for the next cell of a sweep on the same model and text.
+        """
+        return _weights(self.loaded, self._text(), self.quantisation)
+
     def plan(self, sparsity: float) -> CachedPlan:
         """The method's plan at a sparsity, from the cache where it is there."""
         settings = {
             "method": portable(self.config.method),
+            "quantisation": portable(self.config.quantisation),
             "search_tokens": self._search_policy() and portable(self.config.protocol),
         }
         identity = {
@@ -63,11 +74,13 @@ class Planner:
 
         def make(progress: Progress) -> SparsityPlan:
             set_seeds(self.config.seed)
-            text = _CalibrationText(ids_digest(self.input_ids), self.batch_size, self.input_ids)
-            calibration = _calibration(self.loaded, text, self._search_policy())
+            calibration = _calibration(self.loaded, self._text(), self._search_policy(), self.quantisation)
             return self.method.plan(calibration, sparsity, progress)
 
         return PlanCache(Path(self.config.cache_dir)).find_or_make(identity, make)
+
+    def _text(self) -> _CalibrationText:
+        return _CalibrationText(ids_digest(self.input_ids), self.batch_size, self.input_ids)
 
     def _search_policy(self) -> TokenPolicy | None:
         """Which tokens are sparse while the method searches; None: all."""
@@ -84,8 +97,20 @@ class _CalibrationText:
 
 
 @lru_cache(maxsize=1)  # its statistics are shared by all methods of a sweep on the same model and text
-def _calibration(loaded: LoadedModel, text: _CalibrationText, search_policy: TokenPolicy | None) -> Calibration:
+def _calibration(
+    loaded: LoadedModel,
+    text: _CalibrationText,
+    search_policy: TokenPolicy | None,
+    _: Quantiser | NoQuantisation,  # what is found on other weights is another thing
+) -> Calibration:
     return Calibration(loaded.model, text.input_ids, text.batch_size, search_policy)
+
+
+@lru_cache(maxsize=1)
+def _weights(
+    loaded: LoadedModel, text: _CalibrationText, quantisation: Quantiser | NoQuantisation
+) -> QuantisedWeights | None:
+    return quantisation.weights(Calibration(loaded.model, text.input_ids, text.batch_size))
 
 
 def model_identity(checkpoint: Checkpoint) -> dict[str, str | None]:

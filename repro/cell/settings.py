@@ -36,12 +36,12 @@ ABOVE_0 = Bound("above 0", lambda value: value > 0)
 SHARE = Bound("from 0 to 1", lambda value: 0 <= value <= 1)
 
 COUNTS = (
-    "batch", "batch_size", "batch_tokens", "block_tokens", "bytes", "divergence_tokens", "limit",
+    "batch", "batch_size", "batch_tokens", "block_tokens", "bytes", "divergence_tokens", "group", "limit",
     "longest_answer", "memory_mb", "norm_order", "offspring", "piece", "population", "prompt", "repeats",
     "rows", "search_tokens", "seconds", "sequences", "share_population", "windows", "workers",
 )  # fmt: skip
 STEPS = (
-    "alpha_step", "evolution_step", "greedy_step", "realised_tolerance", "step", "wina_greedy_step",
+    "alpha_step", "damping", "evolution_step", "greedy_step", "realised_tolerance", "step", "wina_greedy_step",
 )  # fmt: skip
 SHARES = (
     "choices", "dense_share", "largest_overlap", "maximum", "minimum", "mutated_share", "mutation", "share",
@@ -117,6 +117,7 @@ class Settings:
     reading: Mapping[str, Any]
     method: object
     protocol: object
+    quantisation: object
     calibration: object
     suite: object
     latency: object

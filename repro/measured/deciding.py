@@ -34,10 +34,17 @@ def search_values(record: Record) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "name"}
 
 
+def quantisation_of(record: Record) -> dict[str, Any]:
+    """Settings of the quantised weights; of records without any, which older ones are, `none`."""
+    found = record.get("quantisation")
+    return {"name": "none"} if found is None else without_machine(found["config"])
+
+
 DECIDING: Mapping[str, Callable[[Record], Any]] = {
     "model fingerprint": lambda record: record["model"]["fingerprint"],
     "files beside the weights": lambda record: record["model"].get("companions"),
     "dtype": lambda record: record["model"]["dtype"],
+    "quantisation": quantisation_of,
     "suite": lambda record: without_machine(record["config"]["suite"]),
     "method settings": lambda record: without_machine(record["method"]["config"]),
     "protocol": lambda record: without_machine(record["config"]["protocol"]),
@@ -47,7 +54,7 @@ DECIDING: Mapping[str, Callable[[Record], Any]] = {
     "seed": lambda record: record["seed"],
 }
 """How to find it in a record, by its name."""
-OF_DENSE = ("model fingerprint", "files beside the weights", "dtype", "suite")
+OF_DENSE = ("model fingerprint", "files beside the weights", "dtype", "quantisation", "suite")
 """All of it that a dense model's numbers depend on."""
 NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
     "model fingerprint": (lambda record: record["model"]["name"], DECIDING["model fingerprint"]),
@@ -56,6 +63,7 @@ NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
         DECIDING["files beside the weights"],
     ),
     "dtype": (lambda record: record["model"]["name"], DECIDING["dtype"]),
+    "quantisation": (lambda record: record["model"]["name"], quantisation_of),
     "protocol": (lambda record: record["config"]["protocol"]["name"], DECIDING["protocol"]),
     "search budget": (lambda record: record["config"]["search"]["name"], search_values),
 }

@@ -42,6 +42,12 @@ class AccuracyEntry:
         return value
 
     @property
+    def quantisation(self) -> str | None:
+        """Name of how the weights were quantised; None where they were not, or nothing was measured."""
+        found = None if self.cell is None else self.cell.record.get("quantisation")
+        return None if found is None else found["name"]
+
+    @property
     def average_difference(self) -> Interval | None:
         """Average minus that of the other cell, in points."""
         if self.cell is None or self.other is None:
@@ -58,6 +64,7 @@ class AccuracyEntry:
 
 Entry = TypeVar("Entry", bound=AccuracyEntry)
 
+QUANTISATION = Column[AccuracyEntry]("quantisation", "Weights", lambda entry: entry.quantisation, optional=True)
 REALISED = Column[AccuracyEntry](
     "realised_sparsity",
     "Realised",

@@ -55,6 +55,8 @@ class Column(Generic[Entry]):
     """Which values of a block of rows are marked in Markdown."""
     absent: str = ""
     """Text shown without a value: this, or what stands in the column of this name, which may be hidden."""
+    optional: bool = False
+    """Whether the column is left out of a CSV in which no row has a value."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,9 +125,10 @@ class Table(Generic[Entry]):
 
     def csv(self, data: Any) -> str:
         """The table as CSV."""
-        columns = self.columns(self.tasks(data))
+        columns, entries = self.columns(self.tasks(data)), list(self.entries(data))
+        columns = [column for column in columns if not column.optional or any(map(column.value, entries))]
         names = [name for column in columns for name in column.names]
-        return csv_text(names, (_merged(columns, entry) for entry in self.entries(data)))
+        return csv_text(names, (_merged(columns, entry) for entry in entries))
 
     def markdown(self, data: Any) -> str:
         """The page of the table: what stands above, its rows, what stands below."""

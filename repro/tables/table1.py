@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..measured.cells import MeasuredCell
 from ..measured.paired_bootstrap import RESAMPLES
-from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, REALISED, STATUS, AccuracyEntry, score
+from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, QUANTISATION, REALISED, STATUS, AccuracyEntry, score
 from .csv_rows import Row
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
 from .table_data import OURS, TableData, read_table
@@ -30,6 +30,7 @@ def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
         Column("model", "Model", lambda entry: entry.key[0]),
         Column("method", "Method", lambda entry: entry.key[1]),
         Column("sparsity", "Sparsity", lambda entry: entry.key[2], form=PERCENT),
+        QUANTISATION,
         REALISED,
         BYTES,
         PERPLEXITY,

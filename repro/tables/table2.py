@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...method.errors import UserError
 from ..measured.paired_bootstrap import RESAMPLES
-from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, REALISED, STATUS, AccuracyEntry, score
+from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, QUANTISATION, REALISED, STATUS, AccuracyEntry, score
 from .table import PERCENT, Column, Table, number, task_column
 from .table_data import TableData, read_table
 from .text import headed, settings_lines
@@ -52,6 +52,7 @@ def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
         Column("method", "", lambda entry: entry.key[1]),
         Column("configuration", "Configuration", lambda entry: STAGES[entry.key[1]]),
         Column("sparsity", "Sparsity", lambda entry: entry.key[2], form=PERCENT),
+        QUANTISATION,
         REALISED,
         BYTES,
         PERPLEXITY,

@@ -15,6 +15,8 @@ from ..tables.made_up_cells import CONFIG, write_cell
 MODEL = {"name": "llama-mini", "device": "cpu", "device_name": "CPU", "threads": 2, "dtype": "float32"}
 MODEL |= {"fingerprint": "f" * 64}
 SUITE = {"config": {"limit": None}, "name": "embedded"}
+INT8 = {"name": "int8", "config": {"name": "int8", "lm_head": False}, "description": "int8 by row and column"}
+INT8 |= {"bytes": 100, "bits_per_weight": 8.1}
 SPEED = {
     "batch": 1, "prompt": 5, "new_tokens": 20, "tok_s": 1.0,
     "timings": {"engine-dense": {"tok_s": 1.0}, "engine-sparse": {"tok_s": 2.0}},
@@ -28,6 +30,7 @@ def group(name, **values):
 CELLS = [
     ({"model": MODEL | {"fingerprint": "e" * 64}}, "model fingerprint"),
     ({"model": MODEL | {"dtype": "bfloat16"}}, "dtype"),
+    ({"quantisation": INT8}, "quantisation"),
     (group("protocol", dense_share=0.25), "protocol"),
     (group("suite", limit=7), "suite"),
     (group("calibration", sequences=3), "calibration"),
@@ -74,6 +77,7 @@ def test_so_are_two_speeds(tmp_path, changes, differs):
     [
         ({"model": MODEL | {"fingerprint": "e" * 64}}, "model fingerprint"),
         ({"model": MODEL | {"dtype": "bfloat16"}}, "dtype"),
+        ({"quantisation": INT8}, "quantisation"),
         (group("search", generations=2), "search budget"),
         (group("protocol", dense_share=0.25), "protocol"),
     ],

@@ -1,0 +1,106 @@
+"""Weights in 4 bits, in groups of neighbouring outputs of one input channel: w ≈ s · (q − z).
+
+Scales and zero points lie with the row of their channel. A channel that is dropped costs nothing, neither its
+values nor what is needed to read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import KernelError
+from .stored import StoredBytes, bytes_of, check_weight
+
+LEVELS = 15
+"""Largest stored value; the smallest is 0."""
+MIDDLE = 8
+"""Zero point of symmetric groups, whose values are 1 to 15."""
+
+
+def packed(values: Tensor) -> Tensor:
+    """Two values from 0 to 15 a byte, the earlier in the lower bits: (rows, n) uint8 → (rows, ⌈n / 2⌉) uint8.
+
+    An odd n leaves the last four bits at zero.
+    """
+    values = torch.nn.functional.pad(values, (0, values.shape[1] % 2))
+    return values[:, 0::2] | (values[:, 1::2] << 4)
+
+
+def unpacked(found: Tensor, outputs: int) -> Tensor:
+    """Inverse of `packed`: (rows, ⌈outputs / 2⌉) uint8 → (rows, outputs) uint8."""
+    return torch.stack([found & 0xF, found >> 4], dim=2).flatten(1)[:, :outputs]
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """A weight `(in, out)` in 4 bits."""
+
+    values: Tensor
+    """(in, ⌈out / 2⌉) uint8, two values a byte."""
+    scales: Tensor
+    """(in, groups) float16."""
+    zeros: Tensor | None
+    """(in, groups) uint8; None where groups are symmetric."""
+    outputs: int
+    format = "int4"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out)."""
+        return self.values.shape[0], self.outputs
+
+    def dequantised(self) -> Tensor:
+        """Values s · (q − z), (in, out) float32."""
+        grouped = unpacked(self.values, self.outputs).float().unflatten(1, (self.scales.shape[1], -1))
+        zeros = MIDDLE if self.zeros is None else self.zeros.float()[..., None]
+        return ((grouped - zeros) * self.scales.float()[..., None]).flatten(1)
+
+    def stored_bytes(self) -> StoredBytes:
+        """Half a byte for each value, and with each row the scales and zero points of its groups."""
+        return StoredBytes(bytes_of(self.values), bytes_of(self.scales, self.zeros), 0)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by the name of their field."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def int4_rounded(weight: Tensor, group: int, symmetric: bool) -> Int4Weight:
+    """The nearest weight in 4 bits to `weight` (in, out), under scales that each group's extremes set.
+
+    group: outputs that share a scale. symmetric: from -7 to 7 times the scale; otherwise 16 levels from the
+    least value, or 0 where that is above it, to the greatest. Raises KernelError for a group that does not
+    divide the outputs, for weights that are not finite, and for such as are too large for scales in float16.
+    """
+    check_weight(weight)
+    if weight.shape[1] % group:
+        raise KernelError(f"groups of {group} do not divide {weight.shape[1]} outputs; take one that does")
+    grouped = weight.detach().double().unflatten(1, (-1, group))
+    if symmetric:
+        scales = _scales(grouped.abs().amax(dim=2) / (LEVELS - MIDDLE))
+        zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
+    else:
+        least, greatest = grouped.amin(dim=2).clamp_max(0), grouped.amax(dim=2).clamp_min(0)
+        scales = _scales((greatest - least) / LEVELS)
+        zeros = (-least / _divisor(scales)).round().clamp(0, LEVELS).to(torch.uint8)
+    shifted = (grouped / _divisor(scales)[..., None]).round() + zeros[..., None]
+    values = shifted.clamp(1 if symmetric else 0, LEVELS).to(torch.uint8).flatten(1)
+    return Int4Weight(packed(values), scales, None if symmetric else zeros, weight.shape[1])
+
+
+def _scales(exact: Tensor) -> Tensor:
+    scales = exact.to(torch.float16)
+    if scales.isinf().any():
+        raise KernelError(
+            f"weights up to {float(exact.max()) * (LEVELS - MIDDLE):.3g} are too large for 4 bits with scales "
+            "in float16; use 8 bits"
+        )
+    return scales
+
+
+def _divisor(scales: Tensor) -> Tensor:
+    """Scales in float64; 1 where there is none: for float16 all of the group is 0."""
+    return scales.double().where(scales > 0, 1.0)

@@ -1,0 +1,69 @@
+"""Weights in 8 bits, symmetric, with a scale for each row and each column: w ≈ r_i · q_ij · c_j.
+
+The scale of a row folds into its activation, that of a column into the sum: a product skips rows as it does
+with weights in floating point, and multiplies nothing else inside of its loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .stored import StoredBytes, bytes_of, check_weight
+
+LARGEST = 127
+"""Largest magnitude of a value; -128 is not used, so that signs are alike."""
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A weight `(in, out)` in 8 bits."""
+
+    values: Tensor
+    """(in, out) int8, from -127 to 127."""
+    row_scales: Tensor
+    """(in,) float32."""
+    column_scales: Tensor
+    """(out,) float32."""
+    format = "int8"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out)."""
+        inner, out = self.values.shape
+        return inner, out
+
+    def dequantised(self) -> Tensor:
+        """Values r_i · q_ij · c_j, (in, out) float32."""
+        return self.row_scales[:, None] * self.values.float() * self.column_scales
+
+    def stored_bytes(self) -> StoredBytes:
+        """A byte for each value; a dropped row takes its scale with it, those of the columns stay."""
+        return StoredBytes(bytes_of(self.values), bytes_of(self.row_scales), bytes_of(self.column_scales))
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by the name of their field."""
+        return vars(self)
+
+
+def int8_rounded(weight: Tensor) -> Int8Weight:
+    """The nearest weight in 8 bits to `weight` (in, out), under scales that its largest values set.
+
+    A column's scale is its largest magnitude; a row's is the largest of what is left, over 127. It is at most
+    1/127, so that no value is farther off than under scales of the columns alone. Rows and columns of zeros
+    have the scale 1. Raises KernelError for weights that are not finite.
+    """
+    check_weight(weight)
+    exact = weight.detach().double()
+    column_scales = _or_one(exact.abs().amax(dim=0).float())
+    relative = exact / column_scales.double()
+    row_scales = _or_one((relative.abs().amax(dim=1) / LARGEST).float())
+    values = (relative / row_scales.double()[:, None]).round().clamp(-LARGEST, LARGEST)
+    return Int8Weight(values.to(torch.int8), row_scales, column_scales)
+
+
+def _or_one(scales: Tensor) -> Tensor:
+    return scales.where(scales > 0, 1.0)

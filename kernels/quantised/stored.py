@@ -1,0 +1,73 @@
+"""What every format of quantised weights has in common: a row for each input channel, and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..errors import KernelError
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """Bytes of one stored weight `(in, out)`, by what a product that skips channels leaves unread."""
+
+    values: int
+    """Packed values, which belong to a row and to a column."""
+    with_rows: int
+    """Scales and zero points that lie with the rows."""
+    with_columns: int
+    """Scales of the columns, which the rows share."""
+
+    @property
+    def total(self) -> int:
+        """All of them: what a dense product reads."""
+        return self.values + self.with_rows + self.with_columns
+
+    def of_rows(self, share: float) -> float:
+        """Bytes read where this share of the input channels is kept."""
+        return share * (self.values + self.with_rows) + self.with_columns
+
+    def of_columns(self, share: float) -> float:
+        """Bytes read where this share of the output neurons is kept, as gated blocks read up."""
+        return share * (self.values + self.with_columns) + self.with_rows
+
+
+class StoredWeight(Protocol):
+    """Interface of a quantised weight `(in, out)`."""
+
+    format: str
+    """Name of the format in files."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out)."""
+        ...
+
+    def dequantised(self) -> Tensor:
+        """The values that products are computed with, (in, out) float32."""
+        ...
+
+    def stored_bytes(self) -> StoredBytes:
+        """Bytes of the packed values and of all that is needed to read them."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by the name of their field."""
+        ...
+
+
+def check_weight(weight: Tensor) -> None:
+    """Raises KernelError for a weight that is no matrix, or holds what is infinite or not a number."""
+    if weight.ndim != 2:
+        raise KernelError(f"a weight to be quantised has the shape (in, out), not {tuple(weight.shape)}")
+    if wrong := int((~weight.isfinite()).sum()):
+        raise KernelError(f"{wrong} weights are infinite or not a number and cannot be quantised")
+
+
+def bytes_of(*tensors: Tensor | None) -> int:
+    """Bytes of the elements of some tensors; none of what is not there."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

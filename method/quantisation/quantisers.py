@@ -1,0 +1,124 @@
+"""Quantisers of a model's linears: none, and rounding to the nearest value in 8 or 4 bits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import gcd
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...kernels.errors import KernelError
+from ...kernels.plan_data import Mechanism
+from ...kernels.quantised.int4 import int4_rounded
+from ...kernels.quantised.int8 import int8_rounded
+from ...kernels.quantised.stored import StoredWeight
+from ..calibration import Calibration
+from ..errors import UserError
+from .model import QuantisedWeights, quantised_linears, stored_by
+
+
+@dataclass(frozen=True)
+class NoQuantisation:
+    """The model's own weights."""
+
+    name: str
+
+    def check_method(self, mechanisms: Collection[Mechanism]) -> None:
+        """Nothing to refuse."""
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Nothing to refuse."""
+
+    def weights(self, calibration: Calibration) -> None:
+        """Nothing to store."""
+
+
+@dataclass(frozen=True)
+class Quantiser(ABC):
+    """A format with its settings, and how weights are brought into it; `conf/quantisation` documents them."""
+
+    name: str
+    lm_head: bool
+    """Whether the head is quantised as well."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Format and settings in words; two quantisers that differ in anything differ in it."""
+
+    @abstractmethod
+    def _rounded(self, weight: Tensor) -> StoredWeight:
+        """The nearest stored weight to (in, out)."""
+
+    def check_method(self, mechanisms: Collection[Mechanism]) -> None:  # noqa: B027 - most have nothing to refuse
+        """Raises UserError for a method whose plans this cannot go with; asked before weights are loaded."""
+
+    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - most have nothing to refuse
+        """Raises UserError that names the first linear of a shape which the format cannot hold."""
+
+    def weights(self, calibration: Calibration) -> QuantisedWeights:
+        """Stored weights of a model's linears. Raises UserError that names the first that cannot be stored."""
+        self.check_model(calibration.model)
+        found = stored_by(quantised_linears(calibration.model, self.lm_head), self.rounded)
+        return QuantisedWeights(self.full_description, found, self.rounded)
+
+    @property
+    def full_description(self) -> str:
+        """The description, and whether the head is quantised."""
+        return f"{self.description}, lm_head {'too' if self.lm_head else 'as it was'}"
+
+    def rounded(self, name: str, weight: Tensor) -> StoredWeight:
+        """The nearest stored weight to (in, out) of the linear of this name. Raises UserError that names it."""
+        try:
+            return self._rounded(weight)
+        except KernelError as error:
+            raise self._refusal(name, error) from error
+
+    def _refusal(self, name: str, error: KernelError) -> UserError:
+        return UserError(f"quantisation={self.name}: {name}: {error}")
+
+
+@dataclass(frozen=True)
+class Int8(Quantiser):
+    """8 bits with a scale for each row and column; see `int8_rounded`."""
+
+    @property
+    def description(self) -> str:
+        """See `Quantiser`."""
+        return "int8 by row and column"
+
+    def _rounded(self, weight: Tensor) -> StoredWeight:
+        return int8_rounded(weight)
+
+
+@dataclass(frozen=True)
+class Int4(Quantiser):
+    """4 bits in groups of neighbouring outputs; see `int4_rounded`."""
+
+    group: int
+    """Outputs that share a scale."""
+    symmetric: bool
+    """Whether groups have no zero point."""
+
+    @property
+    def description(self) -> str:
+        """See `Quantiser`."""
+        return f"int4 in groups of {self.group} outputs, {'' if self.symmetric else 'a'}symmetric"
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """See `Quantiser`: the group has to divide the outputs of every linear."""
+        outputs = {name: one.out_features for name, one in quantised_linears(model, self.lm_head).items()}
+        common = gcd(*outputs.values())
+        for name, number in outputs.items():
+            if number % self.group:
+                fitting = max(size for size in range(1, min(self.group, common) + 1) if common % size == 0)
+                raise UserError(
+                    f"quantisation.group={self.group} does not divide the {number} outputs of {name}; the "
+                    f"largest below it that divides those of all is quantisation.group={fitting}"
+                )
+
+    def _rounded(self, weight: Tensor) -> StoredWeight:
+        return int4_rounded(weight, self.group, self.symmetric)

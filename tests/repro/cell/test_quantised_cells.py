@@ -1,0 +1,70 @@
+"""Cells with quantised weights: what they come to, what their records say, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from wisparse.repro.record import Record
+
+CELL = [
+    "model=llama-mini", "model.device=cpu", "model.dtype=float32", "suite=heldout", "suite.documents=1",
+    "search=minimal", "calibration.sequences=2", "calibration.length=64", "logger=none", "reference=false",
+]  # fmt: skip
+GROUP = "quantisation.group=64"
+
+
+@pytest.mark.slow
+def test_perplexities_records_and_the_model_afterwards(start):
+    def cell(*overrides: str) -> tuple[dict, str]:
+        code, out, _ = start(*CELL, *overrides)
+        assert code == 0
+        record = json.loads(out[-1])
+        assert Record.from_json(record).to_json() == record
+        return record, " ".join(out[:-1])
+
+    own, text = cell("method=dense")
+    assert "quantisation" not in own
+    assert "quantisation" not in own["seconds"]
+    assert "bits a weight" not in text
+    eight, text = cell("method=dense", "quantisation=int8")
+    assert eight["perplexity"] == pytest.approx(own["perplexity"], rel=0.005)
+    assert eight["perplexity"] != own["perplexity"]
+    assert "8.1" in text
+    assert eight["quantisation"]["description"] == "int8 by row and column, lm_head as it was"
+    assert 8 < eight["quantisation"]["bits_per_weight"] < 8.2
+    assert eight["model"]["parameters"] == own["model"]["parameters"]
+    four, _ = cell("method=dense", "quantisation=int4", GROUP)
+    assert own["perplexity"] < four["perplexity"] < 2 * own["perplexity"]
+    assert four["quantisation"]["bits_per_weight"] == 4.25
+    head, _ = cell("method=dense", "quantisation=int4", GROUP, "quantisation.lm_head=true")
+    assert head["model"]["parameters"] == own["model"]["parameters"]
+    lm_head = 8192 * 320
+    assert four["realised"]["bytes_per_token"] - head["realised"]["bytes_per_token"] == lm_head * (4 - 4.25 / 8)
+    again, _ = cell("method=dense", "force=true")
+    assert again["perplexity"] == own["perplexity"]
+    sparse, _ = cell("method=teal_uniform", "quantisation=int8")
+    plain, _ = cell("method=teal_uniform")
+    assert sparse["plan"]["key"] != plain["plan"]["key"]
+    assert eight["realised"]["dense_bytes_per_token"] == sparse["realised"]["dense_bytes_per_token"]
+    assert sparse["realised"]["bytes_per_token"] < plain["realised"]["bytes_per_token"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["quantisation=int8", "latency=decode"], "latency=decode cannot be measured with quantisation=int8"),
+        (["quantisation=int4_calibrated", "method=wina_rotated"], "not calibrated in rotated bases"),
+        (["quantisation=int4"], "quantisation.group=128 does not divide the 320 outputs of 0.q"),
+        (["quantisation=int4", "quantisation.group=0"], "quantisation.group=0 is not a whole number from 1 up"),
+        (["quantisation=int4_calibrated", "quantisation.damping=0"], "quantisation.damping=0 is not a number"),
+        (["quantisation=int8", "quantisation.group=8"], "there is no setting 'quantisation.group'"),
+        (["quantisation=int3"], "no quantisation is called 'int3'"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(start, overrides, message):
+    code, out, err = start(*CELL, "method=teal", *overrides)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, out) == (2, [])
+    assert message in line
