@@ -135,7 +135,7 @@ def traffic(model, plan, ids):
 
 @pytest.mark.slow
 def test_bytes_of_one_projection_by_hand(llama, calibration):
-    """20 of the 80 channels of down are kept: each is 48 values in 4 bits and 6 groups' scales and zero points."""
+    """20 of 80 channels of down are kept: each has 48 values in 4 bits and 6 groups."""
     plan = SparsityPlan(projection_shapes(llama))
     quantiser = Int4("int4", lm_head=False, group=8, symmetric=False)
     found = quantiser.weights(calibration)
