@@ -69,6 +69,10 @@ test-fast: $(INSTALLED) ## run the tests that are not marked slow: for the inner
 test-accidents: $(INSTALLED) ## sweeps that are killed, signalled, doubled or out of disk (as root for all of it; minutes)
 	@OMP_NUM_THREADS=1 $(RUN) tests/accidents/accidents.py
 
+MINUTES ?= 10
+fuzz: $(INSTALLED) ## draw new configurations and checkpoints for MINUTES=10; prints what to copy of an example that fails
+	@OMP_NUM_THREADS=1 $(RUN) tests/fuzz/longer.py $(MINUTES)
+
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
 	@tests/slurm/single_node.sh
 

@@ -89,7 +89,7 @@ def user_mistake(error: BaseException | None) -> str | None:
     while error is not None:
         for kind, explain in EXPLANATIONS.items():
             if isinstance(error, kind) and (line := explain(error)):
-                return line
+                return " ".join(line.split())  # what a user typed may have several
         error = error.__cause__
     return None
 
@@ -108,7 +108,7 @@ def mistakes_in_one_line() -> Iterator[None]:
 
 
 def _user_error(error: UserError | KernelError) -> str:
-    return " ".join(str(error).split())
+    return str(error)
 
 
 def _missing_choice(error: MissingConfigException) -> str | None:

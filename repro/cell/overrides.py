@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..configuration import CONFIGURATION
+
 PATHS = {"output_dir", "cache_dir", "path", "mirror", "tokenizer", "root", "data_root", "directory", "text"}
 NAMES = {
     "config", "experiment_name", "file", "folder", "hub", "id", "name", "package", "project", "release",
@@ -20,6 +22,10 @@ NAMES = {
 OVERRIDE = re.compile(r"(?P<key>[+]{0,2}[A-Za-z_][\w.]*)=(?P<value>.*)", re.DOTALL)
 OTHER_FORM = re.compile(r"null|\?\?\?|\[.*\]|\{.*\}|(?:choice|glob|sort|shuffle|range|interval|tag|str)\(.*\)")
 """Values that are no plain text: nothing, lists, mappings, sweeps."""
+
+GROUPS = {path.name for path in CONFIGURATION.iterdir() if path.is_dir()}
+NO_CHOICE = re.compile(r"[-+]?[\d.].*|true|false|[-+]?inf|nan|\{.*\}|\[.*\]", re.IGNORECASE | re.DOTALL)
+"""Values that Hydra reads as numbers, lists or mappings, and fails on where a choice of a group belongs."""
 
 
 def as_meant(arguments: Iterable[str]) -> list[str]:
@@ -33,6 +39,8 @@ def _quoted(argument: str) -> str:
         return argument
     last = found["key"].lstrip("+").rpartition(".")[2]
     value = found["value"]
+    if found["key"] in GROUPS and NO_CHOICE.fullmatch(value):
+        return f"{found['key']}={_text(value, False)}"
     if last not in PATHS | NAMES or OTHER_FORM.fullmatch(value):
         return argument
     parts = _split(value)
