@@ -1,4 +1,4 @@
-"""How many examples are drawn: few and always the same ones in a test run, many and new ones by `make fuzz`."""
+"""How many examples are drawn: few, the same ones in a test run and new ones in each round of `make fuzz`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ settings.register_profile(
 
 
 def examples(few: int) -> settings:
-    """Settings of a test that draws few examples in a test run, and five times as many in a longer one."""
-    name, times = ("longer", 5) if os.environ.get(LONGER) else ("tests", 1)
-    return settings(settings.get_profile(name), max_examples=few * times)
+    """Settings of a test that draws so few examples: in a test run the same ones, in a longer run new ones."""
+    profile = settings.get_profile("longer" if os.environ.get(LONGER) else "tests")
+    return settings(profile, max_examples=few)
 
 
 @pytest.fixture(autouse=True)
