@@ -80,10 +80,14 @@ def test_a_stored_plan_gives_the_same_bits_and_drops_what_it_says(drawn, method,
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
     top_k = {key: rule.top_k for key, rule in plan.rules.items() if rule.top_k is not None}
-    if len(top_k) == len(plan.shapes):  # every token drops as many channels
+    if len(top_k) == len(plan.shapes):  # every token drops as many channels, ties aside
         kept = sum(top_k[key] * out for key, (out, _) in plan.shapes.items())
         dropped = 1 - kept / sum(math.prod(shape) for shape in plan.shapes.values())
-        assert found[0][1]["realised_sparsity"] == pytest.approx(dropped, abs=1e-9)
+        realised = found[0][1]["realised_sparsity"]
+        assert realised <= dropped + 1e-9
+        # Channels that tie with the k-th are kept too: zeros behind a ReLU, and values of few digits.
+        if drawn.dtype == "float32" and drawn.settings.get("hidden_act") != "relu":
+            assert realised == pytest.approx(dropped, abs=1e-9)
 
 
 @examples(6)
