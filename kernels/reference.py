@@ -25,7 +25,7 @@ def kept_by_threshold(x: Tensor, thresholds: Tensor) -> Tensor:
     The same as `dropped_by_threshold` says, made as a factor for x: on a CPU, numbers pass through vector
     instructions where truth values do not. As a factor, 0 leaves what is not a number as it is.
     """
-    return x.abs().ge_(thresholds)
+    return x.detach().abs().ge_(thresholds)
 
 
 def dropped_by_top_k(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class ProjectionHooks:
             mask.clamp_min_(self.sparse_positions[..., None].logical_not().to(x.dtype))
         if self._counter is not None:
             self._counter.add_kept(name, mask)
-        return mask.mul_(x)
+        return x * mask
 
 
 @contextmanager

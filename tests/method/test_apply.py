@@ -247,3 +247,16 @@ def test_a_turn_behind_a_cache_is_prompt(llama):
         assert session.report()["sparse_tokens"] == 2
         with pytest.raises(UserError, match="prompt_lengths"):
             llama(input_ids=ids[:, :3], past_key_values=cache)
+
+
+@pytest.mark.parametrize("method", ["teal_uniform", "wina", "cats", "rsparse"])
+def test_a_pass_under_a_plan_has_gradients_of_what_is_kept(method):
+    model = make_tiny_model("llama")
+    settings = ["method.search=false"] if method == "rsparse" else []
+    plan = make_method(method, *settings).plan(make_calibration(model), 0.3)
+    model.requires_grad_(True)
+    with applied(model, plan, make_protocol("all")):
+        model(torch.arange(6)[None]).logits.sum().backward()
+    found = model.model.layers[0].mlp.down_proj.weight.grad
+    assert found.isfinite().all()
+    assert found.any()
