@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...kernels.decoder import FAMILIES
 from ...method.errors import UserError
-from .content_hash import FileState, companions, companions_sha256, files_sha256, states
+from .content_hash import FoundFiles, companions
 from .gguf.conversion import Origin, converted, is_gguf, only_gguf
 from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
@@ -37,14 +37,16 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     dtype: str
     device: str
+    beside: FoundFiles
+    """Settings, tokenizer, chat template, generation, as they were found."""
+    content: FoundFiles
+    """config.json and the weights as they were found: a checkpoint whose files changed is another one."""
     offload: str = "auto"
     norm_spread: float = 0.0
     """σ of a rescale of the channels that changes no output; see `spread_norms`."""
     norm_spread_seed: int = 0
     origin: Origin | None = None
     """The GGUF file that the folder was made of."""
-    state: tuple[FileState, ...] = ()
-    """State of the files when they were found: a checkpoint whose files changed is another one."""
 
     @property
     def companions(self) -> str | None:
@@ -52,15 +54,12 @@ class Checkpoint:
 
         None of a GGUF file, which holds all of them: what it was read with writes its own version into them.
         """
-        return None if self.origin else companions_sha256(self.folder)
+        return None if self.origin else self.beside.names_sha256(self.folder)
 
     @property
     def fingerprint(self) -> str:
         """sha256 of the GGUF file, or over config.json and the weight files; a rescale is named behind it."""
-        if self.origin:
-            files = self.origin.sha256
-        else:
-            files = files_sha256((self.folder / "config.json", *self.weight_files))
+        files = self.origin.sha256 if self.origin else self.content.sha256()
         return f"{files} × {self.norm_spread:g}, {self.norm_spread_seed}" if self.norm_spread else files
 
 
@@ -110,11 +109,12 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
         weight_files,
         model["dtype"],
         device,
+        FoundFiles.find(companions(folder)),
+        FoundFiles.find((folder / "config.json", *weight_files)),
         offload=model.get("offload", "auto"),
         norm_spread=_checked_spread(model.get("norm_spread", 0.0)),
         norm_spread_seed=model.get("norm_spread_seed", 0),
         origin=origin,
-        state=states((*companions(folder), *weight_files)),
     )
 
 
@@ -126,7 +126,11 @@ def _checked_spread(spread: Any) -> float:
 
 @lru_cache(maxsize=1)  # the cells of a sweep share one model; two large ones would not fit
 def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
-    """Load or draw the weights, and load the tokenizer; raises UserError when they do not fit together."""
+    """Load or draw the weights, and load the tokenizer.
+
+    Raises UserError when they do not fit together, and for files that changed since the checkpoint was found:
+    what is computed would be recorded under the identity of others.
+    """
     from .offload import place
 
     if isinstance(checkpoint, RandomCheckpoint):
@@ -137,6 +141,8 @@ def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
         model = load_weights(checkpoint.folder, checkpoint.dtype)
         if checkpoint.norm_spread:
             spread_norms(model, checkpoint.norm_spread, checkpoint.norm_spread_seed)
+        checkpoint.content.check_unchanged()
+    checkpoint.beside.check_unchanged()
     check_token_ids(model, tokenizer, origin)
     check_runs(model, checkpoint.name)
     model.requires_grad_(False)

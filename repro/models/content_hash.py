@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from ...method.errors import UserError
 
 FileState = tuple[int, int, int, int]
 """Size, two times of change and inode of a file."""
@@ -34,10 +37,39 @@ def companions(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}))
 
 
-def companions_sha256(folder: Path) -> str:
-    """sha256 over the names and the contents of `companions`."""
-    hashed = {str(path.relative_to(folder)): file_sha256(path) for path in companions(folder)}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True)
+class FoundFiles:
+    """Files in the states in which they were found: no other content is ever hashed or taken for theirs."""
+
+    paths: tuple[Path, ...]
+    states: tuple[FileState, ...]
+
+    @classmethod
+    def find(cls, paths: Iterable[Path]) -> FoundFiles:
+        """The files as they are now."""
+        paths = tuple(paths)
+        return cls(paths, states(paths))
+
+    def sha256(self) -> str:
+        """sha256 of the contents, one behind the other, computed once.
+
+        Raises UserError where it was not computed before a file changed.
+        """
+        return _of_states(self.paths, self.states)
+
+    def names_sha256(self, folder: Path) -> str:
+        """sha256 over the names in `folder` and the contents; raises UserError as `sha256` does."""
+        hashed = {
+            str(path.relative_to(folder)): _of_states((path,), (state,))
+            for path, state in zip(self.paths, self.states, strict=True)
+        }
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raises UserError that names the first file that is no longer as it was found."""
+        for path, state in zip(self.paths, self.states, strict=True):
+            if not path.is_file() or states((path,)) != (state,):
+                raise UserError(f"{path} changed while it was read; run this again when it is whole")
 
 
 def file_sha256(file: Path) -> str:
@@ -47,8 +79,7 @@ def file_sha256(file: Path) -> str:
 
 def files_sha256(files: Iterable[Path]) -> str:
     """sha256 of the files' contents, one behind the other, computed once for each state that they were in."""
-    files = tuple(files)
-    return _of_states(files, states(files))
+    return FoundFiles.find(files).sha256()
 
 
 def states(files: Iterable[Path]) -> tuple[FileState, ...]:
@@ -58,11 +89,12 @@ def states(files: Iterable[Path]) -> tuple[FileState, ...]:
 
 
 @lru_cache(maxsize=64)
-def _of_states(files: tuple[Path, ...], _states: tuple[FileState, ...]) -> str:
+def _of_states(files: tuple[Path, ...], found: tuple[FileState, ...]) -> str:
     hasher = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             # hashlib.file_digest would do, but Python 3.10 has no such function.
             while block := file.read(1 << 22):
                 hasher.update(block)
+    FoundFiles(files, found).check_unchanged()  # afterwards: a change before it or meanwhile is seen
     return hasher.hexdigest()

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from ...method.errors import UserError
 from ...method.projections import check_family
-from .content_hash import FileState, companions, companions_sha256, states
+from .content_hash import FoundFiles, companions
 from .offload import streams
 from .weights import ATTENTION
 
@@ -37,22 +37,17 @@ class RandomCheckpoint:
     dtype: str
     device: str
     offload: str
-    state: tuple[FileState, ...] = ()
-    """State of the tokenizer's files; see `Checkpoint`."""
+    fingerprint: str
+    """sha256 over the architecture, the seed and the tokenizer; what is drawn depends on the device too."""
+    beside: FoundFiles
+    """The tokenizer's files as they were found; see `Checkpoint`."""
     origin: ClassVar[None] = None
     """No file: see `Checkpoint`."""
 
     @property
     def companions(self) -> str:
         """sha256 over the files of the tokenizer's folder; see `Checkpoint`."""
-        return companions_sha256(self.tokenizer_folder)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over the architecture, the seed and the tokenizer; what is drawn depends on the device too."""
-        hasher = hashlib.sha256(f"{self.architecture}\0{self.seed}\0".encode())
-        hasher.update((self.tokenizer_folder / "tokenizer.json").read_bytes())
-        return hasher.hexdigest()
+        return self.beside.names_sha256(self.tokenizer_folder)
 
 
 def random_checkpoint(model: dict[str, Any], device: str) -> RandomCheckpoint:
@@ -66,16 +61,20 @@ def random_checkpoint(model: dict[str, Any], device: str) -> RandomCheckpoint:
         raise UserError(
             f"model.weights=random needs model.tokenizer=DIR, a folder with a tokenizer.json; {folder} has none"
         )
+    beside = FoundFiles.find(companions(folder))  # before it is hashed
+    values, seed = json.dumps(architecture, sort_keys=True), model["weights_seed"]
+    content = f"{values}\0{seed}\0".encode() + (folder / "tokenizer.json").read_bytes()
     return RandomCheckpoint(
         name=f"{model['name']}-random",
         family=architecture["model_type"],
-        architecture=json.dumps(architecture, sort_keys=True),
-        seed=model["weights_seed"],
+        architecture=values,
+        seed=seed,
         tokenizer_folder=folder,
         dtype=model["dtype"],
         device=device,
         offload=model.get("offload", "auto"),
-        state=states(companions(folder)),
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        beside=beside,
     )
 
 

@@ -88,6 +88,28 @@ def test_a_file_that_changes_between_two_cells_of_a_sweep_is_noticed(checkpoint)
     assert before[1].model.config.rms_norm_eps == 1e-5
 
 
+def test_weights_replaced_after_they_were_found_are_never_taken_for_the_others(checkpoint):
+    found = find_checkpoint(settings(checkpoint))
+    identity = model_identity(found)
+    tensors = {name: 2 * tensor for name, tensor in load_file(checkpoint / SHARD).items()}
+    (checkpoint / SHARD).unlink()
+    save_file(tensors, checkpoint / SHARD, metadata={"format": "pt"})
+    assert model_identity(found) == identity  # what is recorded is what was found
+    with pytest.raises(UserError, match=f"{SHARD} changed while it was read"):
+        load_model(found)
+    assert model_identity(find_checkpoint(settings(checkpoint)))["fingerprint"] != identity["fingerprint"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SHARD])
+def test_content_that_was_not_hashed_before_it_changed_has_no_identity(checkpoint, name):
+    found = find_checkpoint(settings(checkpoint))
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).unlink()
+    (checkpoint / name).write_bytes(content + b" ")
+    with pytest.raises(UserError, match=f"{name} changed while it was read"):
+        model_identity(found)
+
+
 def test_weights_in_one_file_come_before_an_index_as_transformers_takes_them(checkpoint):
     sharded = find_checkpoint(settings(checkpoint))
     tensors = {}
