@@ -11,14 +11,17 @@ import io
 import lzma
 import shutil
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..kernels.shared_files import beside, make_folder, replacing
 from ..method.errors import UserError
 from .configuration import REPOSITORY
-from .records import RECORD
+from .records import ITEMS, RECORD, UNREACHABLE, write_text
 
 ENDING = ".tar.xz"
+KEPT = ".kept"
+"""File of a folder that `keep` wrote, with the names of all others: what may go when it keeps there again."""
 CACHE = REPOSITORY / ".cache" / "records"
 
 
@@ -29,7 +32,7 @@ def pack(folder: Path, archive: Path) -> None:
         lzma.open(unfinished, "wb", preset=9) as compressed,
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as opened,
     ):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != KEPT):
             member = tarfile.TarInfo(path.relative_to(folder).as_posix())
             member.size, member.mode = path.stat().st_size, 0o644
             with path.open("rb") as content:
@@ -64,17 +67,70 @@ def stored_files(root: Path, name: str = RECORD) -> list[Path]:
 
 
 def keep(folder: Path, target: Path) -> None:
-    """Move a folder to `target`, as an archive where that is what the name says; either form there goes."""
-    name = target.name.removesuffix(ENDING)
-    as_folder, as_archive = target.with_name(name), target.with_name(name + ENDING)
+    """Move a folder to `target`, as an archive where that is what the name says; either form there goes.
+
+    Raises UserError, before anything is changed, where `target` holds what was not kept there.
+    """
+    as_folder, as_archive = _forms(target)
+    _check_kept_here(as_folder, as_archive)
     if target == as_archive:
         pack(folder, target)
         shutil.rmtree(folder)
         shutil.rmtree(as_folder, ignore_errors=True)
     else:
+        write_text(folder / KEPT, "\n".join(_files(folder)) + "\n")
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
         as_archive.unlink(missing_ok=True)
+
+
+def read_from(target: Path, sources: Iterable[Path]) -> bool:
+    """Whether `target` is itself one of the sources, so that nothing is to be kept.
+
+    Raises UserError where the one contains the other, or lies there in the other form: keeping would delete it.
+    """
+    forms = [form.resolve() for form in _forms(target)]
+    for source in sources:
+        stored = (source if source.exists() else _forms(source)[1]).resolve()
+        if stored == target.resolve():
+            return True
+        for form in forms:
+            if form == stored or form in stored.parents or stored in form.parents:
+                raise UserError(f"records are read from {source}: keep them in another place than {target}")
+    return False
+
+
+def _forms(path: Path) -> tuple[Path, Path]:
+    """The names of what is kept at a path: as a folder and as an archive."""
+    name = path.name.removesuffix(ENDING)
+    return path.with_name(name), path.with_name(name + ENDING)
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below a folder but the list of what was kept, as that list has them."""
+    paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.name != KEPT)
+
+
+def _check_kept_here(as_folder: Path, as_archive: Path) -> None:
+    """Raises UserError where a folder or an archive is none that `keep` wrote, or has files besides."""
+    if as_folder.is_symlink() or as_folder.exists():
+        try:
+            found = _files(as_folder) if as_folder.is_dir() and not as_folder.is_symlink() else ["."]
+            listed = (as_folder / KEPT).read_text(encoding="utf-8").splitlines() if found else []
+        except OSError:
+            listed = []
+        if others := sorted(set(found) - set(listed)):
+            which = f"{as_folder / others[0]} was" if others != ["."] else f"{as_folder} was"
+            raise UserError(f"{which} not kept there, and would be lost: choose another place, or move it away")
+    if as_archive.is_symlink() or as_archive.exists():
+        try:
+            with tarfile.open(as_archive) as opened:
+                known = all(Path(name).name in (RECORD, ITEMS, UNREACHABLE) for name in opened.getnames())
+        except (OSError, EOFError, lzma.LZMAError, tarfile.TarError):
+            known = False
+        if not known:
+            raise UserError(f"{as_archive} is no archive of records: choose another place, or move it away")
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -96,8 +96,8 @@ def main() -> None:
     with mistakes_in_one_line():
         records = read_figures(arguments.records)
         written = write_figures(records, arguments.output)
-    if arguments.keep_records:
-        keep_records(records, arguments.records, arguments.keep_records)
+        if arguments.keep_records:
+            keep_records(records, arguments.records, arguments.keep_records)
     for name in written:
         print(f"written: {arguments.output / name}.csv, .png and .svg")
     print(f"written: {arguments.output}.md")

@@ -129,8 +129,8 @@ def main() -> None:
     with mistakes_in_one_line():
         data = read_massive(arguments.records)
         written = write_massive(data, arguments.output)
-    if arguments.keep_records:
-        keep_records(data, arguments.records, arguments.keep_records)
+        if arguments.keep_records:
+            keep_records(data, arguments.records, arguments.keep_records)
     for path in written:
         print(f"written: {path}")
 

@@ -13,7 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..archive import keep, stored_files
+from ...kernels.shared_files import beside
+from ..archive import keep, read_from, stored_files
 from ..configuration import mistakes_in_one_line
 from ..measured.cells import MeasuredCell
 from ..record_facts import suite_choice
@@ -53,10 +54,21 @@ def write_tables(table: Table[Any], data: Cells, output: Path) -> None:
 def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
     """Copy what a table or figure is made of, so that it can be made again from `target` alone.
 
-    `target` is an archive (.tar.xz) or a folder; what was kept there in the other form goes.
+    `target` is an archive (.tar.xz) or a folder; what was kept there in the other form goes. Records that are
+    read from there stay as they are. Raises UserError where anything else would be lost; see `keep`.
     """
-    staging = target.with_name(f".{target.name}-new")
-    shutil.rmtree(staging, ignore_errors=True)
+    sources = list(sources)
+    if read_from(target, sources):
+        return
+    staging = beside(target)
+    try:
+        _copy(data, sources, staging)
+        keep(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _copy(data: Cells, sources: Iterable[Path], staging: Path) -> None:
     for cell in data.cells.values():
         folder = _free(staging / cell.folder.name)
         folder.mkdir(parents=True)
@@ -66,7 +78,6 @@ def keep_records(data: Cells, sources: Iterable[Path], target: Path) -> None:
         folder = staging / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / UNREACHABLE)
-    keep(staging, target)
 
 
 def _free(folder: Path) -> Path:
@@ -125,9 +136,8 @@ def main() -> None:
     with mistakes_in_one_line():
         data = table.read(*arguments.records, **_kept(dict(arguments.where)))
         write_tables(table, data, arguments.output)
-        kept = arguments.keep_records
-        if kept and kept.resolve() not in [path.resolve() for path in arguments.records]:
-            keep_records(data, arguments.records, kept)
+        if arguments.keep_records:
+            keep_records(data, arguments.records, arguments.keep_records)
     print(arguments.output.with_name(f"{arguments.output.name}.md").read_text(encoding="utf-8"))
     print(f"written: {arguments.output}.md and {arguments.output}.csv")
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro import archive
-from wisparse.repro.archive import keep, pack, stored_files, unpacked
+from wisparse.repro.archive import keep, pack, read_from, stored_files, unpacked
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.records import ITEMS, RECORD
 
@@ -107,6 +107,47 @@ def test_records_are_kept_in_one_form_at_a_time(folder, tmp_path):
         assert list(kept.parent.iterdir()) == [target]
         assert contents(unpacked(kept)) == before
         shutil.copytree(unpacked(kept), folder)
+
+
+def test_what_was_not_kept_at_the_target_is_never_deleted(folder, tmp_path):
+    kept = tmp_path / "records" / "kept"
+    kept.mkdir(parents=True)
+    keep(folder, kept)  # an empty folder is taken
+    before = contents(kept)
+    (kept / "thesis.tex").write_text("years of work")
+    shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("thesis.tex"))
+    for target in (kept, kept.with_name("kept.tar.xz")):
+        with pytest.raises(UserError, match=r"thesis\.tex was not kept there"):
+            keep(folder, target)
+    assert contents(folder) == contents(kept) == before
+    assert (kept / "thesis.tex").read_text() == "years of work"
+    assert not kept.with_name("kept.tar.xz").exists()
+    file, foreign = tmp_path / "a file", tmp_path / "foreign.tar.xz"
+    for other in (file, foreign):
+        other.write_text("years of work")
+        for target in {other, other.with_name(other.name.removesuffix(".tar.xz"))}:
+            with pytest.raises(UserError, match="choose another place"):
+                keep(folder, target)
+        assert other.read_text() == "years of work"
+    shutil.copytree(
+        folder, tmp_path / "mine", ignore=shutil.ignore_patterns(".kept")
+    )  # records, as a run wrote them
+    with pytest.raises(UserError, match=r"items\.json was not kept there"):
+        keep(folder, tmp_path / "mine.tar.xz")
+    assert contents(tmp_path / "mine") == before
+
+
+def test_records_are_not_kept_where_they_are_read_from(folder, tmp_path):
+    archived = tmp_path / "archived.tar.xz"
+    pack(folder, archived)
+    for target in (folder.parent, folder / "kept", folder / "kept.tar.xz", folder.with_name("table1.tar.xz")):
+        with pytest.raises(UserError, match="keep them in another place"):
+            read_from(target, [archived, folder] if target != folder.parent else [folder])
+    with pytest.raises(UserError, match="keep them in another place"):
+        read_from(archived.with_name("archived"), [archived])
+    assert read_from(archived, [archived.with_name("archived")])
+    assert read_from(folder, [folder])
+    assert not read_from(folder.with_name("table10"), [folder, archived])
 
 
 def test_the_checkout_is_small():
