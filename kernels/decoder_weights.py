@@ -59,6 +59,8 @@ class DecoderWeights:
         return self.blocks[0].qkv.device
 
 
+@torch.inference_mode(False)  # a weight made under it could never be trained again
+@torch.no_grad()
 def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights:
     """Lay a transformers model's weights out for the kernels; the model goes on working on the same storage.
 
@@ -76,13 +78,14 @@ def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights
     )
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def unpack(model: nn.Module) -> None:
     """Give a packed model's projections weights of their own again, laid out for transformers."""
     for projection in Decoder.of(model).projections():
         projection.linear.weight.data = projection.linear.weight.data.contiguous()
 
 
-@torch.no_grad()
 def _pack_block(decoder: Decoder, index: int, gated: bool) -> BlockWeights:
     linears = block_projections(decoder.blocks[index])
     qkv = [linears[name] for name in ("q", "k", "v")]

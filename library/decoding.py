@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .catalogue import token_policy
 from .kernels.engine import DecodeEngine
 from .kernels.errors import KernelError
 from .kernels.sampling import Sampler
+from .method.acting import ENGINE, acting_on, at_rest
 from .method.apply import SparseSession, applied
 from .method.plan import SparsityPlan
 from .method.projections import projection_shapes
@@ -54,6 +54,7 @@ class Engine:
         self._plan = plan
         self._decoder = decoder
         self._sequences: Tensor | None = None
+        self._mask: Tensor | None = None
         self._prompt = 0
         self._seconds = 0.0
         self._kernels: dict[str, str] = {}
@@ -88,6 +89,7 @@ class Engine:
             torch.cuda.synchronize(sequences.device)
         self._seconds = time.perf_counter() - started
         self._sequences, self._prompt = sequences, input_ids.shape[1]
+        self._mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         self._kernels = self._decoder.ran()
         return sequences
 
@@ -102,10 +104,21 @@ class Engine:
         """
         if self._sequences is None:
             raise KernelError("nothing was generated yet; call generate first")
-        rows, length = self._sequences.shape
-        with applied(self._model, self._plan, GENERATED, BatchTrafficCounter) as session:
-            session.prompt_lengths = torch.full((rows,), self._prompt, device=self._sequences.device)
-            self._model(input_ids=self._sequences[:, :-1], use_cache=False, logits_to_keep=1)
+        length = self._sequences.shape[1]
+        # The last token was never read.
+        mask = nn.functional.pad(self._mask, (0, length - 1 - self._prompt), value=1)
+        with (
+            at_rest(self._model),
+            applied(self._model, self._plan, GENERATED, BatchTrafficCounter) as session,
+        ):
+            session.prompt_lengths = self._mask.sum(dim=1)
+            self._model(
+                input_ids=self._sequences[:, :-1],
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),
+                use_cache=False,
+                logits_to_keep=1,
+            )
             found = session.report()
         kept = ("realised_sparsity", "bytes_per_token", "dense_bytes_per_token")
         return {name: found[name] for name in kept} | {
@@ -136,12 +149,22 @@ def engine(
         capacity = min(CAPACITY, model.config.max_position_embeddings)
     tuned_for = plan.provenance.sparsity if tune and plan is not None else None
     rules = plan or SparsityPlan(shapes=projection_shapes(model))
-    with DecodeEngine(
-        model,
-        plan,
-        batch=batch,
-        capacity=capacity,
-        tuned_for=tuned_for,
-        reading_prompts=partial(applied, model, rules, token_policy(tokens)),
-    ) as decoder:
+    policy = token_policy(tokens)
+
+    @contextmanager
+    def reading_prompts() -> Iterator[None]:
+        with at_rest(model), applied(model, rules, policy):
+            yield
+
+    with (
+        acting_on(model, ENGINE, beside=ENGINE),
+        DecodeEngine(
+            model,
+            plan,
+            batch=batch,
+            capacity=capacity,
+            tuned_for=tuned_for,
+            reading_prompts=reading_prompts,
+        ) as decoder,
+    ):
         yield Engine(model, rules, decoder)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .catalogue import make_method, token_policy
+from .method.acting import ENGINE, PLANNING, acting_on, at_rest
 from .method.base import Method
 from .method.calibration import Calibration
 from .method.errors import UserError
@@ -49,7 +49,7 @@ def plan(
     recipe = make_method(method, search, seed) if isinstance(method, str) else method
     ids = _token_ids(texts, tokenizer, sequences, length)
     policy = None if search_tokens is None else token_policy(search_tokens)
-    with _at_rest(model):
+    with acting_on(model, PLANNING, beside=ENGINE), at_rest(model):
         torch.manual_seed(seed)
         return recipe.plan(Calibration(model, ids, batch_size, policy), sparsity)
 
@@ -59,21 +59,6 @@ def load_plan(path: Path | str) -> SparsityPlan:
     format.
     """
     return SparsityPlan.load(path)
-
-
-@contextmanager
-def _at_rest(model: PreTrainedModel) -> Iterator[None]:
-    """Context in which the model neither drops out nor collects gradients of its weights."""
-    training = model.training
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.train(training)
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _token_ids(

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..kernels.reference import dropped_by_top_k, kept_by_threshold, low_rank_product
+from .acting import ENGINE, PLAN, acting_on
 from .candidates import CandidateRules
 from .errors import UserError
 from .hooks import hooked
@@ -128,8 +129,11 @@ class SparseSession:
         """Register all hooks of the plan on the model."""
         decoder, linears = decoder_of(self._model), model_projections(self._model)
         device = next(self._model.parameters()).device
+        dtype = self._model.get_input_embeddings().weight.dtype  # of activations, whatever projections store
         for name, rule in self._plan.rules.items():
-            yield from self._hooks[split_key(name)[0]].on_projection(name, linears[name], rule.to(device))
+            yield from self._hooks[split_key(name)[0]].on_projection(
+                name, linears[name], rule.to(device, dtype)
+            )
         for block, thresholds in self._plan.gate_thresholds.items():
             activation = decoder.blocks[block].get_submodule(GATE_ACTIVATION_PATH)
             name = f"{block}.gate_activation"
@@ -234,10 +238,15 @@ def applied(
     """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
 
     `counting`: what is one token in the session's report. Raises PlanError when the plan was made for a model
-    of other shapes or other quantised weights.
+    of other shapes or other quantised weights, and UserError where another plan acts on the model.
     """
     plan.check_model(projection_shapes(model))
     plan.check_quantisation(description_of(model))
     session = SparseSession(model, plan, policy, counting(model, plan))
-    with rotated(model, plan.rotations), hooked(session.hooks()), session.observed_generation():
+    with (
+        acting_on(model, PLAN, beside=ENGINE),  # an engine reads its prompts under its plan
+        rotated(model, plan.rotations),
+        hooked(session.hooks()),
+        session.observed_generation(),
+    ):
         yield session

@@ -1,5 +1,9 @@
 """The library face: a plan in one call, the model sparse in a context, the engine equal to both, all undone."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 import wisparse
@@ -136,3 +140,87 @@ def test_the_face_is_what_it_says():
     assert all(getattr(wisparse, name) is not None for name in wisparse.__all__)
     with pytest.raises(AttributeError, match="no attribute 'plans'"):
         wisparse.plans  # noqa: B018
+
+
+def test_a_second_plan_within_one_is_refused(llama):
+    plan = planned(llama)
+    expected = llama(PROMPT).logits
+    inner = {
+        "a plan": lambda: wisparse.sparse(llama, planned(make_tiny_model("llama"))),
+        "an engine": lambda: wisparse.engine(llama),
+        "the making of a plan": lambda: nullcontext(planned(llama)),
+    }
+    for what, enter in inner.items():
+        with (
+            wisparse.sparse(llama, plan),
+            pytest.raises(UserError, match=f"a plan acts on this model already, and {what}"),
+            enter(),
+        ):
+            pass
+    with (
+        wisparse.engine(llama) as engine,
+        wisparse.sparse(llama, plan),
+        pytest.raises(UserError, match="a plan"),
+    ):
+        engine.generate(PROMPT, new_tokens=2)
+    assert torch.equal(llama(PROMPT).logits, expected)
+
+
+def test_two_threads_cannot_apply_two_plans_at_once(llama):
+    plan = planned(llama)
+
+    def apply() -> None:
+        with wisparse.sparse(llama, plan):
+            pass
+
+    with wisparse.sparse(llama, plan), ThreadPoolExecutor(1) as other, pytest.raises(UserError, match="a plan"):
+        other.submit(apply).result()
+
+
+def test_the_engine_reads_prompts_and_reports_at_rest(llama):
+    plan = planned(llama)
+    with wisparse.engine(llama, plan) as engine:
+        expected, report = engine.generate(PROMPT, new_tokens=8), engine.report()
+    llama.train()
+    llama.model.layers[0].eval()
+    for block in llama.model.layers:
+        block.self_attn.attention_dropout = 0.9
+    llama.gradient_checkpointing_enable()
+    with wisparse.engine(llama, plan) as engine:
+        assert torch.equal(engine.generate(PROMPT, new_tokens=8), expected)
+        assert engine.report()["realised_sparsity"] == report["realised_sparsity"]
+    assert llama.training
+    assert not llama.model.layers[0].mlp.training
+    assert llama.model.layers[1].mlp.training
+
+
+def test_the_report_of_a_padded_prompt_is_that_of_the_prompt(tiny_model):
+    with wisparse.engine(tiny_model, planned(tiny_model)) as engine:
+        expected = engine.generate(PROMPT, new_tokens=8)
+        alone = engine.report()["realised_sparsity"]
+        padded = torch.nn.functional.pad(PROMPT, (9, 0))
+        mask = torch.nn.functional.pad(torch.ones_like(PROMPT), (9, 0))
+        assert torch.equal(engine.generate(padded, mask, new_tokens=8)[:, 9:], expected)
+        assert engine.report()["realised_sparsity"] == pytest.approx(alone, abs=1e-9)
+
+
+def test_low_rank_factors_take_the_models_type(llama):
+    plan = planned(llama, "rsparse")
+    rounded = {name: rule.to("cpu", torch.bfloat16) for name, rule in plan.rules.items()}
+    half = make_tiny_model("llama").bfloat16()
+    logits = []
+    for each in (plan, replace(plan, rules=rounded)):
+        with wisparse.sparse(half, each, tokens="all"):
+            logits.append(half(PROMPT).logits)
+    assert torch.equal(*logits)
+    assert not torch.equal(logits[0], half(PROMPT).logits)
+
+
+def test_after_an_engine_in_inference_mode_the_model_can_be_trained():
+    for plan in (None, planned(make_tiny_model("llama"), "chess"), planned(make_tiny_model("llama"))):
+        model = make_tiny_model("llama").requires_grad_(True)
+        with torch.inference_mode(), wisparse.engine(model, plan) as engine:
+            engine.generate(PROMPT, new_tokens=2)
+        assert not any(parameter.is_inference() for parameter in model.parameters())
+        model(IDS, labels=IDS).loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
