@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +15,7 @@ from .hub import fetch_model
 from .norm_spread import LARGEST_SPREAD, spread_norms
 from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
 from .tokenizer import check_token_ids, load_tokenizer
+from .weight_files import read_json, weight_files
 from .weights import check_finite, check_runs, load_weights
 from .wheel import Wheel
 
@@ -87,7 +86,7 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
         raise UserError(f"model.weights={weights} is not supported; choose pretrained or random")
     from_hub = model["source"] == "hub" and not model.get("path")
     folder, origin = (_hub_folder(model), None) if from_hub else _local_folder(model)
-    config = _read_json(folder / "config.json", folder)
+    config = read_json(folder / "config.json", folder)
     family = config.get("model_type")
     if family not in FAMILIES:
         raise UserError(
@@ -101,16 +100,16 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
     name = model["name"] or (
         model["id"] if from_hub else Path(model["path"]).resolve().name.removesuffix(".gguf")
     )
-    weight_files = _weight_files(folder, config)
+    files = weight_files(folder, config)
     return Checkpoint(
         name,
         folder,
         family,
-        weight_files,
+        files,
         model["dtype"],
         device,
         FoundFiles.find(companions(folder)),
-        FoundFiles.find((folder / "config.json", *weight_files)),
+        FoundFiles.find((folder / "config.json", *files)),
         offload=model.get("offload", "auto"),
         norm_spread=_checked_spread(model.get("norm_spread", 0.0)),
         norm_spread_seed=model.get("norm_spread_seed", 0),
@@ -168,49 +167,6 @@ def resolve_device(device: str) -> str:
     return str(device)
 
 
-def check_safetensors(path: Path) -> None:
-    """Raises UserError when a safetensors file is missing, truncated or not one; reads its header only."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; fetch the checkpoint again")
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (header_length,) = struct.unpack("<Q", file.read(8))
-            if header_length > size - 8:
-                raise ValueError("shorter than its header")
-            header = json.loads(file.read(header_length))
-        end = max(
-            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
-        )
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is truncated or no safetensors file; fetch it again") from error
-    if size != 8 + header_length + end:
-        raise UserError(f"{path} has {size} bytes, its header says {8 + header_length + end}; fetch it again")
-
-
-def _weight_files(folder: Path, config: dict[str, Any]) -> tuple[Path, ...]:
-    """Files of the weights, and their index where there is one, in the order in which transformers looks."""
-    if named := config.get("transformers_weights"):
-        raise UserError(
-            f"{folder}: config.json names its weights, transformers_weights={named}, which is not supported; "
-            "rename the file to model.safetensors and remove the setting"
-        )
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.exists():
-        files = files_to_hash = (whole,)
-    elif index.exists():
-        weight_map = _read_json(index, folder).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index} lists no weights; fetch the checkpoint again")
-        files = tuple(folder / name for name in sorted(set(weight_map.values())))
-        files_to_hash = (index, *files)
-    else:
-        raise UserError(f"{folder} holds no safetensors weights (model.safetensors or its index with shards)")
-    for path in files:
-        check_safetensors(path)
-    return files_to_hash
-
-
 def _local_folder(model: dict[str, Any]) -> tuple[Path, Origin | None]:
     """The folder that holds config.json, and the GGUF file that it was made of."""
     if model["source"] == "wheel":
@@ -236,15 +192,3 @@ def _hub_folder(model: dict[str, Any]) -> Path:
     if not model["id"]:
         raise UserError("model=hub needs model.id=ORG/NAME, for example model.id=Qwen/Qwen2.5-7B-Instruct")
     return fetch_model(model["id"], model.get("revision"))
-
-
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{folder} has no {path.name}; give the folder of a complete checkpoint")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON; fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; fetch it again")
-    return content

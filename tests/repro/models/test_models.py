@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from wisparse.method.errors import UserError
 from wisparse.repro.cell.planning import model_identity
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.models.checkpoint import check_safetensors, find_checkpoint, load_model, resolve_device
+from wisparse.repro.models.checkpoint import find_checkpoint, load_model, resolve_device
+from wisparse.repro.models.weight_files import check_safetensors
 
 LLAMA_MINI = REPOSITORY / "repro/embedded/models/llama-mini"
 SHARD = "model-00001-of-00002.safetensors"
@@ -110,17 +111,28 @@ def test_content_that_was_not_hashed_before_it_changed_has_no_identity(checkpoin
         model_identity(found)
 
 
-def test_weights_in_one_file_come_before_an_index_as_transformers_takes_them(checkpoint):
-    sharded = find_checkpoint(settings(checkpoint))
+def _stale_duplicate(folder: Path) -> None:
+    first, second = (load_file(path) for path in sorted(folder.glob("*.safetensors")))
+    name = next(name for name in first if "down_proj" in name)
+    _replace(folder / SHARD.replace("00001", "00002", 1), second | {name: -first[name]})
+
+
+def _two_sets(folder: Path) -> None:
     tensors = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
+    for path in folder.glob("*.safetensors"):
         tensors |= load_file(path)
-    tensors["model.norm.weight"] *= 2
-    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    both = find_checkpoint(settings(checkpoint))
-    assert both.weight_files == (checkpoint / "model.safetensors",)
-    assert both.fingerprint != sharded.fingerprint
-    assert torch.equal(load_model(both).model.model.norm.weight, tensors["model.norm.weight"].float())
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _integers(folder: Path) -> None:
+    tensors = load_file(folder / SHARD)
+    name = next(name for name in tensors if "down_proj" in name)
+    _replace(folder / SHARD, tensors | {name: (50 * tensors[name]).round().to(torch.int8)})
+
+
+def _replace(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _truncate(folder: Path) -> None:
@@ -178,6 +190,9 @@ def _write(name: str, text: str):
         (_other_family, "'gpt2' is not supported; take a model of Llama, Mistral, Qwen2, Qwen3"),
         (_quantize, "quantized"),
         (_adapt, "holds an adapter .*merge it"),
+        (_stale_duplicate, f"{SHARD} and model-00002-of-00002.safetensors both hold model.*down_proj.weight"),
+        (_two_sets, "two sets of weights, model.safetensors and the shards of model.safetensors.index.json"),
+        (_integers, f"{SHARD} holds 1 tensors that are no floats.*down_proj.weight of type I8"),
         (_name_weights, "transformers_weights=other.safetensors, which is not supported"),
         (_stray_window, "sliding_window=8, which Llama models do not know; remove it"),
         (_unlink("tokenizer.json"), "has no tokenizer"),
