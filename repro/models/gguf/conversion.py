@@ -28,6 +28,9 @@ MAGIC = b"GGUF"
 ORIGIN = "gguf.json"
 """File of a converted folder that says what it was made of."""
 
+SUMS = "sha256.json"
+"""File of a converted folder with the hash of every other one, against which they are checked."""
+
 CONVERSION = 1
 """Raised whenever the same file becomes another checkpoint: older folders of the cache are then left alone."""
 
@@ -94,11 +97,27 @@ def converted(file: Path) -> tuple[Path, Origin]:
     sha256 = file_sha256(file)
     readers = _readers()
     key = hashlib.sha256(json.dumps([sha256, CONVERSION, readers]).encode()).hexdigest()[:32]
-    folder = made_once(f"gguf/{key}", lambda unfinished: _convert(file, sha256, unfinished))
+    folder = made_once(f"gguf/{key}", lambda unfinished: _convert(file, sha256, unfinished), _is_whole)
     content = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     pairs = {name: tuple(content[name].items()) for name in ("types", "readers")}
     # A copy of the file under another name is the same checkpoint; the record names the one that was asked for.
     return folder, Origin(**content | pairs | {"file": file.name})
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of a converted folder is as it was written."""
+    try:
+        return bool(json.loads((folder / SUMS).read_text(encoding="utf-8")) == _sums(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / SUMS
+    }
 
 
 def _readers() -> dict[str, str]:
@@ -157,6 +176,7 @@ def _convert(file: Path, sha256: str, folder: Path) -> None:
         file.name, header.bytes, sha256, _quantisation(header), tuple(types.items()), tuple(_readers().items())
     )
     (folder / ORIGIN).write_text(json.dumps(origin.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / SUMS).write_text(json.dumps(_sums(folder), indent=1) + "\n", encoding="utf-8")
 
 
 def _types(header: Header) -> dict[str, int]:

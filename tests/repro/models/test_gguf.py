@@ -252,6 +252,38 @@ def test_a_conversion_is_done_once_and_known_by_the_files_content(tmp_path, caps
     assert not list((tmp_path / "cache" / "gguf").glob("*.unfinished"))
 
 
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 255
+    path.write_bytes(content)
+
+
+KEPT_DAMAGES = {
+    "a byte of the weights": lambda folder: _flip(folder / "model.safetensors"),
+    "truncated weights": lambda folder: os.truncate(folder / "model.safetensors", 5000),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "another configuration": lambda folder: _flip(folder / "config.json"),
+    "a file more": lambda folder: (folder / "added_tokens.json").write_text("{}"),
+    "no JSON": lambda folder: (folder / "gguf.json").write_text("{"),
+    "no hashes": lambda folder: (folder / "sha256.json").unlink(),
+    "nothing": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", KEPT_DAMAGES)
+def test_a_damaged_conversion_is_made_anew(damage, tmp_path, caplog):
+    path = write(tmp_path / "tiny.gguf", tiny("llama"))
+    found = find_checkpoint(settings(path))
+    whole = {file.name: file.read_bytes() for file in found.folder.iterdir()}
+    KEPT_DAMAGES[damage](found.folder)
+    again = find_checkpoint(settings(path))
+    assert "is damaged or incomplete, and is made anew" in caplog.text
+    assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == whole
+    caplog.clear()
+    assert find_checkpoint(settings(path)) == again
+    assert caplog.text == ""
+
+
 def _start(path: Path, content: bytes) -> None:
     path.write_bytes(content + path.read_bytes()[len(content) :])
 
