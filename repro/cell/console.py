@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,14 +17,16 @@ class Row(NamedTuple):
 
     measure: str
     value: str
+    stderr: str = ""
     dense: str = ""
     difference: str = ""
-    stderr: str = ""
     n: str = ""
     chance: str = ""
 
 
-HEADS = Row("measure", "value", "dense", "difference", "± stderr", "n", "chance")
+HEADS = Row("measure", "value", "± stderr", "dense", "difference", "n", "chance")
+PIPED_WIDTH = 120
+"""Characters of a table that goes into a file."""
 
 
 def print_record(record: dict[str, Any], dense: dict[str, Any] | None = None) -> None:
@@ -41,7 +44,7 @@ def print_record(record: dict[str, Any], dense: dict[str, Any] | None = None) ->
             table.add_row(*(row[place] for place in shown))
         table.add_section()
     table.caption = "; ".join(_caption(record, dense))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 
 def _evaluated(record: dict[str, Any]) -> bool:
@@ -67,9 +70,9 @@ def _scores(record: dict[str, Any], dense: dict[str, Any] | None) -> list[Row]:
             Row(
                 f"{name} ({task['metric']})",
                 f"{100 * task['value']:.1f} %",
+                f"{100 * task['stderr']:.1f}",
                 "" if other is None else f"{100 * other:.1f} %",
                 "" if other is None else f"{100 * (task['value'] - other):+.1f}",
-                f"{100 * task['stderr']:.1f}",
                 str(task["n"]),
                 f"{100 * task['chance']:.1f}",
             )
@@ -78,15 +81,15 @@ def _scores(record: dict[str, Any], dense: dict[str, Any] | None) -> list[Row]:
     if average is not None:
         other = dense and dense["average"]
         known = () if other is None else (f"{other:.2f} %", f"{average - other:+.2f}")
-        rows.append(Row("average", f"{average:.2f} %", *known))
+        rows.append(Row("average", f"{average:.2f} %", "", *known))
     if perplexity is not None:
         documents = str(record["n_documents"])
         other = dense and dense["perplexity"]
         known = () if other is None else (f"{other:.3f}", f"× {perplexity / other:.4f}")
-        rows.append(Row("perplexity", f"{perplexity:.3f}", *known, n=documents))
+        rows.append(Row("perplexity", f"{perplexity:.3f}", "", *known, n=documents))
         bits, other = record["bits_per_byte"], dense and dense["bits_per_byte"]
         known = () if other is None else (f"{other:.4f}", f"{bits - other:+.4f}")
-        rows.append(Row("bits per byte", f"{bits:.4f}", *known, n=documents))
+        rows.append(Row("bits per byte", f"{bits:.4f}", "", *known, n=documents))
     return rows
 
 
@@ -99,7 +102,7 @@ def _bytes(traffic: dict[str, Any], title: str) -> list[Row]:
     own, dense = traffic["bytes_per_token"], traffic["dense_bytes_per_token"]
     return [
         Row(title, f"{100 * traffic['realised_sparsity']:.2f} %"),
-        Row("bytes read per token", f"{own:,.0f}", f"{dense:,.0f}", f"× {own / dense:.3f}"),
+        Row("bytes read per token", f"{own:,.0f}", "", f"{dense:,.0f}", f"× {own / dense:.3f}"),
     ]
 
 

@@ -120,6 +120,11 @@ class CellJob:
         return Path(hydra.sweep.dir if _is_sweep() else hydra.run.dir)
 
 
+def _number() -> str:
+    """Number of the cell in its sweep, from 1; nothing for a single one."""
+    return f"cell {HydraConfig.get().job.num + 1}: " if _is_sweep() else ""
+
+
 def outcomes_folder(experiment: Path, outcomes: str) -> Path:
     """Where the jobs of a command leave how they ended: below the experiment.
 
@@ -202,7 +207,7 @@ def _finished_or_measured(cell: Cell, logger: Any) -> tuple[dict[str, Any], bool
                 log_once(logger, cell.folder, record)
             return record, False
         if processes.is_main():
-            log.info("%s → %s", cell.name, cell.folder)
+            log.info("%s%s → %s", _number(), cell.name, cell.folder)
             logger.check()
         record = measure(cell)
         if processes.is_main():

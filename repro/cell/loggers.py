@@ -132,6 +132,7 @@ class WandbLogger:
             run.log(scalars(record) | {"tasks": task_table(record)})
             run.summary["record"] = {key: value for key, value in record.items() if key != "config"}
             run.finish()
+            log.info("logged to W&B, %s: project %s, %s", run.settings.mode, self.project, directory / "wandb")
         except (wandb.Error, OSError) as error:
             raise UserError(
                 f"the record is written, but W&B failed ({' '.join(str(error).split())}); the same command "

@@ -35,6 +35,8 @@ class Announcement(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """A sweep."""
         self._keep(config, Path(config.hydra.sweep.dir))
+        cells = len(self.cells())
+        print(f"{cells} cell{'s' if cells > 1 else ''}; finished ones are kept", file=sys.stderr, flush=True)
 
     def _keep(self, config: DictConfig, folder: Path) -> None:
         self._config, self.folder = config, folder

@@ -6,6 +6,7 @@ devices that the tables hold already are kept.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,10 @@ def gather(sources: list[Path], staging: Path) -> None:
 
 
 def main() -> None:
-    """Measure, then write results/speed.{md,csv}, results/kernels.csv and the plots."""
+    """Measure, then write results/speed.*, results/kernels.csv and the plots: rows of this device anew."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of run.py for every cell")
+    overrides = parser.parse_args().overrides
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         print(
@@ -57,7 +61,7 @@ def main() -> None:
             flush=True,
         )
     staging = REPOSITORY / "outputs" / "speed_records"
-    gather(run_experiments(device, sys.argv[1:]), staging)
+    gather(run_experiments(device, overrides), staging)
     with mistakes_in_one_line():
         data = read_speed(staging)
     write_tables(TABLES["speed"], data, RESULTS / "speed")

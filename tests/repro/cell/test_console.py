@@ -49,10 +49,14 @@ def row(lines: list[list[str]], name: str) -> list[str]:
 def test_dense_stands_beside_sparse_with_the_difference(pair, shown):
     teal, dense = pair
     lines = shown(teal, dense)
-    assert row(lines, "measure")[:4] == ["measure", "value", "dense", "difference"]
+    # The error is of the value, and stands beside it.
+    assert row(lines, "measure")[:5] == ["measure", "value", "± stderr", "dense", "difference"]
     for name in teal["tasks"]:
         mine, theirs = (100 * record["tasks"][name]["value"] for record in pair)
-        assert row(lines, name)[1:4] == [f"{mine:.1f} %", f"{theirs:.1f} %", f"{mine - theirs:+.1f}"]
+        error = 100 * teal["tasks"][name]["stderr"]
+        assert row(lines, name)[1:5] == [
+            f"{mine:.1f} %", f"{error:.1f}", f"{theirs:.1f} %", f"{mine - theirs:+.1f}"
+        ]  # fmt: skip
     difference = teal["average"] - dense["average"]
     assert row(lines, "average")[1:] == [
         f"{teal['average']:.2f} %",
@@ -88,7 +92,7 @@ def test_a_task_that_the_model_fails_altogether_is_still_compared(pair, shown):
     teal, dense = deepcopy(pair)
     name = next(iter(teal["tasks"]))
     dense["tasks"][name]["value"] = 0.0
-    assert row(shown(teal, dense), name)[2] == "0.0 %"
+    assert row(shown(teal, dense), name)[3] == "0.0 %"
 
 
 def test_what_torch_says_of_a_machine_without_a_gpu_is_left_out_and_nothing_else(caplog):
