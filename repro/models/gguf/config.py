@@ -10,7 +10,9 @@ import numpy as np
 
 from ....kernels.decoder import FAMILIES
 from ....method.errors import UserError
+from ..tokenizer import brief
 from .header import Header
+from .values import COUNT, INDEX, POSITIVE, TEXT, Kind
 from .weights import FREQUENCIES
 
 if TYPE_CHECKING:
@@ -47,9 +49,12 @@ def configuration(header: Header) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     keys = _Keys(header)
-    sizes = {there: keys.whole(key) for key, there in SIZES.items()}
+    sizes = {there: keys.take(key, COUNT) for key, there in SIZES.items()}
     heads = sizes["num_attention_heads"]
-    head_dim = keys.take("attention.key_length", sizes["hidden_size"] // max(heads, 1))
+    groups = keys.take("attention.head_count_kv", COUNT, heads)
+    if heads % groups:
+        raise UserError(f"{header.file}: {heads} heads do not share {groups} of keys and values evenly")
+    head_dim = keys.take("attention.key_length", COUNT, sizes["hidden_size"] // heads)
     keys.agree("attention.value_length", head_dim)
     keys.agree("rope.dimension_count", head_dim)
     embedding = header.tensors.get("token_embd.weight")
@@ -57,9 +62,9 @@ def configuration(header: Header) -> PreTrainedConfig:
         raise UserError(f"{header.file} lacks token_embd.weight, the embedding; take another file")
     family, window = _family(keys)
     settings = sizes | {
-        "num_key_value_heads": keys.take("attention.head_count_kv", heads),
+        "num_key_value_heads": groups,
         "head_dim": head_dim,
-        "rms_norm_eps": _shortest(keys.take("attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": _shortest(keys.take("attention.layer_norm_rms_epsilon", POSITIVE)),
         "rope_parameters": _rotary(keys, head_dim),
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in header.tensors,
@@ -68,9 +73,22 @@ def configuration(header: Header) -> PreTrainedConfig:
     if family == "mistral":
         settings["sliding_window"] = window
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        settings[f"{name}_token_id"] = header.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        settings[f"{name}_token_id"] = token_id(header, key)
     keys.check_all_taken()
-    return AutoConfig.for_model(family, **settings)
+    try:
+        return AutoConfig.for_model(family, **settings)
+    except Exception as error:  # configurations are checked with errors of many kinds
+        raise UserError(f"{header.file}: its sizes are of no {family} model ({brief(error)})") from error
+
+
+def token_id(header: Header, name: str) -> int | None:
+    """Number of a special token, None where there is none; raises UserError where no row embeds it."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    found: int | None = header.value(key, INDEX)
+    rows = header.tensors["token_embd.weight"].shape[0]
+    if found is not None and found >= rows:
+        raise UserError(f"{header.file}: {key} {found} is none of its {rows} tokens; take another file")
+    return found
 
 
 class _Keys:
@@ -89,29 +107,22 @@ class _Keys:
             key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)
         }
 
-    def take(self, key: str, default: Any = None) -> Any:
-        """A key's value, or the default; raises UserError where neither is there or blocks differ."""
+    def take(self, key: str, kind: Kind, default: Any = None) -> Any:
+        """A key's value of a kind, or the default; raises UserError where neither is there or blocks differ."""
         value = self._left.pop(key, default)
         if value is None:
             raise UserError(f"{self.file} does not say {key}; take another file")
         if isinstance(value, list):
             raise UserError(f"{self.file}: {key} is another one in each block, which is not supported")
-        return value
+        return kind.check(self.file, key, value)
 
-    def optional(self, key: str) -> Any:
-        """A key's value, or None."""
-        return self._left.pop(key, None)
+    def optional(self, key: str, kind: Kind) -> Any:
+        """A key's value of a kind, or None."""
+        return self.take(key, kind) if key in self._left else None
 
-    def whole(self, key: str) -> int:
-        """A positive whole number."""
-        value = self.take(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.file}: {key} is {value}, no positive whole number; fetch it again")
-        return value
-
-    def agree(self, key: str, value: Any) -> None:
+    def agree(self, key: str, value: int) -> None:
         """Raises UserError where the file has another value."""
-        if (found := self.take(key, value)) != value:
+        if (found := self.take(key, COUNT, value)) != value:
             raise UserError(
                 f"{self.file}: {key} is {found}, and only {value} is supported with its other sizes"
             )
@@ -131,27 +142,28 @@ def _family(keys: _Keys) -> tuple[str, int | None]:
     architecture = keys.header.architecture
     if architecture != "llama":
         return architecture, None
-    window = keys.optional("attention.sliding_window")
+    window = keys.optional("attention.sliding_window", COUNT)
     names = [str(keys.header.metadata.get(f"general.{key}", "")) for key in ("name", "basename")]
     is_mistral = window is not None or any("mistral" in name.lower() for name in names)
     return ("mistral" if is_mistral else "llama"), window
 
 
 def _rotary(keys: _Keys, head_dim: int) -> dict[str, Any]:
-    theta = _shortest(keys.take("rope.freq_base", 10000.0))
-    kind = keys.take("rope.scaling.type", "none")
-    linear = keys.optional("rope.scale_linear")  # of older files
-    factor = keys.optional("rope.scaling.factor") or linear
-    original = keys.optional("rope.scaling.original_context_length")
+    theta = _shortest(keys.take("rope.freq_base", POSITIVE, 10000.0))
+    linear = keys.optional("rope.scale_linear", POSITIVE)  # of older files
+    factor = keys.optional("rope.scaling.factor", POSITIVE) or linear
+    # llama.cpp divides by a factor whose kind is not named, and by none where the kind is "none".
+    kind = keys.take("rope.scaling.type", TEXT, "none" if factor in (None, 1) else "linear")
+    original = keys.optional("rope.scaling.original_context_length", COUNT)
     if FREQUENCIES in keys.header.tensors:
         if kind != "none":
             raise UserError(f"{keys.file} scales its rotary embedding twice, by {kind} and by {FREQUENCIES}")
         return {"rope_theta": theta, **_llama3(keys.header, theta, head_dim)}
-    if kind == "none" and (linear or 1) == 1:
+    if kind == "none":
         return {"rope_type": "default", "rope_theta": theta}
     if factor is None:
         raise UserError(f"{keys.file} scales its rotary embedding without a factor; take another file")
-    if kind in ("linear", "none"):
+    if kind == "linear":
         return {"rope_type": "linear", "rope_theta": theta, "factor": _shortest(factor)}
     if kind == "yarn" and original:
         scaling = {"factor": _shortest(factor), "original_max_position_embeddings": original}

@@ -31,7 +31,7 @@ ORIGIN = "gguf.json"
 SUMS = "sha256.json"
 """File of a converted folder with the hash of every other one, against which they are checked."""
 
-CONVERSION = 1
+CONVERSION = 2
 """Raised whenever the same file becomes another checkpoint: older folders of the cache are then left alone."""
 
 SPLIT = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.gguf$")
@@ -157,10 +157,11 @@ def _convert(file: Path, sha256: str, folder: Path) -> None:
     from .config import configuration
     from .header import read_header
     from .tokenizer import save_tokenizer
+    from .values import INDEX
     from .weights import checked_names, save_weights
 
     header = read_header(file)
-    if header.metadata.get("split.count", 0) > 1:
+    if header.value("split.count", INDEX, 0) > 1:
         raise _split(file)
     print(
         f"{file.name}: {header.bytes / 1e6:.0f} MB are dequantised once, into {folder.parent}", file=sys.stderr
@@ -194,7 +195,9 @@ def _generation(header: Header, config: Any, folder: Path) -> None:
     """Write generation_config.json: a turn's end ends a text, too."""
     from transformers import GenerationConfig
 
-    ends = [config.eos_token_id, header.metadata.get("tokenizer.ggml.eot_token_id")]
+    from .config import token_id
+
+    ends = [config.eos_token_id, token_id(header, "eot")]
     ends = list(dict.fromkeys(end for end in ends if end is not None))
     GenerationConfig(
         bos_token_id=config.bos_token_id,

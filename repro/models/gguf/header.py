@@ -21,6 +21,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from ....method.errors import UserError
+from .values import COUNT, TEXT, Kind
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -69,7 +70,12 @@ class Header:
     @property
     def architecture(self) -> str:
         """Name of the architecture, as llama.cpp has it."""
-        return str(self.metadata.get("general.architecture"))
+        return str(self.value("general.architecture", TEXT))
+
+    def value(self, key: str, kind: Kind, default: Any = None) -> Any:
+        """Value of a key, or the default where it is absent; raises UserError where it is of another kind."""
+        value = self.metadata.get(key)
+        return default if value is None else kind.check(self.file, key, value)
 
     def values(self, name: str) -> np.ndarray:
         """Values of a tensor, dequantised where it is quantised, of its shape."""
@@ -88,7 +94,7 @@ def read_header(file: Path) -> Header:
             n_tensors, n_keys = reader.numbers("QQ")
             metadata = dict(reader.entry() for _ in range(n_keys))
             table = [reader.tensor() for _ in range(n_tensors)]
-            alignment = metadata.get("general.alignment", 32)
+            alignment = COUNT.check(file, "general.alignment", metadata.get("general.alignment", 32))
             start = -(-stream.tell() // alignment) * alignment
     tensors = {name: _tensor(file, name, shape, kind, start + offset) for name, shape, kind, offset in table}
     end = max((tensor.start + tensor.bytes for tensor in tensors.values()), default=0)
@@ -157,6 +163,8 @@ class _Reader:
         if kind != ARRAY:
             return self.numbers(self._scalar(kind))[0]
         inner, count = self.numbers("IQ")
+        if inner == ARRAY:
+            raise ValueError("arrays of arrays are in no file that llama.cpp reads")
         if count <= LONGEST_ARRAY:
             return [self.value(inner) for _ in range(count)]
         if inner != STRING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ....method.errors import UserError
 from ..tokenizer import PROBE, load_tokenizer
+from .values import TEXT, TRUTH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ def _read(header: Header) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
-    kind, split = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    kind, split = (header.value(f"tokenizer.ggml.{key}", TEXT) for key in ("model", "pre"))
     _check(header, kind, split)
     try:
         architecture, vocabulary, named = get_gguf_tokenizer(str(header.file))
@@ -66,7 +67,7 @@ def _read(header: Header) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=_as_stated(backend, len(vocabulary["tokens"]), split),
         add_bos_token=_begins(header, kind, split),
-        add_eos_token=bool(header.metadata.get("tokenizer.ggml.add_eos_token", False)),
+        add_eos_token=bool(header.value("tokenizer.ggml.add_eos_token", TRUTH, False)),
         **named,
     )
 
@@ -98,7 +99,7 @@ def _check(header: Header, kind: str | None, split: str | None) -> None:
             f"{header.file}: its vocabulary splits text in a way called '{split}', which is not known here; "
             f"known are {', '.join(sorted(KNOWN_SPLITS))}"
         )
-    if kind == "llama" and not header.metadata.get("tokenizer.ggml.add_space_prefix", True):
+    if kind == "llama" and not header.value("tokenizer.ggml.add_space_prefix", TRUTH, True):
         raise UserError(
             f"{header.file}: SentencePiece without a space before the text is not supported in GGUF"
         )
@@ -107,7 +108,7 @@ def _check(header: Header, kind: str | None, split: str | None) -> None:
 def _begins(header: Header, kind: str | None, split: str | None) -> bool:
     """Whether texts begin with the begin token; where a file does not say so, as llama.cpp takes it."""
     default = kind == "llama" or split in LLAMA3
-    begins = header.metadata.get("tokenizer.ggml.add_bos_token", default)
+    begins = header.value("tokenizer.ggml.add_bos_token", TRUTH, default)
     return bool(begins) and "tokenizer.ggml.bos_token_id" in header.metadata
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 from pathlib import Path
 
 import gguf
@@ -160,6 +161,23 @@ def test_scaled_rotary_embeddings_come_over(kind, tmp_path):
     found = loaded(write(tmp_path / "tiny.gguf", model, changed_keys=keys)).model
     assert torch.equal(logits(found), logits(model))
     assert not torch.equal(logits(found), logits(tiny("qwen2")))
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}, 4.0),
+        ({"rope.scale_linear": 2.0}, 2.0),
+        ({"rope.scaling.factor": 1.0}, None),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+    ],
+)
+def test_a_factor_whose_kind_is_not_named_is_linear_as_llama_cpp_takes_it(keys, factor, tmp_path):
+    scaled = {"rope_type": "linear", "factor": factor} if factor else {"rope_type": "default"}
+    model = tiny("llama", rope_parameters={"rope_theta": 12345.0, **scaled})
+    read = loaded(write(tmp_path / "tiny.gguf", model, changed_keys=keys)).model
+    assert torch.equal(logits(read), logits(model))
+    assert read.config.rope_parameters.get("factor") == factor
 
 
 def test_a_mistral_is_known_by_its_window(tmp_path):
@@ -338,6 +356,54 @@ REFUSED = {
     "kind 't5'": {"changed_tokenizer": {"model": "t5"}},
     "join them first": {"changed_general": {"split.count": 3}},
 }
+
+
+EPSILON, KV_HEADS = "attention.layer_norm_rms_epsilon", "attention.head_count_kv"
+WRONG_KEYS = [
+    *((EPSILON, value) for value in ("abc", math.nan, -1.0, 0.0, True)),
+    *(("rope.freq_base", value) for value in ("x", 0.0, math.nan, -5.0)),
+    *((KV_HEADS, value) for value in (0, "2", 2.0)),
+    *(("attention.key_length", value) for value in (0, 32.0, "x")),
+    *(("attention.sliding_window", value) for value in (0, "x")),
+    *(("rope.scaling.factor", value) for value in ("x", 0.0, -2.0)),
+    *(("rope.scaling.type", value) for value in (3, True)),
+    ("block_count", 0),
+    ("context_length", "128"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_KEYS)
+def test_a_key_of_a_wrong_type_or_value_is_one_line(key, value, tmp_path):
+    _refused(write(tmp_path / "tiny.gguf", tiny("llama"), changed_keys={key: value}), rf"{key} is .*, not ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"changed_general": {"split.count": "x"}}, "split.count is 'x', not a whole number"),
+        ({"changed_general": {"general.alignment": "x"}}, "general.alignment is 'x', not a positive whole"),
+        ({"changed_tokenizer": {"bos_token_id": "x"}}, "bos_token_id is 'x', not a whole number"),
+        ({"changed_tokenizer": {"padding_token_id": 99999}}, "padding_token_id 99999 is none of its"),
+        ({"changed_tokenizer": {"eot_token_id": 99999}}, "eot_token_id 99999 is none of its"),
+        ({"changed_tokenizer": {"add_bos_token": "no"}}, "add_bos_token is 'no', not true or false"),
+        ({"changed_keys": {KV_HEADS: 3}}, "4 heads do not share 3"),
+    ],
+)
+def test_other_values_of_a_wrong_type_are_one_line(changes, message, tmp_path):
+    _refused(write(tmp_path / "tiny.gguf", tiny("llama"), **changes), message)
+
+
+def test_arrays_of_arrays_are_one_line(tmp_path):
+    path = tmp_path / "nested.gguf"
+    start = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9)
+    path.write_bytes(start + 3000 * struct.pack("<IQ", 9, 1))
+    _refused(path, "its header cannot be read")
+
+
+def _refused(path: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        find_checkpoint(settings(path))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("mistake", REFUSED)
