@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
 import uuid
@@ -23,7 +24,10 @@ def make_folder(folder: Path) -> None:
         missing.append(folder)
         folder = folder.parent
     for made in reversed(missing):
-        made.mkdir(exist_ok=True)
+        try:
+            made.mkdir(exist_ok=True)
+        except FileNotFoundError as error:  # below /proc and /sys, although the folder around it is there
+            raise PermissionError(errno.EACCES, "no folder can be made there", str(made)) from error
         _open_as_its_folder(made)
 
 

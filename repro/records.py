@@ -15,7 +15,8 @@ from typing import Any
 
 from ..kernels.shared_files import replacing
 from .configuration import INSTALLED, PACKAGES, digest, portable
-from .record import OBJECTS, SCHEMA, SECTIONS, GitState, RecordError, Surroundings
+from .record import OBJECTS, SCHEMA, SECTIONS, GitState, Record, RecordError, Surroundings
+from .typed_json import misfit
 
 RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
 EVALUATED = "evaluated.json"
@@ -70,6 +71,8 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
         raise RecordError(f"{folder / name} is damaged: {', '.join(wrong)} is no object")
     if record["schema"] != SCHEMA:
         raise RecordError(f"{folder / name} has schema {record['schema']}, expected {SCHEMA}")
+    if wrong := misfit(Record, record):
+        raise RecordError(f"{folder / name} is damaged: {wrong}")
     return record
 
 

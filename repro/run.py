@@ -62,9 +62,9 @@ def _run(debug: bool) -> int:
 
     job, error = CellJob(), None  # a record names the command as it was typed
     Announcement.command = job.outcomes
-    sys.argv = [sys.argv[0], *as_meant(sys.argv[1:])]
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(job.run)
     try:
+        sys.argv = [sys.argv[0], *as_meant(sys.argv[1:])]
         entry()
     except KeyboardInterrupt:
         forget(job.outcomes)

@@ -38,6 +38,26 @@ def decoded(kind: type[T], value: Any, place: str = "") -> T:
     return kind(**{part.name: _part(part, value, place) for part in _plan(kind)})
 
 
+def misfit(kind: type, value: dict[str, Any]) -> str | None:
+    """The first number, text or switch of an object that is of another type; None where all fit."""
+    try:
+        for part in _plan(kind):
+            if part.inline:
+                if found := misfit(part.kind, value):
+                    return found
+            elif part.name in value and _is_plain(part.kind):
+                _value(part.kind, value[part.name], part.name)
+    except MisfitError as error:
+        return str(error)
+    return None
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a type is a number, a text or a switch, or none of them."""
+    kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+    return all(one in (str, int, float, bool, NoneType) for one in kinds)
+
+
 def encoded(value: Any) -> Any:
     """The JSON-able form of a dataclass, its fields in their order."""
     if isinstance(value, list | tuple):

@@ -10,8 +10,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...method.errors import UserError
 from ..configuration import CONFIGURATION
 
+FOLDERS = ("output_dir", "cache_dir")
+"""Settings that name a folder to write into."""
 PATHS = {"output_dir", "cache_dir", "path", "mirror", "tokenizer", "root", "data_root", "directory", "text"}
 NAMES = {
     "config", "experiment_name", "file", "folder", "hub", "id", "name", "package", "project", "release",
@@ -29,7 +32,10 @@ NO_CHOICE = re.compile(r"[-+]?[\d.].*|true|false|[-+]?inf|nan|\{.*\}|\[.*\]", re
 
 
 def as_meant(arguments: Iterable[str]) -> list[str]:
-    """The same arguments with the values of names and paths quoted."""
+    """The same arguments with the values of names and paths quoted.
+
+    Raises UserError where one leaves a folder to write into without a name: Hydra makes it before a job starts.
+    """
     return [_quoted(argument) for argument in arguments]
 
 
@@ -41,10 +47,19 @@ def _quoted(argument: str) -> str:
     value = found["value"]
     if found["key"] in GROUPS and NO_CHOICE.fullmatch(value):
         return f"{found['key']}={_text(value, False)}"
+    if found["key"] in FOLDERS:
+        for part in _split(value) or [""]:
+            check_folder(found["key"], part.strip().strip("'\""))
     if last not in PATHS | NAMES or OTHER_FORM.fullmatch(value):
         return argument
     parts = _split(value)
     return f"{found['key']}={','.join(_text(part, last in PATHS) for part in parts)}"
+
+
+def check_folder(setting: str, value: str | None) -> None:
+    """Raises UserError for an empty name of a folder, which would be the working directory, and for none."""
+    if value in (None, "null") or not value.strip():
+        raise UserError(f"{setting}={value or ''} names no folder to write into; give {setting}=FOLDER")
 
 
 def _split(value: str) -> list[str]:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...method.errors import UserError
 from ...method.search.budget import SearchBudget
+from .overrides import FOLDERS, check_folder
 
 TARGET = "_target_"
 
@@ -128,6 +129,8 @@ def check_settings(config: DictConfig) -> None:
     """Raises UserError for a setting of another type, out of its bounds, or that nothing reads."""
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check_fields(Settings, settings, "")
+    for setting in FOLDERS:
+        check_folder(setting, settings[setting])
     name = PurePosixPath(settings["experiment_name"])
     if not name.parts or name.is_absolute() or ".." in name.parts:
         raise UserError(

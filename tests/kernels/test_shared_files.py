@@ -69,3 +69,12 @@ def test_what_fails_leaves_nothing(tmp_path, make):
     with pytest.raises(ValueError, match="half"):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
+def test_where_no_folder_can_be_made_is_named():
+    with (
+        pytest.raises(PermissionError, match=r"no folder can be made there: '/proc/x'"),
+        replacing(Path("/proc/x/y.md")),
+    ):
+        pass

@@ -36,9 +36,11 @@ from wisparse.repro.records import (
 
 ITEM_OUTCOMES = {"items": {"next_line": [1.0, 0.0]}, "documents": []}
 
+NUMBERS = {"sparsity": 0.5, "n_documents": 1, "n_tokens": 8, "seed": 0, "command": "", "utc": ""}
+
 
 def finished(folder: Path) -> Path:
-    record = dict.fromkeys(SECTIONS) | {"schema": SCHEMA, "items_sha256": digest(ITEM_OUTCOMES)}
+    record = dict.fromkeys(SECTIONS) | NUMBERS | {"schema": SCHEMA, "items_sha256": digest(ITEM_OUTCOMES)}
     save_record(folder, record, ITEM_OUTCOMES)
     return folder
 
@@ -67,6 +69,8 @@ def _edit(change):
         (lambda folder: (folder / ITEMS).unlink(), "cannot be read"),
         (lambda folder: (folder / ITEMS).write_text('{"items": {}, "documents": []}'), "not what the record"),
         (_edit(lambda record: record.pop("realised")), "lacks realised"),
+        (_edit(lambda record: record.update(sparsity="half")), "sparsity is 'half', not of type float"),
+        (_edit(lambda record: record.update(perplexity="9.5")), "perplexity is '9.5', not of type float"),
         (_edit(lambda record: record.update(schema=SCHEMA + 1)), "has schema"),
     ],
 )

@@ -76,6 +76,8 @@ REFUSED = [
     ("force=yes please", "force=yes please is not true or false"),
     ("experiment_name=../../esc", "experiment_name=../../esc is no name of a folder below output_dir"),
     ("experiment_name=/tmp/esc", "experiment_name=/tmp/esc is no name"),
+    ("output_dir=null", "output_dir=null names no folder to write into; give output_dir=FOLDER"),
+    ("cache_dir=''", "cache_dir= names no folder to write into; give cache_dir=FOLDER"),
     ("experiment_name=''", "experiment_name='' is no name"),
     ("+magic=1", "there is no setting 'magic'"),
     ("+method.magic=1", "there is no setting 'method.magic'"),
@@ -88,6 +90,16 @@ def test_what_is_of_another_type_or_out_of_bounds_is_refused_in_one_line(overrid
         check_settings(composed(override))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["output_dir=", "cache_dir=", "output_dir=''", "output_dir=null", "cache_dir=a,"]
+)
+def test_a_folder_without_a_name_is_refused_before_hydra_makes_one(override):
+    with pytest.raises(
+        UserError, match=r"^(output|cache)_dir=(null)? names no folder to write into; give \w+=FOLDER$"
+    ):
+        as_meant([override])
 
 
 def test_nested_objects_lists_and_mappings_are_looked_into():
