@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ...method.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{folder}: the tokenizer cannot be loaded ({brief(error)}); fetch it again") from error
     if not _reads_as(as_stored, stored):
         raise UserError(
-            f"{folder}: transformers reads text otherwise than {STORED} says; correct the tokens and the class "
-            "that tokenizer_config.json names, or fetch the tokenizer again"
+            f"{folder}: transformers reads text otherwise than {STORED} says; correct the class and the tokens "
+            "that tokenizer_config.json, special_tokens_map.json and added_tokens.json name, or fetch the "
+            "tokenizer again"
         )
     log.warning(
         "%s: %s reads text otherwise than %s, which is taken as it is stored",
@@ -93,7 +94,14 @@ def _stored(file: Path) -> Tokenizer:
 
 
 def _reads_as(loaded: PreTrainedTokenizerBase, stored: Tokenizer) -> bool:
-    """Whether both read and write a text alike, behind special tokens too, which the file must know."""
+    """Whether both read and write a text alike, behind special tokens too, with the same tokens added.
+
+    An added token is cut out of a text before any other, wherever its letters are: no probe would show it.
+    """
+    if _added(loaded.added_tokens_decoder) != _added(stored.get_added_tokens_decoder()):
+        return False
+    if loaded.get_vocab() != stored.get_vocab():
+        return False
     special = [str(token) for token in (loaded.bos_token, loaded.eos_token) if token is not None]
     if any(stored.token_to_id(token) is None for token in special):
         return False
@@ -105,3 +113,11 @@ def _reads_as(loaded: PreTrainedTokenizerBase, stored: Tokenizer) -> bool:
         ):
             return False
     return True
+
+
+def _added(tokens: dict[int, AddedToken]) -> dict[int, tuple[str, bool, bool, bool]]:
+    """Added tokens by their number: their letters, and what decides where a text is cut."""
+    return {
+        number: (token.content, token.lstrip, token.rstrip, token.single_word)
+        for number, token in tokens.items()
+    }

@@ -61,7 +61,25 @@ def test_the_embedded_models_read_text_as_they_were_trained(name):
 
 def test_a_begin_token_that_the_file_does_not_know_is_refused(checkpoint):
     edit(checkpoint / "tokenizer_config.json", bos_token="<s>")
-    with pytest.raises(UserError, match=r"otherwise than tokenizer\.json says; correct the tokens"):
+    with pytest.raises(
+        UserError, match=r"otherwise than tokenizer\.json says; correct the class and the tokens"
+    ):
+        load_tokenizer(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"self": 292}),
+        ("added_tokens.json", {"<|more|>": 8192}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["self"]}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["self"]}),
+    ],
+)
+def test_tokens_added_beside_the_file_are_refused(checkpoint, file, content):
+    """The word is in none of the probes."""
+    edit(checkpoint / file, **content)
+    with pytest.raises(UserError, match=r"otherwise than tokenizer\.json says.*added_tokens\.json"):
         load_tokenizer(checkpoint)
 
 
