@@ -16,7 +16,7 @@ from .norm_spread import LARGEST_SPREAD, spread_norms
 from .random_models import RandomCheckpoint, build_random_model, random_checkpoint
 from .tokenizer import check_token_ids, load_tokenizer
 from .weight_files import read_json, weight_files
-from .weights import check_finite, check_runs, load_weights
+from .weights import check_finite, check_runs, load_config, load_weights
 from .wheel import Wheel
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ def load_model(checkpoint: Checkpoint | RandomCheckpoint) -> LoadedModel:
         origin, tokenizer = checkpoint.tokenizer_folder, load_tokenizer(checkpoint.tokenizer_folder)
         model = build_random_model(checkpoint, tokenizer)
     else:
+        config = load_config(checkpoint.folder)  # first: transformers reads it for the tokenizer, too
         origin, tokenizer = checkpoint.folder, load_tokenizer(checkpoint.folder)
-        model = load_weights(checkpoint.folder, checkpoint.dtype)
+        model = load_weights(checkpoint.folder, config, checkpoint.dtype)
         if checkpoint.norm_spread:
             spread_norms(model, checkpoint.norm_spread, checkpoint.norm_spread_seed)
         checkpoint.content.check_unchanged()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ...kernels.decoder import check_windows
 from ...kernels.errors import KernelError
@@ -17,17 +17,34 @@ ATTENTION = "sdpa"
 """Implementation of attention that every model is loaded with; a config.json does not choose it."""
 
 
-def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
-    """The model of a folder, in main memory.
+def load_config(folder: Path) -> PreTrainedConfig:
+    """config.json of a folder, as its model is to be built.
+
+    Raises UserError where no model can be built of it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_windows(config)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+    except KernelError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except Exception as error:  # configurations are checked with errors of many kinds
+        raise UserError(
+            f"{folder}/config.json describes no model that can be built ({brief(error)}); correct it"
+        ) from error
+    config._attn_implementation = ATTENTION  # what the file names would go before the argument
+    config.output_attentions, config.output_hidden_states, config.return_dict = False, False, True
+    return config
+
+
+def load_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
+    """The model of a folder with a configuration of `load_config`, in main memory.
 
     Raises UserError for weights that are absent, left over, of another shape, or at odds with what config.json
     ties. Transformers makes up the first, drops the second and warns.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config._attn_implementation = ATTENTION  # what the file names would go before the argument
-        check_windows(config)
-        config.output_attentions, config.output_hidden_states, config.return_dict = False, False, True
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -35,14 +52,12 @@ def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except KernelError as error:
-        raise UserError(f"{folder}: {error}") from error
-    except Exception as error:  # configurations are checked with errors of many kinds
+    except Exception as error:  # files and memory fail with errors of many kinds
         raise UserError(f"{folder}: the weights cannot be loaded ({brief(error)})") from error
     if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
         raise UserError(
             f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
-            "fetch the checkpoint again"
+            "correct config.json or fetch the checkpoint again"
         )
     # Transformers has already left out what no model reads, such as old checkpoints' rotary frequencies.
     if surplus := sorted(report["unexpected_keys"]):
@@ -65,7 +80,15 @@ def _check_tied(model: PreTrainedModel, folder: Path) -> None:
 
 
 def check_runs(model: PreTrainedModel, name: str) -> None:
-    """Raises UserError for sizes that do not fit together: two tokens go through the first block."""
+    """Raises UserError for sizes that do not fit together, and where tokens attend to later ones.
+
+    Two tokens go through the first block.
+    """
+    if not getattr(model.config, "is_causal", True):
+        raise UserError(
+            f"{name}: its configuration sets is_causal to {model.config.is_causal}, and tokens would attend to "
+            "later ones, which is not supported; remove it"
+        )
     decoder = decoder_of(model)
     if not len(decoder.blocks):
         raise UserError(f"{name} has no blocks; correct num_hidden_layers")

@@ -184,3 +184,8 @@ def test_gradients_of_a_deep_model_are_finite():
     ids[:, 0] = padding
     found = channel_sensitivities(Calibration(loaded.model, ids, 2), 0, 2)
     assert all(sensitivities.isfinite().all() for sensitivities in found.values())
+
+
+def test_an_architecture_that_attends_to_later_tokens_is_refused():
+    with pytest.raises(UserError, match="sets is_causal to False"):
+        load_model(find_checkpoint(shrunk("mistral-7b", {"is_causal": False})))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 from wisparse.method.errors import UserError
 from wisparse.repro.models.checkpoint import find_checkpoint, load_model
-from wisparse.repro.models.weights import check_finite, load_weights
+from wisparse.repro.models.weights import check_finite, load_config, load_weights
 
 from .test_models import settings
 from .test_tokenizer import edit
@@ -38,6 +39,10 @@ def refused(folder: Path, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def weights(folder: Path) -> PreTrainedModel:
+    return load_weights(folder, load_config(folder), "float32")
+
+
 def test_weights_that_are_absent_are_never_made_up(checkpoint):
     rewrite(checkpoint, lambda tensors: tensors.pop(UP))
     refused(checkpoint, r"1 weights are missing.*layers\.3\.mlp\.up_proj")
@@ -52,7 +57,7 @@ def test_weights_that_the_model_does_not_take_are_never_dropped(checkpoint):
 def test_rotary_frequencies_of_old_checkpoints_do_no_harm(checkpoint):
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
     rewrite(checkpoint, lambda tensors: tensors.update(frequencies))
-    assert len(load_weights(checkpoint, "float32").model.layers) == 8
+    assert len(weights(checkpoint).model.layers) == 8
 
 
 def test_fewer_blocks_than_there_are_weights_of_are_refused(checkpoint):
@@ -65,13 +70,13 @@ def test_another_head_beside_a_tied_embedding_is_refused(checkpoint):
     rewrite(checkpoint, lambda tensors: tensors.update({"lm_head.weight": tensors[EMBEDDING] * 0.5}))
     refused(checkpoint, r"ties lm_head to the embedding, .*another lm_head\.weight; set tie_word_embeddings")
     edit(checkpoint / "config.json", tie_word_embeddings=False)
-    model = load_weights(checkpoint, "float32")
+    model = weights(checkpoint)
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight * 0.5)
 
 
 def test_the_same_head_beside_a_tied_embedding_is_one(checkpoint):
     rewrite(checkpoint, lambda tensors: tensors.update({"lm_head.weight": tensors[EMBEDDING].clone()}))
-    model = load_weights(checkpoint, "float32")
+    model = weights(checkpoint)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
@@ -79,18 +84,33 @@ def test_the_same_head_beside_a_tied_embedding_is_one(checkpoint):
 @pytest.mark.parametrize("named", ["flash_attention_2", "eager"])
 def test_a_checkpoint_does_not_choose_the_attention(checkpoint, key, named):
     edit(checkpoint / "config.json", **{key: named})
-    assert load_weights(checkpoint, "float32").config._attn_implementation == "sdpa"
+    assert weights(checkpoint).config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("value", [{"pad_token_id": 8192}, {"num_attention_heads": "x"}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"pad_token_id": 8192},
+        {"num_attention_heads": "x"},
+        {"num_key_value_heads": 0},
+        {"hidden_act": "xyz"},
+        {"rms_norm_eps": "1e-5"},
+        {"rope_parameters": {"rope_type": "xyz", "rope_theta": 1e4}},
+    ],
+)
 def test_a_configuration_that_no_model_can_have_is_one_line(checkpoint, value):
     edit(checkpoint / "config.json", **value)
-    refused(checkpoint, "cannot be loaded")
+    refused(checkpoint, r"my-llama/config\.json describes no model that can be built .*; correct it")
+
+
+def test_attention_to_later_tokens_is_refused(checkpoint):
+    edit(checkpoint / "config.json", is_causal=False)
+    refused(checkpoint, r"my-llama: its configuration sets is_causal to False.*remove it")
 
 
 def test_a_checkpoint_does_not_choose_what_a_pass_returns(checkpoint):
     edit(checkpoint / "config.json", output_attentions=True, output_hidden_states=True, return_dict=False)
-    found = load_weights(checkpoint, "float32").model(input_ids=torch.tensor([[0, 1]]))
+    found = weights(checkpoint).model(input_ids=torch.tensor([[0, 1]]))
     assert found.keys() == {"last_hidden_state", "past_key_values"}
 
 
