@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from .decoder import DecoderShape, key
+from .decoder import DecoderShape
 from .errors import KernelError
 from .plan_data import BlockPlan, GateRule, Mechanism, Plan, of_another_model
 
@@ -46,20 +46,10 @@ def check_supported(needed: Collection[Mechanism], supports: Collection[Mechanis
 def _placed(
     index: int, block: BlockPlan, shape: DecoderShape, device: torch.device, dtype: torch.dtype
 ) -> BlockPlan:
-    sizes = shape.projection_shapes()
-    for projection, rule in block.rules.items():
-        if problem := rule.misfit(sizes[projection]):
-            raise KernelError(f"{key(index, projection)}: {problem}")
+    if problem := block.misfit(shape.projection_shapes()):
+        raise KernelError(f"block {index}: {problem}")
     rules = {projection: rule.to(device, dtype) for projection, rule in block.rules.items()}
-    return replace(block, rules=rules, gate=_placed_gate(index, block, shape.ffn, device))
-
-
-def _placed_gate(index: int, block: BlockPlan, ffn: int, device: torch.device) -> GateRule | None:
     if block.gate is None:
-        return None
-    if clashing := sorted(block.rules.keys() & {"up", "down"}):
-        raise KernelError(f"block {index} has thresholds on its gate and on {', '.join(clashing)}; take one")
-    thresholds = block.gate.thresholds
-    if thresholds.shape != (ffn,):
-        raise KernelError(f"block {index} has {tuple(thresholds.shape)} gate thresholds, expected ({ffn},)")
-    return GateRule(thresholds.to(device, torch.float32).contiguous())
+        return replace(block, rules=rules)
+    thresholds = block.gate.thresholds.to(device, torch.float32).contiguous()
+    return replace(block, rules=rules, gate=GateRule(thresholds))

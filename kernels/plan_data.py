@@ -11,6 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .decoder import SITES
+
+ORTHOGONAL = 1e-2
+"""Largest error that a basis and its inverse leave in a vector of unit variance."""
+
 
 class Mechanism(Enum):
     """Ways to leave weights unread; the value is what messages call them. A decode step says which it knows."""
@@ -64,6 +69,9 @@ class ProjectionRule:
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a projection of this (out, in); None where all does."""
         out, inner = shape
+        k = self.top_k
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= inner):
+            return f"top_k is {k!r}, not a number of its {inner} channels"
         expected = {
             "thresholds": (inner,),
             "weights": (inner,),
@@ -112,6 +120,17 @@ class Rotation:
     basis: Tensor
     """(hidden, hidden), orthogonal."""
 
+    def misfit(self, hidden: int) -> str | None:
+        """What is wrong with a basis for this many channels; None where it fits and is orthogonal."""
+        if self.basis.shape != (hidden, hidden):
+            return f"a basis has shape {tuple(self.basis.shape)}, which does not fit {hidden} channels"
+        basis = self.basis.float()
+        # A few vectors that come back tell as much as the product with its own transpose, at a fraction of it.
+        drawn = torch.randn(4, hidden, generator=torch.Generator().manual_seed(0)).to(basis.device)
+        if not torch.allclose(drawn @ basis @ basis.T, drawn, atol=ORTHOGONAL):
+            return "a basis is not orthogonal"
+        return None
+
     def mechanisms(self) -> dict[Mechanism, int]:
         """See `ProjectionRule`."""
         return {Mechanism.ROTATION: self.basis.numel()}
@@ -130,6 +149,30 @@ class BlockPlan:
     def of(self, projection: str) -> ProjectionRule | None:
         """The rule of a projection, None where it is dense."""
         return self.rules.get(projection)
+
+    def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+        """What does not fit a block of projections of these (out, in), or excludes each other; else None."""
+        for projection, rule in self.rules.items():
+            if projection not in shapes:
+                return f"it has no projection {projection}, which has a rule"
+            if problem := rule.misfit(shapes[projection]):
+                return f"{projection}: {problem}"
+        if self.gate is not None and (problem := self._gate_misfit(self.gate, shapes)):
+            return problem
+        for site, rotation in self.rotations.items():
+            inner = next((shapes[name][1] for name in SITES.get(site, ()) if name in shapes), None)
+            problem = "there is no such site" if inner is None else rotation.misfit(inner)
+            if problem:
+                return f"{site}: {problem}"
+        return None
+
+    def _gate_misfit(self, gate: GateRule, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+        if clashing := sorted(self.rules.keys() & {"up", "down"}):
+            return f"it has thresholds on its gate and on {', '.join(clashing)}; take one"
+        found, expected = tuple(gate.thresholds.shape), shapes.get("gate", (0, 0))[:1]
+        if found != expected:
+            return f"it has {found} gate thresholds, expected {expected}"
+        return None
 
     def mechanisms(self) -> Counter[Mechanism]:
         """What the block's plan is made of, and the weights that each reads for every token besides."""

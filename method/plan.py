@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..kernels.decoder import split_key
+from ..kernels.decoder import PROJECTIONS, split_key
 from ..kernels.plan_data import BlockPlan, GateRule, ProjectionRule, Rotation, of_another_model
 from ..kernels.shared_files import file_mode, make_folder, replacing
 from .provenance import PlanProvenance
@@ -28,6 +28,8 @@ TENSORS, DOCUMENT = "plan.safetensors", "plan.json"
 """Files of a plan that is a folder."""
 METADATA = "wisparse_plan"
 """Entry of the safetensors metadata that holds the JSON document of a plan that is one file."""
+KEY = re.compile(rf"(0|[1-9]\d*)\.({'|'.join(PROJECTIONS)})")
+"""Block and projection, as `split_key` reads them."""
 
 
 class PlanError(Exception):
@@ -87,6 +89,22 @@ class SparsityPlan:
                 return name
         return None
 
+    def misfit(self) -> str | None:
+        """What in the plan fits no model of its shapes, or excludes each other; None where all fits."""
+        for name, shape in self.shapes.items():
+            sizes = [size for size in shape if type(size) is int and size > 0]
+            if not KEY.fullmatch(name) or len(shape) != 2 or len(sizes) != 2:
+                return f"{name} of shape {list(shape)} is no projection"
+        blocks = {str(split_key(name)[0]) for name in self.shapes}
+        for name in (*self.rules, *self.rotations, *map(str, self.gate_thresholds)):
+            if name.partition(".")[0] not in blocks:
+                return f"{name} is of no block of its model"
+        for index, block in enumerate(self.block_plans()):
+            of_block = {name: shape for name, shape in self.shapes.items() if split_key(name)[0] == index}
+            if problem := block.misfit({split_key(name)[1]: shape for name, shape in of_block.items()}):
+                return f"block {index}: {problem}"
+        return None
+
     def save(self, path: Path | str) -> None:
         """Write the plan to `path`, which appears complete or not at all.
 
@@ -120,10 +138,12 @@ class SparsityPlan:
             if document["format"] != FORMAT_VERSION:
                 raise PlanError(f"{path}: plan format {document['format']}, expected {FORMAT_VERSION}")
             plan = cls._from_parts(document, tensors)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            if broken := plan.not_a_number():
+                raise PlanError(f"{path}: {broken} is not a number; make the plan anew")
+            if problem := plan.misfit():
+                raise PlanError(f"{path}: {problem}; make the plan anew")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise PlanError(f"{path}: not a readable plan ({error})") from error
-        if broken := plan.not_a_number():
-            raise PlanError(f"{path}: {broken} is not a number; make the plan anew")
         return plan
 
     def _save_tensors(self, file: Path, metadata: dict[str, str] | None = None) -> None:

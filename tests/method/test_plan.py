@@ -29,7 +29,7 @@ def small_plan() -> SparsityPlan:
         "0.q": ProjectionRule(thresholds=torch.arange(4.0)),
         "0.k": ProjectionRule(top_k=2, weights=torch.ones(4), left=torch.ones(3, 1), right=torch.ones(1, 4)),
     }
-    shapes = dict.fromkeys(("0.q", "0.k"), (3, 4))
+    shapes = dict.fromkeys(("0.q", "0.k"), (3, 4)) | {"0.gate": (5, 4)}
     return SparsityPlan(
         shapes, rules, {0: torch.ones(5)}, {"0.mlp_input": torch.eye(4)}, PlanProvenance.from_dict(STORED_FACTS)
     )
@@ -69,6 +69,45 @@ def test_a_plan_with_what_is_no_number_is_named_and_not_read(tmp_path, part, val
         assert SparsityPlan.load(tmp_path / "plan").rules["0.q"].thresholds[-1] == math.inf
         return
     with pytest.raises(PlanError, match=rf"{named} is not a number; make the plan anew"):
+        SparsityPlan.load(tmp_path / "plan")
+
+
+MISFITS = {
+    "99.q is of no block": lambda plan: plan.rules.update({"99.q": small_plan().rules["0.q"]}),
+    "no projection zz": lambda plan: plan.rules.update({"0.zz": small_plan().rules["0.q"]}),
+    "attention: there is no such site": lambda plan: plan.rotations.update({"0.attention": torch.eye(4)}),
+    "top_k is -1": lambda plan: vars(plan.rules["0.k"]).update(top_k=-1),
+    "top_k is 5, not a number of its 4 channels": lambda plan: vars(plan.rules["0.k"]).update(top_k=5),
+    "thresholds has shape": lambda plan: vars(plan.rules["0.q"]).update(thresholds=torch.ones(1)),
+    "0.q of shape .3. is no projection": lambda plan: plan.shapes.update({"0.q": (3,)}),
+    "its gate and on up; take one": lambda plan: (
+        plan.shapes.update({"0.up": (5, 4)}), plan.rules.update({"0.up": small_plan().rules["0.q"]})
+    ),
+    "gate thresholds, expected": lambda plan: plan.gate_thresholds.update({0: torch.ones(4)}),
+    "7 is of no block": lambda plan: plan.gate_thresholds.update({7: torch.ones(5)}),
+    "a basis is not orthogonal": lambda plan: plan.rotations["0.mlp_input"].mul_(1.1),
+    "does not fit 4 channels": lambda plan: plan.rotations.update({"0.mlp_input": torch.eye(3)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", MISFITS)
+def test_a_plan_that_fits_no_model_is_refused_in_one_line(tmp_path, problem):
+    plan = small_plan()
+    MISFITS[problem](plan)
+    plan.save(tmp_path / "plan.safetensors")
+    with pytest.raises(PlanError, match=problem) as caught:
+        SparsityPlan.load(tmp_path / "plan.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_k": {"0.k": 2.5}}, {"top_k": {"0.k": "7"}}, {"shapes": []}, {"shapes": {}}]
+)
+def test_a_document_of_other_types_is_refused_in_one_line(tmp_path, change):
+    small_plan().save(tmp_path / "plan")
+    document = json.loads((tmp_path / "plan" / "plan.json").read_text(encoding="utf-8"))
+    (tmp_path / "plan" / "plan.json").write_text(json.dumps(document | change), encoding="utf-8")
+    with pytest.raises(PlanError, match=r"top_k is (2.5|'7'), not|not a readable plan|is of no block"):
         SparsityPlan.load(tmp_path / "plan")
 
 
