@@ -6,7 +6,7 @@ RMSNorm and a gated MLP under these names is one entry of `FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -286,24 +286,3 @@ class Decoder:
         if of in HEAD_NORM_PATHS and not self.family.query_key_norm:
             return None
         return self.blocks[block].get_submodule((NORM_PATHS | HEAD_NORM_PATHS)[of]).weight.data
-
-    def check_blocks(self) -> None:
-        """Raise KernelError where blocks have other parameters than their family's: kernels would skip them."""
-        expected = set(_parameter_names(self.family))
-        for index, block in enumerate(self.blocks):
-            found = {name for name, _ in block.named_parameters()}
-            for names, problem in ((found - expected, "has"), (expected - found, "lacks")):
-                if names:
-                    raise KernelError(
-                        f"block {index} {problem} {', '.join(sorted(names))}, unlike other "
-                        f"{self.family.title} models; the decode engine does not execute it"
-                    )
-
-
-def _parameter_names(family: Family) -> Iterable[str]:
-    """Parameters of a block of the family, as its module names them."""
-    yield from (f"{path}.weight" for path in (*PROJECTION_PATHS.values(), *NORM_PATHS.values()))
-    if family.qkv_bias:
-        yield from (f"{PROJECTION_PATHS[name]}.bias" for name in SITES["attention_input"])
-    if family.query_key_norm:
-        yield from (f"{path}.weight" for path in HEAD_NORM_PATHS.values())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import Decoder, DecoderShape, block_projections
+from .executable import check_executable
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights
     `gated_blocks` read up by neurons. Raises KernelError for a model that cannot be executed.
     """
     decoder = Decoder.of(model)
-    decoder.check_blocks()
+    check_executable(decoder)
     return DecoderWeights(
         decoder.shape,
         tuple(_pack_block(decoder, index, index in gated_blocks) for index in range(len(decoder.blocks))),

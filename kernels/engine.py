@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -15,7 +14,9 @@ from .block_rules import block_rules, check_supported, needed
 from .decoder import Decoder
 from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
+from .executable import check_executable
 from .plan_data import BlockPlan, Mechanism, Plan
+from .prompt import PreparedPrompt, check_continuation, prepared
 from .sampling import Greedy, Sampler, require_finite
 from .static_cache import StaticCache, check_positions
 
@@ -90,8 +91,8 @@ def check_decodable(
     if not 1 <= batch <= LARGEST_BATCH:
         raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
     decoder = Decoder.of(model)
-    decoder.check_blocks()
     shape = decoder.shape  # raises for an activation or a rotary embedding that no kernel has
+    check_executable(decoder)
     weight = next(decoder.projections()).linear.weight if shape.blocks else decoder.lm_head.weight
     device = weight.device.type
     if device not in BACKENDS:
@@ -106,16 +107,6 @@ def check_decodable(
 def _gated_blocks(plan: Plan | None) -> list[int]:
     blocks = () if plan is None else plan.block_plans()
     return [index for index, block in enumerate(blocks) if block.gate is not None]
-
-
-@dataclass(frozen=True)
-class PreparedPrompt:
-    """A prompt as the engine reads it: padded on the left."""
-
-    input_ids: Tensor
-    mask: Tensor
-    first: Tensor
-    """(batch,) first slot of each row that is no padding."""
 
 
 class DecodeEngine:
@@ -194,9 +185,16 @@ class DecodeEngine:
         input_ids: (batch, length), attention_mask: the same, 0 at padding on the left. Returns the logits of
         the last token, (batch, vocabulary) float32. Raises KernelError for logits that are not finite.
         """
+        return self._read(self._prepared(input_ids, attention_mask))
+
+    def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:
+        self._check_open()
+        weights = self.weights
+        return prepared(input_ids, attention_mask, self.cache, weights.embedding.shape[0], weights.device)
+
+    def _read(self, prompt: PreparedPrompt) -> Tensor:
         from transformers import DynamicCache  # only here: kernels import with torch and triton alone
 
-        prompt = self._prepared(input_ids, attention_mask)
         cache = DynamicCache()  # not of the model's configuration: a sliding cache would forget early tokens
         positions = (prompt.mask.cumsum(dim=1) - 1).clamp_min(0)
         with self._reading_prompts():
@@ -228,17 +226,18 @@ class DecodeEngine:
         Returns (batch, length + at most new_tokens), as `model.generate` does; greedy without a sampler. Raises
         KernelError for what does not fit the engine, and for logits that are not finite.
         """
-        self._check_open()
+        prompt = self._prepared(input_ids, attention_mask)
+        check_continuation(new_tokens, stop_tokens)
         sampler = sampler or Greedy()
         length = input_ids.shape[1]
-        if new_tokens < 1 or length + new_tokens > self.cache.capacity:
+        if length + new_tokens > self.cache.capacity:
             raise KernelError(
                 f"{length} prompt tokens and {new_tokens} new ones do not fit the engine's capacity of "
                 f"{self.cache.capacity}; make one with capacity={length + new_tokens}"
             )
         stops = torch.tensor(sorted(stop_tokens), device=input_ids.device)
         running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        logits = self.prefill(input_ids, attention_mask)
+        logits = self._read(prompt)
         largest = logits.amax()  # of all steps, left on the device: to read it at each would cost more than it
         tokens = sampler(logits)
         found = [tokens]
@@ -253,21 +252,3 @@ class DecodeEngine:
             found.append(tokens)
         require_finite(largest, "a logit of a generated token")
         return torch.cat([input_ids, torch.stack(found, dim=1)], dim=1)
-
-    def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:
-        self._check_open()
-        if input_ids.ndim != 2 or input_ids.shape[0] != self.cache.batch:
-            raise KernelError(
-                f"this engine takes prompts of {self.cache.batch} rows, (batch, length), not "
-                f"{tuple(input_ids.shape)}"
-            )
-        if not 0 < input_ids.shape[1] < self.cache.capacity:
-            raise KernelError(f"a prompt has 1 to {self.cache.capacity - 1} tokens, not {input_ids.shape[1]}")
-        if input_ids.device != self.weights.device:
-            raise KernelError(f"the prompt is on {input_ids.device}, the model on {self.weights.device}")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        mask = attention_mask.long()
-        if (mask.diff(dim=1) < 0).any() or not mask[:, -1].all():
-            raise KernelError("prompts are padded on the left; set tokenizer.padding_side='left'")
-        return PreparedPrompt(input_ids, mask, mask.argmax(dim=1))

@@ -59,7 +59,13 @@ def make_method(name: str, search: str = "quick", seed: int = 0) -> Method:
 
 def token_policy(policy: str | TokenPolicy) -> TokenPolicy:
     """The policy of `conf/protocol/NAME.yaml`, or the policy given; raises UserError for an unknown name."""
-    return _built(_read("protocol", policy)) if isinstance(policy, str) else policy
+    from .method.token_policy import TokenPolicy
+
+    if isinstance(policy, TokenPolicy):
+        return policy
+    if not isinstance(policy, str):
+        raise UserError(f"{policy!r} is no token policy; give a name of conf/protocol, or a TokenPolicy")
+    return _built(_read("protocol", policy))
 
 
 def _described(path: Path) -> MethodDescription:

@@ -17,6 +17,7 @@ from .kernels.errors import KernelError
 from .kernels.sampling import Sampler
 from .method.acting import ENGINE, acting_on, at_rest
 from .method.apply import SparseSession, applied
+from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.projections import projection_shapes
 from .method.token_policy import TokenPolicy
@@ -42,8 +43,16 @@ def sparse(
     sparse under all of them. The session's `report()` has the realised sparsity and the bytes a token. Weights
     are read in full: this is for accuracy, `engine` is for speed. Raises PlanError for a plan of another model.
     """
-    with applied(model, plan, token_policy(tokens)) as session:
+    if plan is None:
+        raise UserError("sparse needs a plan; make one with wisparse.plan, or call the model as it is")
+    with applied(model, _checked(plan), token_policy(tokens)) as session:
         yield session
+
+
+def _checked(plan: SparsityPlan) -> SparsityPlan:
+    if not isinstance(plan, SparsityPlan):
+        raise UserError(f"plan={plan!r} is no plan; make one with wisparse.plan, or read one with load_plan")
+    return plan
 
 
 class Engine:
@@ -145,6 +154,8 @@ def engine(
     shapes and the plan's sparsity (minutes once, then found on disk). The weights lie differently within the
     context; after it the model is whole again. Raises KernelError for what the engine cannot execute.
     """
+    if plan is not None:
+        _checked(plan)
     if capacity is None:
         capacity = min(CAPACITY, model.config.max_position_embeddings)
     tuned_for = plan.provenance.sparsity if tune and plan is not None else None

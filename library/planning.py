@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -46,7 +47,10 @@ def plan(
 
     The model is as before afterwards. Raises UserError for what cannot be planned.
     """
+    _check_numbers(sparsity, {"sequences": sequences, "length": length, "batch_size": batch_size}, seed)
     recipe = make_method(method, search, seed) if isinstance(method, str) else method
+    if not isinstance(recipe, Method):
+        raise UserError(f"method={method!r} is no method; give a name that wisparse.methods() lists")
     ids = _token_ids(texts, tokenizer, sequences, length)
     policy = None if search_tokens is None else token_policy(search_tokens)
     with acting_on(model, PLANNING, beside=ENGINE), at_rest(model):
@@ -61,6 +65,16 @@ def load_plan(path: Path | str) -> SparsityPlan:
     return SparsityPlan.load(path)
 
 
+def _check_numbers(sparsity: float, counts: Mapping[str, int], seed: int) -> None:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
+        raise UserError(f"sparsity={sparsity!r} is no number; try sparsity=0.5")
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise UserError(f"{name}={count!r} is not a whole number of at least 1")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed={seed!r} is not a whole number of 64 bits")
+
+
 def _token_ids(
     texts: str | Sequence[str] | Tensor, tokenizer: PreTrainedTokenizerBase | None, sequences: int, length: int
 ) -> Tensor:
@@ -68,7 +82,10 @@ def _token_ids(
         return texts
     if tokenizer is None:
         raise UserError("texts need a tokenizer; without one give token ids, (sequences, length) int64")
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = [texts] if isinstance(texts, str) else texts
+    # What a tokenizer returns is a mapping, whose keys are texts, too.
+    several = isinstance(texts, Iterable) and not isinstance(texts, Mapping)
+    texts = list(texts) if several else [texts]
     if not all(isinstance(text, str) for text in texts):
         raise UserError("texts are strings, or one tensor of token ids (sequences, length)")
     return pack(texts, tokenizer, sequences, length, "the calibration text")

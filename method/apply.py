@@ -51,7 +51,7 @@ class ProjectionHooks:
 
         def drop_channels(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0]
-            kept = self._selected(name, x, self._mask(x, rule))
+            kept = self._selected(name, x, self._mask(x.detach(), rule))  # which are kept has no gradient
             if rule.left is not None:
                 dropped.append(x - kept)
             return (kept, *inputs[1:])
@@ -68,7 +68,7 @@ class ProjectionHooks:
         """Register what zeroes the neurons of a gate activation below their thresholds (CATS, CHESS)."""
 
         def drop_neurons(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return self._selected(name, output, kept_by_threshold(output, thresholds))
+            return self._selected(name, output, kept_by_threshold(output.detach(), thresholds))
 
         yield activation.register_forward_hook(drop_neurons)
 

@@ -80,7 +80,7 @@ def check_input_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
     """Raises UserError for what are no (sequences, length) token ids, or are beyond the model's embeddings or
     positions.
     """
-    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
+    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
         raise UserError(
             f"token ids are (sequences, length) int64, not {tuple(input_ids.shape)} {input_ids.dtype}"
         )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.decoder import Decoder, DecoderShape, block_projections
+from ...kernels.executable import check_executable
 from ...kernels.static_cache import StaticCache
 
 COMPILED_DECODER = "compiled-decoder"
@@ -61,7 +62,7 @@ class _CompactDecoder(nn.Module):
     def __init__(self, model: nn.Module, batch: int, capacity: int) -> None:
         super().__init__()
         decoder = Decoder.of(model)
-        decoder.check_blocks()
+        check_executable(decoder)
         shape = decoder.shape
         angles = StaticCache.for_model(model, shape, 1, capacity)
         slots = -(-capacity // SLOTS) * SLOTS

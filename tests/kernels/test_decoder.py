@@ -11,6 +11,7 @@ from wisparse.kernels.decoder import FAMILIES, SITES, Decoder, Family, products_
 from wisparse.kernels.decoder_weights import pack, unpack
 from wisparse.kernels.engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.executable import check_executable
 from wisparse.method.apply import applied
 
 from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
@@ -96,7 +97,7 @@ def test_a_family_says_what_its_blocks_have(tiny_model):
     attention = tiny_model.model.layers[0].self_attn
     assert family.qkv_bias == (attention.q_proj.bias is not None)
     assert family.query_key_norm == hasattr(attention, "q_norm")
-    Decoder.of(tiny_model).check_blocks()
+    check_executable(Decoder.of(tiny_model))
 
 
 def test_after_unpacking_weights_lie_as_before(tiny_model):
