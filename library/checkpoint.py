@@ -21,10 +21,10 @@ from .repro.models.checkpoint import find_checkpoint, load_model, resolve_device
 class Recipe:
     """A plan as the command line asks for it; raises UserError for a method or a text that is not there."""
 
-    method: str
-    sparsity: float
-    search: str
-    calibration: Path | None
+    method: str = "wisparse"
+    sparsity: float = 0.5
+    search: str = "quick"
+    calibration: Path | None = None
     """A UTF-8 text; None: docstrings of Python's library."""
 
     def __post_init__(self) -> None:

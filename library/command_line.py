@@ -24,6 +24,9 @@ SUITE_COMMANDS = {
 EXTRAS = {"wandb": "wandb", "matplotlib": "report", "markdown_it": "report", "jinja2": "report"}
 """Extra that brings a package; all others come with `suite`."""
 
+PLANNED = ("method", "sparsity", "search", "calibration")
+"""Options that a plan is made with; one that is not given has the default of `Recipe`."""
+
 MISTAKE, INTERRUPTED = 2, 130
 
 
@@ -91,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan_options(generate)
     generate.add_argument("prompt", help="text to continue; with a chat template, a user's message")
     generate.add_argument(
-        "--plan", type=Path, help="a saved plan, in place of --method, --sparsity, --calibration"
+        "--plan", type=Path, help="a saved plan, in place of --method, --sparsity, --search, --calibration"
     )
     generate.add_argument("--new-tokens", type=int, default=100, help="tokens of the answer, at most (100)")
     generate.add_argument("--tokens", default="half", help="which tokens of the prompt are sparse (half)")
@@ -118,16 +121,12 @@ def _add_plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", required=True, help="folder of a checkpoint, a GGUF file, or a name on the hub"
     )
-    command.add_argument("--method", default="wisparse", help="see `wisparse methods` (wisparse)")
-    command.add_argument(
-        "--sparsity", type=float, default=0.5, help="share of the block weights not read (0.5)"
-    )
+    command.add_argument("--method", help="see `wisparse methods` (wisparse)")
+    command.add_argument("--sparsity", type=float, help="share of the block weights not read (0.5)")
     command.add_argument(
         "--calibration", type=Path, help="UTF-8 text; by default docstrings of Python's library"
     )
-    command.add_argument(
-        "--search", default="quick", help="budget of the searches: quick, medium or paper (quick)"
-    )
+    command.add_argument("--search", help="budget of the searches: quick, medium or paper (quick)")
     command.add_argument("--device", help="cuda or cpu; by default a GPU where there is one")
     command.add_argument(
         "--dtype", help="float32, bfloat16 or float16; by default the checkpoint's own, on a CPU float32"
@@ -170,6 +169,9 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     if arguments.new_tokens < 1:
         raise UserError(f"--new-tokens {arguments.new_tokens} is not at least 1")
+    given = [f"--{name}" for name in PLANNED if getattr(arguments, name) is not None]
+    if arguments.plan and given:
+        raise UserError(f"--plan {arguments.plan} is made already: leave out {', '.join(given)}, or --plan")
     plan = load_plan(arguments.plan) if arguments.plan else None
     model, tokenizer = load(arguments.model, arguments.device, arguments.dtype)
     plan = plan or calibrated_plan(model, tokenizer, _recipe(arguments))
@@ -180,7 +182,8 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     from .checkpoint import Recipe
 
-    return Recipe(arguments.method, arguments.sparsity, arguments.search, arguments.calibration)
+    given = {name: getattr(arguments, name) for name in PLANNED}
+    return Recipe(**{name: value for name, value in given.items() if value is not None})
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ def test_a_plan_is_made_saved_and_used_to_generate(monkeypatch, capsys, tmp_path
         (["generate", "--model", str(MODEL), "--method", "tael", "x"], "no method is called 'tael'"),
         (["generate", "--model", str(MODEL), "--sparsity", "nan", "x"], "--sparsity nan is outside"),
         (["generate", "--model", str(MODEL), "--new-tokens", "0", "x"], "--new-tokens 0 is not at least 1"),
+        (
+            ["generate", "--model", str(MODEL), "--plan", "p", "--method", "wina", "--sparsity", "0.5", "x"],
+            "--plan p is made already: leave out --method, --sparsity, or --plan",
+        ),
         (["generate", "--model", str(MODEL), "--plan", "no", "x"], "no: not a readable plan"),
         (["generate", "--model", str(MODEL), "--calibration", "no", "x"], "--calibration no cannot be read"),
         (["generate", "--model", str(MODEL), "--device", "tpu", "x"], "tpu is not supported"),
