@@ -141,6 +141,7 @@ def _evaluated(
     with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol, counting) as session:
         evaluation = cell.suite.run(loaded.model, loaded.tokenizer, session)
         realised = session.report()
+    loaded.check_weights()
     items = evaluation.items_to_dict()
     record = Record(
         schema=SCHEMA,

@@ -75,7 +75,9 @@ class Planner:
         def make(progress: Progress) -> SparsityPlan:
             set_seeds(self.config.seed)
             calibration = _calibration(self.loaded, self._text(), self._search_policy(), self.quantisation)
-            return self.method.plan(calibration, sparsity, progress)
+            plan = self.method.plan(calibration, sparsity, progress)
+            self.loaded.check_weights()
+            return plan
 
         return PlanCache(Path(self.config.cache_dir)).find_or_make(identity, make)
 

@@ -70,6 +70,11 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
+    def check_weights(self) -> None:
+        """Raises UserError where the weights may no longer be those that the checkpoint's identity names."""
+        if isinstance(self.checkpoint, Checkpoint):
+            self.checkpoint.content.check_not_overwritten()
+
 
 def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
     """Check a `model` configuration and the files it names without loading any weights.

@@ -71,6 +71,18 @@ class FoundFiles:
             if not path.is_file() or states((path,)) != (state,):
                 raise UserError(f"{path} changed while it was read; run this again when it is whole")
 
+    def check_not_overwritten(self) -> None:
+        """Raises UserError that names the first file that was written into; a file in its place does no harm.
+
+        Weights that are loaded as they are stored lie in the file: what is written into it is computed with.
+        """
+        for path, (size, modified, _, inode) in zip(self.paths, self.states, strict=True):
+            if not path.is_file():
+                continue
+            now = path.stat()
+            if now.st_ino == inode and (now.st_size, now.st_mtime_ns) != (size, modified):
+                raise UserError(f"{path} was overwritten while its weights were in use; run this again")
+
 
 def file_sha256(file: Path) -> str:
     """sha256 of a file's content, computed once for each state that it was in."""

@@ -101,6 +101,25 @@ def test_weights_replaced_after_they_were_found_are_never_taken_for_the_others(c
     assert model_identity(find_checkpoint(settings(checkpoint)))["fingerprint"] != identity["fingerprint"]
 
 
+def test_weights_overwritten_while_they_are_in_use_are_noticed(checkpoint):
+    tensors = load_file(checkpoint / SHARD)
+    _replace(checkpoint / SHARD, tensors)  # a file of its own, no link
+    loaded = load_model(find_checkpoint(settings(checkpoint, dtype="bfloat16")))
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = loaded.model.get_parameter(name)
+    (checkpoint / SHARD).rename(checkpoint / "kept")
+    save_file(tensors, checkpoint / SHARD, metadata={"format": "pt"})
+    loaded.check_weights()  # another file in its place leaves the loaded one as it is
+    assert torch.equal(weight, tensors[name])
+    (checkpoint / SHARD).unlink()
+    (checkpoint / "kept").rename(checkpoint / SHARD)
+    with (checkpoint / SHARD).open("r+b") as file:
+        file.seek(-64, 2)
+        file.write(bytes(64))
+    with pytest.raises(UserError, match=f"{SHARD} was overwritten while its weights were in use"):
+        loaded.check_weights()
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SHARD])
 def test_content_that_was_not_hashed_before_it_changed_has_no_identity(checkpoint, name):
     found = find_checkpoint(settings(checkpoint))
