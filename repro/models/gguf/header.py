@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,6 +101,10 @@ def read_header(file: Path) -> Header:
     end = max((tensor.start + tensor.bytes for tensor in tensors.values()), default=0)
     if not tensors or end > size:
         raise UserError(f"{file} is truncated: it has {size} bytes, its header says {end}; fetch it again")
+    in_order = sorted((tensor.start, tensor.start + tensor.bytes, name) for name, tensor in tensors.items())
+    for (_, stop, name), (begin, _, other) in pairwise(in_order):
+        if begin < stop:
+            raise UserError(f"{file} is damaged: {name} and {other} share bytes; fetch it again")
     return Header(file, size, metadata, tensors)
 
 

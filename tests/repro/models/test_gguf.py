@@ -400,6 +400,18 @@ def test_arrays_of_arrays_are_one_line(tmp_path):
     _refused(path, "its header cannot be read")
 
 
+def test_tensors_that_share_bytes_are_one_line(tmp_path):
+    path = write(tmp_path / "tiny.gguf", tiny("llama"))
+    content = bytearray(path.read_bytes())
+    up, gate = (
+        content.index(name) + len(name) + 4 + 16 + 4
+        for name in (b"blk.0.ffn_up.weight", b"blk.0.ffn_gate.weight")
+    )
+    content[up : up + 8] = content[gate : gate + 8]
+    path.write_bytes(content)
+    _refused(path, "blk.0.ffn_gate.weight and blk.0.ffn_up.weight share bytes")
+
+
 def _refused(path: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         find_checkpoint(settings(path))
