@@ -9,7 +9,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .baselines.dense import Dense
 from .catalogue import make_method
+from .kernels.plan_data import Mechanism
 from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.tokens import docstrings
@@ -33,6 +35,15 @@ class Recipe:
             raise UserError(
                 f"--sparsity {self.sparsity} is outside [0, 1); 0.5 leaves half of the weights unread"
             )
+
+    @property
+    def drops_nothing(self) -> bool:
+        """Whether its plans leave the model dense."""
+        return isinstance(make_method(self.method, self.search), Dense)
+
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """What every plan of it is made of besides masks."""
+        return make_method(self.method, self.search).mechanisms
 
     def texts(self) -> list[str]:
         """The calibration text."""

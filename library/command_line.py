@@ -159,23 +159,31 @@ def check_output(path: Path) -> None:
         raise UserError(f"--output {path} does not end in .safetensors")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--output {path}: there is no folder {path.absolute().parent}; make it first")
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; a plan is one file: choose another name")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"--output {path}: nothing can be written to {path.absolute().parent}; choose another")
 
 
 def _generate(arguments: argparse.Namespace) -> None:
     from .checkpoint import calibrated_plan, load
     from .method.errors import UserError
     from .planning import load_plan
-    from .side_by_side import Answers, Request
+    from .side_by_side import Answers, Request, check_answerable
 
     if arguments.new_tokens < 1:
         raise UserError(f"--new-tokens {arguments.new_tokens} is not at least 1")
     given = [f"--{name}" for name in PLANNED if getattr(arguments, name) is not None]
     if arguments.plan and given:
         raise UserError(f"--plan {arguments.plan} is made already: leave out {', '.join(given)}, or --plan")
-    plan = load_plan(arguments.plan) if arguments.plan else None
-    model, tokenizer = load(arguments.model, arguments.device, arguments.dtype)
-    plan = plan or calibrated_plan(model, tokenizer, _recipe(arguments))
     request = Request(arguments.prompt, arguments.new_tokens, arguments.tokens, arguments.raw)
+    plan = load_plan(arguments.plan) if arguments.plan else None
+    recipe = None if plan else _recipe(arguments)
+    if recipe and recipe.drops_nothing:
+        raise UserError(f"--method {recipe.method} drops nothing: both answers would be one; take another")
+    model, tokenizer = load(arguments.model, arguments.device, arguments.dtype)
+    check_answerable(model, tokenizer, request, recipe.mechanisms() if recipe else ())
+    plan = plan or calibrated_plan(model, tokenizer, recipe)
     Answers(model, tokenizer, plan, request).stream(sys.stdout)
 
 

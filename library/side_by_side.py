@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TextIO
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .catalogue import token_policy
 from .decoding import GENERATED
-from .kernels.engine import DecodeEngine
+from .kernels.engine import DecodeEngine, check_decodable
+from .kernels.plan_data import Mechanism
 from .kernels.sampling import require_finite
 from .method.apply import applied
 from .method.errors import UserError
@@ -35,6 +36,9 @@ class Request:
     tokens: str = "half"
     raw: bool = False
 
+    def __post_init__(self) -> None:
+        token_policy(self.tokens)  # raises UserError for an unknown name
+
     def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(1, length) int64; a chat template makes the prompt a user's message unless it is to stay raw."""
         if tokenizer.chat_template and not self.raw:
@@ -46,6 +50,20 @@ class Request:
         if not ids:
             raise UserError("the prompt has no tokens; give some text")
         return torch.tensor([ids])
+
+
+def check_answerable(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    request: Request,
+    mechanisms: Collection[Mechanism] = (),
+) -> None:
+    """Raise, before a plan is made, what `Answers` would raise after it: KernelError or UserError.
+
+    mechanisms: what the plan will be made of, as far as is known.
+    """
+    capacity = request.token_ids(tokenizer).shape[1] + request.new_tokens
+    check_decodable(model, 1, capacity, mechanisms)
 
 
 @dataclass

@@ -184,3 +184,31 @@ def test_the_default_calibration_is_english_in_a_fixed_order():
     texts = library_docstrings()
     assert sum(map(len, texts)) > 200_000
     assert texts == library_docstrings()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--method", "teal_rotated"], "does not execute rotated bases"),
+        (["--dtype", "float16"], "not in torch.float16"),
+        (["--new-tokens", "5000"], "positions for 2048 tokens"),
+        (["--tokens", "most"], "no protocol is called 'most'"),
+        (["--method", "dense"], "--method dense drops nothing"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_a_plan_is_made(monkeypatch, capsys, options, line):
+    assert run(monkeypatch, "generate", "--model", str(MODEL), "--device", "cpu", *options, "import os") == 2
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert "plan:" not in shown  # what making one begins with
+
+
+@pytest.mark.parametrize(("writable", "line"), [(True, "is a folder"), (False, "nothing can be written to")])
+def test_an_output_that_cannot_be_written_is_refused_first(monkeypatch, capsys, tmp_path, writable, line):
+    output = tmp_path / "a.safetensors"
+    if writable:
+        output.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)  # root may write everywhere
+    assert run(monkeypatch, "plan", "--model", "nowhere", "--output", str(output)) == 2
+    assert line in capsys.readouterr().err
