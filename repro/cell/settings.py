@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...method.errors import UserError
 from ...method.search.budget import SearchBudget
+from ..configuration import CONFIGURATION
 from .overrides import FOLDERS, check_folder
 
 TARGET = "_target_"
@@ -135,6 +136,15 @@ def check_settings(config: DictConfig) -> None:
     if not name.parts or name.is_absolute() or ".." in name.parts:
         raise UserError(
             f"experiment_name={name if name.parts else repr('')} is no name of a folder below output_dir"
+        )
+
+
+def check_method_name(name: str, choice: str | None) -> None:
+    """Raises UserError where a method that was chosen goes by the name of another choice of conf/method."""
+    if name != choice and name in {path.stem for path in (CONFIGURATION / "method").glob("*.yaml")}:
+        raise UserError(
+            f"method.name={name} would put the numbers of method={choice} under the name of another method; "
+            f"take method={name}, or a method.name that no method has"
         )
 
 

@@ -95,7 +95,9 @@ def test_a_command_of_the_suite_without_its_packages_says_what_to_install(monkey
 def test_run_is_the_suites_own_program(monkeypatch, capsys, tmp_path):
     with mock.patch.dict(os.environ):
         assert run(monkeypatch, "run", "sparsity=2", f"output_dir={tmp_path}") == 2
-    assert "sparsity=2 is not a number in [0, 1)" in capsys.readouterr().err
+        assert "sparsity=2 is not a number in [0, 1)" in capsys.readouterr().err
+        assert run(monkeypatch, "run", "method=teal", "method.name=wina", f"output_dir={tmp_path}") == 2
+        assert "numbers of method=teal under the name of another method" in capsys.readouterr().err
 
 
 def test_it_starts_as_a_program_in_a_moment():

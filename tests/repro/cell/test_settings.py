@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from wisparse.method.errors import UserError
 from wisparse.repro.cell.overrides import as_meant
-from wisparse.repro.cell.settings import BOUNDS, check_settings
+from wisparse.repro.cell.settings import BOUNDS, check_method_name, check_settings
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 
 
@@ -100,6 +100,18 @@ def test_a_folder_without_a_name_is_refused_before_hydra_makes_one(override):
         UserError, match=r"^(output|cache)_dir=(null)? names no folder to write into; give \w+=FOLDER$"
     ):
         as_meant([override])
+
+
+def test_no_method_goes_by_the_name_of_another():
+    for name, choice in (("wina", "teal"), ("dense", "teal"), ("wisparse", "wisparse_weight")):
+        with pytest.raises(
+            UserError, match=f"^method.name={name} would put the numbers of method={choice} under"
+        ):
+            check_method_name(name, choice)
+    for name, choice in (("teal", "teal"), ("wisparse_error_late", "wisparse"), ("mine", "teal")):
+        check_method_name(name, choice)
+    readings = {f"wisparse_{path.stem}" for path in (CONFIGURATION / "reading").glob("*.yaml")}
+    assert not readings & {path.stem for path in (CONFIGURATION / "method").glob("*.yaml")}
 
 
 def test_nested_objects_lists_and_mappings_are_looked_into():
