@@ -106,6 +106,7 @@ def test_where_a_class_lies_makes_no_other_settings(part):
     assert comparable(OLD[part] | {"name": "other"}) != comparable(NEW[part])
 
 
+@pytest.mark.slow
 def test_tables_mix_cells_of_before_and_after_a_class_moved(contents):
     """And still refuse cells of another class."""
     old, new = ({"config": part | {"search": {"name": "quick"}}} for part in (OLD, NEW))

@@ -62,6 +62,7 @@ def only(kept: KeptChannels, index: int) -> KeptChannels:
     return part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_products_and_selections_are_right(march, dtype, batch):

@@ -103,6 +103,7 @@ def test_a_new_baseline_leaves_every_cell_and_plan(checkout):
     newer.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

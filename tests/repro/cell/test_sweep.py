@@ -78,6 +78,7 @@ def test_a_job_that_left_nothing_is_reported_as_killed(tmp_path, monkeypatch, ca
     assert not list(tmp_path.rglob(".outcomes"))
 
 
+@pytest.mark.slow
 def test_two_jobs_that_want_a_plan_at_once_make_it_once(tmp_path):
     made = []
 
@@ -147,7 +148,10 @@ def test_a_signal_ends_a_sweep_in_one_line_and_leaves_nothing(tmp_path, monkeypa
         run.main()
     assert ended.value.code == code
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["interrupted: finished cells are kept, the same command goes on from there"]
+    assert lines == [
+        "2 cells; finished ones are kept",
+        "interrupted: finished cells are kept, the same command goes on from there",
+    ]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not list(tmp_path.rglob(".outcomes"))
 

@@ -16,6 +16,7 @@ def empty_cache(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_the_gpu_that_is_here():
     device, rates = measured_rates()[0]
     alone = makespan([rates.minutes(job) for job in jobs("table1_paper")], 1) / 60

@@ -54,6 +54,7 @@ def test_the_answer_continues_the_context_in_the_file(task, texts):
         assert squeezed(whole) in texts[item["source"]], (task, item)
 
 
+@pytest.mark.slow
 def test_misused_variable_is_one_that_the_context_mentions():
     for item in EMBEDDED.load("variable_misuse"):
         words = [re.findall(r"\w+|\W", choice) for choice in item["choices"]]

@@ -72,6 +72,7 @@ def test_the_answer_continues_the_context_in_its_file(task):
         assert any(item["context"] + answer in paragraph for paragraph in known[item["source"]])
 
 
+@pytest.mark.slow
 def test_gaps_are_of_the_kind_that_the_task_names():
     for item in ENGLISH.load("preposition"):
         assert {choice.split()[0] for choice in item["choices"]} <= set(PREPOSITIONS)

@@ -33,6 +33,7 @@ def give(folder, name, seed=0, question=QUESTION, **changes):
     return record
 
 
+@pytest.mark.slow
 def test_a_method_is_compared_at_the_references_bytes(tmp_path):
     teal = {s: give(tmp_path, f"llama-mini-teal-{s:g}") for s in (0.5, 0.6)}
     reference = give(tmp_path, "llama-mini-wisparse-0.5")

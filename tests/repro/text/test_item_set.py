@@ -51,6 +51,7 @@ def test_items_depend_on_neither_process_nor_hash_seed(module, variable, task):
     assert result.stdout.strip() == ALL[module].read_manifest()["tasks"][task]["sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), EVERY_TASK)
 def test_no_item_twice_and_no_file_dominates(name, task):
     loaded = ALL[name].load(task)
