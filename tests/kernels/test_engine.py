@@ -33,6 +33,7 @@ def plan_for(model, method: str, sparsity: float = 0.4) -> SparsityPlan:
     return make_method(method, *quick.get(method, [])).plan(make_calibration(model), sparsity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", KINDS)
 def test_the_engine_continues_as_generate_does(tiny_model, method):
     plan = plan_for(tiny_model, method)

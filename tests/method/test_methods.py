@@ -78,6 +78,7 @@ def test_realised_sparsity_is_nominal_on_calibration_data(name):
     assert mean == pytest.approx(0.0 if name == "dense" else SPARSITY, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_kept_channels_have_the_highest_scores(name):
     llama, calibration, plan = planned(name)

@@ -41,6 +41,7 @@ def attended(sums: Tensor, bias: Tensor | None, cache: StaticCache, heads: int, 
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tile", "heads", "kv_heads", "head_dim", "length", "window", "first"),
     [
@@ -77,6 +78,7 @@ def test_against_float64(
     assert torch.equal(x, attended(sums, bias, cache, heads, tile, window))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tile", "heads", "kv_heads", "head_dim"),
     [

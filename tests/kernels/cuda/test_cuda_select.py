@@ -21,6 +21,7 @@ def numbers(*kept):
     return torch.tensor(kept, dtype=torch.int32, device=DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [37, 200, 1100])
 def test_it_is_exactly_the_references(channels, dtype):
