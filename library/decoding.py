@@ -15,11 +15,11 @@ from .catalogue import token_policy
 from .kernels.engine import DecodeEngine
 from .kernels.errors import KernelError
 from .kernels.sampling import Sampler
-from .method.acting import ENGINE, acting_on, at_rest
 from .method.apply import SparseSession, applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.projections import projection_shapes
+from .method.running.acting import ENGINE, acting_on, at_rest
 from .method.token_policy import TokenPolicy
 from .method.tokens import stop_tokens as end_tokens
 from .method.traffic import BatchTrafficCounter

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .catalogue import make_method, token_policy
-from .method.acting import ENGINE, PLANNING, acting_on, at_rest
 from .method.base import Method
 from .method.calibration import Calibration
 from .method.errors import UserError
 from .method.plan import SparsityPlan
+from .method.running.acting import ENGINE, PLANNING, acting_on, at_rest
 from .method.token_policy import TokenPolicy
 from .method.tokens import pack
 

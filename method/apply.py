@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..kernels.reference import dropped_by_top_k, kept_by_threshold, low_rank_product
-from .acting import ENGINE, PLAN, acting_on
 from .candidates import CandidateRules
 from .errors import UserError
 from .hooks import hooked
@@ -28,6 +27,7 @@ from .projections import (
 )
 from .quantisation.model import description_of
 from .rotation import rotated
+from .running.acting import ENGINE, PLAN, acting_on
 from .token_policy import TokenPolicy
 from .traffic import TrafficCounter
 

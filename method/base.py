@@ -9,9 +9,9 @@ from ..kernels.plan_data import Mechanism
 from .calibration import Calibration, Need
 from .errors import UserError
 from .plan import SparsityPlan
-from .progress import Progress
 from .provenance import SearchCost
 from .quantisation.model import description_of
+from .running.progress import Progress
 
 
 @dataclass(frozen=True)

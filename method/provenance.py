@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .progress import Progress
+from .running.progress import Progress
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...method.errors import UserError
 from ...method.plan import PlanError, SparsityPlan
-from ...method.progress import Progress
+from ...method.running.progress import Progress
 from .. import processes
 from ..configuration import digest
 from ..locks import held

@@ -16,9 +16,9 @@ from torch import Tensor
 from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.plan import SparsityPlan
-from ...method.progress import Progress
 from ...method.quantisation.model import QuantisedWeights
 from ...method.quantisation.quantisers import NoQuantisation, Quantiser
+from ...method.running.progress import Progress
 from ...method.search.budget import SearchBudget
 from ...method.token_policy import TokenPolicy
 from ..configuration import portable

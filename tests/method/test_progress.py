@@ -3,8 +3,8 @@
 import logging
 
 import pytest
-from wisparse.method.progress import Progress
 from wisparse.method.provenance import SearchCost
+from wisparse.method.running.progress import Progress
 from wisparse.repro.cell.plan_cache import plan_digest
 
 from ..conftest import make_calibration, make_method, make_tiny_model

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from wisparse.method.plan import ProjectionRule, SparsityPlan
-from wisparse.method.progress import Progress
+from wisparse.method.running.progress import Progress
 from wisparse.repro import run
 from wisparse.repro.cell.job import CellJob, Outcome
 from wisparse.repro.cell.plan_cache import PlanCache

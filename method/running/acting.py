@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .errors import UserError
+from ..errors import UserError
 
 PLAN, ENGINE, PLANNING = "a plan", "an engine", "the making of a plan"
 

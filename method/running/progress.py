@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..kernels.shared_files import make_folder
+from ...kernels.shared_files import make_folder
 
 log = logging.getLogger(__name__)
 
