@@ -80,7 +80,9 @@ class CalibratedInt4(Int4):
             found |= stored_by(by_key, self._calibrated(factors))
             with replaced(by_key, found):
                 hidden = [block(states, **keywords[index]) for states in hidden]
-        if self.lm_head:
+        if self.lm_head != "same":
+            found |= self._head(calibration.model)
+        else:
             products = InputProducts()
             for states in hidden:
                 products(decoder.lm_head, (decoder.final_norm(states),))

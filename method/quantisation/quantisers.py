@@ -17,7 +17,11 @@ from ...kernels.quantised.int8 import int8_rounded
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError
-from .model import QuantisedWeights, quantised_linears, stored_by
+from ..projections import decoder_of, model_projections
+from .model import LM_HEAD, QuantisedWeights, quantised_linears, stored_by
+
+HEADS = {"none": "as it was", "int8": "int8 by row and column", "same": "too"}
+"""What may become of the head, and how descriptions say it."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,12 @@ class Quantiser(ABC):
     """A format with its settings, and how weights are brought into it; `conf/quantisation` documents them."""
 
     name: str
-    lm_head: bool
-    """Whether the head is quantised as well."""
+    lm_head: str
+    """The head: `none` leaves it alone, `int8` is 8 bits by row and column, `same` what the projections are."""
+
+    def __post_init__(self) -> None:
+        if self.lm_head not in HEADS:
+            raise UserError(f"quantisation.lm_head is {self.lm_head!r}; choose {', '.join(HEADS)}")
 
     @property
     @abstractmethod
@@ -62,13 +70,28 @@ class Quantiser(ABC):
     def weights(self, calibration: Calibration) -> QuantisedWeights:
         """Stored weights of a model's linears. Raises UserError that names the first that cannot be stored."""
         self.check_model(calibration.model)
-        found = stored_by(quantised_linears(calibration.model, self.lm_head), self.rounded)
+        found = stored_by(model_projections(calibration.model), self.rounded) | self._head(calibration.model)
         return QuantisedWeights(self.full_description, found, self.rounded)
+
+    def _head(self, model: PreTrainedModel) -> dict[str, StoredWeight]:
+        """The stored head by its name, rounded to nearest; nothing where it is left alone."""
+        if self.lm_head == "none":
+            return {}
+        return stored_by(
+            {LM_HEAD: decoder_of(model).lm_head},
+            self._head_in_8_bits if self.lm_head == "int8" else self.rounded,
+        )
+
+    def _head_in_8_bits(self, name: str, weight: Tensor) -> StoredWeight:
+        try:
+            return int8_rounded(weight)
+        except KernelError as error:
+            raise self._refusal(name, error) from error
 
     @property
     def full_description(self) -> str:
-        """The description, and whether the head is quantised."""
-        return f"{self.description}, lm_head {'too' if self.lm_head else 'as it was'}"
+        """The description, and what became of the head."""
+        return f"{self.description}, lm_head {HEADS[self.lm_head]}"
 
     def rounded(self, name: str, weight: Tensor) -> StoredWeight:
         """The nearest stored weight to (in, out) of the linear of this name. Raises UserError that names it."""
@@ -110,7 +133,9 @@ class Int4(Quantiser):
 
     def check_model(self, model: PreTrainedModel) -> None:
         """See `Quantiser`: the group has to divide the outputs of every linear."""
-        outputs = {name: one.out_features for name, one in quantised_linears(model, self.lm_head).items()}
+        outputs = {
+            name: one.out_features for name, one in quantised_linears(model, self.lm_head == "same").items()
+        }
         common = gcd(*outputs.values())
         for name, number in outputs.items():
             if number % self.group:

@@ -24,9 +24,10 @@ from wisparse.method.rotation import rotated
 
 from ...conftest import make_calibration, make_method, make_protocol
 
-INT8 = Int8("int8", lm_head=False)
-INT4 = Int4("int4", lm_head=True, group=4, symmetric=False)
-CALIBRATED = CalibratedInt4("int4_calibrated", lm_head=True, group=8, symmetric=True, damping=0.01)
+INT8 = Int8("int8", lm_head="none")
+INT4 = Int4("int4", lm_head="same", group=4, symmetric=False)
+INT8_HEAD = CalibratedInt4("int4_calibrated", lm_head="int8", group=8, symmetric=True, damping=0.01)
+CALIBRATED = CalibratedInt4("int4_calibrated", lm_head="same", group=8, symmetric=True, damping=0.01)
 
 
 @pytest.fixture
@@ -38,16 +39,20 @@ def state(model) -> dict[str, torch.Tensor]:
     return {name: parameter.clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("quantiser", [INT8, INT4, CALIBRATED], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "quantiser", [INT8, INT4, CALIBRATED, INT8_HEAD], ids=lambda one: f"{one.name}-{one.lm_head}"
+)
 def test_a_model_computes_with_them_and_has_its_own_again(llama, calibration, quantiser, tmp_path):
     parameters, before = dict(llama.named_parameters()), state(llama)
     found = quantiser.weights(calibration)
-    assert set(found.weights) == set(projection_shapes(llama)) | ({"lm_head"} if quantiser.lm_head else set())
+    assert set(found.weights) == set(projection_shapes(llama)) | (
+        {"lm_head"} if quantiser.lm_head != "none" else set()
+    )
     with suppress(ZeroDivisionError), quantised(llama, found):
         for name, linear in model_projections(llama).items():
             assert torch.equal(linear.weight, found.weights[name].dequantised().T)
         assert description_of(llama) == found.description
-        assert not torch.equal(llama.lm_head.weight, before["lm_head.weight"]) or not quantiser.lm_head
+        assert not torch.equal(llama.lm_head.weight, before["lm_head.weight"]) or quantiser.lm_head == "none"
         assert llama(calibration.input_ids).logits.isfinite().all()
         raise ZeroDivisionError  # whatever happens inside
     assert description_of(llama) is None
@@ -119,7 +124,7 @@ def test_calibrated_weights_keep_the_products_of_the_first_block(llama, calibrat
     llama(calibration.input_ids)
     handle.remove()
     exact = seen[0] @ linear.weight.T
-    nearest = Int4("int4", lm_head=False, group=8, symmetric=True)
+    nearest = Int4("int4", lm_head="none", group=8, symmetric=True)
     errors = [
         (seen[0] @ quantiser.weights(calibration).weights["0.q"].dequantised() - exact).norm()
         for quantiser in (CALIBRATED, nearest)
@@ -137,7 +142,7 @@ def traffic(model, plan, ids):
 def test_bytes_of_one_projection_by_hand(llama, calibration):
     """20 of 80 channels of down are kept: each has 48 values in 4 bits and 6 groups."""
     plan = SparsityPlan(projection_shapes(llama))
-    quantiser = Int4("int4", lm_head=False, group=8, symmetric=False)
+    quantiser = Int4("int4", lm_head="none", group=8, symmetric=False)
     found = quantiser.weights(calibration)
     with quantised(llama, found):
         dense = make_method("dense").plan(calibration, 0.0)
@@ -152,7 +157,7 @@ def test_bytes_of_one_projection_by_hand(llama, calibration):
     always = sum(p.numel() for p in llama.parameters() if p.ndim == 1) + llama.lm_head.weight.numel()
     stored = weights / 2 + weights / 8 * 3
     assert read["dense_bytes_per_token"] == read["bytes_per_token"] == stored + 4 * always
-    whole = Int4("int4", lm_head=True, group=8, symmetric=False).weights(calibration)
+    whole = Int4("int4", lm_head="same", group=8, symmetric=False).weights(calibration)
     with quantised(llama, whole):
         head = traffic(llama, make_method("dense").plan(calibration, 0.0), calibration.input_ids)
     lm_head = llama.lm_head.weight.numel()
@@ -175,7 +180,7 @@ def test_a_neuron_dropped_by_its_gate_leaves_up_s_row_scales_to_be_read(llama, c
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["teal", "wina", "rsparse", "cats", "chess", "equal_loss", "wisparse"])
 def test_every_method_plans_on_quantised_weights(llama, calibration, name):
-    found = Int4("int4", lm_head=False, group=8, symmetric=True).weights(calibration)
+    found = Int4("int4", lm_head="none", group=8, symmetric=True).weights(calibration)
     before = state(llama)
     with quantised(llama, found):
         plan = make_method(name).plan(calibration, 0.2)
@@ -234,8 +239,21 @@ def test_a_plan_for_other_bits_is_refused_and_kept_apart_on_disk(llama, calibrat
 
 def test_weights_that_cannot_be_stored_are_refused_by_name(llama, calibration):
     with pytest.raises(UserError, match=r"group=32 does not divide the 48 outputs of 0\.q.*group=8$"):
-        Int4("int4", lm_head=False, group=32, symmetric=True).check_model(llama)
+        Int4("int4", lm_head="none", group=32, symmetric=True).check_model(llama)
     model_projections(llama)["1.up"].weight.data[3, 2] = float("nan")
     for quantiser in (INT8, INT4):
         with pytest.raises(UserError, match=rf"quantisation={quantiser.name}: 1\.up: 1 weights are infinite"):
             quantiser.weights(calibration)
+
+
+def test_a_head_may_have_a_format_of_its_own(llama, calibration):
+    before = llama.lm_head.weight.clone()
+    for quantiser in (INT8_HEAD, Int4("int4", lm_head="int8", group=8, symmetric=True)):
+        found = quantiser.weights(calibration)
+        with quantised(llama, found):
+            expected = int8_rounded(before.T).dequantised().T
+            assert torch.equal(llama.lm_head.weight, expected)
+        assert found.description.endswith("lm_head int8 by row and column")
+        assert found.weights["0.q"].format == "int4"
+    with pytest.raises(UserError, match=r"quantisation\.lm_head is True; choose none, int8, same"):
+        Int8("int8", lm_head=True)

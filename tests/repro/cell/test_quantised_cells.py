@@ -37,7 +37,7 @@ def test_perplexities_records_and_the_model_afterwards(start):
     four, _ = cell("method=dense", "quantisation=int4", GROUP)
     assert own["perplexity"] < four["perplexity"] < 2 * own["perplexity"]
     assert four["quantisation"]["bits_per_weight"] == 4.25
-    head, _ = cell("method=dense", "quantisation=int4", GROUP, "quantisation.lm_head=true")
+    head, _ = cell("method=dense", "quantisation=int4", GROUP, "quantisation.lm_head=same")
     assert head["model"]["parameters"] == own["model"]["parameters"]
     lm_head = 8192 * 320
     assert four["realised"]["bytes_per_token"] - head["realised"]["bytes_per_token"] == lm_head * (4 - 4.25 / 8)
