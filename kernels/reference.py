@@ -31,6 +31,9 @@ def kept_by_threshold(x: Tensor, thresholds: Tensor) -> Tensor:
 def dropped_by_top_k(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:
     """Channels dropped by per-token top-k of |x|·w; channels that tie with the k-th are all kept.
 
+    A score of zero is never kept, however large k is: its column adds nothing, and is not read. Scores below
+    the smallest normal number count as zero, which some processors make of them.
+
     x: (..., channels); weights: (channels,); k: an int, or integers that broadcast to (..., 1), best on
     the CPU: they are looked at.
     """
@@ -47,17 +50,18 @@ def dropped_by_top_k(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:
 
 
 def _smallest_kept(scores: Tensor, k: int) -> Tensor:
-    """The k-th highest score, (..., 1): 0 where all are kept, infinity where none is."""
+    """The k-th highest score but no zero, (..., 1): the smallest normal number for all, infinity for none."""
+    positive = torch.finfo(scores.dtype).smallest_normal
     if k >= scores.shape[-1]:
-        return torch.zeros_like(scores[..., :1])
+        return torch.full_like(scores[..., :1], positive)
     if k == 0:
         return torch.full_like(scores[..., :1], torch.inf)
     position = scores.shape[-1] - k
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         # The same value ten times sooner: numpy selects with vector instructions, torch does not.
         found = np.partition(scores.detach().numpy(), position, axis=-1)[..., position : position + 1]
-        return torch.from_numpy(found)
-    return scores.kthvalue(position + 1, dim=-1, keepdim=True).values
+        return torch.from_numpy(found).clamp_min(positive)
+    return scores.kthvalue(position + 1, dim=-1, keepdim=True).values.clamp_min(positive)
 
 
 def low_rank_product(dropped: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class StaticThreshold:
 
 @dataclass(frozen=True)
 class TopK:
-    """The k = ⌊n·(1 − s)⌋ highest scores of each token (WINA, arXiv 2505.19427, eq. 3)."""
+    """The k = ⌊n·(1 − s)⌋ highest scores of each token, but no zero (WINA, arXiv 2505.19427, eq. 3)."""
 
     def candidates(self, histogram: ChannelHistogram, weights: Tensor, sparsities: Tensor) -> CandidateRules:
         """See `MaskRule`."""

@@ -89,12 +89,13 @@ int64_t compact_top_k(const Input *x, int64_t stride, int64_t channels, int64_t 
                       int64_t k, Selection kept) {
   thread_local std::vector<uint32_t> keys;
   keys.resize(channels);
-  std::vector<float> smallest(batch, k >= channels ? 0.0f : std::numeric_limits<float>::infinity());
+  constexpr float positive = std::numeric_limits<float>::min(); // a zero is never kept
+  std::vector<float> smallest(batch, k >= channels ? positive : std::numeric_limits<float>::infinity());
   for (int64_t row = 0; row < batch && k > 0 && k < channels; ++row) {
     const Input *const inputs = x + row * stride;
     for (int64_t channel = 0; channel < channels; ++channel)
       keys[channel] = sort_key(__builtin_fabsf(to_float(inputs[channel])) * weights[channel]);
-    smallest[row] = score_of(kth_highest(keys.data(), channels, k));
+    smallest[row] = score_of(std::max(kth_highest(keys.data(), channels, k), sort_key(positive)));
   }
   const auto dropped = [weights, lowest = smallest.data()](int64_t row, int64_t channel, float magnitude) {
     return magnitude * weights[channel] < lowest[row];

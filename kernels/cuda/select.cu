@@ -1,7 +1,7 @@
 // The smallest score that per-token top-k keeps: one thread block for each list, one token. Scores are not negative, so
 // their order is that of their bits; three digits of these are counted one after the other, each only where the digits
-// before are those of the score that is looked for. Compiled at run time by select.py, which defines the
-// constants in capitals:
+// before are those of the score that is looked for. A score of zero is never kept, so that the smallest is a normal
+// number. Compiled at run time by select.py, which defines the constants in capitals:
 //
 // IN           channels                  WARPS     warps of a thread block
 // CLUSTER      1                         WRITE_X   1: x is written by the first thread block
@@ -19,6 +19,7 @@ constexpr int DIGITS = 3;
 constexpr int BITS[DIGITS] = {11, 10, 10};  // of the 31 below the sign
 constexpr int LOWEST[DIGITS] = {20, 10, 0};
 constexpr int BINS = 1 << 11;
+constexpr unsigned SMALLEST_NORMAL = 0x00800000u, INFINITE = 0x7f800000u;
 
 struct Shared {
     int bins[DIGITS][BINS];
@@ -101,5 +102,6 @@ WS_KERNEL(THREADS, 1) select_kernel(const void* source, const float* squares, co
         found |= static_cast<unsigned>(s.digit) << LOWEST[digit];
         wanted -= s.below;
     }
-    if (thread == 0) smallest[list] = k >= IN ? 0.0f : k <= 0 ? float_of_bits(0x7f800000u) : float_of_bits(found);
+    if (k >= IN || found < SMALLEST_NORMAL) found = SMALLEST_NORMAL;
+    if (thread == 0) smallest[list] = float_of_bits(k <= 0 ? INFINITE : found);
 }

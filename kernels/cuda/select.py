@@ -27,7 +27,7 @@ def cuda_select(
     x_out: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Smallest (lists, 1) float32: the k-th highest |x|·w; 0 where k takes all channels, ∞ where none.
+    """Smallest (lists, 1) float32: the k-th highest |x|·w, but no zero; ∞ where k is 0.
 
     score_weights (lists, channels) float32, not negative; kept (lists,) int32 numbers k; x_out (1, channels),
     where given, receives x in half precision. NaN counts as the highest. Raises KernelError for tensors that do

@@ -1,6 +1,7 @@
 """The smallest score that per-token top-k keeps (WINA arXiv 2505.19427): one program for each list and row.
 
-Scores are not negative, so their order is that of their bits: counting finds the k-th highest bit by bit.
+Scores are not negative, so their order is that of their bits: counting finds the k-th highest bit by bit. A
+score of zero is never kept, so that the smallest is a normal number.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from torch import Tensor
 from ..errors import KernelError
 from .compact import inverse_norm, rounded
 from .launch import launch, power_of_two
+
+SMALLEST_NORMAL, INFINITE = tl.constexpr(0x00800000), tl.constexpr(0x7F800000)
+"""Bits of float32 numbers."""
 
 
 @triton.jit
@@ -57,8 +61,9 @@ def select_kernel(
         x = x * inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
         x = rounded(rounded(x, gain) * scale, gain)
     bits = (tl.abs(x) * weight).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1)).to(tl.float32, bitcast=True)
-    found = tl.where(k >= CHANNELS, 0.0, tl.where(k <= 0, float("inf"), found))
+    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1))
+    found = tl.where(k >= CHANNELS, SMALLEST_NORMAL, tl.maximum(found, SMALLEST_NORMAL))
+    found = tl.where(k <= 0, INFINITE, found).to(tl.float32, bitcast=True)
     tl.store(smallest + projection * BATCH + tl.program_id(1), found)
 
 
@@ -70,7 +75,7 @@ def select_smallest(
     norm: tuple[Tensor, Tensor, float] | None = None,
     pdl: bool = False,
 ) -> None:
-    """Smallest (lists, batch): the k-th highest |x|·w of each row; 0 where k takes all, ∞ where none.
+    """Smallest (lists, batch): the k-th highest |x|·w of each row, but no zero; ∞ where k is 0.
 
     source (batch, channels): x, or the residual stream with norm = (squares, gain, ε); score_weights (lists,
     channels) float32; kept (lists,) int32 numbers k. Raises KernelError for tensors that do not fit.

@@ -31,6 +31,22 @@ def test_channels_that_tie_are_all_kept():
     assert kept_by_top_k(torch.ones(1, 4), torch.ones(4), 2).all()
 
 
+@pytest.mark.parametrize("k", [2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_zero_is_never_worth_reading(k, dtype):
+    """As behind a ReLU: zeros that tie with the k-th score, and zeros that a large k would take in."""
+    x = torch.tensor([[0.0, 2.0, -0.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]], dtype=dtype)
+    expected = [[False, True, False, True, False], [False] * 5]
+    assert kept_by_top_k(x, torch.ones(5), k).tolist() == expected
+    assert kept_by_top_k(x, torch.ones(5), torch.tensor([[k], [k]])).tolist() == expected
+
+
+def test_a_score_below_the_normal_numbers_is_a_zero():
+    """A processor that makes zeros of such scores drops the same channels."""
+    x = torch.tensor([[1e-42, 1.2e-38, torch.nan]])
+    assert kept_by_top_k(x, torch.ones(3), 3).tolist() == [[False, True, True]]
+
+
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 def test_broken_activations_are_kept_and_show(broken):
     x = torch.tensor([0.1, broken, 0.2, 0.3])

@@ -87,6 +87,21 @@ def test_traffic_by_hand():
     assert report["bytes_per_token"] == pytest.approx((2 * block - dropped + always) * 4)
 
 
+def test_zeros_that_tie_with_the_kth_score_count_as_skipped():
+    """Three quarters of the neurons are 0, as behind a ReLU, and half of them should be kept, then all."""
+    model = make_tiny_model("llama")
+    shapes = make_calibration(model).shapes
+    for block in model.model.layers:
+        block.mlp.up_proj.weight[20:] = 0.0
+    for k in (40, 80):
+        rules = {f"{index}.down": ProjectionRule(top_k=k, weights=torch.ones(80)) for index in range(2)}
+        ids = ids_of(1, 8)
+        with applied(model, SparsityPlan(shapes, rules), make_protocol("all")) as session:
+            sparse = model(input_ids=ids).logits
+        assert session.report()["by_projection"]["down"] == pytest.approx(0.75)
+        assert torch.equal(sparse, model(input_ids=ids).logits)
+
+
 def test_a_dropped_gate_neuron_skips_up_and_down():
     model = make_tiny_model("llama")
     shapes = make_calibration(model).shapes

@@ -90,6 +90,15 @@ def test_top_k_keeps_all_channels_that_tie(implementation):
     assert kept.channels.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [2, 4, 5, 6])
+def test_top_k_never_keeps_a_zero(implementation, dtype, k):
+    x = torch.tensor([[0.0, 2.0, -0.0, NAN, 1e-42], [0.0, -1.0, 3.0, 0.0, 0.0]], dtype=dtype)
+    kept = compact_by_top_k(x, torch.ones(5), k)
+    assert kept.channels.tolist() == [1, 2, 3]
+    assert kept.row_counts.tolist() == [2, 2]
+
+
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [1, 17, 64, 1000])

@@ -5,7 +5,7 @@ import torch
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda import compiled as cuda_compiled
 from wisparse.kernels.cuda import select as module
-from wisparse.kernels.cuda.product import Given, Normed
+from wisparse.kernels.cuda.product import CUDATile, Given, Normed, cuda_product
 from wisparse.kernels.cuda.select import cuda_select
 from wisparse.kernels.decoder import products_of
 from wisparse.kernels.errors import KernelError
@@ -47,7 +47,7 @@ def test_scores_of_one_value_of_zero_of_nan_and_of_infinity():
     cuda_select(Given(x), weights, numbers(40), smallest)
     assert smallest.item() == 2.0
     cuda_select(Given(torch.zeros_like(x)), weights, numbers(40), smallest)
-    assert smallest.item() == 0.0
+    assert smallest.item() == torch.finfo(torch.float32).smallest_normal  # a zero is never kept
     x[0, 3], x[0, 4] = float("nan"), float("inf")
     cuda_select(Given(x), weights, numbers(1), smallest)
     assert smallest.isnan().all()
@@ -55,6 +55,20 @@ def test_scores_of_one_value_of_zero_of_nan_and_of_infinity():
     assert smallest.isinf().all()
     cuda_select(Given(x), weights, numbers(3), smallest)
     assert smallest.item() == 2.0
+
+
+@pytest.mark.parametrize("k", [10, 64, 96])
+def test_the_column_of_a_zero_is_never_read(k):
+    """Not where zeros tie with the k-th score, and not where k takes all; their weights are NaN here."""
+    x, weight = drawn(1, 96, dtype=torch.bfloat16), drawn(96, 8, seed=2, dtype=torch.bfloat16)
+    x[0, 40:] = 0.0
+    scores, smallest = torch.ones(1, 96, device=DEVICE), torch.empty(1, 1, device=DEVICE)
+    cuda_select(Given(x), scores, numbers(k), smallest)
+    broken, out = weight.clone(), torch.empty(1, 8, device=DEVICE)
+    broken[40:] = float("nan")
+    cuda_product(Given(x), scores, broken, (8,), out, CUDATile(warps=2, unroll=2), smallest=smallest)
+    kept = x.double().masked_fill(dropped_by_top_k(x.float(), scores[0], k), 0.0)
+    assert torch.allclose(out.double(), kept @ weight.double(), rtol=1e-5, atol=1e-5)
 
 
 def test_behind_rmsnorm_it_leaves_the_activation():

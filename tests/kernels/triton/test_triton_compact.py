@@ -101,6 +101,19 @@ def test_selection_is_exactly_the_references(k):
         assert torch.equal(x.abs() * weight < bound[:, None], dropped_by_top_k(x, weight, k))
 
 
+@pytest.mark.parametrize("k", [2, 4, 6])
+def test_top_k_never_lists_a_zero(k):
+    x = torch.tensor(
+        [[0.0, 2.0, -0.0, float("nan"), 1e-42, 0.0], [0.0, -1.0, 3.0, 0.0, 0.0, 0.0]], device=DEVICE
+    )
+    weights, smallest = torch.ones(1, 6, device=DEVICE), torch.empty(1, 2, device=DEVICE)
+    select_smallest(x, weights, torch.tensor([k], dtype=torch.int32, device=DEVICE), smallest)
+    lists = ChannelLists.empty(1, 2, 6, 16, DEVICE)
+    compact(x, ListRules(torch.zeros(1, 6, device=DEVICE), weights, smallest, top_k=1), lists)
+    assert lists.counts.tolist() == [[3]]
+    assert lists.index[0, :3].tolist() == [1, 2, 3]
+
+
 def test_bad_input_ends_in_one_line():
     lists = ChannelLists.empty(1, 1, 20, 16, DEVICE)
     with pytest.raises(KernelError, match="for a batch of 1 with 20 channels"):
