@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .decoder import Decoder, DecoderShape, block_projections
+from .decoder import Decoder, DecoderShape, block_projections, key
+from .errors import KernelError
 from .executable import check_executable
+from .quantised.packed import PackedWeight, side_by_side
+from .quantised.stored import StoredWeight
+
+LM_HEAD = "lm_head"
+"""Name of the head beside the keys of projections."""
 
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """One block. A weight `(in, out)` has one contiguous row for each input channel."""
+    """One block. A weight `(in, out)` has one contiguous row for each input channel.
+
+    In floating point it is a tensor, in few bits a packed weight.
+    """
 
     input_norm: Tensor
-    qkv: Tensor
+    qkv: Tensor | PackedWeight
     """(hidden, q + 2·kv)"""
     qkv_bias: Tensor | None
-    o: Tensor
+    o: Tensor | PackedWeight
     """(heads · head_dim, hidden)"""
     mlp_norm: Tensor
-    gate_up: Tensor | None
+    gate_up: Tensor | PackedWeight | None
     """(hidden, 2·ffn), gate first; None in a gated block."""
     gate: Tensor | None
     """(hidden, ffn); given in a gated block."""
     up_rows: Tensor | None
     """(ffn, hidden), one row a neuron; given in a gated block, which reads up by neurons (CHESS, CATS)."""
-    down: Tensor
+    down: Tensor | PackedWeight
     """(ffn, hidden)"""
     query_norm: Tensor | None = None
     """(head_dim,) gains of the RMSNorm of every head of q before it is rotated; None: there is none."""
@@ -46,37 +55,67 @@ class DecoderWeights:
     embedding: Tensor
     """(vocabulary, hidden)"""
     final_norm: Tensor
-    lm_head: Tensor
-    """(vocabulary, hidden)"""
+    lm_head: Tensor | PackedWeight
+    """(vocabulary, hidden); in few bits (hidden, vocabulary)"""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the projections."""
-        return self.blocks[0].qkv.dtype
+        """Data type of activations: that of the projections, where these are in floating point."""
+        qkv = self.blocks[0].qkv
+        return qkv.dtype if isinstance(qkv, Tensor) else self.blocks[0].input_norm.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the projections."""
-        return self.blocks[0].qkv.device
+        qkv = self.blocks[0].qkv
+        return qkv.device if isinstance(qkv, Tensor) else qkv.values.device
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Formats of the weights in few bits."""
+        weights = [self.lm_head, *(weight for block in self.blocks for weight in vars(block).values())]
+        return frozenset(weight.format for weight in weights if isinstance(weight, PackedWeight))
 
 
 @torch.inference_mode(False)  # a weight made under it could never be trained again
 @torch.no_grad()
-def pack(model: nn.Module, gated_blocks: Collection[int] = ()) -> DecoderWeights:
+def pack(
+    model: nn.Module, gated_blocks: Collection[int] = (), stored: Mapping[str, StoredWeight] | None = None
+) -> DecoderWeights:
     """Lay a transformers model's weights out for the kernels; the model goes on working on the same storage.
 
     Its projections become transposed views, so that prefill, hooks and `generate` read what the kernels read.
-    `gated_blocks` read up by neurons. Raises KernelError for a model that cannot be executed.
+    `gated_blocks` read up by neurons. With `stored`, weights in few bits by key and maybe of `lm_head`, kernels
+    read these, and the model's own projections stay as they are. Raises KernelError for a model that cannot be
+    executed, and for stored weights that are not all of its projections.
     """
     decoder = Decoder.of(model)
     check_executable(decoder)
+    if stored is not None:
+        check_stored(stored, decoder.shape)
     return DecoderWeights(
         decoder.shape,
-        tuple(_pack_block(decoder, index, index in gated_blocks) for index in range(len(decoder.blocks))),
+        tuple(
+            _pack_block(decoder, index, index in gated_blocks, stored) for index in range(len(decoder.blocks))
+        ),
         embedding=decoder.embedding.weight.data,
         final_norm=decoder.final_norm.weight.data,
-        lm_head=decoder.lm_head.weight.data,
+        lm_head=decoder.lm_head.weight.data if LM_HEAD not in (stored or {}) else side_by_side(stored[LM_HEAD]),
     )
+
+
+def check_stored(stored: Mapping[str, StoredWeight], shape: DecoderShape) -> None:
+    """Raise KernelError for weights in few bits that are not those of a model of this shape."""
+    expected = {name: (inner, out) for name, (out, inner) in shape.shapes().items()}
+    if LM_HEAD in stored:
+        expected[LM_HEAD] = (shape.hidden, shape.vocabulary)
+    for name in sorted(expected.keys() | stored.keys()):
+        found = tuple(stored[name].shape) if name in stored else None
+        if found != expected.get(name):
+            raise KernelError(
+                f"quantised weights of another model: {name} is {found or 'missing'}, the model's (in, out) is "
+                f"{expected.get(name, 'none')}"
+            )
 
 
 @torch.inference_mode(False)
@@ -87,20 +126,32 @@ def unpack(model: nn.Module) -> None:
         projection.linear.weight.data = projection.linear.weight.data.contiguous()
 
 
-def _pack_block(decoder: Decoder, index: int, gated: bool) -> BlockWeights:
+def _pack_block(
+    decoder: Decoder, index: int, gated: bool, stored: Mapping[str, StoredWeight] | None
+) -> BlockWeights:
     linears = block_projections(decoder.blocks[index])
     qkv = [linears[name] for name in ("q", "k", "v")]
+    if gated and stored is not None:
+        raise KernelError(
+            "the decode engine does not read neurons of quantised weights by their gate; take another method, "
+            "quantisation=none, or latency=none"
+        )
+
+    def packed(*names: str) -> Tensor | PackedWeight:
+        if stored is None:
+            return _side_by_side(*(linears[name] for name in names))
+        return side_by_side(*(stored[key(index, name)] for name in names))
 
     return BlockWeights(
         input_norm=decoder.gains(index, "attention_input"),
-        qkv=_side_by_side(*qkv),
+        qkv=packed("q", "k", "v"),
         qkv_bias=torch.cat([linear.bias.data for linear in qkv]) if decoder.family.qkv_bias else None,
-        o=_side_by_side(linears["o"]),
+        o=packed("o"),
         mlp_norm=decoder.gains(index, "mlp_input"),
-        gate_up=None if gated else _side_by_side(linears["gate"], linears["up"]),
-        gate=_side_by_side(linears["gate"]) if gated else None,
+        gate_up=None if gated else packed("gate", "up"),
+        gate=packed("gate") if gated else None,
         up_rows=_by_neuron(linears["up"]) if gated else None,
-        down=_side_by_side(linears["down"]),
+        down=packed("down"),
         query_norm=decoder.gains(index, "q"),
         key_norm=decoder.gains(index, "k"),
     )

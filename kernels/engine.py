@@ -17,6 +17,7 @@ from .errors import KernelError
 from .executable import check_executable
 from .plan_data import BlockPlan, Mechanism, Plan
 from .prompt import PreparedPrompt, check_continuation, prepared
+from .quantised.packed import QuantisedModel
 from .sampling import Greedy, Sampler, require_finite
 from .static_cache import StaticCache, check_positions
 
@@ -74,6 +75,8 @@ BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 """Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
 MECHANISMS = {"cuda": _gpu_mechanisms, "cpu": _cpu_mechanisms}
 """What of a plan each of them executes."""
+FORMATS = {"cuda": frozenset(), "cpu": frozenset()}
+"""Formats of weights in few bits that each of them reads."""
 DTYPES = {
     "cuda": (torch.bfloat16, torch.float16, torch.float32),
     "cpu": (torch.float32, torch.bfloat16),
@@ -82,11 +85,16 @@ DTYPES = {
 
 
 def check_decodable(
-    model: nn.Module, batch: int, capacity: int, mechanisms: Collection[Mechanism] = ()
+    model: nn.Module,
+    batch: int,
+    capacity: int,
+    mechanisms: Collection[Mechanism] = (),
+    formats: Collection[str] = (),
 ) -> None:
     """Raise KernelError for what an engine would refuse of a model, before a plan is made or weights are moved.
 
-    capacity: tokens of prompt and continuation; mechanisms: what the plan will be made of, as far as is known.
+    capacity: tokens of prompt and continuation; mechanisms: what the plan will be made of, as far as is known;
+    formats: those of weights in few bits.
     """
     if not 1 <= batch <= LARGEST_BATCH:
         raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
@@ -101,12 +109,27 @@ def check_decodable(
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES[device])
         raise KernelError(f"on {device} the decode engine reads weights in {names}, not in {weight.dtype}")
     check_positions(model, capacity)
-    check_supported(mechanisms, MECHANISMS[device](), "a GPU" if device == "cuda" else "a CPU")
+    place = "a GPU" if device == "cuda" else "a CPU"
+    check_supported(mechanisms, MECHANISMS[device](), place)
+    if lacking := sorted(set(formats) - FORMATS[device]):
+        raise KernelError(
+            f"on {place} the decode engine has no kernels for weights in {' and '.join(lacking)} yet; take "
+            "latency=none, or evaluate the plan without the engine"
+        )
 
 
 def _gated_blocks(plan: Plan | None) -> list[int]:
     blocks = () if plan is None else plan.block_plans()
     return [index for index, block in enumerate(blocks) if block.gate is not None]
+
+
+def _check_same_weights(made_on: str | None, given: str | None) -> None:
+    """Raise KernelError for a plan that was made on other weights than those that are read."""
+    if made_on != given:
+        made, there = (found or "the model's own weights" for found in (made_on, given))
+        raise KernelError(
+            f"this plan was made on {made}, and the engine reads {there}; give it the same, or another plan"
+        )
 
 
 class DecodeEngine:
@@ -121,6 +144,7 @@ class DecodeEngine:
         model: nn.Module,
         plan: Plan | None = None,
         *,
+        quantised: QuantisedModel | None = None,
         batch: int = 1,
         capacity: int = 2048,
         tuned_for: float | None = None,
@@ -128,22 +152,24 @@ class DecodeEngine:
     ) -> None:
         """Pack the model's weights and check the plan; capacity: tokens of prompt and continuation.
 
+        quantised: weights in few bits that are read instead of the model's own. A prompt is read through the
+        model as it is, with the same values where its linears hold the dequantised ones.
         tuned_for: the sparsity that a GPU's launches are tuned for (minutes, then found on disk); None: tiles
         that suit a large GPU. reading_prompts: gives the context in which the model reads a prompt, such as
         hooks that compute its tokens sparsely; without it the prompt is dense. Raises KernelError for what
         cannot be executed, and leaves the model as it was.
         """
-        if plan is not None and plan.quantisation is not None:
-            raise KernelError(
-                f"the decode engine has no kernels for quantised weights yet, and this plan was made for "
-                f"{plan.quantisation}; evaluate it without the engine, or make one on the model's own weights"
-            )
-        blocks = () if plan is None else plan.block_plans()
-        check_decodable(model, batch, capacity, needed(blocks))
+        blocks, stored = () if plan is None else plan.block_plans(), None
+        if plan is not None:
+            _check_same_weights(plan.quantisation, None if quantised is None else quantised.description)
+        if quantised is not None:
+            stored = quantised.weights
+        formats = {weight.format for weight in (stored or {}).values()}
+        check_decodable(model, batch, capacity, needed(blocks), formats)
         self.model = model
         self.closed = False
         self._reading_prompts = reading_prompts
-        self.weights: DecoderWeights = pack(model, _gated_blocks(plan))
+        self.weights: DecoderWeights = pack(model, _gated_blocks(plan), stored)
         try:
             weights = self.weights
             self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)

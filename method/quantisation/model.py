@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...kernels.decoder_weights import LM_HEAD
 from ...kernels.quantised.stored import StoredWeight
 from ..projections import decoder_of, model_projections
-
-LM_HEAD = "lm_head"
-"""Name of the head beside the keys of projections."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,126 @@
+"""Stored weights of projections that read the same activation, side by side in one tensor, for kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import KernelError
+from .int4 import Int4Weight
+from .int8 import Int8Weight
+from .stored import StoredWeight
+
+FORMATS = (Int8Weight.format, Int4Weight.format)
+"""All formats that can be packed."""
+
+
+class QuantisedModel(Protocol):
+    """Interface of a model's weights in few bits."""
+
+    description: str
+    """Format and settings in words, as plans name them."""
+    weights: Mapping[str, StoredWeight]
+    """Every block projection by its key, and `lm_head` where that is quantised."""
+
+
+@dataclass(frozen=True)
+class PackedInt8:
+    """Projections in 8 bits: w ≈ r_pi · q_ij · c_j, each projection p with row scales of its own."""
+
+    values: Tensor
+    """(in, total out) int8, one contiguous row for each input channel."""
+    row_scales: Tensor
+    """(projections, in) float32."""
+    column_scales: Tensor
+    """(total out,) float32."""
+    widths: tuple[int, ...]
+    """Outputs of each projection."""
+    format = Int8Weight.format
+    bits = 8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, total out)."""
+        return self.values.shape[0], sum(self.widths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.values.nbytes + self.row_scales.nbytes + self.column_scales.nbytes
+
+
+@dataclass(frozen=True)
+class PackedInt4:
+    """Projections in 4 bits: w ≈ s · (q − z), in groups of neighbouring outputs of one input channel."""
+
+    values: Tensor
+    """(in, total out / 2) uint8, the earlier of two values in the lower bits."""
+    scales: Tensor
+    """(in, groups) float16."""
+    zeros: Tensor | None
+    """(in, groups) uint8; None: 8 for all."""
+    widths: tuple[int, ...]
+    """Outputs of each projection, multiples of `group`."""
+    format = Int4Weight.format
+    bits = 4
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, total out)."""
+        return self.values.shape[0], sum(self.widths)
+
+    @property
+    def group(self) -> int:
+        """Outputs that share a scale."""
+        return self.shape[1] // self.scales.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        zeros = 0 if self.zeros is None else self.zeros.nbytes
+        return self.values.nbytes + self.scales.nbytes + zeros
+
+
+PackedWeight = PackedInt8 | PackedInt4
+
+
+def side_by_side(*stored: StoredWeight) -> PackedWeight:
+    """The weights (in, out each) as one (in, total out), bit by bit; of one alone nothing is copied.
+
+    Raises KernelError for formats that differ or are not known, and for groups that differ.
+    """
+    widths = tuple(weight.shape[1] for weight in stored)
+    if all(isinstance(weight, Int8Weight) for weight in stored):
+        return PackedInt8(
+            _joined([weight.values for weight in stored], 1),
+            torch.stack([weight.row_scales for weight in stored]),
+            _joined([weight.column_scales for weight in stored], 0),
+            widths,
+        )
+    if not all(isinstance(weight, Int4Weight) for weight in stored):
+        formats = " and ".join(sorted({weight.format for weight in stored}))
+        raise KernelError(f"weights in {formats} do not lie side by side")
+    groups = {weight.shape[1] // weight.scales.shape[1] for weight in stored}
+    kinds = {weight.zeros is None for weight in stored}
+    if len(groups) > 1 or len(kinds) > 1:
+        raise KernelError(
+            "weights in 4 bits lie side by side in groups of one size, zero points in all or none"
+        )
+    if any(width % 2 for width in widths[:-1]):
+        raise KernelError(f"two values share a byte: {widths} outputs do not lie side by side in 4 bits")
+    zeros = None if stored[0].zeros is None else _joined([weight.zeros for weight in stored], 1)
+    return PackedInt4(
+        _joined([weight.values for weight in stored], 1),
+        _joined([weight.scales for weight in stored], 1),
+        zeros,
+        widths,
+    )
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    """One tensor, contiguous; the only one as it is."""
+    return tensors[0].contiguous() if len(tensors) == 1 else torch.cat(tensors, dim=dim).contiguous()
