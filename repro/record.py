@@ -236,6 +236,8 @@ class Record:
     surroundings: Surroundings = field(metadata=INLINE)
     config: dict[str, Any]
     items_sha256: str
+    content_sha256: str | None = field(default=None, kw_only=True, metadata=LATER)
+    """Hash of all other content, as the file was written; see `sealed`."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Record:

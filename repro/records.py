@@ -23,6 +23,18 @@ EVALUATED = "evaluated.json"
 """The record of a cell whose accuracy is measured and whose speed is not yet."""
 LOGGED = "logged.json"
 """Where a finished record was logged, and which."""
+SEAL = "content_sha256"
+"""Key of a file's hash of all its other content. Files of before have none, and are read as they are."""
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with its hash as the last entry, by which an edited number is noticed."""
+    others = _unsealed(content)
+    return others | {SEAL: digest(others)}
+
+
+def _unsealed(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != SEAL}
 
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
@@ -38,9 +50,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_record(folder: Path, record: dict[str, Any], items: dict[str, Any]) -> None:
-    """Write items, then the record: where a record is, the cell is finished."""
+    """Write items, then the record with its hash: where a record is, the cell is finished."""
     write_json(folder / ITEMS, items, compact=True)
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, sealed(record))
     for other in (UNREACHABLE, EVALUATED):
         (folder / other).unlink(missing_ok=True)
 
@@ -48,7 +60,7 @@ def save_record(folder: Path, record: dict[str, Any], items: dict[str, Any]) -> 
 def save_evaluated(folder: Path, record: dict[str, Any], items: dict[str, Any]) -> None:
     """Write items and a record whose speed is still to be measured: nothing that comes then undoes them."""
     write_json(folder / ITEMS, items, compact=True)
-    write_json(folder / EVALUATED, record)
+    write_json(folder / EVALUATED, sealed(record))
 
 
 def load_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
@@ -73,6 +85,7 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
         raise RecordError(f"{folder / name} has schema {record['schema']}, expected {SCHEMA}")
     if wrong := misfit(Record, record):
         raise RecordError(f"{folder / name} is damaged: {wrong}")
+    _check_seal(folder / name, record)
     return record
 
 
@@ -86,6 +99,7 @@ def load_note(path: Path) -> dict[str, Any]:
     note = _read(path)
     if lacking := sorted({"model", "method", "sparsity", "maximum"} - note.keys()):
         raise RecordError(f"{path} lacks {', '.join(lacking)}")
+    _check_seal(path, note)
     return note
 
 
@@ -97,6 +111,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecordError(f"{path} is not a JSON object")
     return content
+
+
+def _check_seal(path: Path, content: dict[str, Any]) -> None:
+    if SEAL in content and content[SEAL] != digest(_unsealed(content)):
+        raise RecordError(f"{path} was edited: it is not what its {SEAL} was made of")
 
 
 def surroundings() -> Surroundings:

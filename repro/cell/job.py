@@ -255,8 +255,8 @@ def _where(cell: Cell | None) -> str:
 
 def _note_unreachable(cell: Cell, error: OutOfReachError) -> None:
     from .. import processes
-    from ..records import UNREACHABLE, write_json
+    from ..records import UNREACHABLE, sealed, write_json
     from .cell import unreachable_note
 
     if processes.is_main():
-        write_json(cell.folder / UNREACHABLE, unreachable_note(cell, error))
+        write_json(cell.folder / UNREACHABLE, sealed(unreachable_note(cell, error)))

@@ -38,7 +38,7 @@ from ..record import (
     Scores,
     UnfinishedError,
 )
-from ..records import EVALUATED, load_items, load_record, save_evaluated, save_record, surroundings
+from ..records import EVALUATED, load_items, load_record, save_evaluated, save_record, sealed, surroundings
 from ..text.overlap import Overlap, checked_overlap
 from ..typed_json import decoded
 from .plan_cache import CachedPlan
@@ -104,12 +104,13 @@ def _planned_and_evaluated(
             f"{cell.name}: the accuracy is measured and kept, the speed is not "
             f"({' '.join(str(error).split())[:300]}); the same command measures only that"
         ) from error
-    content = replace(
+    finished = replace(
         record,
         latency=None if latency is None else decoded(Latency, latency),
         seconds=record.seconds | {"latency": seconds["latency"]},
         memory=_peak_memory(cell.checkpoint.device),
-    ).to_json()
+    )
+    content = sealed(finished.to_json())
     if processes.is_main():
         save_record(cell.folder, content, load_items(cell.folder))
     return content

@@ -27,9 +27,13 @@ from wisparse.repro.record import SCHEMA, SECTIONS, GitState, RecordError
 from wisparse.repro.records import (
     ITEMS,
     RECORD,
+    SEAL,
+    UNREACHABLE,
     git_state,
+    load_note,
     load_record,
     save_record,
+    sealed,
     surroundings,
     write_json,
 )
@@ -47,7 +51,7 @@ def finished(folder: Path) -> Path:
 
 def test_a_record_comes_back_as_it_was(tmp_path):
     record = load_record(finished(tmp_path / "cell"))
-    assert record.keys() == SECTIONS
+    assert record.keys() == SECTIONS | {SEAL}
     assert sorted(path.name for path in (tmp_path / "cell").iterdir()) == [ITEMS, RECORD]
 
 
@@ -72,6 +76,9 @@ def _edit(change):
         (_edit(lambda record: record.update(sparsity="half")), "sparsity is 'half', not of type float"),
         (_edit(lambda record: record.update(perplexity="9.5")), "perplexity is '9.5', not of type float"),
         (_edit(lambda record: record.update(schema=SCHEMA + 1)), "has schema"),
+        (_edit(lambda record: record.update(perplexity=9.5)), "record.json was edited"),
+        (_edit(lambda record: record.update(content_sha256=None)), "record.json was edited"),
+        (_edit(lambda record: record.update(command="another")), "record.json was edited"),
     ],
 )
 def test_a_damaged_record_is_noticed(tmp_path, damage, message):
@@ -79,6 +86,26 @@ def test_a_damaged_record_is_noticed(tmp_path, damage, message):
     damage(folder)
     with pytest.raises(RecordError, match=message):
         load_record(folder)
+
+
+def test_a_record_of_before_records_had_a_hash_is_read_and_the_order_of_its_keys_is_free(tmp_path):
+    folder = finished(tmp_path / "cell")
+    content = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(dict(sorted(content.items())), indent=7))
+    assert load_record(folder) == content
+    del content[SEAL]
+    (folder / RECORD).write_text(json.dumps(content | {"perplexity": 9.5}))
+    assert load_record(folder)["perplexity"] == 9.5
+
+
+def test_an_edited_note_on_a_cell_out_of_reach_is_noticed(tmp_path):
+    path = tmp_path / UNREACHABLE
+    note = {"model": {"name": "m"}, "method": {"name": "chess"}, "sparsity": 0.7, "maximum": 0.62}
+    write_json(path, sealed(note))
+    assert load_note(path)["maximum"] == 0.62
+    write_json(path, sealed(note) | {"maximum": 0.66})
+    with pytest.raises(RecordError, match=r"unreachable\.json was edited"):
+        load_note(path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
