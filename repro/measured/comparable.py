@@ -34,6 +34,12 @@ def check_same_items(cells: Iterable[MeasuredCell]) -> None:
     _check({name: SHARED_SETTINGS[name] for name in ("suite", "task data", "items")}, first, others)
 
 
+def check_one_format(cells: Iterable[MeasuredCell]) -> None:
+    """Raises UserError unless the weights of all cells were quantised under the same settings."""
+    first, *others = cells
+    _check({"quantisation": SHARED_SETTINGS["quantisation"]}, first, others)
+
+
 def _check(settings: Settings, first: MeasuredCell, others: list[MeasuredCell]) -> None:
     for other in others:
         for name, find in settings.items():

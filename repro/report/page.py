@@ -41,6 +41,7 @@ SECTIONS = (
     ("paper", "Tables of the 7-8B models", "make reproduce-table1 PROFILE=paper"),
     _declared("table2"),
     _declared("frontier"),
+    _declared("quantised"),
     ("frontier_long", "The same with more calibration text", "python repro/run.py experiment=frontier_long"),
     ("questions", TABLES["question"].title, TABLES["question"].command),
     _declared("speed"),
@@ -55,7 +56,7 @@ SECTIONS = (
 """Id, title, and what would measure it. A section of one table shows the CSV of its id."""
 SAME_TABLE = {"frontier_long": "frontier"}
 """Sections whose table is declared under another name."""
-PLOTTED = ("speed", "kernels", "frontier")
+PLOTTED = ("speed", "kernels", "frontier", "quantised")
 """Sections whose plots lie beside their tables."""
 
 

@@ -19,7 +19,8 @@ from ..configuration import mistakes_in_one_line
 from ..measured.cells import MeasuredCell
 from ..record_facts import suite_choice
 from ..records import ITEMS, RECORD, UNREACHABLE, write_text
-from .frontier_table import FRONTIER
+from .against_bytes.frontier_table import FRONTIER
+from .against_bytes.quantised_table import QUANTISED
 from .full_size_table import FULL_SIZE
 from .plot_style import ink, write_figure
 from .question_table import QUESTION
@@ -37,7 +38,8 @@ class Cells(Protocol):
 
 
 TABLES: dict[str, Table[Any]] = {
-    table.name: table for table in (TABLE1, TABLE2, REAL, READINGS, FRONTIER, QUESTION, FULL_SIZE, SPEED)
+    table.name: table
+    for table in (TABLE1, TABLE2, REAL, READINGS, FRONTIER, QUANTISED, QUESTION, FULL_SIZE, SPEED)
 }
 """Every table by its name: for the command line, the report and whoever measures."""
 
@@ -113,7 +115,7 @@ def main() -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="folder with record.json files, or such a folder as .tar.xz; frontier and real: several",
+        help="folder with record.json files, or such a folder as .tar.xz; some tables take several",
     )
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     parser.add_argument(
@@ -125,13 +127,13 @@ def main() -> None:
         default=[],
         type=_part_of_records,
         metavar="GROUP=NAME",
-        help="frontier: only records of this suite, protocol or search, such as suite=wikitext protocol=half",
+        help="frontier, quantised: only these records, such as suite=wikitext protocol=half search=medium",
     )
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
-    if arguments.where and table is not FRONTIER:
-        parser.error("--where chooses records of the frontier alone")
-    if len(arguments.records) > 1 and table not in (FRONTIER, REAL, READINGS):
+    if arguments.where and table not in (FRONTIER, QUANTISED):
+        parser.error("--where chooses records of frontier and quantised alone")
+    if len(arguments.records) > 1 and table not in (FRONTIER, QUANTISED, REAL, READINGS):
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
         data = table.read(*arguments.records, **_kept(dict(arguments.where)))

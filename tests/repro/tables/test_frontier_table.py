@@ -19,7 +19,7 @@ from wisparse.repro.measured.comparison import Between
 from wisparse.repro.measured.frontier import read_frontier
 from wisparse.repro.measured.rise import rise_between
 from wisparse.repro.records import save_record
-from wisparse.repro.tables.frontier_table import FRONTIER, columns
+from wisparse.repro.tables.against_bytes.frontier_table import FRONTIER, columns
 
 from ...conftest import ROOT
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ..measured.cells import MeasuredCell, method_rank
-from ..measured.frontier import (
+from ...measured.cells import MeasuredCell, method_rank
+from ...measured.frontier import (
     REFERENCE,
     AtEqualBytes,
     FrontierData,
@@ -18,9 +18,9 @@ from ..measured.frontier import (
     search_budget,
     search_seconds,
 )
-from ..measured.paired_bootstrap import RESAMPLES
-from ..record_facts import hardware
-from .table import (
+from ...measured.paired_bootstrap import RESAMPLES
+from ...record_facts import hardware
+from ..table import (
     MEGABYTES,
     PERCENT,
     PERCENT_1,
@@ -31,7 +31,7 @@ from .table import (
     markdown_table,
     number,
 )
-from .text import NOT_MEASURED, commit_text, device_text, distinct, headed, model_lines
+from ..text import NOT_MEASURED, commit_text, device_text, distinct, headed, model_lines
 
 Entry = tuple[FrontierData, Key, MeasuredCell]
 """A cell with its place and the data that it is part of."""

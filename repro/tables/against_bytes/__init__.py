@@ -1,0 +1,1 @@
+"""Tables of curves: quality against the bytes a token reads."""
