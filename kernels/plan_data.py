@@ -119,6 +119,8 @@ class Rotation:
 
     basis: Tensor
     """(hidden, hidden), orthogonal."""
+    gains_kept: bool = False
+    """Whether activations have the norm's gains when they are rotated; else the weights take these over."""
 
     def misfit(self, hidden: int) -> str | None:
         """What is wrong with a basis for this many channels; None where it fits and is orthogonal."""
@@ -177,9 +179,22 @@ class BlockPlan:
     def mechanisms(self) -> Counter[Mechanism]:
         """What the block's plan is made of, and the weights that each reads for every token besides."""
         found: Counter[Mechanism] = Counter()
-        for part in (*self.rules.values(), *([self.gate] if self.gate else []), *self.rotations.values()):
+        for part in (*self.rules.values(), *([self.gate] if self.gate else []), *self._products()):
             found.update(part.mechanisms())
         return found
+
+    def _products(self) -> list[Rotation]:
+        """Rotations that are dense products of their own.
+
+        Sites with one basis share theirs: the residual stream stays in it throughout the block. Where norms
+        keep their gains it cannot, as gains act on the channels of the old basis.
+        """
+        different: list[Rotation] = []
+        for rotation in self.rotations.values():
+            alike = (torch.equal(rotation.basis, one.basis) for one in different)
+            if rotation.gains_kept or not any(alike):
+                different.append(rotation)
+        return different
 
 
 class Plan(Protocol):

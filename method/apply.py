@@ -245,7 +245,7 @@ def applied(
     session = SparseSession(model, plan, policy, counting(model, plan))
     with (
         acting_on(model, PLAN, beside=ENGINE),  # an engine reads its prompts under its plan
-        rotated(model, plan.rotations),
+        rotated(model, plan.rotations, plan.gains_kept),
         hooked(session.hooks()),
         session.observed_generation(),
     ):

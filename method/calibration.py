@@ -65,6 +65,19 @@ class ChannelMoments:
         return self.squared / self.tokens
 
 
+class InputProducts:
+    """XᵀX of everything that goes into a linear layer."""
+
+    def __init__(self) -> None:
+        self.matrix: Tensor | float = 0.0
+        """(in, in) float64."""
+
+    def update(self, x: Tensor) -> None:
+        """Add inputs (..., in)."""
+        x = x.detach().flatten(0, -2).double()
+        self.matrix = self.matrix + x.T @ x
+
+
 @dataclass
 class BlockStatistics:
     """Statistics of one block's activations: magnitudes at each site, and moments of up's output."""
@@ -244,7 +257,7 @@ def _statistics_hooks(model: PreTrainedModel, statistics: list[BlockStatistics])
             linear = block.get_submodule(PROJECTION_PATHS[name])
             histogram = ChannelHistogram(linear.in_features, device)
             collected.magnitudes[site] = histogram
-            yield linear.register_forward_pre_hook(_input_recorder(histogram))
+            yield linear.register_forward_pre_hook(input_recorder(histogram))
         up = block.get_submodule(PROJECTION_PATHS["up"])
         gate_histogram = ChannelHistogram(up.out_features, device)
         collected.magnitudes["gate_activation"] = gate_histogram
@@ -253,24 +266,33 @@ def _statistics_hooks(model: PreTrainedModel, statistics: list[BlockStatistics])
         yield up.register_forward_hook(_output_recorder(collected.up_output))
 
 
+Collector = TypeVar("Collector", ChannelMoments, InputProducts)
+
+
 @torch.inference_mode()
-def input_moments(
-    model: PreTrainedModel, linears: Mapping[str, nn.Linear], input_ids: Tensor, batch_size: int
-) -> dict[str, ChannelMoments]:
-    """Moments of some linear layers' inputs, by name, from one pass over `input_ids` (sequences, length)."""
+def collected_inputs(
+    collector: type[Collector],
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    input_ids: Tensor,
+    batch_size: int,
+) -> dict[str, Collector]:
+    """Inputs of linear layers, each in a collector, by name: one pass over `input_ids` (sequences, length)."""
     check_input_ids(input_ids, model)
     device = next(model.parameters()).device
     inner = decoder_of(model).inner
-    moments = {name: ChannelMoments() for name in linears}
+    found = {name: collector() for name in linears}
     with hooked(
-        linear.register_forward_pre_hook(_input_recorder(moments[name])) for name, linear in linears.items()
+        linear.register_forward_pre_hook(input_recorder(found[name])) for name, linear in linears.items()
     ):
         for batch in input_ids.split(batch_size):
             inner(input_ids=batch.to(device), use_cache=False)
-    return moments
+    return found
 
 
-def _input_recorder(collector: ChannelHistogram | ChannelMoments) -> Callable[..., None]:
+def input_recorder(collector: ChannelHistogram | ChannelMoments | InputProducts) -> Callable[..., None]:
+    """Forward pre-hook that gives every input to a collector."""
+
     def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         collector.update(inputs[0])
 

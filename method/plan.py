@@ -48,6 +48,8 @@ class SparsityPlan:
     rotations: dict[str, Tensor] = field(default_factory=dict)
     """(hidden, hidden) orthogonal matrices by block and site (`3.mlp_input`), which its projections' inputs are
     multiplied with; rules then are on the rotated channels."""
+    gains_kept: bool = False
+    """Whether what is rotated has the norm's gains; else the weights behind the norm take them over."""
     provenance: PlanProvenance = field(default_factory=PlanProvenance)
     """Method, sparsity, what making the plan took, and what the method found."""
     quantisation: str | None = None
@@ -74,7 +76,7 @@ class SparsityPlan:
             rules[block][projection] = rule
         for name, basis in self.rotations.items():
             block, site = split_key(name)
-            rotations[block][site] = Rotation(basis)
+            rotations[block][site] = Rotation(basis, self.gains_kept)
         gates = {block: GateRule(thresholds) for block, thresholds in self.gate_thresholds.items()}
         return tuple(BlockPlan(rules[block], gates.get(block), rotations[block]) for block in range(blocks))
 
@@ -178,6 +180,7 @@ class SparsityPlan:
             "top_k": {name: int(rule.top_k) for name, rule in self.rules.items() if rule.top_k is not None},
             "provenance": self.provenance.to_dict(),
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
+            **({"gains_kept": True} if self.gains_kept else {}),
         }
 
     @classmethod
@@ -201,6 +204,7 @@ class SparsityPlan:
             rules={name: ProjectionRule(**fields) for name, fields in parts.items()},
             gate_thresholds=gates,
             rotations=rotations,
+            gains_kept=document.get("gains_kept", False),
             quantisation=document.get("quantisation"),
             provenance=PlanProvenance.from_dict(document["provenance"]),
         )

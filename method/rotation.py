@@ -1,20 +1,22 @@
 """Rotated bases: projections that read normalized hidden states read them times an orthogonal matrix.
 
 With W̃ = W·diag(g)·Q for the gains g of the norm before it, (x/g)·Q·W̃ᵀ = x·Wᵀ: nothing changes but the
-channels that masks see. WINA's code rotates the residual stream instead (SliceGPT's invariance), which gives
-the projections the same inputs for the same two dense products a block; where the norm's output is rotated,
+channels that masks see. La RoSA's code keeps the gains in the norm: masks see x·Q, and W̃ = W·Q. WINA's code
+rotates the residual stream instead (SliceGPT's invariance), which gives the projections the same inputs for the
+same two dense products a block, or for one where both sites have one basis; where the norm's output is rotated,
 embeddings and lm_head stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .calibration import Calibration, InputProducts, collected_inputs
 from .errors import UserError
 from .hooks import hooked
 from .projections import (
@@ -47,34 +49,71 @@ def orthogonal_column_bases(model: PreTrainedModel, projection_of_site: Mapping[
     return bases
 
 
+def principal_bases(calibration: Calibration, sites: Collection[str], gains_kept: bool) -> dict[str, Tensor]:
+    """Principal axes of what enters each site's projections, by block and site (La RoSA, arXiv 2507.01299).
+
+    Eigenvectors of XᵀX, uncentred, over the calibration text, (hidden, hidden) float32 in rising order.
+    gains_kept: whether X has the norm's gains. Raises UserError for activations that are not finite.
+    """
+    blocks = decoder_blocks(calibration.model)
+    first = {site: PROJECTION_PATHS[projections_of_site(site)[0]] for site in sites}
+    linears = {
+        key(index, site): block.get_submodule(path)
+        for index, block in enumerate(blocks)
+        for site, path in first.items()
+    }
+    found = collected_inputs(
+        InputProducts, calibration.model, linears, calibration.input_ids, calibration.batch_size
+    )
+    return {name: _axes(blocks, name, one.matrix, gains_kept) for name, one in found.items()}
+
+
+def _axes(blocks: nn.ModuleList, name: str, products: Tensor, gains_kept: bool) -> Tensor:
+    """Eigenvectors of one site's products, (hidden, hidden) float32."""
+    block, site = split_key(name)
+    if not gains_kept:
+        gains = blocks[block].get_submodule(NORM_PATHS[site]).weight.double()
+        inverse = torch.where(gains == 0.0, 0.0, 1.0 / gains)  # a channel without a gain is nowhere seen
+        products = products * inverse * inverse[:, None]
+    if not products.isfinite().all():
+        raise UserError(
+            f"block {block}: what enters {', '.join(projections_of_site(site))} is not finite on the "
+            "calibration text; try model.dtype=float32 or bfloat16"
+        )
+    return torch.linalg.eigh(products).eigenvectors.float()
+
+
 @contextmanager
-def rotated(model: PreTrainedModel, bases: Mapping[str, Tensor]) -> Iterator[None]:
+def rotated(model: PreTrainedModel, bases: Mapping[str, Tensor], gains_kept: bool = False) -> Iterator[None]:
     """Context in which the projections at these sites work in these bases; after it the model is as before.
 
     bases: (hidden, hidden) orthogonal matrices by block and site. Weights are rotated in float64;
-    those of a quantised model are quantised after the rotation.
+    those of a quantised model are quantised after the rotation. gains_kept: whether norms keep their gains.
     """
     with ExitStack() as stack:
         for name, basis in bases.items():
             block, site = split_key(name)
-            stack.enter_context(_rotated_site(model, block, site, basis))
+            stack.enter_context(_rotated_site(model, block, site, basis, gains_kept))
         yield
 
 
 @contextmanager
-def _rotated_site(model: PreTrainedModel, index: int, site: str, basis: Tensor) -> Iterator[None]:
+def _rotated_site(
+    model: PreTrainedModel, index: int, site: str, basis: Tensor, gains_kept: bool
+) -> Iterator[None]:
     block, names = decoder_blocks(model)[index], projections_of_site(site)
     norm = block.get_submodule(NORM_PATHS[site])
     linears = [block.get_submodule(PROJECTION_PATHS[name]) for name in names]
     gains, weights = norm.weight.data, [linear.weight.data for linear in linears]
     exact, online = basis.to(gains.device).double(), basis.to(gains)
+    taken_over = torch.ones_like(gains) if gains_kept else gains
 
     def turned(weight: Tensor) -> Tensor:
-        return (weight.double() * gains.double() @ exact).to(weight.dtype)
+        return (weight.double() * taken_over.double() @ exact).to(weight.dtype)
 
     try:
         with hooked([norm.register_forward_hook(lambda _, __, output: output @ online)]):
-            norm.weight.data = torch.ones_like(gains)
+            norm.weight.data = gains if gains_kept else torch.ones_like(gains)
             for linear, name in zip(linears, names, strict=True):
                 linear.weight.data = changed_weight(model, key(index, name), turned)
             yield

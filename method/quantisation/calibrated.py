@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ...kernels.errors import KernelError
 from ...kernels.plan_data import Mechanism
 from ...kernels.quantised.stored import StoredWeight
-from ..calibration import Calibration
+from ..calibration import Calibration, InputProducts, input_recorder
 from ..errors import UserError
 from ..hooks import hooked
 from ..projections import SITE_OF_PROJECTION, block_projections, decoder_of, key, projections_of_site, split_key
@@ -25,19 +25,6 @@ ROTATIONS = (
     "weights calibrated in 4 bits are not calibrated in rotated bases; take a method without rotations, or "
     "quantisation=int4"
 )
-
-
-class InputProducts:
-    """XᵀX of a linear's inputs over everything that goes through it."""
-
-    def __init__(self) -> None:
-        self.hessian: Tensor | float = 0.0
-        """(in, in) float64."""
-
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Add the inputs (..., in) of one pass; a forward pre-hook."""
-        x = inputs[0].detach().flatten(0, -2).double()
-        self.hessian = self.hessian + x.T @ x
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class CalibratedInt4(Int4):
             linears = block_projections(block)
             sites = {SITE_OF_PROJECTION[name]: InputProducts() for name in linears}
             with hooked(
-                linears[projections_of_site(site)[0]].register_forward_pre_hook(one)
+                linears[projections_of_site(site)[0]].register_forward_pre_hook(input_recorder(one))
                 for site, one in sites.items()
             ):
                 for states in hidden:
@@ -85,18 +72,18 @@ class CalibratedInt4(Int4):
         else:
             products = InputProducts()
             for states in hidden:
-                products(decoder.lm_head, (decoder.final_norm(states),))
+                products.update(decoder.final_norm(states))
             factors = {LM_HEAD: self._factor(LM_HEAD, products)}
             found |= stored_by({LM_HEAD: decoder.lm_head}, self._calibrated(factors))
         return QuantisedWeights(self.full_description, found, self._refused)
 
     def _factor(self, place: str, products: InputProducts) -> Tensor:
-        if not products.hessian.isfinite().all():
+        if not products.matrix.isfinite().all():
             raise UserError(
                 f"quantisation={self.name}: what enters {place} is not finite on the calibration text; try "
                 "model.dtype=float32 or bfloat16"
             )
-        return inverse_factor(products.hessian, self.damping)
+        return inverse_factor(products.matrix, self.damping)
 
     def _calibrated(self, factors: Mapping[str, Tensor]) -> Callable[[str, Tensor], StoredWeight]:
         """What stores a weight by its name; factors by site, and of the head."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...method.calibration import input_moments
+from ...method.calibration import ChannelMoments, collected_inputs
 from ...method.errors import UserError
 from ...method.projections import PROJECTIONS, block_projections, decoder_blocks
 from .passes.context import Session, naming
@@ -65,7 +65,9 @@ class ChannelSuite:
         """
         block = self._block(model)
         linears = {name: block_projections(decoder_blocks(model)[block])[name] for name in self.projections}
-        moments = input_moments(model, linears, self.text.input_ids(tokenizer), self.text.batch_size)
+        moments = collected_inputs(
+            ChannelMoments, model, linears, self.text.input_ids(tokenizer), self.text.batch_size
+        )
         for name in linears:
             with naming(lambda _, name=name: f"inputs of {name} in block {block}"):
                 require_finite(model, [float(moments[name].mean_absolute().sum())])

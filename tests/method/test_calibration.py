@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from wisparse.baselines.teal import TEAL
-from wisparse.method.calibration import Calibration, input_moments
+from wisparse.method.calibration import Calibration, ChannelMoments, collected_inputs
 from wisparse.method.errors import UserError
 from wisparse.method.hooks import hooked
 
@@ -129,4 +129,4 @@ def test_text_that_the_model_cannot_read_is_refused(llama, ids, message):
     with pytest.raises(UserError, match=message):
         Calibration(llama, ids)
     with pytest.raises(UserError, match=message):
-        input_moments(llama, {"o": llama.model.layers[0].self_attn.o_proj}, ids, 1)
+        collected_inputs(ChannelMoments, llama, {"o": llama.model.layers[0].self_attn.o_proj}, ids, 1)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from wisparse.kernels.plan_data import Mechanism
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
@@ -74,7 +75,8 @@ def test_realised_sparsity_is_nominal_on_calibration_data(name):
         share = (gate.abs() < thresholds).float().mean().item()
         dropped[key(block, "up")] = dropped[key(block, "down")] = share
     mean = sum(value * shares[split_key(n)[1]] for n, value in dropped.items()) / blocks
-    mean -= sum(basis.numel() for basis in plan.rotations.values()) / sum(map(math.prod, plan.shapes.values()))
+    rotations = sum(block.mechanisms()[Mechanism.ROTATION] for block in plan.block_plans())
+    mean -= rotations / sum(map(math.prod, plan.shapes.values()))
     assert mean == pytest.approx(0.0 if name == "dense" else SPARSITY, abs=0.01)
 
 
@@ -109,7 +111,7 @@ def recorded_inputs(model, input_ids, plan):
                 lambda _, __, y, name=f"{index}.gate_activation": inputs.__setitem__(name, y)
             )
         )
-    with rotated(model, plan.rotations):
+    with rotated(model, plan.rotations, plan.gains_kept):
         model(input_ids=input_ids)
     for handle in handles:
         handle.remove()
@@ -142,6 +144,7 @@ def test_a_plan_survives_its_file_exactly(name, tmp_path):
             assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
     assert all(torch.equal(plan.gate_thresholds[b], t) for b, t in again.gate_thresholds.items())
     assert again.rotations.keys() == plan.rotations.keys()
+    assert again.gains_kept == plan.gains_kept
     assert all(torch.equal(plan.rotations[site], basis) for site, basis in again.rotations.items())
     with applied(llama, plan, make_protocol("half")):
         one = llama(input_ids=calibration.input_ids).logits
