@@ -271,22 +271,16 @@ Collector = TypeVar("Collector", ChannelMoments, InputProducts)
 
 @torch.inference_mode()
 def collected_inputs(
-    collector: type[Collector],
-    model: PreTrainedModel,
-    linears: Mapping[str, nn.Linear],
-    input_ids: Tensor,
-    batch_size: int,
+    kind: type[Collector], linears: Mapping[str, nn.Linear], model: PreTrainedModel, ids: Tensor, batch: int
 ) -> dict[str, Collector]:
-    """Inputs of linear layers, each in a collector, by name: one pass over `input_ids` (sequences, length)."""
-    check_input_ids(input_ids, model)
-    device = next(model.parameters()).device
-    inner = decoder_of(model).inner
-    found = {name: collector() for name in linears}
+    """Inputs of linear layers in a collector each, by name: one pass over ids (sequences, length)."""
+    check_input_ids(ids, model)
+    found = {name: kind() for name in linears}
     with hooked(
         linear.register_forward_pre_hook(input_recorder(found[name])) for name, linear in linears.items()
     ):
-        for batch in input_ids.split(batch_size):
-            inner(input_ids=batch.to(device), use_cache=False)
+        for some in ids.split(batch):
+            decoder_of(model).inner(input_ids=some.to(next(model.parameters()).device), use_cache=False)
     return found
 
 

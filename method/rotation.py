@@ -63,7 +63,7 @@ def principal_bases(calibration: Calibration, sites: Collection[str], gains_kept
         for site, path in first.items()
     }
     found = collected_inputs(
-        InputProducts, calibration.model, linears, calibration.input_ids, calibration.batch_size
+        InputProducts, linears, calibration.model, calibration.input_ids, calibration.batch_size
     )
     return {name: _axes(blocks, name, one.matrix, gains_kept) for name, one in found.items()}
 

@@ -66,7 +66,7 @@ class ChannelSuite:
         block = self._block(model)
         linears = {name: block_projections(decoder_blocks(model)[block])[name] for name in self.projections}
         moments = collected_inputs(
-            ChannelMoments, model, linears, self.text.input_ids(tokenizer), self.text.batch_size
+            ChannelMoments, linears, model, self.text.input_ids(tokenizer), self.text.batch_size
         )
         for name in linears:
             with naming(lambda _, name=name: f"inputs of {name} in block {block}"):
