@@ -17,6 +17,7 @@ from .errors import KernelError
 from .executable import check_executable
 from .plan_data import BlockPlan, Mechanism, Plan
 from .prompt import PreparedPrompt, check_continuation, prepared
+from .quantised.packed import FORMATS as PACKED_FORMATS
 from .quantised.packed import QuantisedModel
 from .sampling import Greedy, Sampler, require_finite
 from .static_cache import StaticCache, check_positions
@@ -75,7 +76,7 @@ BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 """Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
 MECHANISMS = {"cuda": _gpu_mechanisms, "cpu": _cpu_mechanisms}
 """What of a plan each of them executes."""
-FORMATS = {"cuda": frozenset(), "cpu": frozenset()}
+FORMATS = {"cuda": frozenset(PACKED_FORMATS), "cpu": frozenset()}
 """Formats of weights in few bits that each of them reads."""
 DTYPES = {
     "cuda": (torch.bfloat16, torch.float16, torch.float32),
@@ -116,6 +117,10 @@ def check_decodable(
             f"on {place} the decode engine has no kernels for weights in {' and '.join(lacking)} yet; take "
             "latency=none, or evaluate the plan without the engine"
         )
+    if formats and device == "cuda":
+        from .gpu.cuda_tiles import check_few_bits
+
+        check_few_bits(weight.dtype, weight.device, batch, mechanisms)
 
 
 def _gated_blocks(plan: Plan | None) -> list[int]:

@@ -42,10 +42,19 @@ TINY_SEARCH = [
 ]
 
 
-def make_tiny_model(family: str, blocks: int = 2, seed: int = 0, heads: tuple[int, int] = (4, 2)):
-    """A random model of a family whose activations can be sparsified; heads: of q, of k and v."""
+def make_tiny_model(
+    family: str,
+    blocks: int = 2,
+    seed: int = 0,
+    heads: tuple[int, int] = (4, 2),
+    sizes: tuple[int, int] = (48, 80),
+):
+    """A random model of a family whose activations can be sparsified.
+
+    heads: of q, of k and v; sizes: hidden and intermediate, where the family's settings leave them open.
+    """
     configuration = FAMILIES[family](
-        hidden_size=48,
+        hidden_size=sizes[0],
         num_hidden_layers=blocks,
         num_attention_heads=heads[0],
         num_key_value_heads=heads[1],
@@ -53,7 +62,7 @@ def make_tiny_model(family: str, blocks: int = 2, seed: int = 0, heads: tuple[in
         max_position_embeddings=128,
         tie_word_embeddings=False,
         initializer_range=0.2,
-        **{"intermediate_size": 80} | OWN_SETTINGS.get(family, {}),
+        **{"intermediate_size": sizes[1]} | OWN_SETTINGS.get(family, {}),
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()

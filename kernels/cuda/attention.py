@@ -19,7 +19,8 @@ from ..stored_tile import StoredTile
 from ..triton.launch import blocks_of, check_tensor, power_of_two
 from ..triton.new_token import HeadNorms, gains_of, query_heads
 from .compiled import launch
-from .product import LANES, LARGEST_CLUSTER, SHARED_BYTES, VECTOR
+from .product_tile import LANES, LARGEST_CLUSTER, SHARED_BYTES
+from .stored_weight import VECTOR
 
 HEADS_OF = (16, 32, 64, 128, 256)
 """Columns of a head that whole lanes of a warp share."""

@@ -35,6 +35,19 @@ WS_DEVICE T warp_sum(T value) {
     return value;
 }
 
+WS_DEVICE unsigned warp_max(unsigned value) { return __reduce_max_sync(0xffffffffu, value); }
+WS_DEVICE int rounded_integer(float value) { return __float2int_rn(value); }
+
+// Bytes 0 to 3 of a word, and 0 for 4, by the four lowest nibbles of a choice.
+WS_DEVICE unsigned chosen_bytes(unsigned word, unsigned choice) { return __byte_perm(word, 0u, choice); }
+
+// Add to sums (16, 8) the product of signed bytes (16, 32) and (32, 8), laid out over a warp as mma.m16n8k32 says.
+WS_DEVICE void add_products(int (&sums)[4], const unsigned (&left)[4], unsigned right, unsigned right_behind) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right), "r"(right_behind));
+}
+
 // Programmatic dependent launch: wait for the kernel before, and let the one behind start.
 WS_DEVICE void wait_for_producer() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 WS_DEVICE void start_consumer() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
@@ -96,6 +109,24 @@ WS_DEVICE Row streamed_row(const unsigned short* at) {
     return row;
 }
 
+template <int COUNT>
+struct alignas(4 * COUNT) Words {
+    unsigned words[COUNT];
+};
+template <int COUNT>
+WS_DEVICE Words<COUNT> streamed_words(const void* at) {
+    Words<COUNT> read;
+    if constexpr (COUNT == 4)
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(read.words[0]), "=r"(read.words[1]), "=r"(read.words[2]), "=r"(read.words[3])
+            : "l"(at));
+    else if constexpr (COUNT == 2)
+        asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(read.words[0]), "=r"(read.words[1]) : "l"(at));
+    else
+        asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(read.words[0]) : "l"(at));
+    return read;
+}
+
 // What earlier launches wrote and this one may append to, from the second cache; asked for where it stands.
 WS_DEVICE Row cached_row(const unsigned short* at) {
     Row row;
@@ -115,6 +146,12 @@ WS_DEVICE unsigned short from_producer(const unsigned short* at) {
     unsigned short bits;
     asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(bits) : "l"(at) : "memory");
     return bits;
+}
+
+WS_DEVICE float of_half(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
 }
 
 #if FLOAT16

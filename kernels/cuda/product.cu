@@ -12,8 +12,9 @@
 // STORE, HIDDEN, RESIDUAL  one of them is 1: what becomes of the sums (see the end of the kernel)
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
 // FLOAT16      1: float16 instead of bfloat16
+// BITS         bits of a stored value: 16 (rows.h), 8 or 4 (few_bits.h, which has more constants)
 //
-// The sums are added in a fixed order: over a lane's rows, over lanes, over warps, over thread blocks of a cluster.
+// The sums are added in a fixed order: over a warp's rows, over warps, over thread blocks of a cluster.
 
 #ifndef EMULATED
 #include "device.h"
@@ -22,48 +23,25 @@
 
 constexpr int LISTS = HIDDEN ? 2 : 1;
 constexpr int THREADS = WARPS * 32;
-constexpr int LANES = TILE / 8;       // lanes that read one row, 16 bytes each
-constexpr int ROWS = 32 / LANES;      // rows that a warp reads with one load
 constexpr int STEPS = (SHARE + THREADS - 1) / THREADS;
 constexpr int PROJECTION_WIDTHS[] = WIDTHS;
 constexpr int PROJECTIONS = HIDDEN ? 1 : sizeof(PROJECTION_WIDTHS) / sizeof(int);
 
+#if BITS == 16
+#include "rows.h"
+#else
+#include "few_bits.h"
+#endif
+
 struct Shared {
-    unsigned list[LISTS][STEPS * THREADS];  // channel above, x in its own 16 bits below
+    Rows rows;  // kept channels of each list, and what their rows are multiplied with
     int kept[LISTS][WARPS];
     float sums[LISTS][WARPS][TILE];
     float parts[CLUSTER][LISTS][TILE];
 };
 
-// Add the rows of one list to a lane's sums of eight columns.
-WS_DEVICE void multiply(const unsigned* list, int kept, const unsigned short* columns, bool inside, int first,
-                     float (&sums)[8]) {
-    for (int begin = first; begin < kept; begin += UNROLL * WARPS * ROWS) {
-        Row row[UNROLL];
-        float x[UNROLL];
-#pragma unroll
-        for (int turn = 0; turn < UNROLL; ++turn) {
-            const int entry = begin + turn * WARPS * ROWS;
-            row[turn] = Row{};
-            x[turn] = 0.0f;
-            if (entry < kept && inside) {
-                const unsigned listed = list[entry];
-                row[turn] = streamed_row(columns + static_cast<size_t>(listed >> 16) * COLUMNS);
-                x[turn] = widened(listed & 0xffffu);
-            }
-        }
-#pragma unroll
-        for (int turn = 0; turn < UNROLL; ++turn) {
-#pragma unroll
-            for (int word = 0; word < 4; ++word) {
-                sums[2 * word] += x[turn] * widened(row[turn].words[word] & 0xffffu);
-                sums[2 * word + 1] += x[turn] * widened(row[turn].words[word] >> 16);
-            }
-        }
-    }
-}
-
-WS_KERNEL(THREADS, RESIDENT) product_kernel(const unsigned short* weight, const void* source, const float* squares,
+WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scales, const unsigned char* zeros,
+                                         const float* column_scales, const void* source, const float* squares,
                                          const unsigned short* gain, const float* bounds, const float* smallest,
                                          const unsigned short* bias, void* out, float* out_squares) {
     WS_SHARED(Shared, s);
@@ -83,14 +61,19 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const unsigned short* weight, const 
 
     // Parameters are read before the wait for the kernel that writes the activation.
     const int begin = rank * SHARE, end = begin + SHARE < IN ? begin + SHARE : IN;
+    const Weight weight{values, scales, zeros, column_scales};
+    const int width = HIDDEN ? WIDTH : PROJECTION_WIDTHS[projection];
     float bound[LISTS][STEPS], scale[STEPS], x[STEPS];
+    Factors factors[LISTS];
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const int channel = begin + step * THREADS + thread;
         const bool real = channel < end;
 #pragma unroll
-        for (int list = 0; list < LISTS; ++list)
+        for (int list = 0; list < LISTS; ++list) {
             bound[list][step] = real ? bounds[(projection + list) * IN + channel] : 0.0f;
+            if (real) factors[list].read(weight, projection + list, start + list * WIDTH, width, tile, step, channel);
+        }
         scale[step] = NORM && real ? widened(gain[channel]) : 0.0f;
     }
     wait_for_producer();
@@ -122,11 +105,13 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const unsigned short* weight, const 
             count += bits_of(kept[list][step]);
         }
         if (lane == 0) s.kept[list][warp] = count;
+        factors[list].survey(s.rows, list, kept[list], x, warp, lane);
     }
     block_barrier();
     int total[LISTS];
 #pragma unroll
     for (int list = 0; list < LISTS; ++list) {
+        factors[list].prepare(s.rows, list, lane);
         int place = 0;
         total[list] = 0;
 #pragma unroll
@@ -139,34 +124,27 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const unsigned short* weight, const 
             const unsigned before = kept[list][step] & ((1u << lane) - 1u);
             if (kept[list][step] >> lane & 1u) {
                 const unsigned channel = begin + step * THREADS + thread;
-                s.list[list][place + bits_of(before)] = channel << 16 | rounded(x[step]);
+                factors[list].put(s.rows, list, place + bits_of(before), channel, step, x[step]);
             }
             place += bits_of(kept[list][step]);
         }
     }
     block_barrier();
 
-    const int width = HIDDEN ? WIDTH : PROJECTION_WIDTHS[projection];
-    const int column = tile * TILE + lane % LANES * 8;
-    const int first = warp * ROWS + lane / LANES;
 #pragma unroll
-    for (int list = 0; list < LISTS; ++list) {
-        float sums[8] = {};
-        multiply(s.list[list], total[list], weight + start + list * WIDTH + column, column < width, first, sums);
-#pragma unroll
-        for (int each = 0; each < 8; ++each) {
-            for (int apart = LANES; apart < 32; apart *= 2) sums[each] += warp_exchange(sums[each], apart);
-            if (lane < LANES) s.sums[list][warp][lane * 8 + each] = sums[each];
-        }
-    }
+    for (int list = 0; list < LISTS; ++list)
+        multiply(s.rows, list, total[list], weight, start + list * WIDTH, width, tile, factors[list], warp, lane,
+                 s.sums[list][warp]);
     block_barrier();
 
     float sum[LISTS] = {};
     if (thread < TILE) {
 #pragma unroll
-        for (int list = 0; list < LISTS; ++list)
+        for (int list = 0; list < LISTS; ++list) {
 #pragma unroll
             for (int other = 0; other < WARPS; ++other) sum[list] += s.sums[list][other][thread];
+            sum[list] = completed(s.rows, list, weight, start + list * WIDTH, width, tile * TILE + thread, sum[list]);
+        }
     }
     if (CLUSTER > 1) {
         cluster_wait();  // for what was announced at the start: every thread block runs

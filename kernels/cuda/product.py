@@ -17,73 +17,15 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
-from ..stored_tile import StoredTile
 from ..triton.launch import blocks_of, check_tensor
 from .compiled import launch
+from .product_tile import LANES, SHARED_BYTES, CUDATile
+from .stored_weight import HALF, CUDAWeight, Storage
 
 log = logging.getLogger(__name__)
 
-LARGEST_CLUSTER = 8
-SHARED_BYTES = 48 << 10
-"""Shared memory that a thread block has without asking."""
-LANES = 32
-VECTOR = 8
-"""Columns of sixteen bytes."""
 MOST_CHANNELS = 1 << 16
-"""A channel and its activation share 32 bits."""
-
-
-@dataclass(frozen=True)
-class CUDATile(StoredTile):
-    """The share of one thread block."""
-
-    columns: int = 64
-    """Columns; 32 · 2^n, so that whole warps finish them, at most 256."""
-    warps: int = 8
-    cluster: int = 1
-    """Thread blocks that share the channels of a tile."""
-    unroll: int = 8
-    """Rows that one lane has on their way."""
-    resident: int = 2
-    """Thread blocks that a multiprocessor must have registers for."""
-
-    def __post_init__(self) -> None:
-        if self.columns not in (64, 128, 256):
-            raise KernelError(f"tile: columns must be 64, 128 or 256, not {self.columns}")
-        if not self.columns <= self.warps * LANES <= 1024:
-            raise KernelError(f"tile: {self.warps} warps do not suit {self.columns} columns")
-        if not 1 <= self.cluster <= LARGEST_CLUSTER:
-            raise KernelError(f"tile: a cluster has 1 to {LARGEST_CLUSTER} thread blocks, not {self.cluster}")
-
-    def shared_bytes(self, channels: int, lists: int) -> int:
-        """Shared memory of one thread block of a product with so many channels and lists."""
-        steps = blocks_of(self._share(channels), self.warps * LANES)
-        words = steps * self.warps * LANES + self.warps + (self.warps + self.cluster) * self.columns
-        return 4 * lists * words
-
-    def fits(self, channels: int, widths: tuple[int, ...]) -> bool:
-        """Whether a thread block has shared memory for its lists: gate and up, two widths, have one each."""
-        return self.shared_bytes(channels, 2 if len(widths) == 2 else 1) <= SHARED_BYTES
-
-    def blocks(self, widths: tuple[int, ...]) -> int:
-        """Thread blocks of a launch: gate and up share theirs, and are one width here."""
-        return sum(blocks_of(width, self.columns) for width in widths) * self.cluster
-
-    def _share(self, channels: int) -> int:
-        return blocks_of(blocks_of(channels, self.cluster), LANES) * LANES
-
-    def constants(self, channels: int, row: int) -> dict[str, object]:
-        """Constants of the tile and of the weight's sizes that the kernel is compiled for."""
-        return {
-            "IN": channels,
-            "COLUMNS": row,
-            "TILE": self.columns,
-            "WARPS": self.warps,
-            "CLUSTER": self.cluster,
-            "UNROLL": self.unroll,
-            "SHARE": self._share(channels),
-            "RESIDENT": self.resident,
-        }
+"""A channel has 16 bits in a list."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +50,11 @@ class Normed:
         """Tensors in the order in which the kernel takes them; None for those that it does not read."""
         return self.residual, self.squares, self.gain
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type that x is rounded to."""
+        return self.gain.dtype
+
 
 @dataclass(frozen=True)
 class Given:
@@ -125,6 +72,11 @@ class Given:
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Tensors in the order in which the kernel takes them; None for those that it does not read."""
         return self.x, None, None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of x."""
+        return self.x.dtype
 
 
 Source = Normed | Given
@@ -149,19 +101,17 @@ def _has_bindings() -> bool:
     return True
 
 
-def suits_cuda_products(dtype: torch.dtype, widths: tuple[int, ...], channels: int) -> bool:
-    """Whether rows are whole vectors of sixteen bytes in half precision, and channels fit into 16 bits."""
-    return (
-        dtype in (torch.bfloat16, torch.float16)
-        and all(width % VECTOR == 0 for width in widths)
-        and channels <= MOST_CHANNELS
-    )
+def suits_cuda_products(
+    dtype: torch.dtype, widths: tuple[int, ...], channels: int, storage: Storage = HALF
+) -> bool:
+    """Whether activations are in half precision, rows whole vectors of 16 bytes, channels within 16 bits."""
+    return dtype in (torch.bfloat16, torch.float16) and storage.suits(widths) and channels <= MOST_CHANNELS
 
 
 def cuda_product(
     source: Source,
     bounds: Tensor,
-    weight: Tensor,
+    weight: Tensor | CUDAWeight,
     widths: tuple[int, ...],
     out: Tensor,
     tile: CUDATile,
@@ -183,7 +133,7 @@ def cuda_product(
 def cuda_neurons(
     source: Source,
     bounds: Tensor,
-    weight: Tensor,
+    weight: Tensor | CUDAWeight,
     hidden: Tensor,
     tile: CUDATile,
     smallest: Tensor | None = None,
@@ -195,7 +145,7 @@ def cuda_neurons(
     do not fit.
     """
     ffn = weight.shape[1] // 2
-    check_tensor("hidden", hidden, (1, ffn), weight.dtype)
+    check_tensor("hidden", hidden, (1, ffn), source.dtype)
     constants = {"STORE": 0, "HIDDEN": 1, "RESIDUAL": 0, "WIDTH": ffn}
     _start(source, (bounds, smallest), weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
 
@@ -203,7 +153,7 @@ def cuda_neurons(
 def cuda_onto(
     source: Source,
     bounds: Tensor,
-    weight: Tensor,
+    weight: Tensor | CUDAWeight,
     residual: Tensor,
     squares: Tensor,
     tile: CUDATile,
@@ -230,25 +180,27 @@ def squares_of(columns: int) -> int:
 def _start(
     source: Source,
     rules: tuple[Tensor, Tensor | None],
-    weight: Tensor,
+    weight: Tensor | CUDAWeight,
     widths: tuple[int, ...],
     tile: CUDATile,
     constants: dict[str, object],
     targets: tuple[Tensor | None, ...],
     pdl: bool,
 ) -> None:
-    channels, row = weight.shape
-    _check(source, *rules, weight, widths, tile)
+    stored = weight if isinstance(weight, CUDAWeight) else CUDAWeight(weight)
+    channels, row = stored.shape
+    _check(source, *rules, stored, widths, tile)
     blocks = tile.blocks(widths[:1] if constants["HIDDEN"] else widths)
     constants = {
         **constants,
         **tile.constants(channels, row),
         **source.constants,
+        **stored.constants,
         "WIDTHS": "{" + ",".join(map(str, widths)) + "}",
         "TOP_K": int(rules[1] is not None),
-        "FLOAT16": int(weight.dtype is torch.float16),
+        "FLOAT16": int(source.dtype is torch.float16),
     }
-    arguments = (weight, *source.tensors, *rules, *targets)
+    arguments = (*stored.tensors, *source.tensors, *rules, *targets)
     launch("product", constants, blocks, tile.warps * LANES, arguments, pdl)
 
 
@@ -265,23 +217,25 @@ def _check(
     source: Source,
     bounds: Tensor,
     smallest: Tensor | None,
-    weight: Tensor,
+    weight: CUDAWeight,
     widths: tuple[int, ...],
     tile: CUDATile,
 ) -> None:
-    channels, row = weight.shape
-    if not suits_cuda_products(weight.dtype, widths, channels) or not 1 <= len(widths) <= 3:
+    (channels, _), storage = weight.shape, weight.storage
+    dtype = weight.values.dtype if storage.bits == 16 else source.dtype
+    if not suits_cuda_products(dtype, widths, channels, storage) or not 1 <= len(widths) <= 3:
         raise KernelError(
-            f"CUDA products take one to three projections in bfloat16 or float16, of multiples of {VECTOR} "
-            f"columns and at most {MOST_CHANNELS} channels, not {weight.dtype} {channels} → {widths}"
+            f"CUDA products of {storage} take one to three projections in bfloat16 or float16, of multiples of "
+            f"{storage.multiple} columns and at most {MOST_CHANNELS} channels, not {dtype} {channels} → "
+            f"{widths}"
         )
-    if sum(widths) != row or not weight.is_contiguous() or weight.data_ptr() % 16:
-        raise KernelError(f"the weight must be a contiguous, aligned (in, {sum(widths)}) matrix")
+    weight.check(widths)
     check_tensor("bounds", bounds, (len(widths), channels), torch.float32)
     if smallest is not None:
         check_tensor("smallest", smallest, (len(widths), 1), torch.float32)
-    check_source(source, channels, weight.dtype)
-    if not tile.fits(channels, widths):
+    check_source(source, channels, dtype)
+    if not tile.fits(channels, widths, storage):
         raise KernelError(
-            f"lists of {channels} channels do not fit into {SHARED_BYTES} bytes; take a larger cluster"
+            f"lists of {channels} channels of {storage} do not fit into {SHARED_BYTES} bytes, or not this "
+            "tile; take a larger cluster, an even unroll, and columns that groups divide"
         )

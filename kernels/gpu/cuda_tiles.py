@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import torch
 
 from ..cuda.attention import CUDAAttentionTile, suits_cuda_attention
 from ..cuda.product import CUDATile, runs_cuda_products, suits_cuda_products
+from ..cuda.stored_weight import HALF, Storage, storage_of
 from ..decoder import DecoderShape, Product, products_of
+from ..decoder_weights import LM_HEAD, DecoderWeights
+from ..errors import KernelError
+from ..plan_data import Mechanism
+from ..quantised.packed import PackedWeight
 from .step_tiles import LONGEST_SHORT, Auto, Chosen, Never
 
-TILES = {
-    "qkv": (CUDATile(cluster=6, unroll=4, resident=5),),
-    "o": (CUDATile(warps=4, cluster=8, unroll=6),),
-    "gate_up": (
-        CUDATile(columns=128, cluster=3, resident=3),
-        CUDATile(columns=128, cluster=3, unroll=6, resident=4),
-    ),
-    "down": (CUDATile(cluster=8, unroll=3),),
+TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
+    16: {
+        "qkv": (CUDATile(cluster=6, unroll=4, resident=5),),
+        "o": (CUDATile(warps=4, cluster=8, unroll=6),),
+        "gate_up": (
+            CUDATile(columns=128, cluster=3, resident=3),
+            CUDATile(columns=128, cluster=3, unroll=6, resident=4),
+        ),
+        "down": (CUDATile(cluster=8, unroll=3),),
+    },
+    8: {
+        "qkv": (CUDATile(columns=128, cluster=6, unroll=4, resident=3),),
+        "o": (CUDATile(columns=128, warps=4, cluster=8, unroll=6),),
+        "gate_up": (CUDATile(columns=128, cluster=3, resident=3),),
+        "down": (CUDATile(columns=128, cluster=8, unroll=4),),
+        LM_HEAD: (CUDATile(columns=128, resident=2),),
+    },
+    4: {
+        "qkv": (
+            CUDATile(columns=256, cluster=6, unroll=4),
+            CUDATile(columns=128, cluster=6, unroll=4, resident=3),
+        ),
+        "o": (CUDATile(columns=256, cluster=8, unroll=4), CUDATile(columns=128, cluster=8, unroll=4)),
+        "gate_up": (CUDATile(columns=256, cluster=4), CUDATile(columns=128, cluster=4, resident=3)),
+        "down": (CUDATile(columns=256, cluster=8, unroll=4), CUDATile(columns=128, cluster=8, unroll=4)),
+        LM_HEAD: (CUDATile(columns=256, cluster=2), CUDATile(columns=128, resident=2)),
+    },
 }
-"""Tiles by product; of each the first whose thread blocks all run at once. From sweeps of some hundred tiles in
-a decode step, shapes of Llama-3.1-8B and Qwen2.5-7B, one H200."""
+"""Tiles by bits of a stored value and by product; of each the first that fits and whose thread blocks all run
+at once. Those of 16 bits are from sweeps of some hundred tiles in a decode step, shapes of Llama-3.1-8B and
+Qwen2.5-7B, one H200."""
+FEW_BITS = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K})
+"""What of a plan goes with weights in few bits."""
 SHORT_ATTENTION = CUDAAttentionTile()
 """Up to LONGEST_SHORT slots: 2.3 µs at 205 of Llama-3.1-8B's shapes on one H100, behind a dependent launch; the
 larger tile takes 3.1."""
@@ -36,29 +65,81 @@ def chosen(
     device: torch.device,
     batch: int,
     capacity: int,
+    storages: Mapping[str, Storage] | None = None,
 ) -> Chosen:
-    """Tiles of the CUDA C++ launches of a step over a cache of so many slots."""
+    """Tiles of the CUDA C++ launches of a step over a cache of so many slots; storages: see `cuda_tiles`."""
     if isinstance(cuda, Chosen):
         return cuda
     if isinstance(cuda, Never):
         return Chosen({})
     common = (shape, dtype, device, batch)
-    return Chosen(cuda_tiles(*common), cuda_attention_tile(*common, capacity))
+    return Chosen(cuda_tiles(*common, storages), cuda_attention_tile(*common, capacity))
 
 
 def cuda_tiles(
-    shape: DecoderShape, dtype: torch.dtype, device: torch.device, batch: int
+    shape: DecoderShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    storages: Mapping[str, Storage] | None = None,
 ) -> dict[str, CUDATile]:
-    """Tiles by product; none for a batch, and where the device or the model's sizes do not allow it."""
+    """Tiles by product; none for a batch, and where the device or the model's sizes do not allow it.
+
+    storages: how weights are stored, by product; those of a block that are not named are in half precision.
+    """
     if batch > 1 or not runs_cuda_products(device):
         return {}
-    multiprocessors = multiprocessors_of(device)
-    return {
-        one.name: tile
-        for one in products_of(shape)
-        if suits_cuda_products(dtype, one.widths, one.inner)
-        and (tile := tile_of(one, multiprocessors)).fits(one.inner, one.widths)
-    }
+    multiprocessors, storages = multiprocessors_of(device), storages or {}
+    found = {}
+    for one in cuda_products_of(shape, storages):
+        storage = storages.get(one.name, HALF)
+        tile = tile_of(one, multiprocessors, storage)
+        if suits_cuda_products(dtype, one.widths, one.inner, storage) and tile.fits(
+            one.inner, one.widths, storage
+        ):
+            found[one.name] = tile
+    return found
+
+
+def cuda_products_of(shape: DecoderShape, storages: Mapping[str, Storage]) -> tuple[Product, ...]:
+    """The products of a block, and the head where it is in few bits; else torch computes it."""
+    head = (Product(LM_HEAD, shape.hidden, (shape.vocabulary,)),) if LM_HEAD in storages else ()
+    return (*products_of(shape), *head)
+
+
+def storages_of(weights: DecoderWeights) -> dict[str, Storage]:
+    """How weights in few bits are stored, by product. Raises KernelError where blocks differ."""
+    found: dict[str, Storage] = {}
+    named = [*vars(weights).items(), *(item for block in weights.blocks for item in vars(block).items())]
+    for name, weight in named:
+        if not isinstance(weight, PackedWeight):
+            continue
+        storage = storage_of(weight)
+        if found.setdefault(name, storage) != storage:
+            raise KernelError(f"{name} is in {storage} in one block and in {found[name]} in another")
+    return found
+
+
+def check_few_bits(
+    dtype: torch.dtype, device: torch.device, batch: int, mechanisms: Collection[Mechanism]
+) -> None:
+    """Raise KernelError for what has no kernel that reads weights in few bits."""
+    if batch > 1:
+        raise KernelError(f"on a GPU the decode engine reads weights in few bits for one row, not for {batch}")
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise KernelError(
+            f"on a GPU weights in few bits are multiplied with activations in bfloat16 or float16, not in "
+            f"{dtype}; take model.dtype=bfloat16"
+        )
+    if not runs_cuda_products(device):
+        raise KernelError(
+            "weights in few bits need a GPU of compute capability 9.0 or newer, and cuda-bindings"
+        )
+    if lacking := [one.value for one in Mechanism if one in set(mechanisms) - FEW_BITS]:
+        raise KernelError(
+            f"with weights in few bits the decode engine does not execute {' and '.join(lacking)} on a GPU; "
+            "take a method without, quantisation=none, or latency=none"
+        )
 
 
 def multiprocessors_of(device: torch.device) -> int:
@@ -66,10 +147,15 @@ def multiprocessors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def tile_of(product: Product, multiprocessors: int) -> CUDATile:
+def tile_of(product: Product, multiprocessors: int, storage: Storage = HALF) -> CUDATile:
     """The tile of a product on a device of so many multiprocessors."""
-    *wanted, last = TILES[product.name]
-    fitting = (tile for tile in wanted if tile.blocks(product.tiled_widths) <= tile.resident * multiprocessors)
+    *wanted, last = TILES[storage.bits][product.name]
+    fitting = (
+        tile
+        for tile in wanted
+        if tile.blocks(product.tiled_widths) <= tile.resident * multiprocessors
+        and tile.fits(product.inner, product.widths, storage)
+    )
     return next(fitting, last)
 
 

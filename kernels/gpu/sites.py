@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from ..cuda.product import CUDATile
+from ..cuda.stored_weight import CUDAWeight
 from ..decoder import SITE_OF_PROJECTION, Product
+from ..errors import KernelError
 from ..plan_data import BlockPlan, ProjectionRule
+from ..quantised.packed import PackedWeight
 from ..triton.channel_lists import ChannelLists
 from ..triton.compact import ListRules
 from ..triton.gemv import Activation, Columns
@@ -49,7 +52,7 @@ class Site:
 
     name: str
     """One of `PROJECTIONS`."""
-    weight: Tensor
+    weight: Tensor | CUDAWeight
     """(in, sum of widths)"""
     widths: tuple[int, ...]
     """Columns of each projection."""
@@ -89,17 +92,30 @@ class Site:
 
 
 def make_site(
-    product: Product, weight: Tensor, rules: BlockPlan, tiles: StepTiles, producer_block: int, buffers: Buffers
+    product: Product,
+    weight: Tensor | PackedWeight,
+    rules: BlockPlan,
+    tiles: StepTiles,
+    producer_block: int,
+    buffers: Buffers,
 ) -> Site:
     """The site of a product under a block's rules.
 
     Lists have blocks of `producer_block` channels where the kernel that computes x makes them, which owns so
-    many; of `tiles.list_block` where they are made from x.
+    many; of `tiles.list_block` where they are made from x. Raises KernelError for weights in few bits that no
+    kernel reads under these rules.
     """
     widths = dict(zip(PROJECTIONS[product.name], product.widths, strict=True))
     reads = _reads(widths, product.inner, rules, producer_block, tiles.list_block, buffers)
     tile = (tiles.dense if reads.lists is None else tiles.listed)[product.name]
     cuda = tiles.cuda.products.get(product.name) if _by_one_rule(reads) else None
+    if isinstance(weight, PackedWeight):
+        if cuda is None:
+            raise KernelError(
+                f"no kernel reads {product.name} of {product.widths} outputs in {weight.format} under this "
+                "plan: it takes multiples of 64 outputs, one kind of rule for all projections, no low-rank path"
+            )
+        weight = CUDAWeight.of(weight)
     return Site(product.name, weight, product.widths, reads, tile, cuda)
 
 

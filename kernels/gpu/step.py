@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ..cuda.product import Given, Normed, Source, cuda_neurons, cuda_onto, cuda_product, squares_of
 from ..cuda.select import cuda_select
-from ..decoder import Product, products_of
-from ..decoder_weights import BlockWeights, DecoderWeights
+from ..cuda.stored_weight import CUDAWeight
+from ..decoder import Product
+from ..decoder_weights import LM_HEAD, BlockWeights, DecoderWeights
 from ..errors import KernelError
 from ..plan_data import BlockPlan, Mechanism
+from ..quantised.packed import PackedWeight
 from ..static_cache import StaticCache
 from ..triton.compact import compact, embed, norm_compact
 from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
@@ -27,7 +29,7 @@ from ..triton.neurons import neurons, times_rows
 from ..triton.new_token import HeadNorms
 from ..triton.select import select_smallest
 from .buffers import Buffers
-from .cuda_tiles import chosen
+from .cuda_tiles import chosen, cuda_products_of, storages_of
 from .sites import Reads, Site, make_site
 from .step_tiles import StepTiles, default_tiles
 
@@ -74,14 +76,16 @@ class GPUDecodeStep:
             raise KernelError(f"the cache is on {cache.keys.device}, the weights on {weights.device}")
         self.weights, self.cache = weights, cache
         tiles = tiles or default_tiles(shape, cache.batch, cache.capacity)
-        cuda = chosen(tiles.cuda, shape, weights.dtype, weights.device, cache.batch, cache.capacity)
+        storages = storages_of(weights)
+        common = (shape, weights.dtype, weights.device, cache.batch, cache.capacity)
+        cuda = chosen(tiles.cuda, *common, storages)
         self.tiles = replace(tiles, cuda=cuda)
         self.cuda_products: list[str] = []
         """Names of the products of all blocks that are CUDA C++, which list their channels themselves."""
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
         self._launches: list[Callable[[], None]] = []
-        self._products = {product.name: product for product in products_of(shape)}
+        self._products = {product.name: product for product in cuda_products_of(shape, storages)}
         self._products["gate"] = Product("gate", shape.hidden, (shape.ffn,))
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
         self._attention = self.tiles.attention_over(cache, shape.heads)
@@ -107,7 +111,7 @@ class GPUDecodeStep:
         self._tokens.copy_(token_ids)
         for start in self._launches:
             start()
-        return F.linear(self._buffers.x("final", self.weights.shape.hidden), self.weights.lm_head).float()
+        return self._logits()
 
     def ran(self) -> dict[str, str]:
         """Language of the launches of each part; see `DecodeStep`. A norm within a product counts as both."""
@@ -122,7 +126,7 @@ class GPUDecodeStep:
             if any(isinstance(argument, Normed) for argument in launch.args):
                 found.setdefault("norms", set()).add(language)
         return {part: " and ".join(sorted(languages)) for part, languages in sorted(found.items())} | {
-            "lm_head": "torch"
+            "lm_head": "cuda" if LM_HEAD in self.cuda_products else "torch"
         }
 
     def freeze(self) -> None:
@@ -143,6 +147,21 @@ class GPUDecodeStep:
             norm_compact, self._residual, squares, weights.final_norm, shape.norm_epsilon, None, None,
             x_out=x, length=self.cache.length,
         )  # fmt: skip
+        self._logits = self._lay_out_head(x)
+
+    def _lay_out_head(self, x: Tensor) -> Callable[[], Tensor]:
+        """What gives the logits behind all launches: torch's product, or what the last launch has written."""
+        head, shape = self.weights.lm_head, self.weights.shape
+        if not isinstance(head, PackedWeight):
+            return lambda: F.linear(x, head).float()
+        tile = self.tiles.cuda.products.get(LM_HEAD)
+        if tile is None:
+            raise KernelError(f"lm_head in {head.format} has no kernel here; leave it as it was: lm_head=false")
+        logits = self._buffers.sums("logits", 1, shape.vocabulary)
+        all_kept = self._buffers.sums(("bounds", LM_HEAD), 1, shape.hidden)
+        self._add(cuda_product, Given(x), all_kept, CUDAWeight.of(head), (shape.vocabulary,), logits, tile)
+        self.cuda_products.append(LM_HEAD)
+        return lambda: logits
 
     def _lay_out_attention(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
         shape, tiles = self.weights.shape, self.tiles
@@ -216,7 +235,7 @@ class GPUDecodeStep:
         reads = Reads(down.reads.x, lists)
         return self._add_onto_residual(replace(down, reads=reads, tile=self.tiles.listed["down"], cuda=None))
 
-    def _site(self, name: str, weight: Tensor, rules: BlockPlan, block: int) -> Site:
+    def _site(self, name: str, weight: Tensor | PackedWeight, rules: BlockPlan, block: int) -> Site:
         return make_site(self._products[name], weight, rules, self.tiles, block, self._buffers)
 
     def _after_norm(self, site: Site, gain: Tensor, squares: Tensor, whole: bool = False) -> None:

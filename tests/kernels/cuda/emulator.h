@@ -28,6 +28,7 @@ struct Warp {
     Barrier together;
     unsigned votes[32];
     unsigned values[32];
+    unsigned left[32][4], right[32][2];
 };
 struct Block {
     Barrier together;
@@ -109,6 +110,40 @@ inline T warp_sum(T value) {
     for (int apart = 16; apart > 0; apart /= 2) value += warp_exchange(value, apart);
     return value;
 }
+inline unsigned warp_max(unsigned value) {
+    for (int apart = 16; apart > 0; apart /= 2) {
+        const unsigned other = warp_exchange(value, apart);
+        value = other > value ? other : value;
+    }
+    return value;
+}
+inline int rounded_integer(float value) { return __builtin_lrintf(value); }
+inline unsigned chosen_bytes(unsigned word, unsigned choice) {
+    unsigned found = 0;
+    for (int byte = 0; byte < 4; ++byte) {
+        const unsigned from = choice >> 4 * byte & 15u;
+        found |= (from < 4 ? word >> 8 * from & 255u : 0u) << 8 * byte;
+    }
+    return found;
+}
+// As PTX lays the matrices of mma.m16n8k32 out: rows, columns and inner places by lane, register and byte.
+inline void add_products(int (&sums)[4], const unsigned (&left)[4], unsigned right, unsigned right_behind) {
+    Warp& warp = place->warp();
+    const int lane = place->thread % 32;
+    __builtin_memcpy(warp.left[lane], left, sizeof left);
+    warp.right[lane][0] = right, warp.right[lane][1] = right_behind;
+    warp.together.arrive_and_wait();
+    for (int each = 0; each < 4; ++each) {
+        const int row = lane / 4, behind = each / 2, column = lane % 4 * 2 + each % 2;
+        for (int inner = 0; inner < 32; ++inner) {
+            const int from = inner % 16 / 4, half = inner / 16, shift = inner % 4 * 8;
+            const signed char one = warp.left[row * 4 + from][half * 2 + behind] >> shift;
+            const signed char other = warp.right[column * 4 + from][half] >> shift;
+            sums[each] += one * other;
+        }
+    }
+    warp.together.arrive_and_wait();
+}
 template <typename T>
 inline void store_in_block(T* at, int rank, T value) {
     const size_t offset = reinterpret_cast<char*>(at) - place->own->memory;
@@ -135,6 +170,15 @@ inline Row streamed_row(const unsigned short* at) {
     return row;
 }
 inline Row cached_row(const unsigned short* at) { return streamed_row(at); }
+template <int COUNT>
+struct alignas(4 * COUNT) Words {
+    unsigned words[COUNT];
+};
+template <int COUNT>
+inline Words<COUNT> streamed_words(const void* at) {
+    return *static_cast<const Words<COUNT>*>(at);
+}
+inline float of_half(unsigned short bits) { return static_cast<float>(same_bits<_Float16>(bits)); }
 inline float from_producer(const float* at) { return *at; }
 inline unsigned short from_producer(const unsigned short* at) { return *at; }
 

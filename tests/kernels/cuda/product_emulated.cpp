@@ -3,9 +3,10 @@
 // after the macros of the emulator
 #include "product.cu"
 
-extern "C" int run(int blocks, const unsigned short* weight, const void* source, const float* squares,
+extern "C" int run(int blocks, const void* values, const void* scales, const unsigned char* zeros,
+                   const float* column_scales, const void* source, const float* squares,
                    const unsigned short* gain, const float* bounds, const float* smallest,
                    const unsigned short* bias, void* out, float* out_squares) {
     return run_clusters(blocks, CLUSTER, WARPS, sizeof(Shared),
-                        [&] { product_kernel(weight, source, squares, gain, bounds, smallest, bias, out, out_squares); });
+                        [&] { product_kernel(values, scales, zeros, column_scales, source, squares, gain, bounds, smallest, bias, out, out_squares); });
 }

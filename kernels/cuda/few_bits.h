@@ -1,0 +1,171 @@
+// Rows of a weight in 8 or 4 bits, for product.cu, whose constants these are, and besides:
+//
+// GROUP        of 4 bits: columns that share a scale; divides TILE or is a multiple of it
+// ZEROS        of 4 bits: 1: groups have zero points
+//
+// Values are multiplied as they are stored, in integers on tensor cores. An activation times its row's scale becomes a
+// fixed-point number of 32 bits under the largest of its list, four signed digits of 8 bits; sums of digits times values
+// are exact. One instruction multiplies 16 words of four neighbouring columns with 8 channels: the four columns of a word
+// are the inner dimension beside the channels, and the other matrix has a channel's digits on the diagonal. So the
+// bytes of a row go into it as they come from memory, with two digits a column as its eight outputs.
+#pragma once
+
+static_assert(BITS == 8 || BITS == 4);
+constexpr int PIECE = BITS == 8 ? (TILE >= 128 ? 16 : 8) : GROUP % 128 == 0 && TILE >= 128 ? 8 : 4;  // bytes of a lane
+constexpr int LANE_COLUMNS = PIECE * 8 / BITS;
+constexpr int PIECE_COLUMNS = 8 * LANE_COLUMNS;  // of eight lanes, which read beside each other and share a scale
+constexpr int PIECES = TILE / PIECE_COLUMNS;
+constexpr int WORDS = PIECE / 4;
+constexpr int QUADS = BITS == 8 ? WORDS : 2 * WORDS;  // a lane's sets of four columns in a piece
+constexpr int SCALES = BITS == 8 || GROUP >= TILE ? 1 : TILE / GROUP;
+constexpr int AT_ONCE = 4;  // rows that a warp reads with one load
+constexpr size_t ROW_BYTES = static_cast<size_t>(COLUMNS) * BITS / 8;
+static_assert(UNROLL % 2 == 0 && TILE % PIECE_COLUMNS == 0 && QUADS % 2 == 0);
+
+struct Weight {
+    const void* values;              // (IN, COLUMNS)
+    const void* scales;              // 8 bits: (projections, IN) float32; 4 bits: (COLUMNS / GROUP, IN) float16
+    const unsigned char* zeros;      // (COLUMNS / GROUP, IN)
+    const float* column_scales;      // 8 bits: (COLUMNS)
+};
+struct Rows {
+    unsigned digits[LISTS][SCALES][STEPS * THREADS];
+    unsigned short channel[LISTS][STEPS * THREADS];
+    unsigned largest[LISTS][SCALES][WARPS];  // bits of |x · scale|
+    float offset[LISTS][SCALES][WARPS];      // sum of x · scale · (zero - 8)
+};
+
+// A list's scales of the channels that a thread asks for, and the power of two that makes fixed-point numbers of x.
+struct Factors {
+    float scale[STEPS][SCALES], zero[STEPS][SCALES], power[SCALES], inverse[SCALES];
+
+    WS_DEVICE void read(const Weight& weight, int projection, int start, int width, int tile, int step, int channel) {
+#pragma unroll
+        for (int each = 0; each < SCALES; ++each) {
+            scale[step][each] = zero[step][each] = 0.0f;
+            if (BITS == 8) {
+                scale[step][each] = static_cast<const float*>(weight.scales)[projection * IN + channel];
+            } else if (tile * TILE + each * GROUP < width) {
+                const size_t at = static_cast<size_t>((start + tile * TILE) / GROUP + each) * IN + channel;
+                scale[step][each] = of_half(static_cast<const unsigned short*>(weight.scales)[at]);
+                if (ZEROS) zero[step][each] = static_cast<int>(weight.zeros[at]) - 8;
+            }
+        }
+    }
+    WS_DEVICE void survey(Rows& rows, int list, const unsigned (&kept)[STEPS], const float (&x)[STEPS], int warp,
+                          int lane) {
+#pragma unroll
+        for (int each = 0; each < SCALES; ++each) {
+            unsigned largest = 0;
+            float offset = 0.0f;
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step)
+                if (kept[step] >> lane & 1u) {
+                    const float scaled = x[step] * scale[step][each];
+                    const unsigned bits = bits_of_float(fabsf(scaled));
+                    largest = bits > largest ? bits : largest;
+                    if (ZEROS) offset += scaled * zero[step][each];
+                }
+            largest = warp_max(largest);
+            if (ZEROS) offset = warp_sum(offset);
+            if (lane == 0) {
+                rows.largest[list][each][warp] = largest;
+                if (ZEROS) rows.offset[list][each][warp] = offset;
+            }
+        }
+    }
+    // After the barrier behind `survey`. What is not finite makes the sums NaN.
+    WS_DEVICE void prepare(const Rows& rows, int list, int lane) {
+#pragma unroll
+        for (int each = 0; each < SCALES; ++each) {
+            const int exponent = warp_max(lane < WARPS ? rows.largest[list][each][lane] : 0u) >> 23;
+            const int raised = 283 - exponent < 253 ? 283 - exponent : 253;  // so that |x| is below 2^30
+            power[each] = float_of_bits(raised << 23);
+            inverse[each] = exponent == 255 ? float_of_bits(0x7fc00000u) : float_of_bits(254 - raised << 23);
+        }
+    }
+    WS_DEVICE void put(Rows& rows, int list, int place, unsigned channel, int step, float x) {
+        rows.channel[list][place] = channel;
+#pragma unroll
+        for (int each = 0; each < SCALES; ++each) {
+            const int fixed = rounded_integer(x * scale[step][each] * power[each]);
+            rows.digits[list][each][place] = static_cast<unsigned>(fixed) + 0x808080u ^ 0x808080u;
+        }
+    }
+};
+
+// Four columns as signed bytes; of 4 bits the even or the odd ones of eight, times 16, less their zero point of 8.
+WS_DEVICE unsigned quad(const Words<WORDS>& read, int each) {
+    if (BITS == 8) return read.words[each];
+    const unsigned word = read.words[each / 2];
+    return ((each % 2 ? word : word << 4) ^ 0x80808080u) & 0xf0f0f0f0u;
+}
+
+// The sums of a warp's share of one list's rows, (TILE).
+WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weight, int start, int width, int tile,
+                        const Factors& factors, int warp, int lane, float* found) {
+    const int group = lane / 4, of_group = lane % 4, column = tile * TILE + group * LANE_COLUMNS;
+    const unsigned char* columns =
+        static_cast<const unsigned char*>(weight.values) + static_cast<size_t>(start + column) * BITS / 8;
+    // Byte `group % 2` of the digits at the place `group / 2`, zeros elsewhere; then the same of the upper two.
+    const unsigned place = group / 2 * 4, lower = 0x4444u - (4 - group % 2 << place), upper = lower + (2 << place);
+    int sums[PIECES][QUADS / 2][2][4] = {};
+    for (int begin = warp * AT_ONCE; begin < kept; begin += UNROLL * WARPS * AT_ONCE) {
+        Words<WORDS> read[UNROLL][PIECES];
+        unsigned digits[UNROLL][SCALES];
+#pragma unroll
+        for (int turn = 0; turn < UNROLL; ++turn) {
+            const int entry = begin + turn * WARPS * AT_ONCE + of_group;
+#pragma unroll
+            for (int piece = 0; piece < PIECES; ++piece) read[turn][piece] = Words<WORDS>{};
+#pragma unroll
+            for (int each = 0; each < SCALES; ++each) digits[turn][each] = 0;
+            if (entry < kept) {
+                const unsigned char* row = columns + rows.channel[list][entry] * ROW_BYTES;
+#pragma unroll
+                for (int piece = 0; piece < PIECES; ++piece)
+                    if (column + piece * PIECE_COLUMNS < width)
+                        read[turn][piece] = streamed_words<WORDS>(row + piece * 8 * PIECE);
+#pragma unroll
+                for (int each = 0; each < SCALES; ++each) digits[turn][each] = rows.digits[list][each][entry];
+            }
+        }
+#pragma unroll
+        for (int turn = 0; turn < UNROLL; turn += 2) {
+#pragma unroll
+            for (int piece = 0; piece < PIECES; ++piece) {
+                const int scale = SCALES == 1 ? 0 : piece * PIECE_COLUMNS / GROUP;
+                const unsigned one = digits[turn][scale], other = digits[turn + 1][scale];
+#pragma unroll
+                for (int pair = 0; pair < QUADS / 2; ++pair) {
+                    const unsigned quads[4] = {
+                        quad(read[turn][piece], 2 * pair), quad(read[turn][piece], 2 * pair + 1),
+                        quad(read[turn + 1][piece], 2 * pair), quad(read[turn + 1][piece], 2 * pair + 1)};
+                    add_products(sums[piece][pair][0], quads, chosen_bytes(one, lower), chosen_bytes(other, lower));
+                    add_products(sums[piece][pair][1], quads, chosen_bytes(one, upper), chosen_bytes(other, upper));
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int piece = 0; piece < PIECES; ++piece) {
+        const float unit = factors.inverse[SCALES == 1 ? 0 : piece * PIECE_COLUMNS / GROUP] * (BITS == 8 ? 1.0f : 0.0625f);
+#pragma unroll
+        for (int each = 0; each < QUADS; ++each) {
+            const int(&two)[2][4] = sums[piece][each / 2];
+            const int at = each % 2 * 2;
+            const long long exact = two[0][at] + 256ll * two[0][at + 1] + 65536ll * two[1][at] + 16777216ll * two[1][at + 1];
+            const int within = BITS == 8 ? each * 4 + of_group : each / 2 * 8 + of_group * 2 + each % 2;
+            found[piece * PIECE_COLUMNS + group * LANE_COLUMNS + within] = static_cast<float>(exact) * unit;
+        }
+    }
+}
+
+// A sum over the warps with what belongs to its column: its scale, or the zero points of its group.
+WS_DEVICE float completed(const Rows& rows, int list, const Weight& weight, int start, int width, int column, float sum) {
+    if (BITS == 8) return column < width ? sum * weight.column_scales[start + column] : 0.0f;
+    if (!ZEROS) return sum;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; ++warp) sum -= rows.offset[list][SCALES == 1 ? 0 : column % TILE / GROUP][warp];
+    return sum;
+}

@@ -1,0 +1,64 @@
+// Rows of a weight in half precision, for product.cu, whose constants these are.
+#pragma once
+
+constexpr int LANES = TILE / 8;    // lanes that read one row, 16 bytes each
+constexpr int AT_ONCE = 32 / LANES;  // rows that a warp reads with one load
+
+struct Weight {
+    const void* values;  // (IN, COLUMNS) of 16 bits
+    const void* scales;
+    const unsigned char* zeros;
+    const float* column_scales;
+};
+struct Rows {
+    unsigned list[LISTS][STEPS * THREADS];  // channel above, x in its own 16 bits below
+};
+
+// What x is multiplied with before its row is: nothing here.
+struct Factors {
+    WS_DEVICE void read(const Weight&, int, int, int, int, int, int) {}
+    WS_DEVICE void survey(Rows&, int, const unsigned (&)[STEPS], const float (&)[STEPS], int, int) {}
+    WS_DEVICE void prepare(const Rows&, int, int) {}
+    WS_DEVICE void put(Rows& rows, int list, int place, unsigned channel, int, float x) {
+        rows.list[list][place] = channel << 16 | rounded(x);
+    }
+};
+
+// The sums of a warp's share of one list's rows, (TILE).
+WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weight, int start, int width, int tile,
+                        const Factors&, int warp, int lane, float* found) {
+    const int column = tile * TILE + lane % LANES * 8;
+    const unsigned short* columns = static_cast<const unsigned short*>(weight.values) + start + column;
+    const bool inside = column < width;
+    float sums[8] = {};
+    for (int begin = warp * AT_ONCE + lane / LANES; begin < kept; begin += UNROLL * WARPS * AT_ONCE) {
+        Row row[UNROLL];
+        float x[UNROLL];
+#pragma unroll
+        for (int turn = 0; turn < UNROLL; ++turn) {
+            const int entry = begin + turn * WARPS * AT_ONCE;
+            row[turn] = Row{};
+            x[turn] = 0.0f;
+            if (entry < kept && inside) {
+                const unsigned listed = rows.list[list][entry];
+                row[turn] = streamed_row(columns + static_cast<size_t>(listed >> 16) * COLUMNS);
+                x[turn] = widened(listed & 0xffffu);
+            }
+        }
+#pragma unroll
+        for (int turn = 0; turn < UNROLL; ++turn) {
+#pragma unroll
+            for (int word = 0; word < 4; ++word) {
+                sums[2 * word] += x[turn] * widened(row[turn].words[word] & 0xffffu);
+                sums[2 * word + 1] += x[turn] * widened(row[turn].words[word] >> 16);
+            }
+        }
+    }
+#pragma unroll
+    for (int each = 0; each < 8; ++each) {
+        for (int apart = LANES; apart < 32; apart *= 2) sums[each] += warp_exchange(sums[each], apart);
+        if (lane < LANES) found[lane * 8 + each] = sums[each];
+    }
+}
+
+WS_DEVICE float completed(const Rows&, int, const Weight&, int, int, int, float sum) { return sum; }

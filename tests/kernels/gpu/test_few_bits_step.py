@@ -1,0 +1,105 @@
+"""The decode step on weights in 8 and 4 bits: against the step on the same values in half precision."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import DynamicCache
+from wisparse.kernels.block_rules import block_rules
+from wisparse.kernels.cuda.product import CUDATile
+from wisparse.kernels.decoder_weights import LM_HEAD, pack
+from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu.cuda_tiles import check_few_bits
+from wisparse.kernels.gpu.step import GPUDecodeStep
+from wisparse.kernels.gpu.step_tiles import Chosen, Never
+from wisparse.kernels.plan_data import Mechanism, ProjectionRule
+from wisparse.kernels.static_cache import StaticCache
+from wisparse.method.plan import SparsityPlan
+from wisparse.method.projections import projection_shapes
+from wisparse.method.quantisation.model import quantised
+from wisparse.method.quantisation.quantisers import Int4, Int8
+
+from ...conftest import make_calibration, make_tiny_model
+from ..triton_cases import DEVICE, SMALL_TILES
+
+QUANTISERS = {
+    "int8": Int8("int8", lm_head="same"),
+    "int4": Int4("int4", lm_head="int8", group=64, symmetric=True),
+    "int4 with zero points": Int4("int4", lm_head="none", group=64, symmetric=False),
+}
+PRODUCTS = ("qkv", "o", "gate_up", "down", LM_HEAD)
+PROMPT, NEW = 6, 2
+
+
+def setting(quantiser, kind):
+    """A model in float32, its stored weights, and a plan that drops the same half of the channels of any token.
+
+    How near |x| lies to a threshold is then nothing that rounding could decide.
+    """
+    model = make_tiny_model("qwen2", blocks=1, heads=(2, 2), sizes=(64, 128))
+    rules, generator = {}, torch.Generator().manual_seed(5)
+    for name, (_, inner) in projection_shapes(model).items():
+        kept = torch.randperm(inner, generator=generator) < inner // 2
+        thresholds = torch.where(kept, 0.0, torch.inf)
+        weights = torch.where(kept, 1.0, 1e-30)
+        rules[name] = (
+            ProjectionRule(thresholds=thresholds)
+            if kind == "thresholds"
+            else ProjectionRule(top_k=inner // 2, weights=weights)
+        )
+    plan = SparsityPlan(projection_shapes(model), rules) if kind else None
+    return model.to(DEVICE), quantiser.weights(make_calibration(model)), plan
+
+
+@torch.no_grad()
+def decoded(model, weights, plan, tiles):
+    """Logits (NEW, vocabulary) of tokens behind a prompt that the model reads."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 128, (PROMPT + NEW,), generator=generator).to(DEVICE)
+    past = DynamicCache()
+    model(input_ids=ids[None, :PROMPT], past_key_values=past)
+    cache = StaticCache.for_model(model, weights.shape, 1, PROMPT + NEW)
+    cache.fill(past, torch.zeros(1, dtype=torch.int64, device=DEVICE))
+    step = GPUDecodeStep(weights, block_rules(plan, weights.shape, DEVICE, weights.dtype), cache, tiles)
+    return torch.stack([step(token[None])[0].clone() for token in ids[PROMPT:]]), step
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cuda_kernels_run")
+@pytest.mark.parametrize("kind", [None, "thresholds", "top-k"])
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_logits_are_those_of_the_dequantised_weights(name, kind):
+    """As near to those in float32 as a step in float16 is, which rounds the same activations, and the values."""
+    model, found, plan = setting(QUANTISERS[name], kind)
+    triton = replace(SMALL_TILES, cuda=Never())
+    tiles = replace(SMALL_TILES, cuda=Chosen(dict.fromkeys(PRODUCTS, CUDATile(warps=2, cluster=2, unroll=2))))
+    own = decoded(model, pack(model), plan, triton)[0]
+    with quantised(model, found):
+        exact = decoded(model, pack(model), plan, triton)[0]
+        model = model.half()
+        few, step = decoded(model, pack(model, stored=found.weights), plan, tiles)
+        half = decoded(model, pack(model), plan, triton)[0]
+    errors = [(logits - exact).norm().item() for logits in (few, half, own)]
+    assert 0 < errors[0] < 1.5 * errors[1] < 0.01 * exact.norm() < errors[2]
+    assert step.ran()["lm_head"] == ("cuda" if QUANTISERS[name].lm_head != "none" else "torch")
+    assert step.ran()["products"] == "cuda"
+
+
+def test_what_no_kernel_reads_is_refused_in_one_line(monkeypatch):
+    model, found, plan = setting(QUANTISERS["int8"], "thresholds")
+    model = model.half()
+    weights = pack(model, stored=found.weights)
+    cache = StaticCache.for_model(model, weights.shape, 1, 8)
+    rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+    with pytest.raises(KernelError, match=r"no kernel reads qkv of .* in int8 under this plan"):
+        GPUDecodeStep(weights, rules, cache, replace(SMALL_TILES, cuda=Never()))
+    for dtype, batch, mechanisms, runs, message in (
+        (torch.bfloat16, 2, (), True, "for one row, not for 2"),
+        (torch.float32, 1, (), True, "not in torch.float32"),
+        (torch.bfloat16, 1, (), False, "compute capability 9.0 or newer"),
+        (torch.bfloat16, 1, (Mechanism.LOW_RANK, Mechanism.TOP_K), True, "not execute low-rank paths on a GPU"),
+    ):
+        monkeypatch.setattr("wisparse.kernels.gpu.cuda_tiles.runs_cuda_products", lambda _, runs=runs: runs)
+        with pytest.raises(KernelError, match=message):
+            check_few_bits(dtype, DEVICE, batch, mechanisms)
+    check_few_bits(torch.float16, DEVICE, 1, [Mechanism.THRESHOLD])
