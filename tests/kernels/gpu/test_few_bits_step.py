@@ -66,10 +66,9 @@ def decoded(model, weights, plan, tiles):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_kernels_run")
-@pytest.mark.parametrize("kind", [None, "thresholds", "top-k"])
-@pytest.mark.parametrize("name", QUANTISERS)
+@pytest.mark.parametrize(("name", "kind"), zip(QUANTISERS, ("thresholds", "top-k", None), strict=True))
 def test_logits_are_those_of_the_dequantised_weights(name, kind):
-    """As near to those in float32 as a step in float16 is, which rounds the same activations, and the values."""
+    """As near to those in float32 as a step in float16, which rounds the same activations, and the values."""
     model, found, plan = setting(QUANTISERS[name], kind)
     triton = replace(SMALL_TILES, cuda=Never())
     tiles = replace(SMALL_TILES, cuda=Chosen(dict.fromkeys(PRODUCTS, CUDATile(warps=2, cluster=2, unroll=2))))
