@@ -38,8 +38,8 @@ def check_supported(needed: Collection[Mechanism], supports: Collection[Mechanis
     """Raise KernelError for a mechanism that a step on `device` does not execute."""
     if lacking := [mechanism.value for mechanism in Mechanism if mechanism in set(needed) - set(supports)]:
         raise KernelError(
-            f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without, "
-            "or latency=none"
+            f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without"
+            f"{' and heads=none' if Mechanism.HEADS.value in lacking else ''}, or latency=none"
         )
 
 
@@ -48,8 +48,17 @@ def _placed(
 ) -> BlockPlan:
     if problem := block.misfit(shape.projection_shapes()):
         raise KernelError(f"block {index}: {problem}")
+    heads = block.heads
+    if heads is not None:
+        if (found := (heads.weight.shape[0], heads.groups)) != (shape.heads, shape.kv_heads):
+            raise KernelError(
+                f"block {index}: its router is for {found[0]} heads in {found[1]} groups, and the model has "
+                f"{shape.heads} in {shape.kv_heads}"
+            )
+        heads = heads.to(device, dtype)
     rules = {projection: rule.to(device, dtype) for projection, rule in block.rules.items()}
+    block = replace(block, rules=rules, heads=heads)
     if block.gate is None:
-        return replace(block, rules=rules)
+        return block
     thresholds = block.gate.thresholds.to(device, torch.float32).contiguous()
-    return replace(block, rules=rules, gate=GateRule(thresholds))
+    return replace(block, gate=GateRule(thresholds))

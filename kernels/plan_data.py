@@ -25,6 +25,7 @@ class Mechanism(Enum):
     LOW_RANK = "low-rank paths"
     GATE = "thresholds on the gate"
     ROTATION = "rotated bases"
+    HEADS = "key-value groups chosen for each token"
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,53 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class HeadRule:
+    """Key-value groups that attention looks at: those of the highest scores, chosen anew for each token.
+
+    The scores are a linear router's on what q, k and v read; a group's is the highest of its heads' logits
+    (Polar Sparsity, arXiv 2505.14884). At the heads of other groups the output of attention is zero. Their new
+    keys and values are computed and cached all the same.
+    """
+
+    weight: Tensor
+    """(heads, hidden)"""
+    bias: Tensor
+    """(heads,)"""
+    groups: int
+    """Key-value groups of the model."""
+    kept: int
+    """Groups that a token looks at."""
+
+    def chosen(self, x: Tensor) -> Tensor:
+        """Groups of each token, (..., groups) bool, from what q, k and v read, (..., hidden)."""
+        logits = torch.nn.functional.linear(x.float(), self.weight.float(), self.bias.float())
+        scores = logits.unflatten(-1, (self.groups, -1)).amax(-1)
+        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.kept]
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
+
+    def mechanisms(self) -> dict[Mechanism, int]:
+        """See `ProjectionRule`."""
+        return {Mechanism.HEADS: self.weight.numel() + self.bias.numel()}
+
+    def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+        """What does not fit a block of projections of these (out, in); None where all does."""
+        heads = self.bias.shape[0] if self.bias.ndim == 1 else 0
+        (width, hidden), (kv_width, _) = shapes.get("q", (0, 0)), shapes.get("k", (0, 0))
+        if not heads or tuple(self.weight.shape) != (heads, hidden):
+            return f"its router has shape {tuple(self.weight.shape)}, which does not fit {hidden} channels"
+        if self.groups < 1 or width % heads or heads % self.groups or width // heads * self.groups != kv_width:
+            return f"its router has {heads} heads in {self.groups} groups, q {width} columns and k {kv_width}"
+        if not 1 <= self.kept <= self.groups:
+            return f"{self.kept} of {self.groups} key-value groups cannot be kept"
+        return None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> HeadRule:
+        """The same rule on `device`, its router in this dtype."""
+        weight, bias = (part.to(device, dtype).contiguous() for part in (self.weight, self.bias))
+        return replace(self, weight=weight, bias=bias)
+
+
+@dataclass(frozen=True)
 class BlockPlan:
     """All that a plan does in one block; a projection that is not named keeps every channel."""
 
@@ -147,6 +195,7 @@ class BlockPlan:
     gate: GateRule | None = None
     rotations: Mapping[str, Rotation] = field(default_factory=dict)
     """Basis of each site that has one, by its name."""
+    heads: HeadRule | None = None
 
     def of(self, projection: str) -> ProjectionRule | None:
         """The rule of a projection, None where it is dense."""
@@ -159,14 +208,17 @@ class BlockPlan:
                 return f"it has no projection {projection}, which has a rule"
             if problem := rule.misfit(shapes[projection]):
                 return f"{projection}: {problem}"
-        if self.gate is not None and (problem := self._gate_misfit(self.gate, shapes)):
-            return problem
+        problem = None if self.gate is None else self._gate_misfit(self.gate, shapes)
         for site, rotation in self.rotations.items():
             inner = next((shapes[name][1] for name in SITES.get(site, ()) if name in shapes), None)
-            problem = "there is no such site" if inner is None else rotation.misfit(inner)
-            if problem:
-                return f"{site}: {problem}"
-        return None
+            wrong = "there is no such site" if inner is None else rotation.misfit(inner)
+            if wrong and not problem:
+                problem = f"{site}: {wrong}"
+        if problem:
+            return problem
+        if self.heads is not None and "attention_input" in self.rotations:
+            return "its router of heads reads what q, k and v read, which is in a rotated basis; take one"
+        return None if self.heads is None else self.heads.misfit(shapes)
 
     def _gate_misfit(self, gate: GateRule, shapes: Mapping[str, tuple[int, int]]) -> str | None:
         if clashing := sorted(self.rules.keys() & {"up", "down"}):
@@ -179,7 +231,8 @@ class BlockPlan:
     def mechanisms(self) -> Counter[Mechanism]:
         """What the block's plan is made of, and the weights that each reads for every token besides."""
         found: Counter[Mechanism] = Counter()
-        for part in (*self.rules.values(), *([self.gate] if self.gate else []), *self._products()):
+        others = [part for part in (self.gate, self.heads) if part is not None]
+        for part in (*self.rules.values(), *others, *self._products()):
             found.update(part.mechanisms())
         return found
 

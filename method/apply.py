@@ -15,12 +15,14 @@ from transformers import PreTrainedModel
 from ..kernels.reference import dropped_by_top_k, kept_by_threshold, low_rank_product
 from .candidates import CandidateRules
 from .errors import UserError
+from .heads.hooks import check_heads, on_heads
 from .hooks import hooked
 from .plan import ProjectionRule, SparsityPlan
 from .projections import (
     GATE_ACTIVATION_PATH,
     decoder_blocks,
     decoder_of,
+    key,
     model_projections,
     projection_shapes,
     split_key,
@@ -43,6 +45,8 @@ class ProjectionHooks:
 
     def __init__(self, counter: TrafficCounter | None = None) -> None:
         self.sparse_positions: Tensor | None = None
+        self.left: dict[str, Tensor] = {}
+        """Channels (rows, length, in) that an earlier hook of the pass has left, by projection."""
         self._counter = counter
 
     def on_projection(self, name: str, linear: nn.Linear, rule: Rule) -> Iterator[RemovableHandle]:
@@ -83,6 +87,8 @@ class ProjectionHooks:
         """X with zeros at the dropped channels of sparse tokens, counted. Overwrites the mask."""
         if self.sparse_positions is not None:
             mask.clamp_min_(self.sparse_positions[..., None].logical_not().to(x.dtype))
+        if (left := self.left.pop(name, None)) is not None:
+            mask.mul_(left)
         if self._counter is not None:
             self._counter.add_kept(name, mask)
         return x * mask
@@ -130,6 +136,10 @@ class SparseSession:
         decoder, linears = decoder_of(self._model), model_projections(self._model)
         device = next(self._model.parameters()).device
         dtype = self._model.get_input_embeddings().weight.dtype  # of activations, whatever projections store
+        for block, heads in self._plan.heads.items():
+            check_heads(self._model.config, block, heads)
+            rule, ruled = heads.to(device, dtype), key(block, "o") in self._plan.rules
+            yield from on_heads(block, decoder.blocks[block], rule, self._hooks[block], self._counter, ruled)
         for name, rule in self._plan.rules.items():
             yield from self._hooks[split_key(name)[0]].on_projection(
                 name, linears[name], rule.to(device, dtype)

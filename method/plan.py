@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..kernels.decoder import PROJECTIONS, split_key
-from ..kernels.plan_data import BlockPlan, GateRule, ProjectionRule, Rotation, of_another_model
+from ..kernels.plan_data import BlockPlan, GateRule, HeadRule, ProjectionRule, Rotation, of_another_model
 from ..kernels.shared_files import file_mode, make_folder, replacing
 from .provenance import PlanProvenance
 
@@ -50,6 +50,8 @@ class SparsityPlan:
     multiplied with; rules then are on the rotated channels."""
     gains_kept: bool = False
     """Whether what is rotated has the norm's gains; else the weights behind the norm take them over."""
+    heads: dict[int, HeadRule] = field(default_factory=dict)
+    """Which key-value groups attention looks at, by block; a block without a rule looks at all."""
     provenance: PlanProvenance = field(default_factory=PlanProvenance)
     """Method, sparsity, what making the plan took, and what the method found."""
     quantisation: str | None = None
@@ -78,7 +80,10 @@ class SparsityPlan:
             block, site = split_key(name)
             rotations[block][site] = Rotation(basis, self.gains_kept)
         gates = {block: GateRule(thresholds) for block, thresholds in self.gate_thresholds.items()}
-        return tuple(BlockPlan(rules[block], gates.get(block), rotations[block]) for block in range(blocks))
+        return tuple(
+            BlockPlan(rules[block], gates.get(block), rotations[block], self.heads.get(block))
+            for block in range(blocks)
+        )
 
     def not_a_number(self) -> str | None:
         """Block, projection and part of the first tensor that holds what is no number; None where all are.
@@ -98,7 +103,7 @@ class SparsityPlan:
             if not KEY.fullmatch(name) or len(shape) != 2 or len(sizes) != 2:
                 return f"{name} of shape {list(shape)} is no projection"
         blocks = {str(split_key(name)[0]) for name in self.shapes}
-        for name in (*self.rules, *self.rotations, *map(str, self.gate_thresholds)):
+        for name in (*self.rules, *self.rotations, *map(str, (*self.gate_thresholds, *self.heads))):
             if name.partition(".")[0] not in blocks:
                 return f"{name} is of no block of its model"
         for index, block in enumerate(self.block_plans()):
@@ -169,6 +174,8 @@ class SparsityPlan:
         }
         found |= {f"gate_thresholds.{block}": value for block, value in self.gate_thresholds.items()}
         found |= {f"{site}.rotation": basis for site, basis in self.rotations.items()}
+        for block, rule in self.heads.items():
+            found |= {f"{block}.router.weight": rule.weight, f"{block}.router.bias": rule.bias}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
     def _document(self) -> dict[str, Any]:
@@ -180,8 +187,12 @@ class SparsityPlan:
             "top_k": {name: int(rule.top_k) for name, rule in self.rules.items() if rule.top_k is not None},
             "provenance": self.provenance.to_dict(),
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
+            **({"heads": self._heads_document()} if self.heads else {}),
             **({"gains_kept": True} if self.gains_kept else {}),
         }
+
+    def _heads_document(self) -> dict[str, dict[str, int]]:
+        return {str(block): {"groups": rule.groups, "kept": rule.kept} for block, rule in self.heads.items()}
 
     @classmethod
     def _from_parts(cls, document: dict[str, Any], tensors: Mapping[str, Tensor]) -> SparsityPlan:
@@ -189,10 +200,13 @@ class SparsityPlan:
         parts: dict[str, dict[str, Tensor | int]] = {name: {} for name in document["rules"]}
         gates: dict[int, Tensor] = {}
         rotations: dict[str, Tensor] = {}
+        routers: dict[int, dict[str, Tensor]] = {int(block): {} for block in document.get("heads", {})}
         for full_name, tensor in tensors.items():
             owner, part = full_name.rsplit(".", 1)
             if owner == "gate_thresholds":
                 gates[int(part)] = tensor
+            elif owner.endswith(".router"):
+                routers[int(owner.removesuffix(".router"))][part] = tensor
             elif part == "rotation":
                 rotations[owner] = tensor
             else:
@@ -204,6 +218,9 @@ class SparsityPlan:
             rules={name: ProjectionRule(**fields) for name, fields in parts.items()},
             gate_thresholds=gates,
             rotations=rotations,
+            heads={
+                block: HeadRule(**router, **document["heads"][str(block)]) for block, router in routers.items()
+            },
             gains_kept=document.get("gains_kept", False),
             quantisation=document.get("quantisation"),
             provenance=PlanProvenance.from_dict(document["provenance"]),

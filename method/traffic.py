@@ -38,7 +38,18 @@ class TrafficCounter:
         self._head_bytes = self._stored[LM_HEAD].total if LM_HEAD in self._stored else 0
         if LM_HEAD not in self._stored:
             self._always_read += self._lm_head
+        self._heads = plan.heads
+        self._kept_heads: dict[str, Tensor] = {}
+        """Groups kept of each position in the current pass, by the q whose columns they are."""
+        self._ruled = frozenset(plan.rules)
         self._dropped: dict[str, Tensor] = {}
+        """Dropped channels by projection; of a q with chosen groups, channels times groups."""
+        self._unread: dict[str, Tensor] = {}
+        """Groups whose columns of q no token of a position read, by q."""
+        self._unseen: Tensor | int = 0
+        """Groups whose keys and values sparse tokens did not look at, of all blocks."""
+        self._rows = 1
+        """Rows that count as one token."""
         self._tokens: Tensor | int = 0
         self._sparse_tokens: Tensor | int = 0
 
@@ -53,8 +64,33 @@ class TrafficCounter:
         mask: (rows, length, channels), 1 where a channel is kept and 0 where it is dropped. Whole numbers below
         2^24 are exact in float32, so each token's sum is.
         """
-        kept = mask.sum(dim=-1, dtype=torch.float32).sum(dtype=torch.int64)
-        self._dropped[name] = self._dropped.get(name, 0) + mask.numel() - kept
+        kept = mask.sum(dim=-1, dtype=torch.float32)
+        parts, groups = 1, self._kept_heads.get(name)
+        if groups is not None:
+            parts, kept = self._parts(name), kept.long() * groups
+        self._dropped[name] = self._dropped.get(name, 0) + mask.numel() * parts - kept.sum(dtype=torch.int64)
+
+    def add_groups(self, block: int, mask: Tensor) -> None:
+        """Count what a block's attention does not look at in one forward pass; before q's channels are counted.
+
+        mask: (rows, length, groups) bool. Columns of q of other groups are not read.
+        """
+        self._unseen = self._unseen + (~mask).sum()
+        read = self._together(mask)
+        name, kept = key(block, "q"), read.sum(dim=-1)
+        self._unread[name] = self._unread.get(name, 0) + (~read).sum()
+        self._kept_heads[name] = kept
+        if name not in self._ruled:
+            self.add_kept(name, mask.new_ones(1, 1, 1).expand(*mask.shape[:2], self._shapes[name][1]))
+
+    def _together(self, mask: Tensor) -> Tensor:
+        """Groups (rows, length, groups) whose columns are read for a token."""
+        return mask
+
+    def _parts(self, name: str) -> int:
+        """What a projection's dropped channels are multiplied with."""
+        block, part = split_key(name)
+        return self._heads[block].groups if part == "q" and block in self._heads else 1
 
     def _kept_shares(self, sparse_tokens: int) -> dict[str, float]:
         """Share of its weights that each projection reads for a sparse token, low-rank factors left out."""
@@ -68,10 +104,16 @@ class TrafficCounter:
                 share = 1.0 - int(dropped) / (sparse_tokens * neurons)
                 shares[key(block, "up")] = shares[key(block, "down")] = share
             else:
-                shares[name] = 1.0 - int(dropped) / (sparse_tokens * self._shapes[name][1])
+                everything = sparse_tokens * self._shapes[name][1] * self._parts(name)
+                shares[name] = 1.0 - int(dropped) / everything
         return shares
 
-    def _bytes(self, shares: dict[str, float], weights: float, besides: int) -> float:
+    def _column_share(self, name: str, sparse_tokens: int) -> float:
+        """Share of a q's columns that a sparse token reads; 1 where all groups are looked at."""
+        unread = int(self._unread.get(name, 0))
+        return 1.0 - unread / (sparse_tokens * self._parts(name)) if unread else 1.0
+
+    def _bytes(self, shares: dict[str, float], weights: float, besides: int, sparse_tokens: int = 0) -> float:
         """Bytes of a token that reads these shares of the projections, so many weights, and others besides."""
         stored: float = self._head_bytes
         if self._stored:
@@ -80,7 +122,8 @@ class TrafficCounter:
             by_neuron = {key(block, "up") for block in gated}  # a dropped neuron is a column of up
             for name, share in shares.items():
                 found = self._stored[name]
-                stored += found.of_columns(share) if name in by_neuron else found.of_rows(share)
+                columns = self._column_share(name, sparse_tokens)
+                stored += found.read(1.0, share) if name in by_neuron else found.read(share / columns, columns)
         return (weights + besides + self._always_read) * self._bytes_per_weight + stored
 
     def report(self) -> dict[str, Any]:
@@ -112,12 +155,23 @@ class TrafficCounter:
             ],
             "low_rank_share": self._besides[Mechanism.LOW_RANK] / dense_weights,
             "rotation_share": self._besides[Mechanism.ROTATION] / dense_weights,
-            "bytes_per_token": self._bytes(shares, kept, besides),
+            **self._head_figures(sparse_tokens, dense_weights),
+            "bytes_per_token": self._bytes(shares, kept, besides, sparse_tokens),
             "dense_bytes_per_token": self._bytes(dict.fromkeys(shares, 1.0), dense_weights, 0),
             "flops_per_token": 2 * (read + self._lm_head),
             "dense_flops_per_token": 2 * (dense_weights + self._lm_head),
             "tokens": tokens,
             "sparse_tokens": sparse_tokens,
+        }
+
+    def _head_figures(self, sparse_tokens: int, dense_weights: int) -> dict[str, float]:
+        """Share of keys and values that a sparse token looks at, and size of the routers; none without any."""
+        if not self._heads:
+            return {}
+        every = sparse_tokens * self._rows * self._blocks * next(iter(self._heads.values())).groups
+        return {
+            "key_value_share": 1.0 - int(self._unseen) / every if every else 1.0,
+            "router_share": self._besides[Mechanism.HEADS] / dense_weights,
         }
 
 
@@ -134,3 +188,8 @@ class BatchTrafficCounter(TrafficCounter):
     def add_kept(self, name: str, mask: Tensor) -> None:
         """See `TrafficCounter`."""
         super().add_kept(name, mask.amax(dim=0))
+
+    def _together(self, mask: Tensor) -> Tensor:
+        """See `TrafficCounter`: keys and values are each row's own, columns of q are all rows'."""
+        self._rows = mask.shape[0]
+        return mask.any(dim=0, keepdim=True)

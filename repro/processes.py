@@ -115,18 +115,24 @@ def _exchange(value: Any, failure: str | None) -> list[tuple[Any, str | None]]:
     return everyone
 
 
+def _summed(by_process: Sequence[dict[str, int]]) -> dict[str, int]:
+    names = {name: None for by_name in by_process for name in by_name}
+    return {name: sum(by_name.get(name, 0) for by_name in by_process) for name in names}
+
+
 class SharedTrafficCounter(TrafficCounter):
     """Counts what all processes dropped; its report must be asked for by all of them."""
 
     def report(self) -> dict[str, Any]:
         """See `TrafficCounter`; sums of whole numbers, the same for any number of processes."""
         dropped = {name: int(number) for name, number in self._dropped.items()}
-        found = gather((dropped, int(self._tokens), int(self._sparse_tokens)))
+        unread = {name: int(number) for name, number in self._unread.items()}
+        found = gather((int(self._tokens), int(self._sparse_tokens), int(self._unseen), dropped, unread))
         total = copy(self)
-        names = {name: None for by_name, _, _ in found for name in by_name}
-        total._dropped = {name: sum(by_name.get(name, 0) for by_name, _, _ in found) for name in names}
-        total._tokens = sum(tokens for _, tokens, _ in found)
-        total._sparse_tokens = sum(sparse for _, _, sparse in found)
+        total._tokens, total._sparse_tokens, total._unseen = (
+            sum(one[part] for one in found) for part in range(3)
+        )
+        total._dropped, total._unread = (_summed([one[part] for one in found]) for part in (3, 4))
         return super(SharedTrafficCounter, total).report()
 
 

@@ -1,11 +1,13 @@
-// Attention of one new token over a static cache, batch 1. What earlier tokens left does not depend on the kernel
+// Attention of one new token in each row over a static cache. What earlier tokens left does not depend on the kernel
 // before this one, so every thread block has its first keys and values on their way before it waits for q, k and v.
 // The slots are split over the thread blocks of a cluster, over their warps and over the lanes of a warp; the query
 // heads of a thread block share every key and value it reads. Compiled at run time by attention.py, which
 // defines the constants in capitals:
 //
 // HEAD         columns of a head, a power of two    HEADS, KV_HEADS  heads of queries, and of keys and values
-// CAPACITY     slots of the cache                   WINDOW           tokens that are looked at; 0: all
+// BATCH        rows                                 CAPACITY         slots of the cache
+// CHOSEN       heads of keys and values that a row looks at, those of the highest scores; KV_HEADS: all
+// WINDOW       tokens that are looked at; 0: all
 // SPLITS       partial sums of q, k and v           SCALE            of scores, times log2(e)
 // WARPS        warps of a thread block              CLUSTER          thread blocks that share the slots
 // UNROLL       slots that a lane has on their way   QUERIES          query heads of a thread block
@@ -227,35 +229,61 @@ WS_DEVICE void finish(const Shared& s, const Heads& heads, int rank, int thread,
         for (int pair = 0; pair < 2; ++pair)
             x.words[pair] = rounded(sum.values[2 * pair] * inverse) |
                             static_cast<unsigned>(rounded(sum.values[2 * pair + 1] * inverse)) << 16;
-        *reinterpret_cast<Pairs*>(x_out + heads.first * HEAD + four * 4) = x;
+        *reinterpret_cast<Pairs*>(x_out + (heads.row * HEADS + heads.first) * HEAD + four * 4) = x;
     }
+}
+
+// Leave nothing of heads that are not looked at.
+WS_DEVICE void clear(const Heads& heads, int thread, unsigned short* x_out) {
+    for (int four = thread; four < heads.count * HEAD / 4; four += THREADS)
+        *reinterpret_cast<Pairs*>(x_out + (heads.row * HEADS + heads.first) * HEAD + four * 4) = Pairs{};
+}
+
+// Put the new key and value into the cache. Lanes of a slot's columns stand first in a warp.
+WS_DEVICE void append(const Shared& s, const Heads& heads, int thread, unsigned short* keys, unsigned short* values) {
+    if (!heads.appends || thread >= LANES) return;
+    *reinterpret_cast<Row*>(keys) = reinterpret_cast<const Row*>(s.fresh[0])[thread];
+    *reinterpret_cast<Row*>(values) = reinterpret_cast<const Row*>(s.fresh[1])[thread];
 }
 
 WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* bias, unsigned short* keys,
                                     unsigned short* values, const float* cosines, const float* sines,
                                     const int* lengths, const int* firsts, unsigned short* x_out,
-                                    const unsigned short* query_gain, const unsigned short* key_gain) {
+                                    const unsigned short* query_gain, const unsigned short* key_gain,
+                                    const float* scores) {
     WS_SHARED(Shared, s);
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
     const int rank = block_index() % CLUSTER;
-    const Heads heads(block_index() / CLUSTER);
+    // Length, cache and scores were written by kernels before the one that this waits for, which had waited for them.
+    const Heads heads(block_index() / CLUSTER, scores, lane);
+    const int length = *lengths, first = firsts[heads.row];
+    const size_t own = (static_cast<size_t>(heads.row) * KV_HEADS + heads.kv_head) * CAPACITY * HEAD + lane % LANES * 8;
+    const size_t to = own + static_cast<size_t>(length) * HEAD;
+    Projections projections;
+    if (!heads.kept) {
+        if (rank) return;
+        projections.prepare(heads, bias, cosines, sines, query_gain, key_gain, length - first, thread);
+        wait_for_producer();
+        start_consumer();
+        projections.finish(heads, sums, s.queries, s.fresh, &s.sums[0][0][0], thread);
+        block_barrier();
+        clear(heads, thread, x_out);
+        append(s, heads, thread, keys + to, values + to);
+        return;
+    }
     if (thread == 0) {
         const int left = FOURS - rank * SHARE, fours = left < 0 ? 0 : left < SHARE ? left : SHARE;
         expect(s.arrivals, CLUSTER * (fours * sizeof(Four) + QUERIES * 2 * sizeof(float)));
     }
     cluster_announce();  // a neighbour's shared memory may be written once it has started
 
-    // Length and cache were written by kernels before the one that this waits for, which had waited for them.
-    const int length = *lengths, first = *firsts;
     const int start = WINDOW && length + 1 > WINDOW ? length + 1 - WINDOW : 0;
     const int lowest = first > start ? first : start;
-    const size_t own = static_cast<size_t>(heads.kv_head) * CAPACITY * HEAD + lane % LANES * 8;
     int begin = start + (warp * CLUSTER + rank) * ROWS + lane / LANES;
     // Without a window the first loads wait for nothing, the length least of all.
     Row key[UNROLL], value[UNROLL];
     load(key, keys + own, begin, 0, WINDOW ? length : CAPACITY);
     load(value, values + own, begin, 0, WINDOW ? length : CAPACITY);
-    Projections projections;
     projections.prepare(heads, bias, cosines, sines, query_gain, key_gain, length - first, thread);
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn)  // what is no token's may be NaN, which no weight of 0 hides
@@ -285,10 +313,5 @@ WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* 
     hand_out(s, rank, thread);
     wait_for_arrivals(s.arrivals);
     finish(s, heads, rank, thread, x_out);
-    // Behind the barriers, which wait for stores. Lanes of a slot's columns stand first in a warp.
-    if (heads.appends && rank == 0 && thread < LANES) {
-        const size_t to = own + static_cast<size_t>(length) * HEAD;
-        *reinterpret_cast<Row*>(keys + to) = reinterpret_cast<const Row*>(s.fresh[0])[thread];
-        *reinterpret_cast<Row*>(values + to) = reinterpret_cast<const Row*>(s.fresh[1])[thread];
-    }
+    if (rank == 0) append(s, heads, thread, keys + to, values + to);  // behind the barriers, which wait for stores
 }

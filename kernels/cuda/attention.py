@@ -1,6 +1,6 @@
 """Attention of one new token, one launch in which a cluster of thread blocks shares a key-value head.
 
-CUDA C++ for compute capability 9.0 on, batch 1. Keys and values of earlier tokens are on their way before the
+CUDA C++ for compute capability 9.0 on. Keys and values of earlier tokens are on their way before the
 product of q, k and v has ended; thread blocks combine through each other's shared memory. It writes the whole
 activation; where channels have to be listed behind it, the Triton kernels do both in one launch.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
+from ..heads.selection import Selection, kept_groups
 from ..static_cache import StaticCache
 from ..stored_tile import StoredTile
 from ..triton.launch import blocks_of, check_tensor, power_of_two
@@ -94,16 +95,19 @@ def cuda_attention(
     tile: CUDAAttentionTile,
     *,
     norms: HeadNorms | None = None,
+    selection: Selection | None = None,
     x_out: Tensor,
     pdl: bool = False,
 ) -> None:
-    """`triton.attention.attention` for one row and the whole activation x_out (1, channels).
+    """`triton.attention.attention` for the whole activation x_out (batch, channels).
 
-    Raises KernelError for what does not fit.
+    selection: the key-value groups that a row looks at; x_out is zero at the heads of the others, whose new
+    keys and values are appended all the same. Raises KernelError for what does not fit.
     """
     _, batch, kv_heads, capacity, head_dim = cache.keys.shape
-    if batch != 1:
-        raise KernelError(f"CUDA attention takes one row, not {batch}; use attention for a batch")
+    scores, kept = kept_groups(selection, cache)
+    if selection is not None and kv_heads > LANES:
+        raise KernelError(f"CUDA attention chooses among {LANES} key-value heads at most, not {kv_heads}")
     if not suits_cuda_attention(cache.keys.dtype, head_dim):
         raise KernelError(
             f"CUDA attention takes bfloat16 or float16 and heads of {', '.join(map(str, HEADS_OF))} columns, "
@@ -116,7 +120,7 @@ def cuda_attention(
             f"tile: what {tile.warps} warps find does not fit into {SHARED_BYTES} bytes; take fewer"
         )
     check_tensor("sums", sums, tuple(sums.shape), torch.float32)
-    check_tensor("x_out", x_out, (1, heads * head_dim), cache.keys.dtype)
+    check_tensor("x_out", x_out, (batch, heads * head_dim), cache.keys.dtype)
     if bias is not None:
         check_tensor("bias", bias, (sums.shape[2],), cache.keys.dtype)
     *gains, epsilon = gains_of(norms, cache)
@@ -125,6 +129,8 @@ def cuda_attention(
         "HEAD": head_dim,
         "HEADS": heads,
         "KV_HEADS": kv_heads,
+        "BATCH": batch,
+        "CHOSEN": kept,
         "CAPACITY": capacity,
         "WINDOW": window if window and window < capacity else 0,
         "SPLITS": sums.shape[0],
@@ -133,8 +139,8 @@ def cuda_attention(
         "HEAD_NORM": int(norms is not None),
         "EPSILON": f"{epsilon:.9e}f",
     }
-    clusters = kv_heads * blocks_of(group, tile.queries_of(group))
+    clusters = batch * kv_heads * blocks_of(group, tile.queries_of(group))
     keys, values = cache.keys[block], cache.values[block]
     angles = cache.cosines, cache.sines
-    arguments = (sums, bias, keys, values, *angles, cache.length, cache.first, x_out, *gains)
+    arguments = (sums, bias, keys, values, *angles, cache.length, cache.first, x_out, *gains, scores)
     launch("attention", constants, clusters * tile.cluster, tile.warps * LANES, arguments, pdl)

@@ -1,23 +1,41 @@
-// The new token's projections in attention: which columns of q, k and v a cluster has, and how they are added up, rounded,
-// normalised in some families, and turned. Constants in capitals are attention.cu's.
+// The new token's projections in attention: which row and which columns of q, k and v a cluster has, and how they are added
+// up, rounded, normalised in some families, and turned. Constants in capitals are attention.cu's.
 #pragma once
 
 constexpr int THREADS = WARPS * 32;
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int TURNS = (GROUP + QUERIES - 1) / QUERIES;  // clusters that share a key-value head
+constexpr int WIDTH = (HEADS + 2 * KV_HEADS) * HEAD;    // columns of q, k and v
+constexpr int LEFT = CHOSEN < KV_HEADS ? KV_HEADS - CHOSEN : 1;  // key-value heads of a row that are not looked at
 constexpr int HALF = HEAD / 2;                          // columns that are turned into each other
 constexpr int PAIRS = ((QUERIES + 2) * HALF + THREADS - 1) / THREADS;  // that a thread turns
 constexpr int SPAN = HALF < 32 ? HALF : 32;             // lanes of a warp that have columns of the same head
 constexpr int SQUARES = HALF / SPAN;                    // sums of squares that are left of a head
 
-// Which heads a cluster has, and which columns of q, k and v.
+// The key-value head whose score is the `place`-th highest, of equal ones the first; a lane for each head.
+WS_DEVICE int ranked(const float* scores, int place, int lane) {
+    const float own = lane < KV_HEADS ? scores[lane] : 0.0f;
+    int rank = 0;
+    for (int other = 0; other < KV_HEADS; ++other)
+        rank += scores[other] > own || (scores[other] == own && other < lane);
+    const unsigned found = warp_ballot(lane < KV_HEADS && rank == place);
+    return found ? bits_of((found & -found) - 1) : 0;  // among scores that are no numbers there may be none
+}
+
+// Which row and heads a cluster has, and which columns of q, k and v. Clusters of heads that are not looked at come last.
 struct Heads {
-    int kv_head, first, count;
+    int row, kv_head, first, count;
+    bool kept;     // earlier tokens are looked at
     bool appends;  // the new key and value to the cache
 
-    WS_DEVICE explicit Heads(int cluster) {
+    WS_DEVICE Heads(int cluster, const float* scores, int lane) {
         const int turn = cluster % TURNS;
-        kv_head = cluster / TURNS;
+        int place = cluster / TURNS;
+        kept = CHOSEN == KV_HEADS || place < BATCH * CHOSEN;
+        if (!kept) place -= BATCH * CHOSEN;
+        row = place / (kept ? CHOSEN : LEFT);
+        place = kept ? place % CHOSEN : CHOSEN + place % LEFT;
+        kv_head = CHOSEN == KV_HEADS ? place : ranked(scores + row * KV_HEADS, place, lane);
         first = kv_head * GROUP + turn * QUERIES;
         count = turn + 1 < TURNS ? QUERIES : GROUP - turn * QUERIES;
         appends = turn == 0;
@@ -59,11 +77,11 @@ struct Projections {
             const int pair = turn * THREADS + thread, head = pair / HALF;
 #pragma unroll
             for (int side = 0; side < 2; ++side) {
-                const float* at = sums + heads.column(head) + pair % HALF + side * HALF;
+                const float* at = sums + heads.row * WIDTH + heads.column(head) + pair % HALF + side * HALF;
                 found[turn][side] = 0.0f;
                 if (heads.real(head))
                     for (int split = 0; split < SPLITS; ++split)
-                        found[turn][side] += from_producer(at + split * (HEADS + 2 * KV_HEADS) * HEAD);
+                        found[turn][side] += from_producer(at + split * BATCH * WIDTH);
             }
         }
         if (HEAD_NORM) normalise(found, squares, thread);

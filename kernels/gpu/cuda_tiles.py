@@ -54,6 +54,8 @@ SHORT_ATTENTION = CUDAAttentionTile()
 larger tile takes 3.1."""
 ATTENTION = CUDAAttentionTile(warps=8)
 """Tile for longer contexts: one of ten within 6 % of the fastest at 2,048 and 8,192 slots there."""
+BATCH_ATTENTION = CUDAAttentionTile()
+"""Tile for several rows, whose clusters together fill the device."""
 LONGEST_CLUSTERED = 16384
 """Slots up to which one cluster a key-value head is taken; measured up to half of it."""
 
@@ -163,9 +165,9 @@ def cuda_attention_tile(
     shape: DecoderShape, dtype: torch.dtype, device: torch.device, batch: int, capacity: int
 ) -> CUDAAttentionTile | None:
     """The tile of attention over a cache of so many slots; None where a Triton kernel does it."""
-    tile = SHORT_ATTENTION if capacity <= LONGEST_SHORT else ATTENTION
+    tile = BATCH_ATTENTION if batch > 1 else SHORT_ATTENTION if capacity <= LONGEST_SHORT else ATTENTION
     suits = suits_cuda_attention(dtype, shape.head_dim) and tile.fits(
         shape.heads // shape.kv_heads, shape.head_dim
     )
-    pays = batch == 1 and capacity <= LONGEST_CLUSTERED
+    pays = batch > 1 or capacity <= LONGEST_CLUSTERED
     return tile if suits and pays and runs_cuda_products(device) else None

@@ -61,6 +61,8 @@ class Site:
     """Tile of the Triton product, over lists or over the whole activation."""
     cuda: CUDATile | None
     """Tile of the CUDA C++ product, which lists its channels itself; None where launches before it do."""
+    whole: bool = False
+    """Whether the kernel that computes x can write all of it alone, and lists are made behind it."""
 
     @property
     def columns(self) -> Columns:
@@ -76,7 +78,12 @@ class Site:
     @property
     def fused(self) -> bool:
         """Whether something is dropped, and the kernel that computes x can list its channels at once."""
-        return self.reads.lists is not None and self.reads.kept is None and _by_one_rule(self.reads)
+        return (
+            self.reads.lists is not None
+            and self.reads.kept is None
+            and not self.whole
+            and _by_one_rule(self.reads)
+        )
 
     @property
     def addend(self) -> Tensor | None:

@@ -19,6 +19,7 @@ from ..cuda.stored_weight import CUDAWeight
 from ..decoder import Product
 from ..decoder_weights import LM_HEAD, BlockWeights, DecoderWeights
 from ..errors import KernelError
+from ..heads.router import group_scores
 from ..plan_data import BlockPlan, Mechanism
 from ..quantised.packed import PackedWeight
 from ..static_cache import StaticCache
@@ -26,8 +27,8 @@ from ..triton.compact import compact, embed, norm_compact
 from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import neurons, times_rows
-from ..triton.new_token import HeadNorms
 from ..triton.select import select_smallest
+from .block_attention import BlockAttention
 from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
 from .sites import Reads, Site, make_site
@@ -40,6 +41,7 @@ PARTS = {
     "low_rank": "products",
     "neurons": "products",
     "product": "products",
+    "router": "selection",
     "select": "selection",
     "short_attention": "attention",
 }
@@ -52,7 +54,9 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
-    supports = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE})
+    supports = frozenset(
+        {Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE, Mechanism.HEADS}
+    )
 
     def __init__(
         self,
@@ -84,13 +88,11 @@ class GPUDecodeStep:
         """Names of the products of all blocks that are CUDA C++, which list their channels themselves."""
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
-        self.launches: list[partial[None]] = []
-        """All launches of a token, in order."""
+        self._launches: list[Callable[[], None]] = []
         self._products = {product.name: product for product in cuda_products_of(shape, storages)}
         self._products["gate"] = Product("gate", shape.hidden, (shape.ffn,))
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
-        self._attention = self.tiles.attention_over(cache, shape.heads)
-        self._whole_attention = self.tiles.attention_onto(cache, shape.heads)
+        self._attention = BlockAttention(self.tiles, cache, shape, self._buffers)
         self._tokens = torch.zeros(cache.batch, dtype=torch.int64, device=weights.device)
         self._lay_out(rules)
 
@@ -110,14 +112,14 @@ class GPUDecodeStep:
                 f"token ids are {token_ids.dtype} {tuple(token_ids.shape)}, expected int64 ({self.batch},)"
             )
         self._tokens.copy_(token_ids)
-        for start in self.launches:
+        for start in self._launches:
             start()
         return self._logits()
 
     def ran(self) -> dict[str, str]:
         """Language of the launches of each part; see `DecodeStep`. A norm within a product counts as both."""
         found: dict[str, set[str]] = {}
-        for launch in self.launches:
+        for launch in self._launches:
             function = launch
             while isinstance(function, partial):
                 function = function.func
@@ -139,7 +141,7 @@ class GPUDecodeStep:
         block = min(self.tiles.list_block, power_of_two(shape.hidden))
         squares = self._buffers.sums("squares", self.batch, blocks_of(shape.hidden, block))
         # A copy of the tokens comes before, on which no launch can depend programmatically.
-        self.launches.append(partial(embed, self._tokens, weights.embedding, self._residual, squares))
+        self._launches.append(partial(embed, self._tokens, weights.embedding, self._residual, squares))
         for index, (packed, block_rules) in enumerate(zip(weights.blocks, rules, strict=True)):
             squares = self._lay_out_attention(index, packed, block_rules, squares)
             squares = self._lay_out_mlp(index, packed, block_rules, squares)
@@ -165,13 +167,15 @@ class GPUDecodeStep:
         return lambda: logits
 
     def _lay_out_attention(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
-        shape, tiles = self.weights.shape, self.tiles
-        qkv = self._site("qkv", packed.qkv, rules, tiles.list_block)
-        o = self._site("o", packed.o, rules, tiles.attention.list_block(shape))
+        shape, attention, heads = self.weights.shape, self._attention, rules.heads
+        qkv = self._site("qkv", packed.qkv, rules, self.tiles.list_block)
+        o = attention.o_site(rules, partial(self._site, "o", packed.o))
+        if heads is not None:
+            norm = (self._residual, squares, packed.input_norm, shape.norm_epsilon)
+            self._add(group_scores, *norm, *attention.router(heads))
         sums, bias = self._queries_keys_values(qkv, packed, squares)
-        attention = self._whole_attention if "x_out" in o.written else self._attention
-        window, norms = shape.windows[index], self._head_norms(packed)
-        self._add(attention, sums, bias, self.cache, index, window, norms=norms, **o.written)
+        place = (sums, bias, self.cache, index, shape.windows[index])
+        self._add(attention.launch(heads, o), *place, norms=attention.norms(packed), **o.written)
         return self._onto_residual(o)
 
     def _queries_keys_values(
@@ -201,11 +205,6 @@ class GPUDecodeStep:
             bias=packed.qkv_bias, addend=qkv.addend,
         )  # fmt: skip
         return sums, None
-
-    def _head_norms(self, packed: BlockWeights) -> HeadNorms | None:
-        if packed.query_norm is None:
-            return None
-        return HeadNorms(packed.query_norm, packed.key_norm, self.weights.shape.norm_epsilon)
 
     def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
         gated = rules.gate is not None
@@ -264,7 +263,7 @@ class GPUDecodeStep:
         return self._add_onto_residual(site)
 
     def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
-        self.launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
+        self._launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
 
     def _add_cuda(
         self,

@@ -12,6 +12,7 @@ from ..cuda.attention import CUDAAttentionTile, cuda_attention
 from ..cuda.product import CUDATile
 from ..decoder import DecoderShape
 from ..errors import KernelError
+from ..heads.attention import selected_attention
 from ..static_cache import StaticCache
 from ..triton.attention import AttentionTile, attention, attention_parts
 from ..triton.gemv_tiles import Tile
@@ -89,6 +90,16 @@ class StepTiles:
         parts = torch.empty(attention_parts(cache, heads, tile), device=device)
         counters = torch.zeros(cache.keys.shape[2], dtype=torch.int32, device=device)
         return partial(attention, parts=parts, counters=counters, tile=tile)
+
+    def selected_attention(self, cache: StaticCache, heads: int) -> Callable[..., None]:
+        """Attention over chosen groups, with its scratch: takes a selection beside what others take."""
+        if isinstance(self.cuda, Chosen) and self.cuda.attention is not None:
+            return partial(cuda_attention, tile=self.cuda.attention)
+        tile = self.attention if isinstance(self.attention, AttentionTile) else AttentionTile()
+        device, (_, batch, groups, *_) = cache.keys.device, cache.keys.shape
+        parts = torch.empty(attention_parts(cache, heads, tile), device=device)
+        counters = torch.zeros(batch * groups, dtype=torch.int32, device=device)
+        return partial(selected_attention, parts=parts, counters=counters, tile=tile)
 
     @classmethod
     def uniform(cls, tile: Tile, **others: object) -> StepTiles:

@@ -27,7 +27,7 @@ class QuantisedModel(Protocol):
     """Every block projection by its key, and `lm_head` where that is quantised."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class PackedInt8:
     """Projections in 8 bits: w ≈ r_pi · q_ij · c_j, each projection p with row scales of its own."""
 
@@ -53,7 +53,7 @@ class PackedInt8:
         return self.values.nbytes + self.row_scales.nbytes + self.column_scales.nbytes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class PackedInt4:
     """Projections in 4 bits: w ≈ s · (q − z), in groups of neighbouring outputs of one input channel."""
 
@@ -119,23 +119,6 @@ def side_by_side(*stored: StoredWeight) -> PackedWeight:
         zeros,
         widths,
     )
-
-
-def separate(packed: PackedWeight) -> tuple[Int8Weight | Int4Weight, ...]:
-    """Each projection's weight (in, out) again: views of what `side_by_side` joined."""
-    found, start = [], 0
-    for index, width in enumerate(packed.widths):
-        end = start + width
-        if isinstance(packed, PackedInt8):
-            values, scales = packed.values[:, start:end], packed.column_scales[start:end]
-            found.append(Int8Weight(values, packed.row_scales[index], scales))
-        else:
-            groups = slice(start // packed.group, end // packed.group)
-            zeros = None if packed.zeros is None else packed.zeros[:, groups]
-            values = packed.values[:, start // 2 : (end + 1) // 2]
-            found.append(Int4Weight(values, packed.scales[:, groups], zeros, width))
-        start = end
-    return tuple(found)
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:

@@ -27,13 +27,9 @@ class StoredBytes:
         """All of them: what a dense product reads."""
         return self.values + self.with_rows + self.with_columns
 
-    def of_rows(self, share: float) -> float:
-        """Bytes read where this share of the input channels is kept."""
-        return share * (self.values + self.with_rows) + self.with_columns
-
-    def of_columns(self, share: float) -> float:
-        """Bytes read where this share of the output neurons is kept, as gated blocks read up."""
-        return share * (self.values + self.with_columns) + self.with_rows
+    def read(self, rows: float, columns: float = 1.0) -> float:
+        """Bytes read where these shares of the input channels and of the output neurons are kept."""
+        return rows * columns * self.values + rows * self.with_rows + columns * self.with_columns
 
 
 class StoredWeight(Protocol):

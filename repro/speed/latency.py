@@ -242,7 +242,7 @@ _BASELINES: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], dict[str, Timing]
 
 
 def _is_dense(plan: SparsityPlan) -> bool:
-    return not plan.rules and not plan.gate_thresholds
+    return not plan.rules and not plan.gate_thresholds and not plan.heads
 
 
 def _timed_generation(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[float, float, Tensor]:

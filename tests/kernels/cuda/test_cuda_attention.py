@@ -140,14 +140,16 @@ def test_what_does_not_fit_is_refused() -> None:
         cuda_attention(sums, bias, cache, 0, None, SMALL, x_out=torch.empty(1, 256, device=DEVICE))
     with pytest.raises(KernelError, match="bfloat16 or float16"):
         attended(random(1, 1, 96), None, make_cache(1, 2, 12, 32, 4, torch.float16), 4, SMALL)
-    with pytest.raises(KernelError, match="one row"):
-        cuda_attention(sums, bias, make_cache(2, 2, 64, 8, 3), 0, None, SMALL, x_out=sums[0])
+    with pytest.raises(KernelError, match="the cache is"):
+        cuda_attention(
+            sums, bias, make_cache(2, 2, 64, 8, 3, torch.float16), 0, None, SMALL, x_out=sums[0].half()
+        )
     with pytest.raises(KernelError, match="does not fit into"):
         attended(*case(4, 1, 256, 3), 4, replace(SMALL, warps=16, queries=4))
 
 
 def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row in half precision, heads that lanes share evenly, contexts within reach of one cluster."""
+    """Half precision, heads that lanes share evenly; of one row, contexts within reach of one cluster."""
     monkeypatch.setattr(cuda_tiles, "runs_cuda_products", lambda _: True)
     shape, longest = MODEL_SHAPES["llama3.1-8b"], cuda_tiles.LONGEST_CLUSTERED
 
@@ -156,8 +158,8 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert taken()
     assert not taken(dtype=torch.float32)
-    assert not taken(batch=2)
     assert not taken(capacity=longest + 1)
+    assert taken(batch=2, capacity=longest + 1)
     assert not taken(of=replace(shape, head_dim=96))
 
 

@@ -96,12 +96,12 @@ def test_bytes_by_hand():
     """A dropped row takes its values and its scales with it; column scales are read by all."""
     eight = int8_rounded(random_weight(6, 10)).stored_bytes()
     assert (eight.values, eight.with_rows, eight.with_columns) == (60, 24, 40)
-    assert (eight.total, eight.of_rows(0.5), eight.of_columns(0.5)) == (124, 42 + 40, 50 + 24)
+    assert (eight.total, eight.read(0.5), eight.read(1.0, 0.5)) == (124, 42 + 40, 50 + 24)
     four = int4_rounded(random_weight(6, 10), 5, symmetric=True).stored_bytes()
     assert (four.values, four.with_rows, four.with_columns) == (6 * 5, 6 * 2 * 2, 0)
     with_zeros = int4_rounded(random_weight(6, 10), 5, symmetric=False).stored_bytes()
     assert with_zeros.total == 6 * 5 + 6 * 2 * (2 + 1)
-    assert with_zeros.of_rows(0.5) == with_zeros.total / 2
+    assert with_zeros.read(0.5) == with_zeros.total / 2
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

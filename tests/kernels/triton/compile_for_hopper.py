@@ -37,7 +37,7 @@ def main(batch):
     from wisparse.kernels.decoder import DecoderShape
     from wisparse.kernels.decoder_weights import BlockWeights, DecoderWeights
     from wisparse.kernels.gpu.step import GPUDecodeStep
-    from wisparse.kernels.plan_data import BlockPlan, GateRule, ProjectionRule
+    from wisparse.kernels.plan_data import BlockPlan, GateRule, HeadRule, ProjectionRule
     from wisparse.kernels.static_cache import StaticCache
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
@@ -78,7 +78,9 @@ def main(batch):
     slots = weight(2, batch, kv_heads, 256, head_dim)
     angles, integers = torch.zeros(256, head_dim), torch.zeros(batch, dtype=torch.int32)
     cache = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
-    step = GPUDecodeStep(weights, (BlockPlan(rules), BlockPlan({}, GateRule(torch.zeros(ffn)))), cache)
+    router = HeadRule(weight(heads, hidden), weight(heads), kv_heads, 1)
+    plans = (BlockPlan(rules), BlockPlan({}, GateRule(torch.zeros(ffn)), heads=router))
+    step = GPUDecodeStep(weights, plans, cache)
     step(torch.zeros(batch, dtype=torch.int64))
 
 

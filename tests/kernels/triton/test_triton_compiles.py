@@ -9,7 +9,7 @@ import pytest
 
 from ..triton_cases import DEVICE
 
-KERNELS = {"embed", "compact", "gemv", "neurons", "select", "rows"}
+KERNELS = {"embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention"}
 ATTENTION = {1: "short_attention", 3: "attention"}
 
 

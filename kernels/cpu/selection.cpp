@@ -3,13 +3,13 @@
 // One thread: 14336 channels take about 1 % of the time of the product that follows. A comparison with NaN is
 // never true, so NaN is kept, as is infinity: never compile this with -ffast-math.
 
-#pragma once
-
 #include "types.h"
 
 #include <algorithm>
 #include <limits>
 #include <vector>
+
+namespace {
 
 constexpr int64_t CHUNK = 512; // channels at a time, so that what is known of them stays in the L1 cache
 
@@ -68,7 +68,7 @@ inline float score_of(uint32_t key) {
 
 // The k-th highest key, 1 ≤ k ≤ count; `keys` is overwritten. A histogram over the upper bits leaves few keys
 // to select among: std::nth_element over all of them takes several times as long.
-inline uint32_t kth_highest(uint32_t *keys, int64_t count, int64_t k) {
+uint32_t kth_highest(uint32_t *keys, int64_t count, int64_t k) {
   constexpr int shift = 21;
   uint32_t histogram[1 << (32 - shift)] = {};
   for (int64_t i = 0; i < count; ++i) ++histogram[keys[i] >> shift];
@@ -103,12 +103,27 @@ int64_t compact_top_k(const Input *x, int64_t stride, int64_t channels, int64_t 
   return compact(x, stride, channels, batch, dropped, kept);
 }
 
-// The channels where |x| ≥ thresholds.
-template <class Input>
-int64_t compact_by_threshold(const Input *x, int64_t stride, int64_t channels, int64_t batch,
-                             const float *thresholds, Selection kept) {
+} // namespace
+
+extern "C" {
+
+int64_t compact_by_threshold(const void *x, int is_bfloat16, int64_t stride, int64_t channels, int64_t batch,
+                             const float *thresholds, int32_t *kept, float *values, int64_t *row_counts) {
   const auto dropped = [thresholds](int64_t, int64_t channel, float magnitude) {
     return magnitude < thresholds[channel];
   };
-  return compact(x, stride, channels, batch, dropped, kept);
+  const auto run = [&](auto *input) {
+    return compact(input, stride, channels, batch, dropped, Selection{kept, values, row_counts});
+  };
+  return is_bfloat16 ? run(static_cast<const bfloat16 *>(x)) : run(static_cast<const float *>(x));
 }
+
+int64_t compact_by_top_k(const void *x, int is_bfloat16, int64_t stride, int64_t channels, int64_t batch,
+                         const float *weights, int64_t k, int32_t *kept, float *values, int64_t *row_counts) {
+  const auto run = [&](auto *input) {
+    return compact_top_k(input, stride, channels, batch, weights, k, Selection{kept, values, row_counts});
+  };
+  return is_bfloat16 ? run(static_cast<const bfloat16 *>(x)) : run(static_cast<const float *>(x));
+}
+
+} // extern "C"

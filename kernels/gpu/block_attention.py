@@ -1,0 +1,66 @@
+"""Attention of the blocks of a decode step: which kernel does it, and what it leaves for o."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from ..decoder import DecoderShape
+from ..decoder_weights import BlockWeights
+from ..heads.selection import Selection
+from ..plan_data import BlockPlan, HeadRule, ProjectionRule
+from ..static_cache import StaticCache
+from ..triton.new_token import HeadNorms
+from .buffers import Buffers
+from .sites import Site
+from .step_tiles import StepTiles
+
+Launch = Callable[..., None]
+
+
+class BlockAttention:
+    """Launches of attention, with the scratch and the scores that all blocks share."""
+
+    def __init__(self, tiles: StepTiles, cache: StaticCache, shape: DecoderShape, buffers: Buffers) -> None:
+        self._tiles, self._cache, self._shape, self._buffers = tiles, cache, shape, buffers
+        self._listing = tiles.attention_over(cache, shape.heads)
+        self._whole = tiles.attention_onto(cache, shape.heads)
+
+    @cached_property
+    def _selecting(self) -> Launch:
+        return self._tiles.selected_attention(self._cache, self._shape.heads)
+
+    def o_site(self, rules: BlockPlan, make: Callable[[BlockPlan, int], Site]) -> Site:
+        """The site of o; `make` takes a block's rules and the size of list blocks.
+
+        Attention over chosen groups writes all of the activation. Of a single row o then skips what was left
+        at zero, where it has no rule of its own; rows of a batch together read nearly all of it.
+        """
+        if rules.heads is None:
+            return make(rules, self._tiles.attention.list_block(self._shape))
+        if self._buffers.batch == 1 and rules.of("o") is None:
+            least = torch.finfo(torch.float32).tiny
+            skipped = torch.full((self._shape.attention_width,), least, device=self._buffers.device)
+            rules = replace(rules, rules={**rules.rules, "o": ProjectionRule(skipped)})
+        return replace(make(rules, self._tiles.list_block), whole=True)
+
+    def router(self, heads: HeadRule) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight, bias and what the scores of the groups are written to, as `group_scores` takes them."""
+        scores = self._buffers.sums("scores", self._buffers.batch, self._shape.kv_heads)
+        return heads.weight, heads.bias, scores
+
+    def launch(self, heads: HeadRule | None, o: Site) -> Launch:
+        """What attends; takes sums, bias, cache, block, window and o's outputs."""
+        if heads is not None:
+            return partial(self._selecting, selection=Selection(self.router(heads)[2], heads.kept))
+        return self._whole if "x_out" in o.written else self._listing
+
+    def norms(self, packed: BlockWeights) -> HeadNorms | None:
+        """Norms of a block's heads, in families that have them."""
+        if packed.query_norm is None:
+            return None
+        return HeadNorms(packed.query_norm, packed.key_norm, self._shape.norm_epsilon)

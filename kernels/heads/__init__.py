@@ -1,0 +1,1 @@
+"""Attention that looks at some key-value groups of each token alone: scores of groups, launches over them."""
