@@ -15,6 +15,7 @@ from .decoder import Decoder
 from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
 from .executable import check_executable
+from .held_weights import check_held, hold, let_go, remember
 from .plan_data import BlockPlan, Mechanism, Plan
 from .prompt import PreparedPrompt, check_continuation, prepared
 from .quantised.packed import FORMATS as PACKED_FORMATS
@@ -174,14 +175,17 @@ class DecodeEngine:
         self.model = model
         self.closed = False
         self._reading_prompts = reading_prompts
-        self.weights: DecoderWeights = pack(model, _gated_blocks(plan), stored)
+        self._holder = hold(model, "an engine", in_place=True)
         try:
+            self.weights: DecoderWeights = pack(model, _gated_blocks(plan), stored)
+            remember(model)
             weights = self.weights
             self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
             self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
             self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
         except BaseException:
             unpack(model)
+            let_go(model, self._holder)
             raise
 
     def __enter__(self) -> DecodeEngine:
@@ -199,6 +203,7 @@ class DecodeEngine:
             # First, so that no weight is held twice for longer than its copy takes.
             del self.step, self.cache, self.rules, self.weights
             unpack(self.model)
+            let_go(self.model, self._holder)
 
     def ran(self) -> dict[str, str]:
         """Language of the kernels of each part of a decode step, for records."""
@@ -220,6 +225,7 @@ class DecodeEngine:
 
     def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:
         self._check_open()
+        check_held(self.model)
         weights = self.weights
         return prepared(input_ids, attention_mask, self.cache, weights.embedding.shape[0], weights.device)
 

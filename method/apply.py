@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from ..kernels.held_weights import check_held
 from ..kernels.reference import dropped_by_top_k, kept_by_threshold, low_rank_product
 from .candidates import CandidateRules
 from .errors import UserError
@@ -130,12 +131,12 @@ class SparseSession:
         self._only: tuple[int, ...] | None = None
         self._hooks = [ProjectionHooks(counter) for _ in decoder_blocks(model)]
         self._model, self._plan = model, plan
+        self._placed = _placed(model)
 
     def hooks(self) -> Iterator[RemovableHandle]:
         """Register all hooks of the plan on the model."""
         decoder, linears = decoder_of(self._model), model_projections(self._model)
-        device = next(self._model.parameters()).device
-        dtype = self._model.get_input_embeddings().weight.dtype  # of activations, whatever projections store
+        device, dtype = self._placed
         for block, heads in self._plan.heads.items():
             check_heads(self._model.config, block, heads)
             rule, ruled = heads.to(device, dtype), key(block, "o") in self._plan.rules
@@ -191,6 +192,12 @@ class SparseSession:
                 model.generate = before
 
     def _before_forward(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        check_held(self._model)
+        if (now := _placed(self._model)) != self._placed:
+            raise UserError(
+                f"the model was moved within the plan's context, from {_named(self._placed)} to {_named(now)}; "
+                "move it before or after"
+            )
         inputs = arguments[0] if arguments else keywords.get("input_ids")
         if inputs is None:
             inputs = keywords["inputs_embeds"]
@@ -228,6 +235,15 @@ class SparseSession:
                 )
             prompt_lengths = past  # one token behind a cache is a generated one
         return self._policy.sparse_positions(real, prompt_lengths, past)
+
+
+def _placed(model: PreTrainedModel) -> tuple[torch.device, torch.dtype]:
+    """Where a model is, and the type of its activations, whatever its projections store."""
+    return next(model.parameters()).device, model.get_input_embeddings().weight.dtype
+
+
+def _named(placed: tuple[torch.device, torch.dtype]) -> str:
+    return f"{placed[0]} in {str(placed[1]).removeprefix('torch.')}"
 
 
 def _given_columns(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..kernels.held_weights import check_held, held, remember
 from .calibration import Calibration, InputProducts, collected_inputs
 from .errors import UserError
 from .hooks import hooked
@@ -90,11 +91,16 @@ def rotated(model: PreTrainedModel, bases: Mapping[str, Tensor], gains_kept: boo
     bases: (hidden, hidden) orthogonal matrices by block and site. Weights are rotated in float64;
     those of a quantised model are quantised after the rotation. gains_kept: whether norms keep their gains.
     """
-    with ExitStack() as stack:
+    if not bases:
+        yield
+        return
+    with held(model, "a plan in rotated bases"), ExitStack() as stack:
         for name, basis in bases.items():
             block, site = split_key(name)
             stack.enter_context(_rotated_site(model, block, site, basis, gains_kept))
+        remember(model)
         yield
+        check_held(model)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...kernels.decoder_weights import LM_HEAD
+from ...kernels.held_weights import check_held, held, remember
 from ...kernels.quantised.stored import StoredWeight
 from ..projections import decoder_of, model_projections
 
@@ -54,10 +55,13 @@ def quantised(model: PreTrainedModel, found: QuantisedWeights | None) -> Iterato
         return
     if model in _PLACED:
         raise RuntimeError("the model is quantised already; leave that context first")
-    with replaced(quantised_linears(model, LM_HEAD in found.weights), found.weights) as originals:
+    linears = quantised_linears(model, LM_HEAD in found.weights)
+    with held(model, "its quantisation"), replaced(linears, found.weights) as originals:
         _PLACED[model] = _Placed(found, originals)
+        remember(model)
         try:
             yield
+            check_held(model)
         finally:
             del _PLACED[model]
 

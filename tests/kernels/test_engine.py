@@ -112,9 +112,9 @@ def test_heads_that_are_normalised_are_not_left_as_they_are():
     for gain in (1.0, 2.0):
         for block in model.model.layers:
             block.self_attn.q_norm.weight.fill_(gain)
-        engine = DecodeEngine(model, capacity=40)
-        engine.prefill(prompts(model, 1))
-        logits.append(engine.step(torch.tensor([5])).clone())
+        with DecodeEngine(model, capacity=40) as engine:
+            engine.prefill(prompts(model, 1))
+            logits.append(engine.step(torch.tensor([5])).clone())
     assert not torch.allclose(*logits, atol=1e-2)
 
 
