@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...kernels.decoder import FAMILIES
 from ...method.errors import UserError
+from .config_values import check_values
 from .content_hash import FoundFiles, companions
 from .gguf.conversion import Origin, converted, is_gguf, only_gguf
 from .hub import fetch_model
@@ -98,6 +99,7 @@ def find_checkpoint(model: dict[str, Any]) -> Checkpoint | RandomCheckpoint:
             f"{folder}: the model family '{family}' is not supported; "
             f"take a model of {', '.join(known.title for known in FAMILIES.values())}"
         )
+    check_values(config, f"{folder}/config.json")
     if config.get("quantization_config"):
         raise UserError(f"{folder}: quantized checkpoints are not supported; take the unquantized one")
     if (folder / ADAPTER).exists():

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from ...method.errors import UserError
 from ...method.projections import check_family
+from .config_values import check_values
 from .content_hash import FoundFiles, companions
 from .offload import streams
 from .weights import ATTENTION
@@ -56,6 +57,7 @@ def random_checkpoint(model: dict[str, Any], device: str) -> RandomCheckpoint:
     if not architecture:
         raise UserError("model.weights=random needs model.architecture; model=llama3.1-8b has one")
     check_family(architecture["model_type"])
+    check_values(architecture, "model.architecture")
     folder = Path(model["tokenizer"] or "").expanduser()
     if not (folder / "tokenizer.json").is_file():
         raise UserError(

@@ -60,7 +60,7 @@ def configuration(header: Header) -> PreTrainedConfig:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise UserError(f"{header.file} lacks token_embd.weight, the embedding; take another file")
-    family, window = _family(keys)
+    family, window = _family(keys, sizes["max_position_embeddings"])
     settings = sizes | {
         "num_key_value_heads": groups,
         "head_dim": head_dim,
@@ -137,12 +137,21 @@ class _Keys:
                 )
 
 
-def _family(keys: _Keys) -> tuple[str, int | None]:
-    """The family in transformers, and the sliding window: files of a Mistral differ in their name alone."""
+def _family(keys: _Keys, context: int) -> tuple[str, int | None]:
+    """The family in transformers, and the sliding window: files of a Mistral differ in their name alone.
+
+    Raises UserError for a window of a Qwen: which of its blocks have it, a file does not say. One of the whole
+    context limits nothing, and files of models that leave their window out have such a one.
+    """
     architecture = keys.header.architecture
-    if architecture != "llama":
-        return architecture, None
     window = keys.optional("attention.sliding_window", COUNT)
+    if architecture != "llama":
+        if window is not None and window < context:
+            raise UserError(
+                f"{keys.file}: a sliding window of {window} in a context of {context} is not supported in "
+                f"GGUF files of {architecture} models"
+            )
+        return architecture, None
     names = [str(keys.header.metadata.get(f"general.{key}", "")) for key in ("name", "basename")]
     is_mistral = window is not None or any("mistral" in name.lower() for name in names)
     return ("mistral" if is_mistral else "llama"), window

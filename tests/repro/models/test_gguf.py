@@ -187,6 +187,16 @@ def test_a_mistral_is_known_by_its_window(tmp_path):
     assert not torch.equal(logits(found), logits(tiny("mistral")))
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_the_window_of_a_qwen_is_compared_with_the_context(family, tmp_path):
+    model = tiny(family)
+    context = model.config.max_position_embeddings
+    whole = write(tmp_path / "whole.gguf", model, changed_keys={"attention.sliding_window": context})
+    assert torch.equal(logits(loaded(whole).model), logits(model))
+    part = write(tmp_path / "part.gguf", model, changed_keys={"attention.sliding_window": context - 1})
+    _refused(part, f"a sliding window of {context - 1} in a context of {context} is not supported")
+
+
 def test_the_tokenizer_is_the_files(tmp_path):
     found = loaded(write(tmp_path / "tiny.gguf", tiny("llama")))
     tokenizer = found.tokenizer

@@ -115,12 +115,15 @@ def test_special_tokens_follow_the_borrowed_tokenizer_and_generation_works():
         ({"tokenizer": "/no/such/folder"}, r"model\.tokenizer=DIR.*/no/such/folder has none"),
         ({"tokenizer": None}, r"model\.tokenizer=DIR"),
         ({"architecture": {"vocab_size": 100}}, "they do not belong together"),
-        ({"architecture": {"num_attention_heads": 7}}, r"model\.architecture is not one of a llama model"),
+        (
+            {"architecture": {"num_attention_heads": 7}},
+            "model.architecture: 7 heads do not share 2 of keys and values evenly",
+        ),
         (
             {"architecture": {"num_key_value_heads": 3}},
-            "8b-random: sizes of heads.* do not fit together",
+            "model.architecture: .* heads do not share 3 of keys and values evenly",
         ),
-        ({"architecture": {"num_hidden_layers": 0}}, "llama3.1-8b-random has no blocks"),
+        ({"architecture": {"num_hidden_layers": 0}}, "num_hidden_layers is '0', not a positive whole number"),
         ({"architecture": {"model_type": "gpt2"}}, "'gpt2' is not supported"),
         ({"dtype": "int4"}, "choose from float32"),
         ({"offload": "sometimes"}, "choose auto, never, always"),

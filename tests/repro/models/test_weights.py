@@ -91,16 +91,65 @@ def test_a_checkpoint_does_not_choose_the_attention(checkpoint, key, named):
     "value",
     [
         {"pad_token_id": 8192},
-        {"num_attention_heads": "x"},
-        {"num_key_value_heads": 0},
         {"hidden_act": "xyz"},
-        {"rms_norm_eps": "1e-5"},
         {"rope_parameters": {"rope_type": "xyz", "rope_theta": 1e4}},
     ],
 )
 def test_a_configuration_that_no_model_can_have_is_one_line(checkpoint, value):
     edit(checkpoint / "config.json", **value)
     refused(checkpoint, r"my-llama/config\.json describes no model that can be built .*; correct it")
+
+
+NONE = (0, -1, math.nan, math.inf, "1", True)
+SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        *(({name: value}, f"{name} is .*, not a positive whole number") for name in SIZES for value in NONE),
+        *(({"rms_norm_eps": value}, "rms_norm_eps is .*, not a positive number") for value in NONE),
+        *(({"rope_theta": value}, "rope_theta is .*, not a positive number") for value in NONE),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta is '0.0'"),
+        ({"rope_scaling": {"type": "linear", "factor": math.nan}}, "factor is 'nan'"),
+        ({"num_key_value_heads": 3}, "heads do not share 3 of keys"),
+        (
+            {"num_attention_heads": 7, "num_key_value_heads": 7, "head_dim": None},
+            "not divided evenly by 7 heads",
+        ),
+        ({"head_dim": 7}, "heads of 7 channels have no halves"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, and"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "factor is 0.25, and"),
+        ({"rope_scaling": {"factor": 4.0}}, "has the factor 4.0 and no rope_type"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+            "say different",
+        ),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "outside of the"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "of their own for full_attention"),
+        ({"rope_scaling": {"low_freq_factor": 4.0, "high_freq_factor": 1.0}}, "is not below"),
+    ],
+)
+def test_numbers_that_transformers_computes_nonsense_with_are_one_line(checkpoint, value, message):
+    edit(checkpoint / "config.json", **{"rope_parameters": None} | value)
+    refused(checkpoint, rf"my-llama/config\.json: .*{message}.*; correct it")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"rope_parameters": None, "rope_theta": 500000, "rope_scaling": None},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 1.0}, "rope_theta": 10000.0},
+        {
+            "rope_parameters": None,
+            "rope_scaling": {"type": "linear", "factor": 2},
+            "partial_rotary_factor": 1.0,
+        },
+    ],
+)
+def test_numbers_of_usual_checkpoints_are_taken(checkpoint, value):
+    edit(checkpoint / "config.json", **value)
+    assert find_checkpoint(settings(checkpoint)).family == "llama"
 
 
 def test_attention_to_later_tokens_is_refused(checkpoint):
