@@ -90,19 +90,26 @@ lint: $(INSTALLED) ## check style and formatting
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 
+# A quote without its partner would end a recipe with a message of the shell's, after half of its lines.
+export OVERRIDES
+.PHONY: overrides
+overrides:
+	@(eval "set -- $$OVERRIDES") 2>/dev/null || { echo "error: the shell cannot read OVERRIDES: a quote or bracket" \
+		"has no partner; a value with one is written OVERRIDES='suite.text=\"it'\\\\''s\"'" >&2; exit 2; }
+
 profile:
 	@if [ "$(words $(PROFILE))-$(words $(filter $(PROFILE),$(PROFILES)))" != 1-1 ]; then \
 		echo "error: there is no PROFILE '$(PROFILE)'; choose quick, full, real or paper" >&2; exit 2; fi
 
-reproduce-all: profile $(INSTALLED) ## tables, figures, speed, claims and report, in order; a part that fails is reported in the end
+reproduce-all: profile overrides $(INSTALLED) ## tables, figures, speed, claims and report, in order; a part that fails is reported in the end
 	@failed=; for part in $(PARTS); do \
 		echo "== $$part PROFILE=$(PROFILE)"; $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
-reproduce-table1: profile $(INSTALLED) ## Table 1 (PROFILE=quick: minutes; full: hours on a CPU; real: SmolLM2-135M, a GPU; paper: the 7-8B models)
+reproduce-table1: profile overrides $(INSTALLED) ## Table 1 (PROFILE=quick: minutes; full: hours on a CPU; real: SmolLM2-135M, a GPU; paper: the 7-8B models)
 
-reproduce-table2: profile $(INSTALLED) ## Table 2, the ablation (PROFILE as for Table 1)
+reproduce-table2: profile overrides $(INSTALLED) ## Table 2, the ablation (PROFILE as for Table 1)
 
 reproduce-table1 reproduce-table2: reproduce-%:
 	@$(if $(filter paper,$(PROFILE)),$(RUN) -m wisparse.repro.cost.outlook $*_paper)
@@ -111,13 +118,13 @@ reproduce-table1 reproduce-table2: reproduce-%:
 		--records outputs/$*$(EXPERIMENT_$(PROFILE)) $(call ALSO,$*) \
 		--output $(RESULTS_$(PROFILE))/$* $(call KEEP_$(PROFILE),$*)
 
-reproduce-real: fetch-smollm2 ## SmolLM2-135M on two CPU cores: one table of a real pretrained model (8 minutes)
+reproduce-real: overrides fetch-smollm2 ## SmolLM2-135M on two CPU cores: one table of a real pretrained model (8 minutes)
 	@$(RUN) repro/run.py experiment=table1_real_quick $(OVERRIDES)
 	@$(RUN) repro/run.py experiment=table1_real_quick hydra.sweeper.params.method=teal \
 		'hydra.sweeper.params.sparsity="0.4,0.6"' $(OVERRIDES)
 	@$(RUN) -m wisparse.repro.tables real --records outputs/table1_real_quick --output results/quick/real/table1
 
-reproduce-figures: profile $(INSTALLED) ## Figures 2 to 6 as CSV, PNG and SVG (PROFILE as for Table 1)
+reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG and SVG (PROFILE as for Table 1)
 	@$(SAY_LEFT_OUT)
 	@set -e; for figure in $(FIGURES); do \
 		$(RUN) repro/run.py experiment=$${figure}$(EXPERIMENT_$(PROFILE)) $(WITHOUT_TASKS); \
@@ -134,11 +141,11 @@ verify-claims: $(INSTALLED) ## check what the papers print against what was meas
 report: verify-claims ## one page of everything in results/, into results/report.html; opens offline
 	@$(RUN) -m wisparse.repro.report
 
-reproduce-speed: $(INSTALLED) ## decode and kernel speed: the 7-8B models on a GPU; without one the CPU path on llama-mini
+reproduce-speed: overrides $(INSTALLED) ## decode and kernel speed: the 7-8B models on a GPU; without one the CPU path on llama-mini
 	@$(SAY_LEFT_OUT)
 	@$(RUN) -m wisparse.repro.speed.reproduce_speed $(WITHOUT_TASKS)
 
-reproduce-search-cost: $(INSTALLED) ## what making plans costs for the 7-8B models, random weights; one GPU
+reproduce-search-cost: overrides $(INSTALLED) ## what making plans costs for the 7-8B models, random weights; one GPU
 	@for model in $(PAPER_MODELS); do \
 		$(RUN) -m wisparse.repro.cost.search_cost model=$$model model.device=cuda $(OVERRIDES) || exit $$?; \
 	done

@@ -133,8 +133,8 @@ def _pack_block(
     qkv = [linears[name] for name in ("q", "k", "v")]
     if gated and stored is not None:
         raise KernelError(
-            "the decode engine does not read neurons of quantised weights by their gate; take another method, "
-            "quantisation=none, or latency=none"
+            "the decode engine does not read neurons of quantised weights by their gate; take another "
+            "method or the model's own weights, or evaluate the plan without the engine (latency=none)"
         )
 
     def packed(*names: str) -> Tensor | PackedWeight:

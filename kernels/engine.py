@@ -115,8 +115,8 @@ def check_decodable(
     check_supported(mechanisms, MECHANISMS[device](), place)
     if lacking := sorted(set(formats) - FORMATS[device]):
         raise KernelError(
-            f"on {place} the decode engine has no kernels for weights in {' and '.join(lacking)} yet; take "
-            "latency=none, or evaluate the plan without the engine"
+            f"on {place} the decode engine has no kernels for weights in {' and '.join(lacking)} yet; "
+            "evaluate the plan without the engine (latency=none)"
         )
     if formats and device == "cuda":
         from .gpu.cuda_tiles import check_few_bits

@@ -66,6 +66,7 @@ class Engine:
         self._mask: Tensor | None = None
         self._prompt = 0
         self._seconds = 0.0
+        self._new_tokens: list[int] = []
         self._kernels: dict[str, str] = {}
 
     def generate(
@@ -86,12 +87,13 @@ class Engine:
         KernelError for what does not fit the engine, and for logits that are not finite.
         """
         started = time.perf_counter()
+        stops = end_tokens(self._model) if stop_tokens is None else stop_tokens
         sequences = self._decoder.generate(
             input_ids,
             attention_mask,
             new_tokens=new_tokens,
             sampler=sampler,
-            stop_tokens=end_tokens(self._model) if stop_tokens is None else stop_tokens,
+            stop_tokens=stops,
             pad_token=pad_token,
         )
         if sequences.device.type == "cuda":
@@ -99,6 +101,7 @@ class Engine:
         self._seconds = time.perf_counter() - started
         self._sequences, self._prompt = sequences, input_ids.shape[1]
         self._mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        self._new_tokens = [_until_stop(row, stops) for row in sequences[:, self._prompt :].tolist()]
         self._kernels = self._decoder.ran()
         return sequences
 
@@ -108,8 +111,10 @@ class Engine:
 
         realised_sparsity: share of the block weights that a decode step did not read; bytes_per_token and
         dense_bytes_per_token: weights read by a decode step of all rows; kernels: languages that executed it;
-        seconds: of the call, prompt included; new_tokens. It may be asked for after the engine's context, too.
-        Raises KernelError before the first `generate`.
+        seconds: of the call, prompt included; new_tokens: of the row that went on longest; new_tokens_by_row:
+        without the padding behind a row's stop token. Such a row is fed its padding until the last one stops,
+        and what that reads counts. It may be asked for after the engine's context, too. Raises KernelError
+        before the first `generate`.
         """
         if self._sequences is None:
             raise KernelError("nothing was generated yet; call generate first")
@@ -133,8 +138,14 @@ class Engine:
         return {name: found[name] for name in kept} | {
             "kernels": self._kernels,
             "new_tokens": length - self._prompt,
+            "new_tokens_by_row": self._new_tokens,
             "seconds": self._seconds,
         }
+
+
+def _until_stop(tokens: list[int], stops: Collection[int]) -> int:
+    """How many tokens there are up to the first that stops, which counts."""
+    return next((place for place, token in enumerate(tokens, 1) if token in stops), len(tokens))
 
 
 @contextmanager

@@ -42,8 +42,8 @@ class Method(ABC):
         plan = self._plan(calibration, sparsity, cost)
         if broken := plan.not_a_number():
             raise UserError(
-                f"{self.name}: {broken} of the plan is not a number; try model.dtype=float32, and look at the "
-                "checkpoint where that does not help"
+                f"{self.name}: {broken} of the plan is not a number; load the model in float32 (model.dtype), "
+                "and look at the checkpoint where that does not help"
             )
         made = replace(plan.provenance, method=self.name, sparsity=sparsity, search=cost)
         return replace(plan, quantisation=description_of(calibration.model), provenance=made)

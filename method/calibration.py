@@ -183,7 +183,7 @@ class Calibration:
         if tokens > sequences * length:
             raise UserError(
                 f"the search wants {tokens} calibration tokens but there are {sequences * length}; "
-                "raise calibration.sequences or lower the method's search tokens"
+                "calibrate on more sequences or lower the method's search tokens"
             )
         length = min(length, tokens)
         return self.input_ids[: tokens // length, :length].to(self.device)
@@ -240,8 +240,8 @@ def _check_finite(statistics: list[BlockStatistics]) -> None:
 
 def _not_finite(what: str) -> UserError:
     return UserError(
-        f"{what} are not finite on the calibration text; try model.dtype=float32 or bfloat16, and look at the "
-        "checkpoint where that does not help"
+        f"{what} are not finite on the calibration text; load the model in float32 or bfloat16 (model.dtype), "
+        "and look at the checkpoint where that does not help"
     )
 
 

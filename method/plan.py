@@ -176,7 +176,8 @@ class SparsityPlan:
         found |= {f"{site}.rotation": basis for site, basis in self.rotations.items()}
         for block, rule in self.heads.items():
             found |= {f"{block}.router.weight": rule.weight, f"{block}.router.bias": rule.bias}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+        # Copies: a file holds every tensor once, and rules may share their weights or be parts of one tensor.
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
     def _document(self) -> dict[str, Any]:
         """All of the plan that is no tensor; JSON-able."""

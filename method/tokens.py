@@ -15,16 +15,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that every text begins with; none where the tokenizer has none, or a checkpoint asks for none.
+
+    Qwen2.5 has none. `add_bos_token: false` of a tokenizer_config.json is kept by `load_tokenizer`: where there
+    is a tokenizer.json, transformers forgets it.
+    """
+    begin = tokenizer.bos_token_id
+    return [] if begin is None or tokenizer.init_kwargs.get("add_bos_token") is False else [begin]
+
+
 def pack(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequences: int, length: int, source: str
 ) -> Tensor:
-    """Texts as (sequences, length) token ids: each row and each text begins with the begin-of-text token.
+    """Texts as (sequences, length) token ids: each row and each text begins as `begin_tokens` says.
 
-    Tokenizers without one (Qwen2.5) get none. Raises UserError when the texts hold too few tokens.
+    Raises UserError when the texts hold too few tokens.
     """
     if sequences < 1 or length < 2:
-        raise UserError("calibration.sequences must be at least 1 and calibration.length at least 2")
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        raise UserError(
+            f"a calibration of {sequences} sequences of {length} tokens is too small: at least 1 sequence of 2"
+        )
+    begin = begin_tokens(tokenizer)
     room = length - len(begin)
     stream: list[int] = []
     for text in texts:
@@ -38,7 +50,7 @@ def pack(
     else:
         raise UserError(
             f"{source} has {len(stream)} tokens, too few for {sequences} sequences of {length}; "
-            "give a longer text or lower calibration.sequences"
+            "give a longer text or ask for fewer sequences"
         )
     return torch.tensor([begin + stream[row * room : (row + 1) * room] for row in range(sequences)])
 
@@ -83,6 +95,10 @@ def check_input_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
     if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
         raise UserError(
             f"token ids are (sequences, length) int64, not {tuple(input_ids.shape)} {input_ids.dtype}"
+        )
+    if input_ids.shape[1] < 2:
+        raise UserError(
+            "sequences of 1 token predict nothing; token ids are (sequences, length), length 2 or more"
         )
     vocabulary = model.get_input_embeddings().num_embeddings
     if wrong := input_ids[(input_ids < 0) | (input_ids >= vocabulary)].tolist():

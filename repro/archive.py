@@ -84,6 +84,12 @@ def keep(folder: Path, target: Path) -> None:
         as_archive.unlink(missing_ok=True)
 
 
+def check_keepable(target: Path | None, sources: Iterable[Path]) -> None:
+    """Raises UserError where `keep` would, before anything is made of the records; None: nothing is kept."""
+    if target is not None and not read_from(target, sources):
+        _check_kept_here(*_forms(target))
+
+
 def read_from(target: Path, sources: Iterable[Path]) -> bool:
     """Whether `target` is itself one of the sources, so that nothing is to be kept.
 

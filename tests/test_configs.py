@@ -177,6 +177,23 @@ def test_the_models_of_the_paper_are_named_alike_everywhere():
     assert measured == set(PAPER_MODELS)
 
 
+@pytest.mark.parametrize("target", ["overrides", "reproduce-table1"])
+@pytest.mark.parametrize("overrides", ["suite.text=it's", "suite.limit=choice(1,2)", '"suite.limit=3'])
+def test_make_says_what_the_shell_cannot_read(target, overrides):
+    command = ["make", "--no-print-directory", "-o", ".venv/.installed", target, f"OVERRIDES={overrides}"]
+    found = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: the shell cannot read OVERRIDES: a quote or bracket has no partner")
+    assert not found.stdout
+
+
+@pytest.mark.parametrize("overrides", ["", "suite.limit=3 'suite.tasks=[a,b]'", "suite.text='it'\\''s'"])
+def test_make_takes_overrides_that_the_shell_can_read(overrides):
+    command = ["make", "--no-print-directory", "overrides", f"OVERRIDES={overrides}"]
+    found = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
 def test_make_takes_the_papers_models_from_their_list():
     printed = subprocess.run(
         ["make", "--no-print-directory", "-f", "Makefile", "-f", "-", "names"],

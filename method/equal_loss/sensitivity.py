@@ -57,7 +57,7 @@ def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[st
     if broken:
         raise UserError(
             f"the gradients at {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''} are not finite; "
-            "equal loss cannot weigh these channels, try model.dtype=float32"
+            "equal loss cannot weigh these channels, load the model in float32 (model.dtype)"
         )
     return {name: total / tokens for name, total in sums.items()}
 

@@ -80,8 +80,8 @@ class CalibratedInt4(Int4):
     def _factor(self, place: str, products: InputProducts) -> Tensor:
         if not products.matrix.isfinite().all():
             raise UserError(
-                f"quantisation={self.name}: what enters {place} is not finite on the calibration text; try "
-                "model.dtype=float32 or bfloat16"
+                f"quantisation={self.name}: what enters {place} is not finite on the calibration text; "
+                "load the model in float32 or bfloat16 (model.dtype)"
             )
         return inverse_factor(products.matrix, self.damping)
 

@@ -35,8 +35,25 @@ def as_meant(arguments: Iterable[str]) -> list[str]:
     """The same arguments with the values of names and paths quoted.
 
     Raises UserError where one leaves a folder to write into without a name: Hydra makes it before a job starts.
+    So does a setting that is given twice with different values, of which Hydra would take the last.
     """
+    arguments = list(arguments)
+    _check_given_once(arguments)
     return [_quoted(argument) for argument in arguments]
+
+
+def _check_given_once(arguments: Iterable[str]) -> None:
+    given: dict[str, str] = {}
+    for argument in arguments:
+        found = OVERRIDE.fullmatch(argument)
+        if found is None or found["key"].startswith("hydra."):  # those of a target are there to be replaced
+            continue
+        key, value = found["key"].lstrip("+"), found["value"]
+        if given.setdefault(key, value) != value:
+            raise UserError(
+                f"{key} is given twice, as {given[key]} and as {value}; give it once, or both as a sweep: "
+                f"-m {key}={given[key]},{value}"
+            )
 
 
 def _quoted(argument: str) -> str:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
 from ...method.projections import decoder_of
-from ...method.tokens import stop_tokens
+from ...method.tokens import begin_tokens, stop_tokens
 from .passes.batches import by_length, computed, padded
 from .passes.chat import CHAT_SETTINGS
 from .passes.context import (
@@ -43,7 +43,9 @@ def longest_sequence(model: PreTrainedModel) -> int:
 
 
 class SparseLM(HFLM):
-    """A causal model under lm-eval whose every sequence begins with the tokenizer's bos token.
+    """A causal model under lm-eval whose every sequence begins with the tokenizer's bos token, if it has one.
+
+    A checkpoint whose tokenizer_config.json sets `add_bos_token: false` gets none; see `begin_tokens`.
 
     `session.prompt_lengths` holds, for each row, how many of its real tokens are prompt (the bos token counts);
     the other real tokens are continuation. `session=None` is the dense model. Scoring pads on the right,
@@ -75,9 +77,7 @@ class SparseLM(HFLM):
         self.batch_tokens = batch_tokens
         self.requests_cut = 0
         """How many requests were too long, so that the beginning of their text was left out."""
-        bos = tokenizer.bos_token_id
-        # Some families (Qwen2.5) have no bos token and were trained without one.
-        self.start_tokens: list[int] = [] if bos is None else [bos]
+        self.start_tokens: list[int] = begin_tokens(tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Tokens of a string behind one bos token; without it where `add_special_tokens` is False.

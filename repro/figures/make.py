@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..archive import check_keepable
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
@@ -94,6 +95,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with mistakes_in_one_line():
+        check_keepable(arguments.keep_records, arguments.records)
         records = read_figures(arguments.records)
         written = write_figures(records, arguments.output)
         if arguments.keep_records:

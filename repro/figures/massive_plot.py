@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..archive import check_keepable
 from ..configuration import mistakes_in_one_line
 from ..measured.cells import Key, MeasuredCell, method_rank, place_of, stored_cells
 from ..measured.comparable import check_comparable
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--keep-records", type=Path, help="keep the records here: a .tar.xz, or a folder")
     arguments = parser.parse_args()
     with mistakes_in_one_line():
+        check_keepable(arguments.keep_records, arguments.records)
         data = read_massive(arguments.records)
         written = write_massive(data, arguments.output)
         if arguments.keep_records:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...method.errors import UserError
+from .weight_files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STORED = "tokenizer.json"
+STORED, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 TOKENIZER_FILES = (STORED, "tokenizer.model", "vocab.json")
 PROBE = "In 1999 it's x=   42;\n\n\tdef f(n): return n**2  # naïve café — 你好 🙂\r\n  HELLO World's\u00a0end"
 """A text with every kind of character: spaces and newlines alone and in runs, digits, other scripts."""
@@ -26,14 +27,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Transformers builds some classes anew from the vocabulary alone (Llama's, Qwen2's), and the class is chosen
     by tokenizer_config.json or config.json. Where that reads text otherwise than the file, the file is taken:
     the model was trained with it. Raises UserError for a tokenizer that is missing or damaged, or that
-    transformers cannot take as it is stored.
+    transformers cannot take as it is stored. `add_bos_token: false` of its settings is kept for `begin_tokens`.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"{folder} has no tokenizer (one of {', '.join(TOKENIZER_FILES)}); copy it beside the weights"
         )
+    settings = read_json(folder / SETTINGS, folder) if (folder / SETTINGS).is_file() else {}
+    tokenizer = _loaded(folder)
+    if settings.get("add_bos_token") is False:
+        tokenizer.init_kwargs["add_bos_token"] = False
+    return tokenizer
+
+
+def _loaded(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if not (folder / STORED).is_file():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...kernels.shared_files import beside
-from ..archive import keep, read_from, stored_files
+from ..archive import check_keepable, keep, read_from, stored_files
 from ..configuration import mistakes_in_one_line
 from ..measured.cells import MeasuredCell
 from ..record_facts import suite_choice
@@ -136,6 +136,7 @@ def main() -> None:
     if len(arguments.records) > 1 and table not in (FRONTIER, QUANTISED, REAL, READINGS):
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
+        check_keepable(arguments.keep_records, arguments.records)
         data = table.read(*arguments.records, **_kept(dict(arguments.where)))
         write_tables(table, data, arguments.output)
         if arguments.keep_records:

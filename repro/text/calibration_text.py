@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...method.errors import UserError
-from ...method.tokens import pack
+from ...method.tokens import begin_tokens, pack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,8 @@ class RandomTokens:
         """(sequences, length) token ids, the first of each row as in `pack`."""
         generator = torch.Generator().manual_seed(self.seed)
         ids = torch.randint(len(tokenizer), (self.sequences, self.length), generator=generator)
-        if tokenizer.bos_token_id is not None:
-            ids[:, 0] = tokenizer.bos_token_id
+        for begin in begin_tokens(tokenizer):
+            ids[:, 0] = begin
         return ids
 
 

@@ -216,6 +216,22 @@ def test_the_report_of_a_padded_prompt_is_that_of_the_prompt(tiny_model):
         assert engine.report()["realised_sparsity"] == pytest.approx(alone, abs=1e-9)
 
 
+def test_the_report_tells_a_rows_tokens_from_its_padding(llama):
+    with wisparse.engine(llama, batch=2) as engine:
+        tokens = engine.generate(IDS[:2, :7], new_tokens=8, stop_tokens=())[:, 7:]
+        assert engine.report()["new_tokens_by_row"] == [8, 8]
+        stop = next(token for token in tokens[0].tolist() if token not in tokens[1])
+        engine.generate(IDS[:2, :7], new_tokens=8, stop_tokens=[stop])
+        report = engine.report()
+    assert report["new_tokens_by_row"] == [tokens[0].tolist().index(stop) + 1, 8]
+    assert report["new_tokens"] == 8
+
+
+def test_sequences_that_predict_nothing_are_refused(llama):
+    with pytest.raises(UserError, match="sequences of 1 token predict nothing"):
+        wisparse.plan(llama, None, IDS[:, :1], method="teal_uniform")
+
+
 def test_low_rank_factors_take_the_models_type(llama):
     plan = planned(llama, "rsparse")
     rounded = {name: rule.to("cpu", torch.bfloat16) for name, rule in plan.rules.items()}

@@ -52,6 +52,21 @@ def test_file_and_folder_hold_the_same_plan(tmp_path, name):
     assert torch.equal(found.rotations["0.mlp_input"], torch.eye(4))
 
 
+def test_tensors_that_share_memory_are_saved_each_for_itself(tmp_path):
+    """Rules may share the weights of their score, or be parts of one tensor."""
+    both, shapes = torch.arange(8.0).view(2, 4), {"0.q": (3, 4), "0.k": (3, 4), "0.v": (3, 4)}
+    rules = {
+        "0.q": ProjectionRule(top_k=1, weights=both[0]),
+        "0.k": ProjectionRule(top_k=1, weights=both[0]),
+        "0.v": ProjectionRule(thresholds=both[1]),
+    }
+    for name in ("folder", "file.safetensors"):
+        SparsityPlan(shapes, rules).save(tmp_path / name)
+        found = SparsityPlan.load(tmp_path / name).rules
+        assert found["0.q"].weights.tolist() == found["0.k"].weights.tolist() == [0.0, 1.0, 2.0, 3.0]
+        assert found["0.v"].thresholds.tolist() == [4.0, 5.0, 6.0, 7.0]
+
+
 @pytest.mark.parametrize(
     ("part", "value", "named"),
     [

@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 def conventions(language_model: SparseLM) -> dict[str, Any]:
     """How texts became tokens and tokens answers so far; ready for JSON. A warning where a text was cut.
 
-    begins_with: the token before every text, null where the tokenizer names none; a document begins with the
-    eos token then. tokenizer_begins_with_it: whether the tokenizer, left to its settings, puts it there too.
+    begins_with: the token before every text, null where the tokenizer names none, or asks for none. A document
+    has a token before it all the same: bos, or eos where there is no bos. tokenizer_begins_with_it: whether the
+    tokenizer, left to its settings, puts it there too.
     requests_cut: how many were longer than `longest` tokens, so that they lost the beginning of their text.
     """
     tokenizer, cut = language_model.tokenizer, language_model.requests_cut
@@ -30,7 +31,7 @@ def conventions(language_model: SparseLM) -> dict[str, Any]:
             language_model.max_length,
         )
     return {
-        "begins_with": tokenizer.bos_token,
+        "begins_with": tokenizer.bos_token if language_model.start_tokens else None,
         "documents_begin_with": tokenizer.eos_token if begin is None else tokenizer.bos_token,
         "tokenizer_begins_with_it": begin is not None and tokenizer.encode("x")[:1] == [begin],
         "special_tokens_in_text": "read as special tokens",

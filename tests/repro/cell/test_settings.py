@@ -102,6 +102,27 @@ def test_a_folder_without_a_name_is_refused_before_hydra_makes_one(override):
         as_meant([override])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["suite=english", "suite=zeroshot"],
+            "suite is given twice, .*: -m suite=english,zeroshot",
+        ),
+        (["sparsity=0.5", "method=teal", "sparsity=0.6"], "sparsity is given twice, as 0.5 and as 0.6"),
+        (["suite.limit=5", "+suite.limit=6"], "suite.limit is given twice"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        as_meant(arguments)
+
+
+def test_the_same_value_twice_and_settings_of_hydra_are_taken():
+    arguments = ["sparsity=0.5", "sparsity=0.5", "hydra.job.name=a", "hydra.job.name=b", "-m"]
+    assert as_meant(arguments) == arguments
+
+
 def test_no_method_goes_by_the_name_of_another():
     for name, choice in (("wina", "teal"), ("dense", "teal"), ("wisparse", "wisparse_weight")):
         with pytest.raises(

@@ -20,6 +20,8 @@ from wisparse.repro.evaluation.massive_suite import MassiveSuite
 from wisparse.repro.evaluation.one_block import OneBlockSuite
 from wisparse.repro.evaluation.passes.conventions import conventions
 from wisparse.repro.evaluation.suites import PerplexitySuite, text_windows
+from wisparse.repro.models.tokenizer import load_tokenizer
+from wisparse.repro.text.calibration_text import RandomTokens
 
 from ...conftest import ROOT, make_protocol
 from ..conftest import LLAMA_MINI
@@ -75,6 +77,23 @@ def test_bos_stands_once_and_the_record_says_what_the_tokenizer_does(tmp_path, m
         "answers": "greedy",
         "answers_end_at": ["<|bos|>"],
     }
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_checkpoint_that_asks_for_no_bos_gets_none(tmp_path, model, tokenizer, asked):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"add_bos_token": asked}))
+    language_model = SparseLM(model, load_tokenizer(tmp_path))
+    begin = [0] if asked else []
+    assert language_model.tok_encode("import os") == begin + tokenizer.encode("import os")
+    assert pack(["import os\n"], language_model.tokenizer, 1, 3, "text")[0, :1].tolist() == (
+        begin or tokenizer.encode("import")
+    )
+    random = RandomTokens("random", 2, 4, 1, 0).input_ids(language_model.tokenizer)
+    assert random[:, 0].tolist() == [0, 0] or not asked
+    found = conventions(language_model)
+    assert (found["begins_with"], found["documents_begin_with"]) == ("<|bos|>" if asked else None, "<|bos|>")
 
 
 def test_what_a_tokenizer_cuts_or_pads_by_itself_does_not_act(tmp_path, model, tokenizer):

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from wisparse.method.errors import UserError
+from wisparse.repro.figures import make as figures
+from wisparse.repro.figures import massive_plot
 from wisparse.repro.measured.paired_bootstrap import PairedResamples, interval
 from wisparse.repro.records import write_json
 from wisparse.repro.tables.make import main
@@ -192,6 +194,20 @@ def test_the_table_can_be_made_again_from_the_records_it_kept(records, tmp_path,
     shutil.rmtree(records)
     assert TABLE1.markdown(read_table(kept)) == output.with_suffix(".md").read_text()
     assert TABLE1.csv(read_table(kept)) == output.with_suffix(".csv").read_text()
+
+
+@pytest.mark.parametrize("command", ["tables", "figures", "massive"])
+def test_nothing_is_written_where_its_records_cannot_be_kept(records, tmp_path, monkeypatch, capsys, command):
+    kept, written = tmp_path / "thesis", tmp_path / "results" / "made"
+    kept.mkdir()
+    (kept / "thesis.tex").write_text("years of work")
+    given = ["--records", str(records), "--output", str(written), "--keep-records", str(kept)]
+    monkeypatch.setattr(sys, "argv", [command, *(["table1"] if command == "tables" else []), *given])
+    with pytest.raises(SystemExit) as stopped:
+        {"tables": main, "figures": figures.main, "massive": massive_plot.main}[command]()
+    assert stopped.value.code == 2
+    assert "thesis.tex was not kept there" in capsys.readouterr().err
+    assert not written.parent.exists()
 
 
 def test_intervals_agree_with_the_normal_approximation():
