@@ -39,8 +39,8 @@ def check_supported(needed: Collection[Mechanism], supports: Collection[Mechanis
     if lacking := [mechanism.value for mechanism in Mechanism if mechanism in set(needed) - set(supports)]:
         raise KernelError(
             f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without"
-            f"{' and heads=none' if Mechanism.HEADS.value in lacking else ''}, or evaluate the plan without the "
-            "engine (latency=none)"
+            f"{' and heads=none' if Mechanism.HEADS.value in lacking else ''}, or evaluate the plan "
+            "without the engine (latency=none)"
         )
 
 
