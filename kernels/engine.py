@@ -23,7 +23,8 @@ from .quantised.packed import QuantisedModel
 from .sampling import Greedy, Sampler, require_finite
 from .static_cache import StaticCache, check_positions
 
-LARGEST_BATCH = 8
+LARGEST_BATCH = {"cuda": 64, "cpu": 8}
+"""Most rows by device."""
 
 
 class DecodeStep(Protocol):
@@ -98,8 +99,6 @@ def check_decodable(
     capacity: tokens of prompt and continuation; mechanisms: what the plan will be made of, as far as is known;
     formats: those of weights in few bits.
     """
-    if not 1 <= batch <= LARGEST_BATCH:
-        raise KernelError(f"the decode engine takes 1 to {LARGEST_BATCH} rows, not {batch}")
     decoder = Decoder.of(model)
     shape = decoder.shape  # raises for an activation or a rotary embedding that no kernel has
     check_executable(decoder)
@@ -107,6 +106,8 @@ def check_decodable(
     device = weight.device.type
     if device not in BACKENDS:
         raise KernelError(f"the decode engine runs on {' and '.join(BACKENDS)}, not on {device}")
+    if not 1 <= batch <= LARGEST_BATCH[device]:
+        raise KernelError(f"on {device} the decode engine takes 1 to {LARGEST_BATCH[device]} rows, not {batch}")
     if weight.dtype not in DTYPES[device]:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES[device])
         raise KernelError(f"on {device} the decode engine reads weights in {names}, not in {weight.dtype}")

@@ -17,11 +17,16 @@ ORTHOGONAL = 1e-2
 """Largest error that a basis and its inverse leave in a vector of unit variance."""
 
 
+SHARED = ("sum", "maximum")
+"""Ways to score a channel for all rows of a decode step."""
+
+
 class Mechanism(Enum):
     """Ways to leave weights unread; the value is what messages call them. A decode step says which it knows."""
 
     THRESHOLD = "static thresholds"
     TOP_K = "top-k for each token"
+    SHARED_TOP_K = "top-k shared by a batch"
     LOW_RANK = "low-rank paths"
     GATE = "thresholds on the gate"
     ROTATION = "rotated bases"
@@ -42,6 +47,9 @@ class ProjectionRule:
     """Number of channels kept for each token."""
     weights: Tensor | None = None
     """(in,) channel weights of the top-k score |x_i|·weights[i]."""
+    shared: str | None = None
+    """How the rows of a decode step share one top-k, one of SHARED: |x| of the score is their sum, or their
+    maximum. None: each row has its own, which one row alone has in any case."""
     left: Tensor | None = None
     """(out, rank) factor of the low-rank path."""
     right: Tensor | None = None
@@ -52,6 +60,10 @@ class ProjectionRule:
             raise ValueError("a projection rule needs either thresholds or top_k")
         if (self.top_k is None) != (self.weights is None):
             raise ValueError("a top-k rule needs the channel weights of its score")
+        if self.shared is not None and (self.top_k is None or self.shared not in SHARED):
+            raise ValueError(
+                f"a mask is shared by top-k over the {' or the '.join(SHARED)}, not {self.shared!r}"
+            )
         if (self.left is None) != (self.right is None):
             raise ValueError("a low-rank path needs both of its factors")
 
@@ -63,6 +75,8 @@ class ProjectionRule:
     def mechanisms(self) -> dict[Mechanism, int]:
         """What the rule is made of, and the weights that each reads for every token beside kept channels."""
         mask = Mechanism.THRESHOLD if self.top_k is None else Mechanism.TOP_K
+        if self.shared is not None:
+            mask = Mechanism.SHARED_TOP_K
         if self.left is None:
             return {mask: 0}
         return {mask: 0, Mechanism.LOW_RANK: self.left.numel() + self.right.numel()}

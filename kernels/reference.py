@@ -49,6 +49,17 @@ def dropped_by_top_k(x: Tensor, weights: Tensor, k: int | Tensor) -> Tensor:
     return scores < smallest
 
 
+def dropped_by_shared_top_k(x: Tensor, weights: Tensor, k: int, combined: str, voting: Tensor) -> Tensor:
+    """Channels dropped by one top-k of |x|·w for all rows of a decode step, |x| their sum or their maximum.
+
+    x: (rows, ..., channels); combined: `sum` or `maximum`; voting: (rows, ...) bool, rows that have a say.
+    Ties and zeros as in `dropped_by_top_k`, which this is for one row. Returns bool (1, ..., channels).
+    """
+    magnitudes = x.abs().to(torch.promote_types(x.dtype, torch.float32)) * voting[..., None]
+    together = magnitudes.sum(0, keepdim=True) if combined == "sum" else magnitudes.amax(0, keepdim=True)
+    return dropped_by_top_k(together, weights, k)
+
+
 def _smallest_kept(scores: Tensor, k: int) -> Tensor:
     """The k-th highest score but no zero, (..., 1): the smallest normal number for all, infinity for none."""
     positive = torch.finfo(scores.dtype).smallest_normal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,15 @@ class StaticCache:
 
     @classmethod
     def for_model(cls, model: nn.Module, shape: DecoderShape, batch: int, capacity: int) -> StaticCache:
-        """An empty cache in the dtype of the model, on its device. Raises KernelError beyond its positions."""
+        """An empty cache in the dtype of the model, on its device.
+
+        Raises KernelError beyond the model's positions, and where a GPU has too little memory left for it.
+        """
         check_positions(model, capacity)
         decoder = Decoder.of(model)
         weight = decoder.lm_head.weight
         size = (shape.blocks, batch, shape.kv_heads, capacity, shape.head_dim)
+        _check_room(2 * math.prod(size) * weight.element_size(), batch, capacity, weight.device)
         positions = torch.arange(capacity, device=weight.device)[None]
         angles = torch.empty(0, dtype=torch.float32, device=weight.device)  # only its dtype and device count
         cosines, sines = decoder.rotary(angles, positions)
@@ -76,3 +81,16 @@ def check_positions(model: nn.Module, capacity: int) -> None:
     longest = model.config.max_position_embeddings
     if not 0 < capacity <= longest:
         raise KernelError(f"the model has positions for {longest} tokens, not for {capacity}")
+
+
+def _check_room(wanted: int, batch: int, capacity: int, device: torch.device) -> None:
+    """Raise KernelError where so many bytes are not free on a GPU, before any of them is taken."""
+    if device.type != "cuda":
+        return
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if wanted > free:
+        raise KernelError(
+            f"a cache of {capacity} tokens for {batch} rows takes {wanted / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; give fewer rows or a smaller capacity"
+        )

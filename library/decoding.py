@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from .method.projections import projection_shapes
 from .method.running.acting import ENGINE, acting_on, at_rest
 from .method.token_policy import TokenPolicy
 from .method.tokens import stop_tokens as end_tokens
-from .method.traffic import BatchTrafficCounter
 
 TOKENS = "half"
 """Default of `conf/config.yaml`: the later half of a prompt is sparse, as where the papers report accuracy."""
@@ -118,12 +118,13 @@ class Engine:
         """
         if self._sequences is None:
             raise KernelError("nothing was generated yet; call generate first")
-        length = self._sequences.shape[1]
+        rows, length = self._sequences.shape
+        policy = replace(GENERATED, rows_sharing=rows)
         # The last token was never read.
         mask = nn.functional.pad(self._mask, (0, length - 1 - self._prompt), value=1)
         with (
             at_rest(self._model),
-            applied(self._model, self._plan, GENERATED, BatchTrafficCounter) as session,
+            applied(self._model, self._plan, policy) as session,
         ):
             session.prompt_lengths = self._mask.sum(dim=1)
             self._model(
@@ -171,7 +172,7 @@ def engine(
         capacity = min(CAPACITY, model.config.max_position_embeddings)
     tuned_for = plan.provenance.sparsity if tune and plan is not None else None
     rules = plan or SparsityPlan(shapes=projection_shapes(model))
-    policy = token_policy(tokens)
+    policy = replace(token_policy(tokens), rows_sharing=batch)
 
     @contextmanager
     def reading_prompts() -> Iterator[None]:

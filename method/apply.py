@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..kernels.held_weights import check_held
-from ..kernels.reference import dropped_by_top_k, kept_by_threshold, low_rank_product
+from ..kernels.reference import dropped_by_shared_top_k, dropped_by_top_k, kept_by_threshold, low_rank_product
 from .candidates import CandidateRules
 from .errors import UserError
 from .heads.hooks import check_heads, on_heads
@@ -41,14 +41,16 @@ Rule = ProjectionRule | CandidateRules
 class ProjectionHooks:
     """Forward hooks that drop input channels of linear layers according to rules.
 
-    `sparse_positions`, (rows, length) bool, says which tokens are computed sparsely; None means all.
+    `sparse_positions`, (rows, length) bool, says which tokens are computed sparsely; None means all. Under a
+    shared rule so many rows after each other share a mask at each position, chosen by those that are sparse.
     """
 
-    def __init__(self, counter: TrafficCounter | None = None) -> None:
+    def __init__(self, counter: TrafficCounter | None = None, rows_sharing: int = 1) -> None:
         self.sparse_positions: Tensor | None = None
         self.left: dict[str, Tensor] = {}
         """Channels (rows, length, in) that an earlier hook of the pass has left, by projection."""
         self._counter = counter
+        self._rows_sharing = rows_sharing
 
     def on_projection(self, name: str, linear: nn.Linear, rule: Rule) -> Iterator[RemovableHandle]:
         """Register what drops the channels of `linear`'s input that `rule` does not keep."""
@@ -77,12 +79,24 @@ class ProjectionHooks:
 
         yield activation.register_forward_hook(drop_neurons)
 
-    @staticmethod
-    def _mask(x: Tensor, rule: Rule) -> Tensor:
+    def _mask(self, x: Tensor, rule: Rule) -> Tensor:
         """1 where the rule keeps a channel and 0 where it drops it; x's shape and type."""
         if rule.thresholds is not None:
             return kept_by_threshold(x, rule.thresholds)
+        if rule.shared is not None and self._rows_sharing > 1:
+            return self._shared_mask(x, rule)
         return dropped_by_top_k(x, rule.weights, rule.top_k).logical_not_().to(x.dtype)
+
+    def _shared_mask(self, x: Tensor, rule: Rule) -> Tensor:
+        voting = torch.ones_like(x[..., 0], dtype=torch.bool)
+        if self.sparse_positions is not None:
+            voting &= self.sparse_positions
+        groups = zip(x.split(self._rows_sharing), voting.split(self._rows_sharing), strict=True)
+        dropped = [
+            dropped_by_shared_top_k(rows, rule.weights, rule.top_k, rule.shared, of).expand_as(rows)
+            for rows, of in groups
+        ]
+        return torch.cat(dropped).logical_not_().to(x.dtype)
 
     def _selected(self, name: str, x: Tensor, mask: Tensor) -> Tensor:
         """X with zeros at the dropped channels of sparse tokens, counted. Overwrites the mask."""
@@ -117,7 +131,11 @@ class SparseSession:
     """A model under a plan and a token policy: tells the hooks which tokens are sparse, and reports traffic."""
 
     def __init__(
-        self, model: PreTrainedModel, plan: SparsityPlan, policy: TokenPolicy, counter: TrafficCounter
+        self,
+        model: PreTrainedModel,
+        plan: SparsityPlan,
+        policy: TokenPolicy,
+        counter: TrafficCounter,
     ) -> None:
         self.prompt_lengths: Tensor | None = None
         """(rows,) real tokens of each row that are prompt, for the next forward passes.
@@ -126,10 +144,12 @@ class SparseSession:
         """
         self._prompt_columns: int | None = None
         """Length of what `model.generate` was given, padding included, while it runs."""
+        self.rows_sharing = policy.rows_sharing
+        """Rows of a forward pass that stand for a batch; passes best have a multiple of them."""
         self._policy = policy
         self._counter = counter
         self._only: tuple[int, ...] | None = None
-        self._hooks = [ProjectionHooks(counter) for _ in decoder_blocks(model)]
+        self._hooks = [ProjectionHooks(counter, policy.rows_sharing) for _ in decoder_blocks(model)]
         self._model, self._plan = model, plan
         self._placed = _placed(model)
 
@@ -263,12 +283,12 @@ def applied(
 ) -> Iterator[SparseSession]:
     """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
 
-    `counting`: what is one token in the session's report. Raises PlanError when the plan was made for a model
-    of other shapes or other quantised weights, and UserError where another plan acts on the model.
+    `counting`: what counts for the session's report. Raises PlanError when the plan was made for a model of
+    other shapes or other quantised weights, and UserError where another plan acts on the model.
     """
     plan.check_model(projection_shapes(model))
     plan.check_quantisation(description_of(model))
-    session = SparseSession(model, plan, policy, counting(model, plan))
+    session = SparseSession(model, plan, policy, counting(model, plan, policy.rows_sharing))
     with (
         acting_on(model, PLAN, beside=ENGINE),  # an engine reads its prompts under its plan
         rotated(model, plan.rotations, plan.gains_kept),

@@ -25,6 +25,8 @@ class CandidateRules:
     """(candidates, 1, 1) int64, on the CPU."""
     weights: Tensor | None = None
     """Channel weights of the top-k score: (in,) of all candidates, or (candidates, 1, in)."""
+    shared: str | None = None
+    """How rows share the rule that is chosen; see `ProjectionRule`. In a search each row has its own."""
     left: ClassVar[None] = None
     """No low-rank path: searches compare masks alone."""
 
@@ -53,9 +55,9 @@ class CandidateRules:
         if self.thresholds is not None:
             return ProjectionRule(thresholds=self.thresholds[0, 0])
         weights = self.weights if self.weights.ndim == 1 else self.weights[0, 0]
-        return ProjectionRule(top_k=int(self.top_k.item()), weights=weights)
+        return ProjectionRule(top_k=int(self.top_k.item()), weights=weights, shared=self.shared)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> CandidateRules:
         """Change what every candidate has its own of."""
-        own = {name: value for name, value in vars(self).items() if value is not None and value.ndim == 3}
+        own = {n: value for n, value in vars(self).items() if isinstance(value, Tensor) and value.ndim == 3}
         return replace(self, **{name: change(value) for name, value in own.items()})

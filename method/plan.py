@@ -181,12 +181,14 @@ class SparsityPlan:
 
     def _document(self) -> dict[str, Any]:
         """All of the plan that is no tensor; JSON-able."""
+        shared = {name: rule.shared for name, rule in self.rules.items() if rule.shared is not None}
         return {
             "format": FORMAT_VERSION,
             "shapes": self.shapes,
             "rules": list(self.rules),
             "top_k": {name: int(rule.top_k) for name, rule in self.rules.items() if rule.top_k is not None},
             "provenance": self.provenance.to_dict(),
+            **({"shared": shared} if shared else {}),
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
             **({"heads": self._heads_document()} if self.heads else {}),
             **({"gains_kept": True} if self.gains_kept else {}),
@@ -214,6 +216,8 @@ class SparsityPlan:
                 parts[owner][part] = tensor
         for name, k in document["top_k"].items():
             parts[name]["top_k"] = k
+        for name, combined in document.get("shared", {}).items():
+            parts[name]["shared"] = combined
         return cls(
             shapes={name: tuple(shape) for name, shape in document["shapes"].items()},
             rules={name: ProjectionRule(**fields) for name, fields in parts.items()},

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..kernels.plan_data import SHARED
 from .calibration import Calibration
 from .candidates import CandidateRules
+from .errors import UserError
 from .histogram import ChannelHistogram
 from .plan import SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
@@ -59,6 +61,25 @@ class TopK:
         # looking at it is no wait for the GPU.
         k = (histogram.channels * (1.0 - sparsities.double()) + 1e-9).floor().long()
         return CandidateRules(top_k=k[:, None, None], weights=weights)
+
+
+@dataclass(frozen=True)
+class SharedTopK(TopK):
+    """One top-k for all rows of a decode step, over their |x| combined: a batch reads what one row reads.
+
+    One row alone has the top-k of `TopK`, and so has every row while a method searches.
+    """
+
+    combine: str = "sum"
+    """How |x| of the rows is combined: `sum` or `maximum`."""
+
+    def __post_init__(self) -> None:
+        if self.combine not in SHARED:
+            raise UserError(f"method.mask.combine: {self.combine!r} is none of {', '.join(SHARED)}")
+
+    def candidates(self, histogram: ChannelHistogram, weights: Tensor, sparsities: Tensor) -> CandidateRules:
+        """See `MaskRule`."""
+        return replace(super().candidates(histogram, weights, sparsities), shared=self.combine)
 
 
 @dataclass

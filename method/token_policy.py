@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class TokenPolicy:
@@ -24,6 +26,15 @@ class TokenPolicy:
     """Share of first positions computed densely, rounded up."""
     dense_prompt: bool = False
     """The whole prompt is dense; only continuation and generated tokens are sparse."""
+    rows_sharing: int = 1
+    """Rows of a forward pass, after each other, that stand for a batch of an engine. What they read together is
+    counted once, and where a plan has masks that a batch shares, they share one at each position."""
+
+    def __post_init__(self) -> None:
+        if self.rows_sharing < 1:
+            raise UserError(
+                f"protocol.rows_sharing={self.rows_sharing} is no number of rows; 1 is every row alone"
+            )
 
     def describe(self) -> str:
         """One sentence for records and tables."""
@@ -35,7 +46,8 @@ class TokenPolicy:
             prompt = f"first {self.dense_tokens} token(s) of a sequence dense, the rest sparse"
         else:
             prompt = "all tokens sparse"
-        return f"{prompt}; generated tokens sparse ({self.source})"
+        together = f"; {self.rows_sharing} rows read together" if self.rows_sharing > 1 else ""
+        return f"{prompt}; generated tokens sparse ({self.source}){together}"
 
     @property
     def needs_length(self) -> bool:

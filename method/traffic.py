@@ -16,9 +16,16 @@ from .quantisation.model import LM_HEAD, quantisation_of
 
 
 class TrafficCounter:
-    """Counts dropped channels during evaluation; sums stay on the device until `report`."""
+    """Counts dropped channels during evaluation; sums stay on the device until `report`.
 
-    def __init__(self, model: PreTrainedModel, plan: SparsityPlan) -> None:
+    Where rows stand for a batch, so many after each other, its token is a decode step of all of them: a channel
+    is read where any of those that are sparse keeps it.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: SparsityPlan, rows_together: int = 1) -> None:
+        self._rows_together = rows_together
+        self._sparse = torch.zeros(0, 0, dtype=torch.bool)
+        """(rows, length) tokens of this forward pass that are sparse, where rows stand for a batch."""
         decoder, linears = decoder_of(model), model_projections(model)
         self._shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
         self._bytes_per_weight = next(iter(linears.values())).weight.element_size()
@@ -48,13 +55,17 @@ class TrafficCounter:
         """Groups whose columns of q no token of a position read, by q."""
         self._unseen: Tensor | int = 0
         """Groups whose keys and values sparse tokens did not look at, of all blocks."""
-        self._rows = 1
-        """Rows that count as one token."""
+        self._sparse_rows: Tensor | int = 0
+        """Sparse tokens of all rows, where several count as one token."""
         self._tokens: Tensor | int = 0
         self._sparse_tokens: Tensor | int = 0
 
     def add_tokens(self, real: Tensor, sparse: Tensor) -> None:
         """Count one forward pass: which tokens are real, and which computed sparsely; (rows, length) bool."""
+        self._sparse_rows = self._sparse_rows + sparse.sum()
+        if self._rows_together > 1:
+            self._sparse = sparse
+            real, sparse = (self._together(tokens).any(dim=1) for tokens in (real, sparse))
         self._tokens = self._tokens + real.sum()
         self._sparse_tokens = self._sparse_tokens + sparse.sum()
 
@@ -64,6 +75,7 @@ class TrafficCounter:
         mask: (rows, length, channels), 1 where a channel is kept and 0 where it is dropped. Whole numbers below
         2^24 are exact in float32, so each token's sum is.
         """
+        mask = self._read_together(mask)
         kept = mask.sum(dim=-1, dtype=torch.float32)
         parts, groups = 1, self._kept_heads.get(name)
         if groups is not None:
@@ -73,24 +85,35 @@ class TrafficCounter:
     def add_groups(self, block: int, mask: Tensor) -> None:
         """Count what a block's attention does not look at in one forward pass; before q's channels are counted.
 
-        mask: (rows, length, groups) bool. Columns of q of other groups are not read.
+        mask: (rows, length, groups) bool. Columns of q of other groups are not read. Keys and values are each
+        row's own, columns of q those of all rows that stand for a batch.
         """
         self._unseen = self._unseen + (~mask).sum()
-        read = self._together(mask)
+        read = self._read_together(mask)
         name, kept = key(block, "q"), read.sum(dim=-1)
         self._unread[name] = self._unread.get(name, 0) + (~read).sum()
         self._kept_heads[name] = kept
         if name not in self._ruled:
             self.add_kept(name, mask.new_ones(1, 1, 1).expand(*mask.shape[:2], self._shapes[name][1]))
 
-    def _together(self, mask: Tensor) -> Tensor:
-        """Groups (rows, length, groups) whose columns are read for a token."""
-        return mask
-
     def _parts(self, name: str) -> int:
         """What a projection's dropped channels are multiplied with."""
         block, part = split_key(name)
         return self._heads[block].groups if part == "q" and block in self._heads else 1
+
+    def _read_together(self, mask: Tensor) -> Tensor:
+        """(batches, length, channels) of a mask (rows, length, channels): what rows that stand for one read."""
+        if self._rows_together == 1:
+            return mask
+        sparse = self._sparse[..., None]
+        read, counted = self._together(mask * sparse).amax(dim=1), self._together(sparse).any(dim=1)
+        return read.masked_fill(~counted, 1)
+
+    def _together(self, rows: Tensor) -> Tensor:
+        """(batches, rows of each, ...) of rows (rows, ...), with zeros where the last batch lacks some."""
+        lacking = -rows.shape[0] % self._rows_together
+        padded = torch.cat([rows, rows.new_zeros(lacking, *rows.shape[1:])]) if lacking else rows
+        return padded.unflatten(0, (-1, self._rows_together))
 
     def _kept_shares(self, sparse_tokens: int) -> dict[str, float]:
         """Share of its weights that each projection reads for a sparse token, low-rank factors left out."""
@@ -155,7 +178,7 @@ class TrafficCounter:
             ],
             "low_rank_share": self._besides[Mechanism.LOW_RANK] / dense_weights,
             "rotation_share": self._besides[Mechanism.ROTATION] / dense_weights,
-            **self._head_figures(sparse_tokens, dense_weights),
+            **self._head_figures(dense_weights),
             "bytes_per_token": self._bytes(shares, kept, besides, sparse_tokens),
             "dense_bytes_per_token": self._bytes(dict.fromkeys(shares, 1.0), dense_weights, 0),
             "flops_per_token": 2 * (read + self._lm_head),
@@ -164,32 +187,12 @@ class TrafficCounter:
             "sparse_tokens": sparse_tokens,
         }
 
-    def _head_figures(self, sparse_tokens: int, dense_weights: int) -> dict[str, float]:
+    def _head_figures(self, dense_weights: int) -> dict[str, float]:
         """Share of keys and values that a sparse token looks at, and size of the routers; none without any."""
         if not self._heads:
             return {}
-        every = sparse_tokens * self._rows * self._blocks * next(iter(self._heads.values())).groups
+        every = int(self._sparse_rows) * self._blocks * next(iter(self._heads.values())).groups
         return {
             "key_value_share": 1.0 - int(self._unseen) / every if every else 1.0,
             "router_share": self._besides[Mechanism.HEADS] / dense_weights,
         }
-
-
-class BatchTrafficCounter(TrafficCounter):
-    """Counts what the rows of a batch read together at one position: a channel that any of them keeps.
-
-    Its token is a decode step of all rows; rows are of equal length.
-    """
-
-    def add_tokens(self, real: Tensor, sparse: Tensor) -> None:
-        """See `TrafficCounter`."""
-        super().add_tokens(real.any(dim=0), sparse.any(dim=0))
-
-    def add_kept(self, name: str, mask: Tensor) -> None:
-        """See `TrafficCounter`."""
-        super().add_kept(name, mask.amax(dim=0))
-
-    def _together(self, mask: Tensor) -> Tensor:
-        """See `TrafficCounter`: keys and values are each row's own, columns of q are all rows'."""
-        self._rows = mask.shape[0]
-        return mask.any(dim=0, keepdim=True)

@@ -127,12 +127,13 @@ class SharedTrafficCounter(TrafficCounter):
         """See `TrafficCounter`; sums of whole numbers, the same for any number of processes."""
         dropped = {name: int(number) for name, number in self._dropped.items()}
         unread = {name: int(number) for name, number in self._unread.items()}
-        found = gather((int(self._tokens), int(self._sparse_tokens), int(self._unseen), dropped, unread))
+        numbers = (self._tokens, self._sparse_tokens, self._sparse_rows, self._unseen)
+        found = gather((*map(int, numbers), dropped, unread))
         total = copy(self)
-        total._tokens, total._sparse_tokens, total._unseen = (
-            sum(one[part] for one in found) for part in range(3)
+        total._tokens, total._sparse_tokens, total._sparse_rows, total._unseen = (
+            sum(one[part] for one in found) for part in range(4)
         )
-        total._dropped, total._unread = (_summed([one[part] for one in found]) for part in (3, 4))
+        total._dropped, total._unread = (_summed([one[part] for one in found]) for part in (4, 5))
         return super(SharedTrafficCounter, total).report()
 
 

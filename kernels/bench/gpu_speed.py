@@ -84,7 +84,7 @@ def product_rows(
     for product in products_of(shape):
         dense_us = None
         for sparsity, tiles in sparsities.items():
-            block = tiles.list_blocks(shape)[product.name]
+            block = tiles.list_blocks(shape, batch)[product.name]
             workload = Workload(product, dtype, device, batch, sparsity or None, block)
             if dense_us is None:
                 dense_us = _dense_microseconds(workload, clock)

@@ -41,7 +41,7 @@ class BlockAttention:
         at zero, where it has no rule of its own; rows of a batch together read nearly all of it.
         """
         if rules.heads is None:
-            return make(rules, self._tiles.attention.list_block(self._shape))
+            return make(rules, self._tiles.list_blocks(self._shape, self._buffers.batch)["o"])
         if self._buffers.batch == 1 and rules.of("o") is None:
             least = torch.finfo(torch.float32).tiny
             skipped = torch.full((self._shape.attention_width,), least, device=self._buffers.device)

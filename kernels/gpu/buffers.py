@@ -40,3 +40,8 @@ class Buffers:
         """Lists of one site."""
         key = ("lists", name, projections, block)
         return self.once(key, ChannelLists.empty(projections, self.batch, channels, block, self.device))
+
+    def shared_lists(self, name: str, projections: int, channels: int) -> ChannelLists:
+        """Lists of one site that all rows share, one block each."""
+        made = ChannelLists.empty(projections, self.batch, channels, channels, self.device, self.dtype)
+        return self.once(("shared lists", name, projections), made)

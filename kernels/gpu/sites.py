@@ -17,6 +17,7 @@ from ..triton.channel_lists import ChannelLists
 from ..triton.compact import ListRules
 from ..triton.gemv import Activation, Columns
 from ..triton.gemv_tiles import Tile
+from ..triton.shared_lists import SharedTopK
 from .buffers import Buffers
 from .low_rank import LowRankPath, low_rank_path
 from .step_tiles import StepTiles
@@ -44,6 +45,8 @@ class Reads:
     kept: Tensor | None = None
     """(lists,) int32 k of the lists by top-k."""
     low_rank: LowRankPath | None = None
+    shared: SharedTopK | None = None
+    """The top-k of all rows together that fills the lists; then there are no `rules`."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,12 @@ class Site:
 
     @property
     def fused(self) -> bool:
-        """Whether something is dropped, and the kernel that computes x can list its channels at once."""
-        return (
-            self.reads.lists is not None
-            and self.reads.kept is None
-            and not self.whole
-            and _by_one_rule(self.reads)
-        )
+        """Whether something is dropped, and the kernel that computes x can list its channels at once.
+
+        Attention can those of one row.
+        """
+        listed = self.reads.lists is not None and self.reads.kept is None and _by_one_rule(self.reads)
+        return listed and not self.whole and (self.name != "o" or self.reads.x.shape[0] == 1)
 
     @property
     def addend(self) -> Tensor | None:
@@ -113,8 +115,12 @@ def make_site(
     kernel reads under these rules.
     """
     widths = dict(zip(PROJECTIONS[product.name], product.widths, strict=True))
-    reads = _reads(widths, product.inner, rules, producer_block, tiles.list_block, buffers)
+    reads = _shared(widths, product.inner, rules, buffers)
+    if reads is None:
+        reads = _reads(widths, product.inner, rules, producer_block, tiles.list_block, buffers)
     tile = (tiles.dense if reads.lists is None else tiles.listed)[product.name]
+    if reads.shared is not None:
+        tile = tiles.shared_by(product)
     cuda = tiles.cuda.products.get(product.name) if _by_one_rule(reads) else None
     if isinstance(weight, PackedWeight):
         if cuda is None:
@@ -131,6 +137,28 @@ def _by_one_rule(reads: Reads) -> bool:
     if reads.rules is None or reads.low_rank is not None:
         return False
     return reads.rules.top_k in (0, (1 << reads.rules.bounds.shape[0]) - 1)
+
+
+def _shared(widths: dict[str, int], channels: int, rules: BlockPlan, buffers: Buffers) -> Reads | None:
+    """What a batch reads of a site by one top-k; None where each row has a rule of its own, as one row has."""
+    name, found = SITE_OF_PROJECTION[next(iter(widths))], [rules.of(projection) for projection in widths]
+    combined = {rule.shared for rule in found if rule is not None}
+    if buffers.batch == 1 or not combined - {None}:
+        return None
+    if len(combined) > 1 or any(rule is not None and rule.left is not None for rule in found):
+        raise KernelError(
+            f"{name}: a mask shared by a batch goes with no other rule; give {', '.join(widths)} the same"
+        )
+    ones = torch.ones(channels, device=buffers.device)
+    kept = [channels if rule is None else int(rule.top_k) for rule in found]
+    rule = SharedTopK(
+        torch.stack([ones if rule is None else rule.weights for rule in found]),
+        torch.tensor(kept, dtype=torch.int32, device=buffers.device),
+        buffers.sums(("magnitudes", name), channels),
+        maximum=combined == {"maximum"},
+    )
+    lists = buffers.shared_lists(name, len(found), channels)
+    return Reads(buffers.x(name, channels), lists, shared=rule)
 
 
 def _reads(

@@ -28,6 +28,7 @@ from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import neurons, times_rows
 from ..triton.select import select_smallest
+from ..triton.shared_lists import magnitudes_of, shared_lists
 from .block_attention import BlockAttention
 from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
@@ -43,6 +44,7 @@ PARTS = {
     "product": "products",
     "router": "selection",
     "select": "selection",
+    "shared_lists": "selection",
     "short_attention": "attention",
 }
 """Part of a step that launches belong to, by their module."""
@@ -54,9 +56,7 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
-    supports = frozenset(
-        {Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE, Mechanism.HEADS}
-    )
+    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION})
 
     def __init__(
         self,
@@ -241,6 +241,11 @@ class GPUDecodeStep:
     def _after_norm(self, site: Site, gain: Tensor, squares: Tensor, whole: bool = False) -> None:
         """RMSNorm, the site's lists, its low-rank path; `whole`: something reads all of x beside the lists."""
         epsilon, reads = self.weights.shape.norm_epsilon, site.reads
+        if reads.shared is not None:
+            norm = (squares, gain, epsilon)
+            self._add(magnitudes_of, self._residual, reads.shared, norm, x_out=reads.x)
+            self._add(shared_lists, reads.x, reads.shared, reads.lists)
+            return
         if reads.kept is not None:
             self._add_select(reads, self._residual, (squares, gain, epsilon))
         x = reads.x if whole or reads.lists is None else None
@@ -255,7 +260,10 @@ class GPUDecodeStep:
             squares = self._buffers.sums(("squares", site.name), self.batch, squares_of(columns))
             self._add_cuda(site, cuda_onto, self._residual, squares)
             return squares
-        if reads.lists is not None and not site.fused:
+        if reads.shared is not None:
+            self._add(magnitudes_of, reads.x, reads.shared)
+            self._add(shared_lists, reads.x, reads.shared, reads.lists)
+        elif reads.lists is not None and not site.fused:
             if reads.kept is not None:
                 self._add_select(reads, reads.x, None)
             self._add(compact, reads.x, reads.rules, reads.lists)

@@ -10,7 +10,7 @@ import torch
 
 from ..cuda.attention import CUDAAttentionTile, cuda_attention
 from ..cuda.product import CUDATile
-from ..decoder import DecoderShape
+from ..decoder import DecoderShape, Product
 from ..errors import KernelError
 from ..heads.attention import selected_attention
 from ..static_cache import StaticCache
@@ -66,11 +66,19 @@ class StepTiles:
             if missing := [name for name in PRODUCTS if name not in tiles]:
                 raise KernelError(f"no {kind} tile for {', '.join(missing)}")
 
-    def list_blocks(self, shape: DecoderShape) -> dict[str, int]:
-        """Channels of one list block of what each product reads, by product."""
+    def shared_by(self, product: Product) -> Tile:
+        """Tile of a product over lists that a batch shares, each one block: programs take equal parts of it."""
+        tile = self.dense[product.name]
+        return replace(tile, group=1, parts=blocks_of(product.inner, 2 * tile.share))
+
+    def list_blocks(self, shape: DecoderShape, batch: int = 1) -> dict[str, int]:
+        """Channels of one list block of what each product reads, by product.
+
+        Attention lists the channels of one row; those of a batch are listed from what it wrote.
+        """
         return {
             "qkv": self.list_block,
-            "o": self.attention.list_block(shape),
+            "o": self.attention.list_block(shape) if batch == 1 else self.list_block,
             "gate_up": self.list_block,
             "down": self.listed["gate_up"].columns,
         }
@@ -88,7 +96,7 @@ class StepTiles:
             return partial(short_attention, tile=tile)
         device = cache.keys.device
         parts = torch.empty(attention_parts(cache, heads, tile), device=device)
-        counters = torch.zeros(cache.keys.shape[2], dtype=torch.int32, device=device)
+        counters = torch.zeros(cache.batch * cache.keys.shape[2], dtype=torch.int32, device=device)
         return partial(attention, parts=parts, counters=counters, tile=tile)
 
     def selected_attention(self, cache: StaticCache, heads: int) -> Callable[..., None]:

@@ -224,7 +224,7 @@ def tuned_tiles(
     listed, dense = dict(tiles.listed), dict(tiles.dense)
     for one in products_of(shape):
         # down's lists come from gate_up's last programs: their blocks are its tiles, which are tuned before.
-        block = replace(tiles, listed=listed).list_blocks(shape)[one.name]
+        block = replace(tiles, listed=listed).list_blocks(shape, batch)[one.name]
         for target, wanted in ((listed, bucket_of(sparsity)), (dense, None)):
             asked = (one, dtype, device, batch, wanted, block)
             search = partial(_search, *asked, start=target[one.name], clock=clock)

@@ -116,15 +116,13 @@ def selected_attention_kernel(
                 finish_alone(total, acc, keys, head, out, None, None, None, None, KV_HEADS, GROUP, QUERIES,
                              HEAD, PADDED_HEAD, False)  # fmt: skip
             else:
-                store_parts(parts, highest, total, acc, item * SPLITS + split, GROUP, QUERIES, HEAD,
-                            PADDED_HEAD)  # fmt: skip
+                own_parts = parts + item * SPLITS * GROUP * (HEAD + 2)
+                store_parts(own_parts, highest, total, acc, split, GROUP, QUERIES, HEAD, PADDED_HEAD)
                 tl.debug_barrier()
                 if tl.atomic_add(counters + item, 1, sem="acq_rel") == active - 1:
                     tl.store(counters + item, 0)
-                    of_item = parts + (item - head) * SPLITS * GROUP * (HEAD + 2)
-                    combine(of_item, firsts + row, length, head, keys, out, None, None, None, None, WINDOW,
-                            STEP, SPLITS, 1, 1, KV_HEADS, GROUP, PADDED_GROUP, HEAD, PADDED_HEAD, AT_ONCE,
-                            False)  # fmt: skip
+                    combine(own_parts, active, head, keys, out, None, None, None, None, KV_HEADS, GROUP,
+                            PADDED_GROUP, HEAD, PADDED_HEAD, AT_ONCE, False)  # fmt: skip
         else:
             channel = tl.arange(0, PADDED_GROUP * PADDED_HEAD)
             at = head * GROUP * HEAD + channel

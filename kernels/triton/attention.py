@@ -2,7 +2,7 @@
 
 A program owns one row, one key-value head with all query heads that share it, and a part of the context. The
 grid is fixed, as CUDA graphs need; a program whose part lies beyond the context ends at once. The last program
-of a key-value head combines the parts of all rows and lists the channels.
+of a row's key-value head combines its parts, and lists the channels where there is one row.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def attention_kernel(
     sums, bias, query_gain, key_gain, keys, values, cosines, sines, lengths, firsts, parts, counters,
     x_out, bounds, to_index, to_values, to_counts,
     SUM_SPLITS: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
-    BATCH: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+    BATCH: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     PADDED_GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
     AT_ONCE: tl.constexpr, CAPACITY: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
     COMPACT: tl.constexpr, EPSILON: tl.constexpr, PDL: tl.constexpr,
@@ -124,21 +124,20 @@ def attention_kernel(
             tl.store(values + slots + length * HEAD + d, v, mask=real)
         highest, total, acc = attend(keys + slots, values + slots, q, first_keys, first_values, k, v, begin,
                                      end, length, STEP, HEAD, PADDED_HEAD, QUERIES, SCALE, STAGES)  # fmt: skip
-        if BATCH == 1 and active == 1:
-            finish_alone(total, acc, keys, head, x_out, bounds, to_index, to_values, to_counts, KV_HEADS,
+        output = x_out
+        if not COMPACT:
+            output += row * KV_HEADS * GROUP * HEAD
+        if active == 1:
+            finish_alone(total, acc, keys, head, output, bounds, to_index, to_values, to_counts, KV_HEADS,
                          GROUP, QUERIES, HEAD, PADDED_HEAD, COMPACT)  # fmt: skip
         else:
-            store_parts(parts, highest, total, acc, tl.program_id(0) * SPLITS + split, GROUP, QUERIES, HEAD,
-                        PADDED_HEAD)  # fmt: skip
-            every = tl.arange(0, ROWS)
-            others = tl.load(firsts + every, mask=every < BATCH, other=0)
-            programs = tl.where(every < BATCH, context_of(length, others, WINDOW, STEP, SPLITS)[2], 0)
+            own_parts = parts + tl.program_id(0) * SPLITS * GROUP * (HEAD + 2)
+            store_parts(own_parts, highest, total, acc, split, GROUP, QUERIES, HEAD, PADDED_HEAD)
             tl.debug_barrier()  # as in triton_epilogue.arrived_last; the number of programs is known here only
-            if tl.atomic_add(counters + head, 1, sem="acq_rel") == tl.sum(programs, 0) - 1:
-                tl.store(counters + head, 0)
-                combine(parts, firsts, length, head, keys, x_out, bounds, to_index, to_values, to_counts,
-                        WINDOW, STEP, SPLITS, BATCH, ROWS, KV_HEADS, GROUP, PADDED_GROUP, HEAD, PADDED_HEAD,
-                        AT_ONCE, COMPACT)  # fmt: skip
+            if tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel") == active - 1:
+                tl.store(counters + tl.program_id(0), 0)
+                combine(own_parts, active, head, keys, output, bounds, to_index, to_values, to_counts, KV_HEADS,
+                        GROUP, PADDED_GROUP, HEAD, PADDED_HEAD, AT_ONCE, COMPACT)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,8 +181,9 @@ def attention(
 
     norms: of the heads of q and k, before they are rotated.
     Its rotated key and its value go to slot `cache.length` of the block. With `bounds` (heads · head_dim,) the
-    channels with |x| ≥ bound go to `lists`, one list block a key-value head; else x_out (batch, channels) is
-    written. `window`: the last so many tokens, this one included. Raises KernelError for what does not fit.
+    channels of one row with |x| ≥ bound go to `lists`, one list block a key-value head; else x_out (batch,
+    channels) is written. `window`: the last so many tokens, this one included. Raises KernelError for what does
+    not fit.
     """
     _, batch, kv_heads, capacity, head_dim = cache.keys.shape
     heads = query_heads(sums, cache)
@@ -192,14 +192,16 @@ def attention(
         raise KernelError(
             f"o's list needs {kv_heads} blocks of {group * head_dim}, not {lists.blocks} of {lists.block}"
         )
+    if lists is not None and batch > 1:
+        raise KernelError(f"attention lists the channels of one row, not of {batch}; give x_out")
     check_written(bounds, lists, x_out)
-    if parts.numel() < attention_parts(cache, heads, tile) or counters.numel() < kv_heads:
+    if parts.numel() < attention_parts(cache, heads, tile) or counters.numel() < batch * kv_heads:
         raise KernelError("the scratch of attention is too small; see attention_parts")
-    splits, rows = min(tile.splits, blocks_of(capacity, tile.step)), power_of_two(batch)
+    splits = min(tile.splits, blocks_of(capacity, tile.step))
     padded_group, padded_head = power_of_two(group), max(16, power_of_two(head_dim))
     *gains, epsilon = gains_of(norms, cache)
     # 32 values a thread for what is combined at once.
-    at_once = max(1, min(power_of_two(splits), tile.warps * 32 * 32 // (rows * padded_group * padded_head)))
+    at_once = max(1, min(power_of_two(splits), tile.warps * 32 * 32 // (padded_group * padded_head)))
     launch(
         attention_kernel,
         (batch * kv_heads, splits),
@@ -207,7 +209,7 @@ def attention(
         cache.first, parts, counters, x_out, bounds,
         *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
         SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step,
-        SPLITS=splits, BATCH=batch, ROWS=rows, KV_HEADS=kv_heads, GROUP=group, PADDED_GROUP=padded_group,
+        SPLITS=splits, BATCH=batch, KV_HEADS=kv_heads, GROUP=group, PADDED_GROUP=padded_group,
         QUERIES=max(16, padded_group), HEAD=head_dim, PADDED_HEAD=padded_head, AT_ONCE=at_once,
         CAPACITY=capacity, SCALE=head_dim**-0.5, STAGES=tile.stages, COMPACT=lists is not None,
         EPSILON=epsilon, warps=tile.warps, pdl=pdl,

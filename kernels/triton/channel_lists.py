@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import KernelError
 from .launch import blocks_of
 
-MAX_BATCH = 8
+MAX_BATCH = 64
 
 
 def check_written(bounds: Tensor | None, lists: ChannelLists | None, x_out: Tensor | None) -> None:
@@ -30,7 +30,8 @@ class ChannelLists:
     index: Tensor
     """(projections, blocks · block) int32; the first `counts` of each block are kept channels, ascending."""
     values: Tensor
-    """(projections, batch, blocks · block) float32 activations at listed channels, 0 where a row drops it."""
+    """(projections, batch, blocks · block) activations at listed channels, 0 where a row drops it; float32, or
+    in the weights' dtype where the batch shares its mask."""
     counts: Tensor
     """(projections, blocks) int32."""
     channels: int
@@ -38,7 +39,13 @@ class ChannelLists:
 
     @classmethod
     def empty(
-        cls, projections: int, batch: int, channels: int, block: int, device: torch.device
+        cls,
+        projections: int,
+        batch: int,
+        channels: int,
+        block: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> ChannelLists:
         """Buffers for the lists. Raises KernelError for a batch that the kernels do not take."""
         if not 1 <= batch <= MAX_BATCH:
@@ -46,7 +53,7 @@ class ChannelLists:
         blocks = blocks_of(channels, block)
         return cls(
             index=torch.zeros(projections, blocks * block, dtype=torch.int32, device=device),
-            values=torch.zeros(projections, batch, blocks * block, device=device),
+            values=torch.zeros(projections, batch, blocks * block, dtype=dtype, device=device),
             counts=torch.zeros(projections, blocks, dtype=torch.int32, device=device),
             channels=channels,
             block=block,

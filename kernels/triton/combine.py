@@ -25,20 +25,18 @@ def context_of(length, first, WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: 
 @triton.jit
 def finish_output(
     x, real, query, d, head, x_out, bounds, index, values, counts,
-    BATCH: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr,
-    COMPACT: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, COMPACT: tl.constexpr,
 ):  # fmt: skip
-    """List or store the output x (ROWS, WIDTH) of a key-value head's queries; query and d (WIDTH,)."""
-    row = tl.arange(0, ROWS)
+    """List or store the output x (1, WIDTH) of a row's queries of a key-value head; query and d (WIDTH,)."""
     channel = (head * GROUP + query) * HEAD + d
     CHANNELS: tl.constexpr = KV_HEADS * GROUP * HEAD
     if COMPACT:
         bound = tl.load(bounds + channel, mask=(query < GROUP) & (d < HEAD), other=0.0)[None, :]
         kept = tl.where(real, 1 - (tl.abs(x) < bound).to(tl.int32), 0)
         store_list(index, values, counts, 0, head, channel, x, kept, CAPACITY=CHANNELS, BLOCKS=KV_HEADS,
-                   BLOCK=GROUP * HEAD, BATCH=BATCH, ROWS=ROWS)  # fmt: skip
+                   BLOCK=GROUP * HEAD, BATCH=1, ROWS=1)  # fmt: skip
     else:
-        at = x_out + row[:, None] * CHANNELS + channel[None, :]
+        at = x_out + channel[None, :]
         tl.store(at, x.to(x_out.dtype.element_ty), mask=real)
 
 
@@ -48,53 +46,46 @@ def finish_alone(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, HEAD: tl.constexpr,
     PADDED_HEAD: tl.constexpr, COMPACT: tl.constexpr,
 ):  # fmt: skip
-    """Finish what one program found of the whole context of the only row: sums (QUERIES,), weighted values."""
+    """Finish what one program found of a row's whole context: sums (QUERIES,), weighted values."""
     WIDTH: tl.constexpr = QUERIES * PADDED_HEAD
     query = tl.arange(0, WIDTH) // PADDED_HEAD
     d = tl.arange(0, WIDTH) % PADDED_HEAD
     x = tl.reshape(rounded(acc / total[:, None], like), (1, WIDTH))
     real = ((query < GROUP) & (d < HEAD))[None, :]
-    finish_output(x, real, query, d, head, x_out, bounds, index, values, counts, BATCH=1, ROWS=1,
-                  KV_HEADS=KV_HEADS, GROUP=GROUP, HEAD=HEAD, COMPACT=COMPACT)  # fmt: skip
+    finish_output(x, real, query, d, head, x_out, bounds, index, values, counts, KV_HEADS, GROUP, HEAD, COMPACT)
 
 
 @triton.jit
 def combine(
-    parts, firsts, length, head, like, x_out, bounds, index, values, counts,
-    WINDOW: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
+    parts, active, head, like, x_out, bounds, index, values, counts,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, HEAD: tl.constexpr,
     PADDED_HEAD: tl.constexpr, AT_ONCE: tl.constexpr, COMPACT: tl.constexpr,
 ):  # fmt: skip
-    """Normalise the parts of a key-value head's queries over all rows, then list or store the output."""
+    """Normalise the `active` parts of a row's queries of a key-value head, then list or store the output."""
     WIDTH: tl.constexpr = PADDED_GROUP * PADDED_HEAD
-    row = tl.arange(0, ROWS)
     query = tl.arange(0, WIDTH) // PADDED_HEAD
     d = tl.arange(0, WIDTH) % PADDED_HEAD
-    first = tl.load(firsts + row, mask=row < BATCH, other=0)
-    active = tl.where(row < BATCH, context_of(length, first, WINDOW, STEP, SPLITS)[2], 0)
     inside = (query < GROUP) & (d < HEAD)
-    highest = tl.full((ROWS, WIDTH), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    highest = tl.full((WIDTH,), float("-inf"), tl.float32)
+    total = tl.zeros((WIDTH,), tl.float32)
+    acc = tl.zeros((WIDTH,), tl.float32)
     # Many parts at once: every round is a journey to L2.
-    for start in tl.range(0, tl.max(active, 0), AT_ONCE):
+    for start in tl.range(0, active, AT_ONCE):
         split = start + tl.arange(0, AT_ONCE)
-        live = (split[None, :] < active[:, None])[:, :, None] & inside[None, None, :]
-        part = ((row * KV_HEADS + head) * SPLITS)[:, None, None] + split[None, :, None]
-        at = parts + (part * GROUP + query[None, None, :]) * (HEAD + 2)
+        live = (split < active)[:, None] & inside[None, :]
+        at = parts + (split[:, None] * GROUP + query[None, :]) * (HEAD + 2)
         top = tl.load(at, mask=live, other=float("-inf"), cache_modifier=".cg")
         mass = tl.load(at + 1, mask=live, other=0.0, cache_modifier=".cg")
-        weighted = tl.load(at + 2 + d[None, None, :], mask=live, other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(highest, tl.max(top, 1))
+        weighted = tl.load(at + 2 + d[None, :], mask=live, other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(highest, tl.max(top, 0))
         origin = tl.where(higher == float("-inf"), 0.0, higher)  # where nothing is yet, no ∞ − ∞
         before = tl.exp(highest - origin)
-        now = tl.exp(top - origin[:, None, :])
-        total = total * before + tl.sum(mass * now, 1)
-        acc = acc * before + tl.sum(weighted * now, 1)
+        now = tl.exp(top - origin[None, :])
+        total = total * before + tl.sum(mass * now, 0)
+        acc = acc * before + tl.sum(weighted * now, 0)
         highest = higher
-    real = inside[None, :] & (row[:, None] < BATCH)
-    x = rounded(acc / tl.where(real, total, 1.0), like)
-    finish_output(x, real, query, d, head, x_out, bounds, index, values, counts, BATCH, ROWS, KV_HEADS, GROUP,
+    x = rounded(acc / tl.where(inside, total, 1.0), like)[None, :]
+    finish_output(x, inside[None, :], query, d, head, x_out, bounds, index, values, counts, KV_HEADS, GROUP,
                   HEAD, COMPACT)  # fmt: skip
 
 

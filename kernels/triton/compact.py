@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import KernelError
 from .channel_lists import ChannelLists
-from .launch import blocks_of, launch, power_of_two
+from .launch import blocks_of, launch, power_of_two, warps_of
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def _start(
         CHANNELS=channels, BATCH=batch, ROWS=power_of_two(batch), BLOCK=block,
         BLOCKS=blocks_of(channels, block), LISTS=count, TOP_K=rules.top_k if rules else 0,
         INVERTED=rules.inverted if rules else 0, WRITE_X=x_out is not None, ADVANCE=length is not None,
-        warps=4, pdl=pdl,
+        warps=warps_of(batch), pdl=pdl,
     )  # fmt: skip
 
 

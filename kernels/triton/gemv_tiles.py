@@ -54,7 +54,7 @@ class Tile(StoredTile):
             "BATCH": batch,
             "ROWS": power_of_two(batch),
             # Tensor cores multiply 16 rows at once, and 16 channels.
-            "ACC_ROWS": 1 if batch == 1 else 16,
+            "ACC_ROWS": 1 if batch == 1 else max(16, power_of_two(batch)),
             "TILE": self.columns,
             "CHANNELS": channels,
             "GROUP": self.group,

@@ -60,6 +60,11 @@ def blocks_of(n: int, size: int) -> int:
     return -(-n // size)
 
 
+def warps_of(rows: int) -> int:
+    """Warps of a program that holds a few hundred channels of so many rows in registers."""
+    return min(16, max(4, power_of_two(rows) // 2))
+
+
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
     """Raises KernelError unless the tensor is contiguous and has this shape and dtype."""
     if tuple(tensor.shape) != shape:

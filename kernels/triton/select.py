@@ -38,6 +38,15 @@ def kth_highest(bits, inside, k):
 
 
 @triton.jit
+def smallest_kept(score, inside, k, CHANNELS: tl.constexpr):
+    """The k-th highest of the scores inside, but no zero: the smallest normal number for all, ∞ for none."""
+    bits = score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1))
+    found = tl.where(k >= CHANNELS, SMALLEST_NORMAL, tl.maximum(found, SMALLEST_NORMAL))
+    return tl.where(k <= 0, INFINITE, found).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def select_kernel(
     source, squares, gain, score_weights, kept, smallest,
     NORM: tl.constexpr, EPSILON: tl.constexpr, TILES: tl.constexpr, PADDED_TILES: tl.constexpr,
@@ -60,10 +69,7 @@ def select_kernel(
         # As triton_compact computes it, to the bit: both must see the same scores.
         x = x * inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
         x = rounded(rounded(x, gain) * scale, gain)
-    bits = (tl.abs(x) * weight).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    found = kth_highest(bits, inside, tl.maximum(tl.minimum(k, CHANNELS), 1))
-    found = tl.where(k >= CHANNELS, SMALLEST_NORMAL, tl.maximum(found, SMALLEST_NORMAL))
-    found = tl.where(k <= 0, INFINITE, found).to(tl.float32, bitcast=True)
+    found = smallest_kept(tl.abs(x) * weight, inside, k, CHANNELS)
     tl.store(smallest + projection * BATCH + tl.program_id(1), found)
 
 

@@ -6,7 +6,7 @@ Which tokens are computed sparsely depends on both, and lm-eval's own Hugging Fa
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -79,6 +79,11 @@ class SparseLM(HFLM):
         """How many requests were too long, so that the beginning of their text was left out."""
         self.start_tokens: list[int] = begin_tokens(tokenizer)
 
+    def _batches(self, lengths: Sequence[int], rows: int | None = None) -> Iterator[list[int]]:
+        """Batches of rows of these lengths; see `by_length`. Rows that stand for a batch share a pass."""
+        together = 1 if self.session is None else self.session.rows_sharing
+        return by_length(lengths, self.batch_tokens, rows, together)
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Tokens of a string behind one bos token; without it where `add_special_tokens` is False.
 
@@ -147,7 +152,7 @@ class SparseLM(HFLM):
                 require_finite(self.model, [nats for nats, _ in found])
             return found
 
-        batches = by_length(lengths, self.batch_tokens, override_bs)
+        batches = self._batches(lengths, override_bs)
         for batch, found in computed(batches, score, "Scoring", disable_tqdm):
             indices = [index for number in batch for index in groups[number]]
             for index, result in zip(indices, found, strict=True):
@@ -207,7 +212,7 @@ class SparseLM(HFLM):
                 require_finite(self.model, found)
             return found
 
-        batches = by_length([len(window) for _, window in windows], self.batch_tokens)
+        batches = self._batches([len(window) for _, window in windows])
         for batch, found in computed(batches, measure, "Perplexity", disable_tqdm):
             for index, value in zip(batch, found, strict=True):
                 nats[windows[index][0]] += value
@@ -236,7 +241,7 @@ class SparseLM(HFLM):
         for settings, alike in by_settings.items():
             prompts = {index: self._prompt(requests[index].args[0], settings) for index in alike}
             generate = partial(self._generate, requests, prompts, settings)
-            batches = by_length([len(prompts[index]) for index in alike], self.batch_tokens, self.batch_size)
+            batches = self._batches([len(prompts[index]) for index in alike], self.batch_size)
             batches = [[alike[number] for number in batch] for batch in batches]
             for batch, found in computed(batches, generate, "Generating", disable_tqdm):
                 for index, answer in zip(batch, found, strict=True):

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -24,7 +24,6 @@ from ...method.apply import applied
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
 from ...method.token_policy import TokenPolicy
-from ...method.traffic import BatchTrafficCounter, TrafficCounter
 from .compiled_decoder import COMPILED_DECODER, CompiledDecoder
 from .speed_card import print_card
 from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode, finds_compiler
@@ -134,7 +133,7 @@ class DecodeLatency:
             found, sequences = self._interleaved(engines, prompt)
             measured = list(engines)[-1]
             ran = engines[measured].ran()
-            traffic = _traffic(model, plan, sequences[measured], self.prompt, BatchTrafficCounter)
+            traffic = _traffic(model, plan, sequences[measured], self.prompt, self.batch)
         timings |= found
         return {
             "batch": self.batch,
@@ -209,7 +208,7 @@ class DecodeLatency:
         for _ in range(MATCHING_ROUNDS):
             with self._engine(model, plan) as engine:
                 sequences = engine.generate(prompt, new_tokens=self.new_tokens)
-            realised = _traffic(model, plan, sequences, self.prompt, TrafficCounter)["realised_sparsity"]
+            realised = _traffic(model, plan, sequences, self.prompt, 1)["realised_sparsity"]
             if abs(realised - wanted) <= self.realised_tolerance:
                 return plan, nominal
             nominal += wanted - realised
@@ -269,10 +268,10 @@ def _wait(device: torch.device) -> None:
 
 @torch.inference_mode()
 def _traffic(
-    model: nn.Module, plan: SparsityPlan, sequences: Tensor, prompt: int, counter: type[TrafficCounter]
+    model: nn.Module, plan: SparsityPlan, sequences: Tensor, prompt: int, together: int
 ) -> dict[str, Any]:
-    """Realised sparsity and bytes over these sequences (batch, length), of a token or of a step of all rows."""
-    with applied(model, plan, GENERATED, counter) as session:
+    """Realised sparsity and bytes over these sequences (batch, length), of a step of so many rows together."""
+    with applied(model, plan, replace(GENERATED, rows_sharing=together)) as session:
         session.prompt_lengths = torch.full((sequences.shape[0],), prompt, device=sequences.device)
         # The last token was never read; no cache, so that the pass counts as a prompt with its continuation.
         model(input_ids=sequences[:, :-1], use_cache=False, logits_to_keep=1)

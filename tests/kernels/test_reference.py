@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from wisparse.kernels.reference import (
+    dropped_by_shared_top_k,
     dropped_by_threshold,
     dropped_by_top_k,
     kept_by_threshold,
@@ -25,6 +26,20 @@ def test_top_k_mask_by_hand():
     assert kept_by_top_k(x, torch.ones(4), 2).tolist() == [[True, True, False, False]]
     # Scores are 3, 2, 4, 4: the weights turn the order round.
     assert kept_by_top_k(x, torch.tensor([1.0, 1.0, 4.0, 8.0]), 2).tolist() == [[False, False, True, True]]
+
+
+def test_a_shared_top_k_by_hand():
+    """Sums are 5, 5, 4, 0, maxima 3, 4, 4, 0; the third row has no say, and a zero is never kept."""
+    x = torch.tensor([[3.0, -1.0, 0.0, 0.0], [2.0, 4.0, -4.0, 0.0], [0.0, 0.0, 9.0, 9.0]])
+    voting = torch.tensor([True, True, False])
+
+    def kept(combined, k, weights=(1.0, 1.0, 1.0, 1.0)):
+        return (~dropped_by_shared_top_k(x, torch.tensor(weights), k, combined, voting)).int().tolist()
+
+    assert kept("sum", 2) == [[1, 1, 0, 0]]
+    assert kept("maximum", 2) == [[0, 1, 1, 0]]
+    assert kept("sum", 1, (1.0, 1.0, 2.0, 1.0)) == [[0, 0, 1, 0]]
+    assert kept("sum", 4) == [[1, 1, 1, 0]]
 
 
 def test_channels_that_tie_are_all_kept():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -203,10 +204,22 @@ def test_blocks_of_a_plan_say_what_they_are_made_of_and_what_that_reads():
     assert first.mechanisms() == {
         Mechanism.THRESHOLD: 0, Mechanism.TOP_K: 0, Mechanism.LOW_RANK: 3 + 4, Mechanism.ROTATION: 16,
     }  # fmt: skip
-    assert set(first.mechanisms()) == set(Mechanism) - {Mechanism.GATE, Mechanism.HEADS}
+    others = {Mechanism.GATE, Mechanism.HEADS, Mechanism.SHARED_TOP_K}
+    assert set(first.mechanisms()) == set(Mechanism) - others
     assert set(second.mechanisms()) == {Mechanism.GATE}
     assert first.of("k").top_k == 2
     assert first.of("v") is None
+
+
+def test_a_plan_keeps_which_masks_a_batch_shares(tmp_path):
+    shared = {"0.q": None, "0.k": "sum", "0.v": "maximum"}
+    rules = {name: ProjectionRule(top_k=1, weights=torch.ones(4), shared=how) for name, how in shared.items()}
+    SparsityPlan(dict.fromkeys(rules, (3, 4)), rules).save(tmp_path / "plan")
+    found = SparsityPlan.load(tmp_path / "plan")
+    assert [rule.shared for rule in found.rules.values()] == [None, "sum", "maximum"]
+    assert set(found.block_plans()[0].mechanisms()) == {Mechanism.TOP_K, Mechanism.SHARED_TOP_K}
+    with pytest.raises(ValueError, match="shared by top-k"):
+        replace(rules["0.q"], shared="mean")
 
 
 def test_a_plan_is_written_as_it_always_was(tmp_path):

@@ -81,7 +81,8 @@ class _Counts(SharedTrafficCounter):
     """A counter without a model, whose report is its counts."""
 
     def __init__(self) -> None:
-        self._dropped, self._tokens, self._sparse_tokens = {}, 0, 0
+        self._dropped, self._unread, self._kept_heads, self._heads, self._rows_together = {}, {}, {}, {}, 1
+        self._tokens, self._sparse_tokens, self._sparse_rows, self._unseen = 0, 0, 0, 0
 
 
 def _work(index: int, port: int, folder: str) -> None:

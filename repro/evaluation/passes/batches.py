@@ -13,14 +13,18 @@ from ... import processes
 Result = TypeVar("Result")
 
 
-def by_length(lengths: Sequence[int], tokens: int, rows: int | None = None) -> Iterator[list[int]]:
+def by_length(
+    lengths: Sequence[int], tokens: int, rows: int | None = None, together: int = 1
+) -> Iterator[list[int]]:
     """Indices in batches of similar length, the longest first so that memory problems show at once.
 
-    lengths: tokens of each row; a batch has `rows` rows, or as many as keep rows × longest row within `tokens`.
+    lengths: tokens of each row; a batch has `rows` rows, or as many as keep rows × longest row within `tokens`;
+    in any case a multiple of the rows that belong `together`, but for what is left at the end.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         most = rows or max(1, tokens // lengths[batch[0] if batch else index])
+        most = max(1, most // together) * together
         if len(batch) == most:
             yield batch
             batch = []

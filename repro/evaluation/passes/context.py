@@ -23,6 +23,8 @@ class Session(Protocol):
     """Interface of a sparse session: it reads `prompt_lengths`, (batch,), in every forward pass."""
 
     prompt_lengths: torch.Tensor | None
+    rows_sharing: int
+    """Rows of a pass, after each other, that stand for a batch of an engine."""
 
 
 def reproducible_attention() -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -38,12 +39,12 @@ def step_of(model, plan, batch, tiles=SMALL_TILES):
 
 @torch.no_grad()
 def both_decode(model, plan, batch=1, tiles=SMALL_TILES, tokens=NEW):
-    """(logits of the model, logits of the step), (tokens, batch, vocabulary); row r has 3·r of padding."""
+    """(logits of the model, logits of the step), (tokens, batch, vocabulary); row r has 3·r % 12 of padding."""
     model = model.to(DEVICE)
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(1, 128, (batch, PROMPT), generator=generator).to(DEVICE)
     new = torch.randint(1, 128, (batch, NEW), generator=generator)[:, :tokens].to(DEVICE)
-    first = (3 * torch.arange(batch)).to(DEVICE)
+    first = (3 * torch.arange(batch) % 12).to(DEVICE)
     mask = (torch.arange(PROMPT, device=DEVICE) >= first[:, None]).long()
     past = DynamicCache()  # without a configuration it keeps what has left the window, too
     positions = (mask.cumsum(1) - 1).clamp_min(0)
@@ -51,7 +52,8 @@ def both_decode(model, plan, batch=1, tiles=SMALL_TILES, tokens=NEW):
     step = step_of(model, plan, batch, tiles)
     step.cache.fill(past, first)
     expected, found = [], []
-    with applied(model, plan, make_protocol("decode_only")) if plan else nullcontext():
+    sparse = partial(applied, model, plan, replace(make_protocol("decode_only"), rows_sharing=batch))
+    with sparse() if plan else nullcontext():
         for ids in new.T:
             mask = torch.cat([mask, mask.new_ones(batch, 1)], 1)
             arguments = {"attention_mask": mask, "position_ids": mask.sum(1, keepdim=True) - 1}
@@ -67,6 +69,28 @@ def test_thresholds_with_left_padding(family):
     model = make_tiny_model(family, blocks=2 if family == "llama" else 1)
     expected, found = both_decode(model, make_plan(model, "teal"), batch=2)
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def sharing(plan, combined):
+    """The plan with masks that a batch shares."""
+    return replace(plan, rules={name: replace(rule, shared=combined) for name, rule in plan.rules.items()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("combined", "batch"), [("sum", 2), ("maximum", 3), ("sum", 17)])
+def test_a_mask_that_a_batch_shares(combined, batch):
+    model = make_tiny_model("qwen2", blocks=1)
+    plan = sharing(make_plan(model, "wina"), combined)
+    expected, found = both_decode(model, plan, batch, tokens=1 if batch > 3 else NEW)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_row_has_the_top_k_of_its_own_under_a_shared_mask():
+    model = make_tiny_model("llama", blocks=1)
+    plan = make_plan(model, "wina")
+    (_, found), (_, own) = both_decode(model, sharing(plan, "sum")), both_decode(model, plan)
+    assert torch.equal(found, own)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def main(batch):
     from wisparse.kernels.static_cache import StaticCache
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
-    shape = DecoderShape(2, hidden, ffn, heads, kv_heads, head_dim, vocabulary, 1e-5, (None, 64))
+    shape = DecoderShape(3, hidden, ffn, heads, kv_heads, head_dim, vocabulary, 1e-5, (None, 64, None))
 
     def weight(*size):
         return torch.zeros(size, dtype=torch.bfloat16)
@@ -68,18 +68,23 @@ def main(batch):
     rules = {name: threshold(hidden) for name in ("k", "o", "gate", "up")}
     rules["q"] = threshold(hidden, left=weight(heads * head_dim, 8), right=weight(8, hidden))
     rules["down"] = ProjectionRule(top_k=100, weights=torch.ones(ffn))
+    shared = {
+        name: ProjectionRule(top_k=inner // 2, weights=torch.ones(inner), shared="sum")
+        for names, inner in (("qkvo", hidden), (("gate", "up"), hidden), (("down",), ffn))
+        for name in names
+    }
     weights = DecoderWeights(
         shape,
-        (block(False), block(True)),
+        (block(False), block(True), block(False)),
         weight(vocabulary, hidden),
         weight(hidden),
         weight(vocabulary, hidden),
     )
-    slots = weight(2, batch, kv_heads, 256, head_dim)
+    slots = weight(3, batch, kv_heads, 256, head_dim)
     angles, integers = torch.zeros(256, head_dim), torch.zeros(batch, dtype=torch.int32)
     cache = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
     router = HeadRule(weight(heads, hidden), weight(heads), kv_heads, 1)
-    plans = (BlockPlan(rules), BlockPlan({}, GateRule(torch.zeros(ffn)), heads=router))
+    plans = (BlockPlan(rules), BlockPlan({}, GateRule(torch.zeros(ffn)), heads=router), BlockPlan(shared))
     step = GPUDecodeStep(weights, plans, cache)
     step(torch.zeros(batch, dtype=torch.int64))
 

@@ -120,5 +120,5 @@ def test_bad_input_ends_in_one_line():
         compact(random(2, 20), ListRules(torch.zeros(1, 20, device=DEVICE)), lists)
     with pytest.raises(KernelError, match="bounds are"):
         compact(random(1, 20), ListRules(torch.zeros(2, 20, device=DEVICE)), lists)
-    with pytest.raises(KernelError, match="batches of 1 to 8"):
-        ChannelLists.empty(1, 9, 20, 16, DEVICE)
+    with pytest.raises(KernelError, match="batches of 1 to 64"):
+        ChannelLists.empty(1, 65, 20, 16, DEVICE)

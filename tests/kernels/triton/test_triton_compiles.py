@@ -10,12 +10,13 @@ import pytest
 from ..triton_cases import DEVICE
 
 KERNELS = {"embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention"}
-ATTENTION = {1: "short_attention", 3: "attention"}
+OF_BATCH = {1: {"short_attention"}, 3: {"attention", "magnitudes", "shared_lists"}}
+"""Kernels of one row, and those of several."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there, the other tests run compiled")
-@pytest.mark.parametrize("batch", ATTENTION)
+@pytest.mark.parametrize("batch", OF_BATCH)
 def test_every_kernel_compiles_for_hopper(batch):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     program = Path(__file__).parent / "compile_for_hopper.py"
@@ -23,4 +24,4 @@ def test_every_kernel_compiles_for_hopper(batch):
         [sys.executable, program, str(batch)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert set(done.stdout.split()) == {f"{name}_kernel" for name in KERNELS | {ATTENTION[batch]}}
+    assert set(done.stdout.split()) == {f"{name}_kernel" for name in KERNELS | OF_BATCH[batch]}

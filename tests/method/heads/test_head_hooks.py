@@ -11,7 +11,6 @@ from wisparse.kernels.plan_data import HeadRule, Mechanism
 from wisparse.method.apply import applied
 from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import NORM_PATHS, PROJECTION_PATHS
-from wisparse.method.traffic import BatchTrafficCounter
 
 from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
 from .head_plans import with_heads
@@ -90,7 +89,7 @@ def test_with_rules_of_q_and_o_what_both_leave_is_counted(llama):
 def test_rows_of_a_batch_share_q_and_o_and_look_at_keys_of_their_own(llama):
     ids, plan = make_calibration(llama).input_ids[:4, :6], with_heads(llama, kept=1, first=0)
     found = []
-    with applied(llama, plan, make_protocol("all"), BatchTrafficCounter) as session:
+    with applied(llama, plan, replace(make_protocol("all"), rows_sharing=4)) as session:
         norm = llama.model.layers[0].get_submodule(NORM_PATHS["attention_input"])
         hook = norm.register_forward_hook(lambda _, __, x: found.append(plan.heads[0].chosen(x)))
         llama(input_ids=ids)

@@ -33,7 +33,7 @@ CONTINUATIONS = [
 @pytest.fixture
 def passes(model):
     """Every forward pass: its tokens, its mask and what the session knew at that moment."""
-    session, seen = SimpleNamespace(prompt_lengths=None), []
+    session, seen = SimpleNamespace(prompt_lengths=None, rows_sharing=1), []
 
     def record(_module, _arguments, keywords):
         seen.append((keywords["input_ids"], keywords["attention_mask"], session.prompt_lengths))
@@ -196,8 +196,19 @@ def test_a_long_context_loses_its_left_but_not_bos(model, tokenizer, passes):
     assert seen[0][2].tolist() == [14]
 
 
+def test_rows_that_stand_for_a_batch_share_a_pass(model, tokenizer, passes):
+    session, seen = passes
+    session.rows_sharing = 3
+    language_model = SparseLM(
+        model, tokenizer, session, batch_tokens=40
+    )  # four rows of ten tokens, or one of 25
+    language_model.document_nats([list(range(10, 20))] * 5 + [list(range(100, 125))] * 4, disable_tqdm=True)
+    assert [len(tokens) for tokens, _, _ in seen] == [3, 3, 3]
+    assert [tokens.shape[1] for tokens, _, _ in seen] == [25, 25, 10]
+
+
 def test_the_session_forgets_prompts_when_a_pass_fails(model, tokenizer):
-    session = SimpleNamespace(prompt_lengths=None)
+    session = SimpleNamespace(prompt_lengths=None, rows_sharing=1)
     language_model = SparseLM(model, tokenizer, session)
     with pytest.raises(IndexError):
         language_model._loglikelihood_tokens([(None, [BOS, 10**6], [1])], disable_tqdm=True)
