@@ -44,9 +44,10 @@ def model_notes(record: dict[str, Any]) -> list[str]:
             f"dequantised to {model['dtype']}; from {source}."
         )
     if found := record.get("quantisation"):
+        made, besides = ("pruned", "index") if "index" in found["config"] else ("quantised", "scales")
         notes.append(
-            f"{model['name']}: weights quantised here to {found['description']}, "
-            f"{found['bits_per_weight']:.2f} bits a weight with scales, computed with dequantised."
+            f"{model['name']}: weights {made} here to {found['description']}, "
+            f"{found['bits_per_weight']:.2f} bits a weight with {besides}, computed with dequantised."
         )
     if note := (record["config"]["model"].get("notes") or {}).get(suite_choice(record["suite"]["name"])):
         notes.append(f"{model['name']}: {note}")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...kernels.errors import KernelError
 from ...kernels.plan_data import Mechanism
 from ...kernels.quantised.stored import StoredWeight
-from ..calibration import Calibration, InputProducts, input_recorder
+from ..calibration import Calibration, InputProducts
 from ..errors import UserError
-from ..hooks import hooked
-from ..projections import SITE_OF_PROJECTION, block_projections, decoder_of, key, projections_of_site, split_key
-from ..search.block_probe import block_keywords
+from ..projections import decoder_of
+from .block_by_block import check_finite, stored_block_by_block
 from .gptq import gptq, inverse_factor
-from .model import LM_HEAD, QuantisedWeights, replaced, stored_by
+from .model import LM_HEAD, QuantisedWeights, stored_by
 from .quantisers import Int4
 
 ROTATIONS = (
@@ -49,53 +47,28 @@ class CalibratedInt4(Int4):
         """See `Quantiser`. The model is as before afterwards."""
         self.check_model(calibration.model)
         decoder = decoder_of(calibration.model)
-        batches = calibration.input_ids.split(calibration.batch_size)
-        hidden = [decoder.embedding(batch.to(calibration.device)) for batch in batches]
-        keywords = block_keywords(calibration.model, batches[0][:1].to(calibration.device))
-        found: dict[str, StoredWeight] = {}
-        for index, block in enumerate(tqdm(decoder.blocks, desc="GPTQ", unit="block", leave=False)):
-            linears = block_projections(block)
-            sites = {SITE_OF_PROJECTION[name]: InputProducts() for name in linears}
-            with hooked(
-                linears[projections_of_site(site)[0]].register_forward_pre_hook(input_recorder(one))
-                for site, one in sites.items()
-            ):
-                for states in hidden:
-                    block(states, **keywords[index])
-            factors = {site: self._factor(key(index, site), one) for site, one in sites.items()}
-            by_key = {key(index, name): linear for name, linear in linears.items()}
-            found |= stored_by(by_key, self._calibrated(factors))
-            with replaced(by_key, found):
-                hidden = [block(states, **keywords[index]) for states in hidden]
+        found, hidden = stored_block_by_block(calibration, "GPTQ", self._factor, self._calibrated)
         if self.lm_head != "same":
             found |= self._head(calibration.model)
         else:
             products = InputProducts()
             for states in hidden:
                 products.update(decoder.final_norm(states))
-            factors = {LM_HEAD: self._factor(LM_HEAD, products)}
-            found |= stored_by({LM_HEAD: decoder.lm_head}, self._calibrated(factors))
+            factor = self._factor(LM_HEAD, products.matrix)
+            found |= stored_by(
+                {LM_HEAD: decoder.lm_head}, lambda name, weight: self._calibrated(name, weight, factor)
+            )
         return QuantisedWeights(self.full_description, found, self._refused)
 
-    def _factor(self, place: str, products: InputProducts) -> Tensor:
-        if not products.matrix.isfinite().all():
-            raise UserError(
-                f"quantisation={self.name}: what enters {place} is not finite on the calibration text; "
-                "load the model in float32 or bfloat16 (model.dtype)"
-            )
-        return inverse_factor(products.matrix, self.damping)
+    def _factor(self, place: str, products: Tensor) -> Tensor:
+        check_finite(self.name, place, products)
+        return inverse_factor(products, self.damping)
 
-    def _calibrated(self, factors: Mapping[str, Tensor]) -> Callable[[str, Tensor], StoredWeight]:
-        """What stores a weight by its name; factors by site, and of the head."""
-
-        def store(name: str, weight: Tensor) -> StoredWeight:
-            site = LM_HEAD if name == LM_HEAD else SITE_OF_PROJECTION[split_key(name)[1]]
-            try:
-                return gptq(weight, factors[site], self.group, self.symmetric)
-            except KernelError as error:
-                raise self._refusal(name, error) from error
-
-        return store
+    def _calibrated(self, name: str, weight: Tensor, factor: Tensor) -> StoredWeight:
+        try:
+            return gptq(weight, factor, self.group, self.symmetric)
+        except KernelError as error:
+            raise self._refusal(name, error) from error
 
     def _refused(self, name: str, _: Tensor) -> StoredWeight:
         raise UserError(f"quantisation={self.name}: {name}: {ROTATIONS}")

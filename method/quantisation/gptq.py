@@ -6,6 +6,8 @@ that are still to come. The scales of a channel's groups are those of its weight
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,20 +20,35 @@ def gptq(weight: Tensor, factor: Tensor, group: int, symmetric: bool) -> Int4Wei
     factor: `inverse_factor` of XᵀX, X being the calibration inputs. In float64. Raises KernelError as
     `int4_rounded`.
     """
-    exact = weight.detach().double().clone()
-    factor = factor.to(exact.device)
     rows = []
-    for channel in range(len(exact)):
-        row = int4_rounded(exact[channel : channel + 1], group, symmetric)
-        rows.append(row)
-        error = (exact[channel] - row.dequantised()[0].double()) / factor[channel, channel]
-        exact[channel + 1 :] -= factor[channel, channel + 1 :, None] * error
+
+    def rounded(_: int, remaining: Tensor) -> Tensor:
+        rows.append(int4_rounded(remaining[:1], group, symmetric))
+        return rows[-1].dequantised()[0]
+
+    compensated(weight, factor, rounded)
     return Int4Weight(
         torch.cat([row.values for row in rows]),
         torch.cat([row.scales for row in rows]),
         None if symmetric else torch.cat([row.zeros for row in rows]),
         weight.shape[1],
     )
+
+
+def compensated(weight: Tensor, factor: Tensor, stored: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """The weight (in, out) float64 after each channel was stored, the error made up for by those after it.
+
+    stored: makes of a channel and the rows (rest, out) from it on, as they are by then, that channel's row
+    (out,). factor: see `gptq`.
+    """
+    exact = weight.detach().double().clone()
+    factor = factor.to(exact.device)
+    for channel in range(len(exact)):
+        row = stored(channel, exact[channel:]).double()
+        error = (exact[channel] - row) / factor[channel, channel]
+        exact[channel + 1 :] -= factor[channel, channel + 1 :, None] * error
+        exact[channel] = row
+    return exact
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:

@@ -25,26 +25,33 @@ HEADS = {"none": "as it was", "int8": "int8 by row and column", "same": "too"}
 
 
 @dataclass(frozen=True)
-class NoQuantisation:
-    """The model's own weights."""
+class Weights:
+    """What a model's weights may become before anything is calibrated; refuses nothing by itself."""
 
     name: str
 
     def check_method(self, mechanisms: Collection[Mechanism]) -> None:
-        """Nothing to refuse."""
+        """Raises UserError for a method whose plans this cannot go with; asked before weights are loaded."""
+
+    def check_sparsity(self, sparsity: float) -> None:
+        """Raises UserError for a sparsity of activations that these weights do not go with; asked as early."""
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Nothing to refuse."""
+        """Raises UserError that names the first linear of a shape which the format cannot hold."""
+
+
+@dataclass(frozen=True)
+class NoQuantisation(Weights):
+    """The model's own weights."""
 
     def weights(self, calibration: Calibration) -> None:
         """Nothing to store."""
 
 
 @dataclass(frozen=True)
-class Quantiser(ABC):
+class Quantiser(Weights, ABC):
     """A format with its settings, and how weights are brought into it; `conf/quantisation` documents them."""
 
-    name: str
     lm_head: str
     """The head: `none` leaves it alone, `int8` is 8 bits by row and column, `same` what the projections are."""
 
@@ -60,12 +67,6 @@ class Quantiser(ABC):
     @abstractmethod
     def _rounded(self, weight: Tensor) -> StoredWeight:
         """The nearest stored weight to (in, out)."""
-
-    def check_method(self, mechanisms: Collection[Mechanism]) -> None:  # noqa: B027 - most have nothing to refuse
-        """Raises UserError for a method whose plans this cannot go with; asked before weights are loaded."""
-
-    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - most have nothing to refuse
-        """Raises UserError that names the first linear of a shape which the format cannot hold."""
 
     def weights(self, calibration: Calibration) -> QuantisedWeights:
         """Stored weights of a model's linears. Raises UserError that names the first that cannot be stored."""

@@ -62,7 +62,7 @@ def prepare(config: DictConfig) -> Cell:
     if method.name == "dense":
         sparsity = 0.0  # one dense cell serves all sparsities
     processes.check(config.model.device, config.latency.name)
-    _check_quantised(parts)
+    _check_quantised(parts, sparsity)
     checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
     settings = {name: portable(config[name]) for name in PARTS}
     identity = {
@@ -79,7 +79,7 @@ def prepare(config: DictConfig) -> Cell:
     return Cell(config, checkpoint, **parts, sparsity=sparsity, name=name, key=digest(identity))
 
 
-def _check_quantised(parts: dict[str, Any]) -> None:
+def _check_quantised(parts: dict[str, Any], sparsity: float) -> None:
     """Raises UserError for what cannot be measured with quantised weights."""
     quantisation, latency = parts["quantisation"], parts["latency"]
     if "none" not in (quantisation.name, latency.name):
@@ -88,6 +88,7 @@ def _check_quantised(parts: dict[str, Any]) -> None:
             "engine has no kernels for quantised weights yet; take latency=none"
         )
     quantisation.check_method(parts["method"].mechanisms)
+    quantisation.check_sparsity(sparsity)
 
 
 def finished_record(cell: Cell) -> dict[str, Any] | None:

@@ -1,0 +1,181 @@
+"""Weights pruned instead of activations: Wanda, and optimal brain surgery with a sparsity by sensitivity.
+
+References for what a token reads: all of its activations meet fewer weights. Blocks are pruned one after the
+other on the calibration text; the head stays.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.quantised.pruned import INDICES, PrunedWeight
+from ...kernels.quantised.stored import StoredWeight
+from ..calibration import Calibration, ChannelMoments, collected_inputs
+from ..errors import UserError
+from ..projections import SITE_OF_PROJECTION, model_projections, projections_of_site, split_key
+from .block_by_block import check_finite, stored_block_by_block
+from .gptq import compensated, inverse_factor
+from .model import QuantisedWeights
+from .quantisers import Weights
+
+
+@dataclass(frozen=True)
+class Pruner(Weights, ABC):
+    """How weights are pruned; `conf/quantisation` documents the settings."""
+
+    sparsity: float
+    """Share of the block projections' weights that become zero."""
+    index: str
+    """What says which weights are kept, counted as bytes: none, or a bitmap."""
+
+    def __post_init__(self) -> None:
+        if self.index not in INDICES:
+            raise UserError(f"quantisation.index is {self.index!r}; choose {', '.join(INDICES)}")
+        if not 0.0 <= self.sparsity < 1.0:
+            raise UserError(f"quantisation.sparsity must be at least 0 and below 1, not {self.sparsity}")
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """How, and how many; two pruners that differ in anything differ in it."""
+
+    @abstractmethod
+    def _prepare(self, place: str, products: Tensor) -> Tensor:
+        """What pruning needs of a site, from XᵀX of its inputs."""
+
+    @abstractmethod
+    def _pruned(self, weight: Tensor, prepared: Tensor, sparsity: float) -> Tensor:
+        """The weight (in, out) with this share of zeros."""
+
+    def _sparsities(self, calibration: Calibration) -> Mapping[str, float]:
+        """Sparsity of every projection, by key."""
+        return dict.fromkeys(calibration.shapes, self.sparsity)
+
+    def check_sparsity(self, sparsity: float) -> None:
+        """See `Weights`: which of the kept weights a kept channel has is not counted."""
+        if sparsity > 0.0:
+            raise UserError(
+                f"quantisation={self.name}: pruned weights are measured with dense activations alone; "
+                "take method=dense"
+            )
+
+    @torch.no_grad()
+    def weights(self, calibration: Calibration) -> QuantisedWeights:
+        """See `Quantiser`. The model is as before afterwards."""
+        sparsities = self._sparsities(calibration)
+
+        def store(name: str, weight: Tensor, prepared: Tensor) -> StoredWeight:
+            pruned = self._pruned(weight, prepared, sparsities[name])
+            return PrunedWeight(pruned.to(weight.dtype).contiguous(), self.index)
+
+        found, _ = stored_block_by_block(calibration, self.name, self._prepare, store)
+        counted = "without an index" if self.index == "none" else f"with a {self.index}"
+        return QuantisedWeights(f"{self.description}, {counted}, lm_head as it was", found, self._refused)
+
+    def _refused(self, name: str, _: Tensor) -> StoredWeight:
+        raise UserError(f"quantisation={self.name}: {name} is not pruned in rotated bases; take method=dense")
+
+
+@dataclass(frozen=True)
+class Wanda(Pruner):
+    """Wanda (arXiv 2306.11695): the lowest |w|·‖x‖ of each output become zero, the others stay as they are."""
+
+    @property
+    def description(self) -> str:
+        """See `Pruner`."""
+        return f"{self.sparsity:.0%} zeros by Wanda"
+
+    def _prepare(self, place: str, products: Tensor) -> Tensor:
+        check_finite(self.name, place, products)
+        return products.diagonal().sqrt()
+
+    def _pruned(self, weight: Tensor, prepared: Tensor, sparsity: float) -> Tensor:
+        order = (weight.double().abs() * prepared[:, None]).argsort(dim=0, stable=True)
+        return weight.scatter(0, order[: int(sparsity * len(weight) + 1e-9)], 0.0)
+
+
+@dataclass(frozen=True)
+class SensitivityPruner(Pruner):
+    """Optimal brain surgery channel by channel, as SparseGPT has it (arXiv 2301.00774), at mixed sparsities.
+
+    A projection's sparsity follows from the rank of its sensitivity among all of the model's: the mean trace of
+    XᵀX, as far as arXiv 2310.09499 was readable; its map from sensitivity to sparsity was not.
+    """
+
+    spread: float
+    """Most that a projection's sparsity may lie from the middle one; 0: all the same."""
+    damping: float
+    """Share of the mean of XᵀX's diagonal that is added to it, above 0."""
+    block: int
+    """Input channels among which the least salient weights are chosen together."""
+
+    @property
+    def description(self) -> str:
+        """See `Pruner`."""
+        return (
+            f"{self.sparsity:.0%} zeros by optimal brain surgery, ±{self.spread:.0%} by sensitivity, "
+            f"damping {self.damping:g}, {self.block} channels at once"
+        )
+
+    def _sparsities(self, calibration: Calibration) -> Mapping[str, float]:
+        linears = model_projections(calibration.model)
+        first = {name: one for name, one in linears.items() if _first_of_site(name) == name}
+        moments = collected_inputs(
+            ChannelMoments, first, calibration.model, calibration.input_ids, calibration.batch_size
+        )
+        traces = {name: float(moments[_first_of_site(name)].mean_squared().mean()) for name in linears}
+        sizes = {name: linear.weight.numel() for name, linear in linears.items()}
+        found = mixed_sparsities(traces, sizes, self.sparsity, self.spread)
+        if not all(0.0 <= sparsity < 1.0 for sparsity in found.values()):
+            raise UserError(f"quantisation.spread={self.spread} is too wide around sparsity {self.sparsity}")
+        return found
+
+    def _prepare(self, place: str, products: Tensor) -> Tensor:
+        check_finite(self.name, place, products)
+        return inverse_factor(products, self.damping)
+
+    def _pruned(self, weight: Tensor, prepared: Tensor, sparsity: float) -> Tensor:
+        return surgically_pruned(weight, prepared, sparsity, self.block)
+
+
+def _first_of_site(name: str) -> str:
+    """Key of the first projection that reads what this one reads."""
+    block, projection = split_key(name)
+    return f"{block}.{projections_of_site(SITE_OF_PROJECTION[projection])[0]}"
+
+
+def mixed_sparsities(
+    sensitivities: Mapping[str, float], sizes: Mapping[str, int], sparsity: float, spread: float
+) -> dict[str, float]:
+    """Sparsities that fall with the rank of a sensitivity, from +spread to −spread, with this mean by size."""
+    ordered = sorted(sensitivities, key=lambda name: (sensitivities[name], name))
+    last = max(1, len(ordered) - 1)
+    offsets = {name: spread * (1.0 - 2.0 * rank / last) for rank, name in enumerate(ordered)}
+    total = sum(sizes.values())
+    mean = sum(offsets[name] * sizes[name] for name in ordered) / total
+    return {name: sparsity + offsets[name] - mean for name in sensitivities}
+
+
+def surgically_pruned(weight: Tensor, factor: Tensor, sparsity: float, block: int) -> Tensor:
+    """The weight (in, out) with zeros where w²/[H⁻¹] is least, and the others changed to make up for them.
+
+    factor: `inverse_factor` of XᵀX. The zeros are chosen among `block` channels of all outputs at a time, at
+    the weights as they are by then.
+    """
+    kept: Tensor | None = None
+
+    def stored(channel: int, remaining: Tensor) -> Tensor:
+        nonlocal kept
+        if channel % block == 0:
+            some = remaining[:block]
+            saliency = (some / factor.diagonal()[channel : channel + block, None].to(some.device)).square()
+            order = saliency.flatten().argsort(stable=True)[: round(sparsity * some.numel())]
+            kept = torch.ones_like(some).flatten().index_fill(0, order, 0.0).view_as(some)
+        return remaining[0] * kept[channel % block]
+
+    return compensated(weight, factor, stored)
