@@ -26,6 +26,7 @@ from ...method.token_policy import TokenPolicy
 from ...method.wisparse.alpha_search import search_alphas
 from ...method.wisparse.method import WiSparse
 from ..evaluation.passes.context import reproducible_attention
+from ..evaluation.passes.generation import greedy_tokens
 from .cost_bench import Bench, Measurement, Watch
 
 ROWS, LENGTH = 8, 512
@@ -156,14 +157,7 @@ def generation(bench: Bench, method: Method) -> list[Measurement]:
     ids = bench.random_ids(ROWS, LENGTH, seed=1)
 
     def generate(new_tokens: int) -> None:
-        bench.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
+        greedy_tokens(bench.model, ids, torch.ones_like(ids), new_tokens)
 
     with applied(bench.model, bench.plan(method), EVERY_TOKEN), reproducible_attention():
         generate(2)

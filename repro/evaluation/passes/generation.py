@@ -6,7 +6,7 @@ repetition penalty or a number of beams as well. Hence a loop of our own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,34 @@ def greedy_answers(
     mask says. Raises NotFiniteError that names the row.
     """
     prompts = [row[real.bool()].tolist() for row, real in zip(tokens, mask, strict=True)]
-    answers: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
+
+    def stopped(answer: list[int]) -> bool:
+        return _stopped(tokenizer, answer, settings.stop_strings)
+
+    answers = greedy_tokens(model, tokens, mask, settings.new_tokens, end_tokens, stopped)
+    return [
+        settings.cut(continuation_text(tokenizer, prompt, answer))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def greedy_tokens(
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    new_tokens: int,
+    end_tokens: Collection[int] = (),
+    stopped: Callable[[list[int]], bool] = lambda answer: False,
+) -> list[list[int]]:
+    """Greedy continuations of prompts (rows, length) padded on the left, without their end tokens.
+
+    stopped: whether an answer ends with its last token. Raises NotFiniteError that names the row.
+    """
+    answers: list[list[int]] = [[] for _ in tokens]
+    running = set(range(len(answers)))
     inputs, positions, cache = tokens, (mask.cumsum(dim=1) - 1).clamp_min(0), None
-    for _ in range(settings.new_tokens):
+    for _ in range(new_tokens):
         output = model(
             input_ids=inputs,
             attention_mask=mask,
@@ -78,23 +102,20 @@ def greedy_answers(
         )
         largest, chosen = output.logits[:, -1].float().max(dim=-1)  # the largest is nan where any logit is
         largest, chosen = torch.stack([largest.double(), chosen.double()]).cpu()
-        require_finite(model, [float(largest[row]) if row in running else 0.0 for row in range(len(prompts))])
+        require_finite(model, [float(largest[row]) if row in running else 0.0 for row in range(len(answers))])
         for row in sorted(running):
             token = int(chosen[row])
             if token not in end_tokens:
                 answers[row].append(token)
-            if token in end_tokens or _stopped(tokenizer, answers[row], settings.stop_strings):
+            if token in end_tokens or stopped(answers[row]):
                 running.remove(row)
         if not running:
             break
-        goes_on = torch.tensor([[row in running] for row in range(len(prompts))], device=mask.device)
+        goes_on = torch.tensor([[row in running] for row in range(len(answers))], device=mask.device)
         mask = torch.cat([mask, goes_on.to(mask.dtype)], dim=1)
         inputs = torch.where(goes_on, chosen.long().to(mask.device)[:, None], inputs[:, -1:])
         positions, cache = positions[:, -1:] + 1, output.past_key_values
-    return [
-        settings.cut(continuation_text(tokenizer, prompt, answer))
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    return answers
 
 
 def _stopped(tokenizer: PreTrainedTokenizerBase, answer: list[int], stop_strings: Sequence[str]) -> bool:

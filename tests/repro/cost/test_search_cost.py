@@ -6,8 +6,11 @@ import csv
 import json
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 from wisparse.method.projections import PROJECTIONS
 from wisparse.repro.cost import cost_stages, search_cost
+from wisparse.repro.cost.cost_bench import Bench
 from wisparse.repro.cost.search_cost import compose_cost, measure
 from wisparse.repro.cost.search_cost_table import (
     COLUMNS,
@@ -18,6 +21,7 @@ from wisparse.repro.cost.search_cost_table import (
     write_costs,
 )
 
+from ...conftest import make_calibration, make_method
 from ..models.test_random_models import SHRUNK
 
 BLOCKS, SEQUENCES, LENGTH, TOKENS = 3, 8, 16, 32
@@ -73,6 +77,21 @@ def test_the_evolutionary_search_is_extrapolated_to_the_papers_budget(rows):
         assert 0 < int(row["measured"]) <= 64
         each = float(row["seconds"]) / int(row["measured"])
         assert float(row["minutes"]) * 60 == pytest.approx(float(row["setup_seconds"]) + 25600 * each, rel=0.02)
+
+
+def test_generation_is_timed_as_evaluation_generates_whatever_the_checkpoint_asks_for(llama):
+    """A generation configuration that would search by beams, draw, or end early has no say."""
+    llama.generation_config.update(num_beams=3, do_sample=True, eos_token_id=list(range(128)))
+    passes = []
+    llama.model.register_forward_pre_hook(
+        lambda _, __, keywords: passes.append(tuple(keywords["input_ids"].shape)), with_kwargs=True
+    )
+    bench = Bench(llama, make_calibration(llama), 0.5, OmegaConf.create({"new_tokens": 4}))
+    bench.random_ids = lambda rows, length, seed: torch.ones(rows, 8, dtype=torch.long)
+    (found,) = cost_stages.generation(bench, make_method("dense"))
+    assert (found.unit, found.measured, found.seconds > 0) == ("step", 4, True)
+    prompt, step = (cost_stages.ROWS, 8), (cost_stages.ROWS, 1)
+    assert passes == [prompt, step, prompt, prompt, step, step, step, step]
 
 
 @pytest.mark.slow
