@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 PUBLIC = "https://api.wandb.ai"
 PATIENCE = 10.0
 """Seconds that a server has for an answer before a cell is computed."""
-MODES = ("auto", "online", "offline", "disabled")
+MODES = ("auto", "login", "online", "offline", "disabled")
 
 
 class Logger(Protocol):
@@ -98,7 +98,7 @@ class WandbLogger:
         if self.mode not in MODES:
             raise UserError(f"logger.mode={self.mode} is not supported; choose from {', '.join(MODES)}")
         # Found out before the cell is computed, not after.
-        if importlib.util.find_spec("wandb") is None:
+        if self.place is not None and importlib.util.find_spec("wandb") is None:
             raise UserError("logger=wandb needs wandb: run `pip install wandb`, or use logger=none")
 
     @property
@@ -141,12 +141,17 @@ class WandbLogger:
 
 
 def resolved_mode(mode: str) -> str:
-    """`auto` follows WANDB_MODE where it is set; else online where there is a login, offline where not."""
-    if mode != "auto":
+    """What `auto` and `login` are here: WANDB_MODE where it is set, else online where there is a login.
+
+    Without one `auto` is offline, and `login` is disabled: nobody without an account is asked or kept waiting.
+    """
+    if mode not in ("auto", "login"):
         return mode
     if wished := os.environ.get("WANDB_MODE"):
         return wished
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
+    if os.environ.get("WANDB_API_KEY") or _has_login():
+        return "online"
+    return "offline" if mode == "auto" else "disabled"
 
 
 def server() -> SplitResult:

@@ -144,7 +144,7 @@ def test_the_embedded_suite_and_wandb_offline(start, monkeypatch, folders):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("wisparse.repro.cell.loggers._has_login", lambda: False)
     tiny = ["suite.tasks=[next_line]", "suite.limit=3", "suite.documents=1", *SMALL[:2]]
-    code, out, err = start("method=dense", *tiny)
+    code, out, err = start("method=dense", "logger=wandb", *tiny)
     assert code == 0, err
     record = json.loads(out[-1])
     assert record["tasks"]["next_line"]["n"] == 3

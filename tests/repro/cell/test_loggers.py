@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from wisparse.method.errors import UserError
 from wisparse.repro.cell.loggers import NoLogger, WandbLogger, log_once, resolved_mode
+from wisparse.repro.configuration import register_resolvers
+
+from ...conftest import CONFIGURATION
 
 RECORD = {"utc": "2026-01-01T00:00:00+00:00", "items_sha256": "a"}
 
@@ -66,6 +73,26 @@ def test_a_login_of_the_server_in_use_means_online(alone, monkeypatch):
     assert resolved_mode("auto") == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert resolved_mode("auto") == "offline"
+
+
+def test_without_a_login_nobody_is_asked_for_wandb(alone, monkeypatch, tmp_path):
+    """Neither an account nor the package is needed; `logger=wandb` asks for both."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        configured, asked = (compose("config", overrides=given).logger for given in ([], ["logger=wandb"]))
+    logger = instantiate(configured)
+    assert logger.place is None
+    log_once(logger, tmp_path, RECORD)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InstantiationException, match="needs wandb"):
+        instantiate(asked)
+    alone.write_text("machine api.wandb.ai login user password secret\n")
+    with pytest.raises(InstantiationException, match="needs wandb"):
+        instantiate(configured)
+    monkeypatch.undo()
+    monkeypatch.setenv("NETRC", str(alone))
+    assert instantiate(configured).place == "wandb wisparse"
 
 
 def test_a_server_that_does_not_answer_is_found_before_a_cell_is_computed(alone, monkeypatch, tmp_path):
