@@ -33,7 +33,7 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast test-accidents test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
-	reproduce-real reproduce-speed reproduce-search-cost verify-claims report bench prefetch fetch-smollm2 readme installed \
+	reproduce-real reproduce-speed reproduce-search-cost given-loss verify-claims report bench prefetch fetch-smollm2 readme installed \
 	train-embedded check-pins wheel clean
 
 help: ## list every target
@@ -134,6 +134,12 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 	@$(if $(filter real,$(PROFILE)),$(RUN) repro/run.py experiment=massive_real $(WITHOUT_TASKS) && \
 		$(RUN) -m wisparse.repro.figures.massive_plot --records outputs/massive_real --output results/real/massive \
 		$(call KEEP_real,massive))
+
+given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
+	@$(RUN) -m wisparse.repro.tables given_loss --records results/records/table1 \
+		--output results/given_loss > /dev/null
+	@$(RUN) -m wisparse.repro.tables given_loss --records results/real/records/table1 \
+		--output results/real/given_loss > /dev/null
 
 verify-claims: $(INSTALLED) ## check what the papers print against what was measured, into results/claims.{md,csv}
 	@$(RUN) -m wisparse.repro.claims

@@ -41,6 +41,7 @@ SECTIONS = (
     ("paper", "Tables of the 7-8B models", "make reproduce-table1 PROFILE=paper"),
     _declared("table2"),
     _declared("frontier"),
+    _declared("given_loss"),
     _declared("quantised"),
     ("frontier_long", "The same with more calibration text", "python repro/run.py experiment=frontier_long"),
     ("questions", TABLES["question"].title, TABLES["question"].command),

@@ -20,6 +20,7 @@ from ..measured.cells import MeasuredCell
 from ..record_facts import suite_choice
 from ..records import ITEMS, RECORD, UNREACHABLE, write_text
 from .against_bytes.frontier_table import FRONTIER
+from .against_bytes.given_loss_table import GIVEN_LOSS
 from .against_bytes.quantised_table import QUANTISED
 from .full_size_table import FULL_SIZE
 from .plot_style import ink, write_figure
@@ -39,7 +40,7 @@ class Cells(Protocol):
 
 TABLES: dict[str, Table[Any]] = {
     table.name: table
-    for table in (TABLE1, TABLE2, REAL, READINGS, FRONTIER, QUANTISED, QUESTION, FULL_SIZE, SPEED)
+    for table in (TABLE1, TABLE2, REAL, READINGS, FRONTIER, GIVEN_LOSS, QUANTISED, QUESTION, FULL_SIZE, SPEED)
 }
 """Every table by its name: for the command line, the report and whoever measures."""
 
@@ -133,7 +134,7 @@ def main() -> None:
     table = TABLES[arguments.table]
     if arguments.where and table not in (FRONTIER, QUANTISED):
         parser.error("--where chooses records of frontier and quantised alone")
-    if len(arguments.records) > 1 and table not in (FRONTIER, QUANTISED, REAL, READINGS):
+    if len(arguments.records) > 1 and table not in (FRONTIER, GIVEN_LOSS, QUANTISED, REAL, READINGS):
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
         check_keepable(arguments.keep_records, arguments.records)

@@ -23,18 +23,18 @@ CONFIG = {
 }
 
 
-def outcomes(broken: int) -> dict[str, list[float]]:
+def outcomes(broken: float) -> dict[str, list[float]]:
     """The dense outcomes with the first `broken` right answers of each task turned wrong."""
     result = {}
     for task, dense in DENSE_OUTCOMES.items():
         changed = dense.copy()
-        changed[np.flatnonzero(dense)[:broken]] = 0.0
+        changed[np.flatnonzero(dense)[: int(broken)]] = 0.0
         result[task] = changed.tolist()
     return result
 
 
 def write_cell(
-    root: Path, name: str, sparsity: float, broken: int, details: object = None, **changes: object
+    root: Path, name: str, sparsity: float, broken: float, details: object = None, **changes: object
 ) -> Path:
     """A finished cell whose perplexity is the dense one times 1.01 for each broken answer."""
     stretch = 1.01**broken

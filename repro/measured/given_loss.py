@@ -1,0 +1,122 @@
+"""Sparsity and bytes at which a method has lost so much: PPL-p % (Sparsing Law, arXiv 2411.02335).
+
+The sparse cells of a method and a seed are a curve of perplexity against bytes. Where it crosses the dense
+perplexity times 1 + p is found between the two cells around the crossing, the logarithm of the rise being
+linear in the bytes, as in every other comparison here. The paper bisects one global setting instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .cells import MeasuredCell
+from .comparison import Numbers, bytes_of
+from .paired_bootstrap import Interval, interval
+from .real_cells import RealData, Section
+from .rise import Rises, exact_perplexity
+
+LOSSES = (0.01, 0.05, 0.1)
+"""Rises of perplexity, as shares of the dense model's: PPL-1 %, PPL-5 %, PPL-10 %."""
+MEASURED, EARLIER, NOT_REACHED = "measured", "before the first cell", "not reached"
+"""Whether a loss lies between the cells of every seed; before those of some; or beyond those of some."""
+
+
+@dataclass(frozen=True)
+class AtLoss:
+    """A method where its perplexity has risen by a share of the dense model's: the mean over its seeds."""
+
+    section: Section
+    method: str
+    loss: float
+    seeds: tuple[int, ...]
+    """Seeds with all of the method's sparsities."""
+    cells: int
+    """Sparse cells of a curve."""
+    status: str
+    """One of MEASURED, EARLIER and NOT_REACHED."""
+    sparsity: Interval | None
+    """Net sparsity; bounds end where the cells do. None where it is not measured: nothing is extrapolated."""
+    bytes_per_token: Interval | None
+    ends: tuple[float, float]
+    """Net sparsity of the first and of the last cell."""
+
+
+def net_sparsity(cell: MeasuredCell) -> float:
+    """Share of the block weights that a sparse token saves: not read, less what is read besides."""
+    realised = cell.record["realised"]
+    besides = sum(realised.get(part, 0.0) for part in ("low_rank_share", "rotation_share"))
+    return float(realised["realised_sparsity"]) - besides
+
+
+def losses(data: RealData) -> list[AtLoss]:
+    """Every method of every section with perplexities at every loss, in the order of the cells."""
+    found = []
+    for section in data.sections:
+        dense = data.dense(section)
+        methods = dict.fromkeys(method for _, method, *_ in data.cells_of(section) if method != "dense")
+        if dense is not None and dense.record["perplexity"] is not None:
+            rises = Rises(data.comparison(section), dense)
+            found += [_at_loss(data, section, rises, name, loss) for name in methods for loss in LOSSES]
+    return found
+
+
+def _at_loss(data: RealData, section: Section, rises: Rises, method: str, loss: float) -> AtLoss:
+    seeds = sorted({seed for _, name, _, seed in data.cells_of(section) if name == method})
+    of_seed = {seed: data.curve(section, method, seed) for seed in seeds}
+    most = max(map(len, of_seed.values()))
+    whole = {seed: curve for seed, curve in of_seed.items() if len(curve) == most}
+    curves = [sorted(curve, key=bytes_of, reverse=True) for curve in whole.values()]
+    positions = [_position(rises, curve, loss) for curve in curves]
+    status = next((reason for reason, _ in positions if reason != MEASURED), MEASURED)
+    places = list(zip(curves, (position for _, position in positions), strict=True))
+
+    def mean(of: list[Numbers]) -> Interval | None:
+        if status != MEASURED:
+            return None
+        means = np.mean(of, axis=0)
+        return interval(float(means[0]), means[1:])
+
+    nets = [[net_sparsity(cell) for cell in curve] for curve in curves]
+    return AtLoss(
+        section, method, loss, tuple(whole), most, status,
+        sparsity=mean([_at(place, net) for (_, place), net in zip(places, nets, strict=True)]),
+        bytes_per_token=mean([_at(place, list(map(bytes_of, curve))) for curve, place in places]),
+        ends=(float(np.mean([net[0] for net in nets])), float(np.mean([net[-1] for net in nets]))),
+    )  # fmt: skip
+
+
+def _at(position: Numbers, values: Sequence[float]) -> Numbers:
+    return np.interp(position, np.arange(len(values)), values)
+
+
+def _position(rises: Rises, curve: Sequence[MeasuredCell], loss: float) -> tuple[str, Numbers]:
+    """Whether a curve crosses the loss, and where: as measured first, then in every resample."""
+    found = np.array([np.append(*rises.at(cell)) for cell in curve])
+    of_dense = np.exp(rises.comparison.log_perplexities(rises.dense))
+    wanted = loss * np.append(exact_perplexity(rises.dense), of_dense)
+    outside = EARLIER if found[0, 0] > wanted[0] else NOT_REACHED if found[:, 0].max() < wanted[0] else MEASURED
+    return outside, crossing(found, wanted)
+
+
+def crossing(rises: Numbers, wanted: Numbers) -> Numbers:
+    """Where each curve first reaches a rise, in cells: 1.5 is halfway from the second to the third.
+
+    rises: (cells, curves); wanted: (curves,), above 0. Between two cells the logarithm of the rise is linear,
+    or the rise itself where the lower is not above 0. A curve that starts above is at 0, one that stays below
+    at its end.
+    """
+    found = np.full(len(wanted), len(rises) - 1.0)
+    going_on = rises[0] < wanted
+    found[~going_on] = 0.0
+    for index, (below, above) in enumerate(pairwise(rises)):
+        here = going_on & (above >= wanted)
+        positive = here & (below > 0)
+        for chosen, scale in ((positive, np.log), (here & ~positive, np.asarray)):
+            low, high, between = (scale(part[chosen]) for part in (below, above, wanted))
+            found[chosen] = index + (between - low) / (high - low)
+        going_on &= ~here
+    return found

@@ -1,0 +1,114 @@
+"""Sparsity at a given loss, beside the tables of loss at a given sparsity: PPL-p % of every method.
+
+python -m wisparse.repro.tables given_loss --records results/real/records/table1.tar.xz \
+    --output results/real/given_loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ...measured.given_loss import EARLIER, LOSSES, MEASURED, AtLoss, losses
+from ...measured.paired_bootstrap import RESAMPLES
+from ...measured.real_cells import RealData, Section, read_real
+from ..table import MEGABYTES, PERCENT_1, Column, Table, Value, entries_as_rows, markdown_table
+from ..text import headed, settings_lines
+
+ABOVE = (
+    "Net sparsity, and bytes a token, at which perplexity has risen by 1, 5 and 10 % of the dense model's: "
+    "PPL-p % of the Sparsing Law (arXiv 2411.02335). Net: block weights not read, less what rotations "
+    "and low-rank paths read.",
+    "Between the two cells around that rise its logarithm is linear in the bytes; nothing is extrapolated. "
+    "`<`: the first sparse cell, whose sparsity follows, has lost more already. *not reached*: even the last "
+    "cell, whose sparsity follows, has lost less.",
+    f"Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples of the documents, of the mean over the "
+    "seeds that have all of a method's sparsities; they end where the cells do.",
+)
+
+
+def columns(_: Sequence[str]) -> list[Column[AtLoss]]:
+    """Columns in the order of the CSV."""
+    return [
+        Column("model", "Model", lambda found: found.section.model),
+        Column("suite", "Suite", lambda found: found.section.suite),
+        Column("protocol", "Protocol", lambda found: found.section.protocol),
+        Column("search_budget", "Budget", lambda found: found.section.budget),
+        Column("method", "Method", lambda found: found.method),
+        Column("loss", "Loss", lambda found: found.loss),
+        Column("sparsity", "Sparsity", lambda found: found.sparsity, 4, PERCENT_1, bounds=True),
+        Column("bytes_per_token", "MB/token", lambda found: found.bytes_per_token, 0, MEGABYTES, bounds=True),
+        Column("seeds", "Seeds", lambda found: ", ".join(map(str, found.seeds))),
+        Column("cells", "Sparse cells", lambda found: found.cells),
+        Column("first_cell_sparsity", "", lambda found: found.ends[0], 4),
+        Column("last_cell_sparsity", "", lambda found: found.ends[1], 4),
+        Column("status", "", lambda found: found.status),
+    ]
+
+
+Row = tuple[AtLoss, ...]
+"""A method at every loss."""
+
+
+def _shown() -> list[Column[Row]]:
+    """Columns of the page: a method a row, its sparsities, then its bytes."""
+    made = {column.name: column for column in columns(())}
+
+    def at(index: int, name: str, title: str) -> Column[Row]:
+        of = made[name]
+
+        def value(row: Row) -> Value:
+            found = row[index]
+            if found.status == MEASURED:
+                return of.shown(of.fields(found))
+            if name != "sparsity":
+                return None
+            first, last = (PERCENT_1(str(end)) for end in found.ends)
+            return f"< {first}" if found.status == EARLIER else f"*not reached* at {last}"
+
+        return Column(f"{name}_{index}", title, value)
+
+    def all_losses(name: str, title: str) -> Iterator[Column[Row]]:
+        return (at(index, name, f"{title} at +{loss:.0%}") for index, loss in enumerate(LOSSES))
+
+    return [
+        Column("method", "Method", lambda row: row[0].method),
+        *all_losses("sparsity", "Sparsity"),
+        *all_losses("bytes_per_token", "MB/token"),
+        *(
+            Column(name, made[name].title, lambda row, of=made[name]: of.value(row[0]))
+            for name in ("seeds", "cells")
+        ),
+    ]
+
+
+def _sections(data: RealData) -> Iterator[str]:
+    by_section: dict[Section, dict[str, list[AtLoss]]] = {}
+    for found in losses(data):
+        by_section.setdefault(found.section, {}).setdefault(found.method, []).append(found)
+    several = len({section.model for section in by_section}) > 1
+    for section, methods in by_section.items():
+        cells = [cell for (_, method, *_), cell in data.cells_of(section).items() if method != "dense"]
+        of_model = f"{section.model}: " if several else ""
+        yield f"## {of_model}{section.suite}, protocol {section.protocol}, search {section.budget}"
+        yield "\n".join(f"- {line}" for line in settings_lines(cells))
+        rows: Iterable[Row] = map(tuple, methods.values())
+        yield markdown_table(_shown(), list(entries_as_rows(_shown(), rows)))
+
+
+def page(data: RealData) -> str:
+    """The whole page: how it is read, and a part for each model, suite, protocol and search budget."""
+    head = headed("# Sparsity at a given loss", data.cells.values())
+    lines = "\n".join(f"- {line}" for line in ABOVE)
+    return "\n\n".join([head, lines, *_sections(data)]) + "\n"
+
+
+GIVEN_LOSS = Table(
+    name="given_loss",
+    title="Sparsity at a given loss",
+    command="make given-loss",
+    read=read_real,
+    entries=losses,
+    columns=columns,
+    above=lambda data: "",
+    page=page,
+)
