@@ -15,6 +15,7 @@ from .decoder import Decoder
 from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
 from .executable import check_executable
+from .folding import bases_of, folded
 from .held_weights import check_held, hold, let_go, remember
 from .plan_data import BlockPlan, Mechanism, Plan
 from .prompt import PreparedPrompt, check_continuation, prepared
@@ -139,6 +140,15 @@ def _check_same_weights(made_on: str | None, given: str | None) -> None:
         )
 
 
+def _check_own_bases(model: nn.Module, plan: Plan | None) -> None:
+    """Raise KernelError for folded bases: weights in few bits are stored in the model's own."""
+    if bases_of(model) is not None or (plan is not None and plan.folded is not None):
+        raise KernelError(
+            "weights in few bits are stored in the model's own bases, and this plan has folded ones; evaluate "
+            "it without the engine, or take a method without them"
+        )
+
+
 class DecodeEngine:
     """Decodes with a static cache; the weights of dropped channels are never read.
 
@@ -170,12 +180,15 @@ class DecodeEngine:
         if plan is not None:
             _check_same_weights(plan.quantisation, None if quantised is None else quantised.description)
         if quantised is not None:
+            _check_own_bases(model, plan)
             stored = quantised.weights
         formats = {weight.format for weight in (stored or {}).values()}
         check_decodable(model, batch, capacity, needed(blocks), formats)
         self.model = model
         self.closed = False
         self._reading_prompts = reading_prompts
+        self._folding = folded(model, bases_of(model) if plan is None else plan.folded)
+        self._folding.__enter__()
         self._holder = hold(model, "an engine", in_place=True)
         try:
             self.weights: DecoderWeights = pack(model, _gated_blocks(plan), stored)
@@ -185,8 +198,7 @@ class DecodeEngine:
             self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
             self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
         except BaseException:
-            unpack(model)
-            let_go(model, self._holder)
+            self._let_go()
             raise
 
     def __enter__(self) -> DecodeEngine:
@@ -203,8 +215,13 @@ class DecodeEngine:
             self.closed = True
             # First, so that no weight is held twice for longer than its copy takes.
             del self.step, self.cache, self.rules, self.weights
-            unpack(self.model)
-            let_go(self.model, self._holder)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Lay the model's weights out as before, in its own bases unless another engine needs these."""
+        unpack(self.model)
+        let_go(self.model, self._holder)
+        self._folding.__exit__(None, None, None)
 
     def ran(self) -> dict[str, str]:
         """Language of the kernels of each part of a decode step, for records."""

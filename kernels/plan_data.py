@@ -31,6 +31,7 @@ class Mechanism(Enum):
     GATE = "thresholds on the gate"
     ROTATION = "rotated bases"
     HEADS = "key-value groups chosen for each token"
+    FOLDED = "folded bases"
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,33 @@ class Rotation:
         return {Mechanism.ROTATION: self.basis.numel()}
 
 
+@dataclass(frozen=True, eq=False)
+class FoldedBases:
+    """Bases that are folded into a model's weights, which computes the same function on other channels.
+
+    Nothing is read for them. Rules of the same plan are on the new channels.
+    """
+
+    stream: Tensor | None = None
+    """(hidden, hidden) orthogonal basis of the residual stream; None: it stays as it is."""
+    values: Mapping[int, Tensor] = field(default_factory=dict)
+    """(kv heads, head_dim, head_dim) orthogonal bases of the heads of v, by block."""
+
+    def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+        """What does not fit a model of these (out, in) by key, or is not orthogonal; None where all fits."""
+        hidden = shapes.get("0.q", (0, 0))[1]
+        if self.stream is not None and (problem := Rotation(self.stream).misfit(hidden)):
+            return problem
+        for block, bases in self.values.items():
+            out = shapes.get(f"{block}.v", (0, 0))[0]
+            if bases.ndim != 3 or bases.shape[1] != bases.shape[2] or bases.shape[:2].numel() != out:
+                return f"block {block}: bases of values have shape {tuple(bases.shape)}, for {out} channels"
+            for basis in bases:
+                if problem := Rotation(basis).misfit(bases.shape[1]):
+                    return problem
+        return None
+
+
 @dataclass(frozen=True)
 class HeadRule:
     """Key-value groups that attention looks at: those of the highest scores, chosen anew for each token.
@@ -271,6 +299,8 @@ class Plan(Protocol):
     """(out, in) of every block projection of the model that it was made for, by key."""
     quantisation: str | None
     """Quantised weights that it was made on; None: the model's own."""
+    folded: FoldedBases | None
+    """Bases in the weights that its rules are on; None: the model's own."""
 
     def block_plans(self) -> tuple[BlockPlan, ...]:
         """The plan of every block, in order."""

@@ -107,8 +107,9 @@ class Answers:
         capacity = self._ids.shape[1] + self._new_tokens
         prompts = partial(applied, self._model, self._plan, self._policy)
         with (
-            DecodeEngine(self._model, capacity=capacity) as dense_engine,
+            # The sparse one first: where its plan has folded bases, the dense one decodes in them as well.
             DecodeEngine(self._model, self._plan, capacity=capacity, reading_prompts=prompts) as sparse_engine,
+            DecodeEngine(self._model, capacity=capacity) as dense_engine,
             torch.inference_mode(),
         ):
             dense = Answer("dense", dense_engine)

@@ -29,7 +29,7 @@ from .projections import (
     split_key,
 )
 from .quantisation.model import description_of
-from .rotation import rotated
+from .rotation import folded_into, rotated
 from .running.acting import ENGINE, PLAN, acting_on
 from .token_policy import TokenPolicy
 from .traffic import TrafficCounter
@@ -291,6 +291,7 @@ def applied(
     session = SparseSession(model, plan, policy, counting(model, plan, policy.rows_sharing))
     with (
         acting_on(model, PLAN, beside=ENGINE),  # an engine reads its prompts under its plan
+        folded_into(model, plan.folded),
         rotated(model, plan.rotations, plan.gains_kept),
         hooked(session.hooks()),
         session.observed_generation(),

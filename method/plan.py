@@ -17,7 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..kernels.decoder import PROJECTIONS, split_key
-from ..kernels.plan_data import BlockPlan, GateRule, HeadRule, ProjectionRule, Rotation, of_another_model
+from ..kernels.plan_data import (
+    BlockPlan,
+    FoldedBases,
+    GateRule,
+    HeadRule,
+    ProjectionRule,
+    Rotation,
+    of_another_model,
+)
 from ..kernels.shared_files import file_mode, make_folder, replacing
 from .provenance import PlanProvenance
 
@@ -26,6 +34,8 @@ __all__ = ["PlanError", "ProjectionRule", "SparsityPlan"]
 FORMAT_VERSION = 1
 TENSORS, DOCUMENT = "plan.safetensors", "plan.json"
 """Files of a plan that is a folder."""
+FOLDED, STREAM = "folded", "stream"
+"""Part of the tensors of folded bases, and the owner of that of the residual stream; the others' is a block."""
 METADATA = "wisparse_plan"
 """Entry of the safetensors metadata that holds the JSON document of a plan that is one file."""
 KEY = re.compile(rf"(0|[1-9]\d*)\.({'|'.join(PROJECTIONS)})")
@@ -56,6 +66,8 @@ class SparsityPlan:
     """Method, sparsity, what making the plan took, and what the method found."""
     quantisation: str | None = None
     """Format and settings of the quantised weights that it was made on; None: the model's own."""
+    folded: FoldedBases | None = None
+    """Bases that the model's weights are turned into, for free; rules then are on the new channels."""
 
     def check_model(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises PlanError when a model with projections of these shapes is not the plan's model."""
@@ -106,6 +118,11 @@ class SparsityPlan:
         for name in (*self.rules, *self.rotations, *map(str, (*self.gate_thresholds, *self.heads))):
             if name.partition(".")[0] not in blocks:
                 return f"{name} is of no block of its model"
+        if self.folded is not None:
+            if self.rotations:
+                return "it has rotated and folded bases; take one"
+            if problem := self.folded.misfit(self.shapes):
+                return f"folded bases: {problem}"
         for index, block in enumerate(self.block_plans()):
             of_block = {name: shape for name, shape in self.shapes.items() if split_key(name)[0] == index}
             if problem := block.misfit({split_key(name)[1]: shape for name, shape in of_block.items()}):
@@ -176,6 +193,9 @@ class SparsityPlan:
         found |= {f"{site}.rotation": basis for site, basis in self.rotations.items()}
         for block, rule in self.heads.items():
             found |= {f"{block}.router.weight": rule.weight, f"{block}.router.bias": rule.bias}
+        if self.folded is not None:
+            found |= {f"{STREAM}.{FOLDED}": basis for basis in (self.folded.stream,) if basis is not None}
+            found |= {f"{block}.{FOLDED}": bases for block, bases in self.folded.values.items()}
         # Copies: a file holds every tensor once, and rules may share their weights or be parts of one tensor.
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
@@ -204,6 +224,7 @@ class SparsityPlan:
         gates: dict[int, Tensor] = {}
         rotations: dict[str, Tensor] = {}
         routers: dict[int, dict[str, Tensor]] = {int(block): {} for block in document.get("heads", {})}
+        folded: dict[str, Tensor] = {}
         for full_name, tensor in tensors.items():
             owner, part = full_name.rsplit(".", 1)
             if owner == "gate_thresholds":
@@ -212,6 +233,8 @@ class SparsityPlan:
                 routers[int(owner.removesuffix(".router"))][part] = tensor
             elif part == "rotation":
                 rotations[owner] = tensor
+            elif part == FOLDED:
+                folded[owner] = tensor
             else:
                 parts[owner][part] = tensor
         for name, k in document["top_k"].items():
@@ -228,8 +251,15 @@ class SparsityPlan:
             },
             gains_kept=document.get("gains_kept", False),
             quantisation=document.get("quantisation"),
+            folded=_folded(folded),
             provenance=PlanProvenance.from_dict(document["provenance"]),
         )
+
+
+def _folded(tensors: dict[str, Tensor]) -> FoldedBases | None:
+    stream = tensors.pop(STREAM, None)
+    values = {int(block): bases for block, bases in tensors.items()}
+    return None if stream is None and not values else FoldedBases(stream, values)
 
 
 def _check_replaceable(path: Path) -> None:

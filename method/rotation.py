@@ -9,14 +9,17 @@ embeddings and lm_head stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..kernels.errors import KernelError
+from ..kernels.folding import folded
 from ..kernels.held_weights import check_held, held, remember
+from ..kernels.plan_data import FoldedBases
 from .calibration import Calibration, InputProducts, collected_inputs
 from .errors import UserError
 from .hooks import hooked
@@ -82,6 +85,24 @@ def _axes(blocks: nn.ModuleList, name: str, products: Tensor, gains_kept: bool) 
             "calibration text; try model.dtype=float32 or bfloat16"
         )
     return torch.linalg.eigh(products).eigenvectors.float()
+
+
+@contextmanager
+def folded_into(model: PreTrainedModel, bases: FoldedBases | None) -> Iterator[None]:
+    """Context in which the model's weights are in these bases, and it computes the same function.
+
+    Those of a quantised model are quantised after the change. Raises UserError where other bases are in place.
+    """
+
+    def stored(name: str, _: nn.Linear, change: Callable[[Tensor], Tensor]) -> Tensor:
+        return changed_weight(model, name, lambda weight: change(weight.double()).to(weight.dtype))
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folded(model, bases, stored))
+        except KernelError as error:
+            raise UserError(str(error)) from error
+        yield
 
 
 @contextmanager

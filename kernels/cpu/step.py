@@ -155,7 +155,9 @@ class _Position:
 class CPUDecodeStep:
     """Decodes one token of each row; see `DecodeStep`. The residual stream and activations are float32."""
 
-    supports = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE})
+    supports = frozenset(
+        {Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE, Mechanism.FOLDED}
+    )
 
     def __init__(self, weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> None:
         self._weights, self._cache = weights, cache

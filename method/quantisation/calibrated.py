@@ -39,7 +39,7 @@ class CalibratedInt4(Int4):
 
     def check_method(self, mechanisms: Collection[Mechanism]) -> None:
         """See `Quantiser`: rotated bases are refused."""
-        if Mechanism.ROTATION in mechanisms:
+        if {Mechanism.ROTATION, Mechanism.FOLDED} & set(mechanisms):
             raise UserError(f"quantisation={self.name}: {ROTATIONS}")
 
     @torch.no_grad()

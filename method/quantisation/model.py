@@ -98,13 +98,13 @@ def description_of(model: PreTrainedModel) -> str | None:
 
 
 def changed_weight(model: PreTrainedModel, name: str, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Weight (out, in) of a projection after a change, as the model would store it.
+    """Weight (out, in) of a projection or of `lm_head` after a change, as the model would store it.
 
     In a quantised model what is changed is the weight before it was quantised, and the outcome is quantised: in
     another basis the stored values would be none of the format's.
     """
-    linear, placed = model_projections(model)[name], _PLACED.get(model)
-    if placed is None:
+    linear, placed = quantised_linears(model, lm_head=True)[name], _PLACED.get(model)
+    if placed is None or name not in placed.originals:
         return change(linear.weight.data)
     exact = change(placed.originals[name].data.to(linear.weight.device))
     return _as_linear(placed.found.anew(name, exact.T), linear.weight)

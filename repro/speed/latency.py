@@ -129,7 +129,9 @@ class DecodeLatency:
         plan, nominal = self._matched(model, plan, plan_at, prompt)
         plans = {"engine-dense": None} if _is_dense(plan) else {"engine-dense": None, "engine-sparse": plan}
         with ExitStack() as stack:
-            engines = {name: stack.enter_context(self._engine(model, own)) for name, own in plans.items()}
+            # The sparse one first: where its plan has folded bases, the dense one decodes in them as well.
+            made = {name: stack.enter_context(self._engine(model, own)) for name, own in [*plans.items()][::-1]}
+            engines = {name: made[name] for name in plans}
             found, sequences = self._interleaved(engines, prompt)
             measured = list(engines)[-1]
             ran = engines[measured].ran()

@@ -1,0 +1,1 @@
+"""Methods in bases that are folded into the weights."""

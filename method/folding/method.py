@@ -1,0 +1,48 @@
+"""Another method in bases that are folded into the weights, where activations gather in few channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...kernels.plan_data import Mechanism
+from ..base import Method
+from ..calibration import Calibration
+from ..plan import SparsityPlan
+from ..provenance import SearchCost
+from ..rotation import folded_into
+from .bases import shared_bases
+
+
+@dataclass(frozen=True)
+class Folded(Method):
+    """The inner method on the channels of folded bases; all that it measures is measured there.
+
+    The dense model computes the same function, so that dense tokens stay as they are, and a token reads no more
+    than the inner method's plan says.
+    """
+
+    inner: Method
+    """Makes the rules."""
+    basis_sequences: int = 64
+    """Calibration sequences that the bases are found on, where there are as many."""
+
+    needs = frozenset()  # what activations look like in the bases is measured there
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """What the inner method's plans are made of, in folded bases."""
+        return self.inner.mechanisms | {Mechanism.FOLDED}
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """What the inner method reaches."""
+        self.inner.check_reach(calibration, sparsity)
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        with cost.stage("bases"):
+            bases = shared_bases(calibration, self.basis_sequences)
+        with folded_into(calibration.model, bases):
+            inside = calibration.remembered(("folded", id(bases)), lambda: replace(calibration))
+            with cost.stage("calibration"):
+                inside.prepare(self.inner.needs)
+            plan = self.inner._plan(inside, sparsity, cost)
+        return replace(plan, folded=bases)
