@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+PAUSE = 1.0
+"""Seconds between two looks at a lock that another process holds."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""Numbers of the error on a file system without locks, such as some that machines share."""
 
 
 def make_folder(folder: Path) -> None:
@@ -62,6 +69,62 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
+
+
+def taken(path: Path) -> int | None:
+    """Lock a file, which is made where it is missing; None while somebody else holds it.
+
+    Returns a file descriptor: the lock is this process's until `release`, or until the process ends. Raises
+    OSError, with a number of NO_LOCKS on a file system that has no locks.
+    """
+    while True:
+        make_folder(path.parent)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # its folder was removed meanwhile
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(PermissionError):
+                os.fchmod(lock, file_mode(path.parent))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)  # whoever held it has removed the file: it locks nothing any more
+
+
+def release(path: Path, lock: int) -> None:
+    """Remove a lock's file and give the lock up, in this order: who gets it next sees that the file is gone."""
+    with suppress(OSError):  # in a folder where each may remove but his own
+        path.unlink()
+    os.close(lock)
+
+
+def waited_for(path: Path, pause: float = PAUSE, waiting: Callable[[], None] = lambda: None) -> int:
+    """`taken`, as soon as nobody else holds the lock; `waiting` is called once if somebody does."""
+    lock = taken(path)
+    if lock is None:
+        waiting()
+    while lock is None:
+        time.sleep(pause)
+        lock = taken(path)
+    return lock
+
+
+@contextmanager
+def locked(path: Path, pause: float = PAUSE) -> Iterator[None]:
+    """Context in which no other process holds this lock file."""
+    lock = waited_for(path, pause)
+    try:
+        yield
+    finally:
+        release(path, lock)
 
 
 def _open_as_its_folder(made: Path) -> None:

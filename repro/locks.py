@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..kernels.shared_files import file_mode, make_folder
+from ..kernels.shared_files import NO_LOCKS, release, taken, waited_for
 from ..method.errors import UserError
 
 log = logging.getLogger(__name__)
 
 LOCKS, ENDING = ".locks", ".lock"
-PAUSE = 1.0
-"""Seconds between two looks at a lock that another process holds."""
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @contextmanager
@@ -32,16 +25,20 @@ def held(folder: Path) -> Iterator[None]:
     """
     path = folder.parent / LOCKS / f"{folder.name}{ENDING}"
     try:
-        lock = taken(path)
-        if lock is None:
-            log.info("waiting for another process, which works on %s", folder)
-        while lock is None:
-            time.sleep(PAUSE)
-            lock = taken(path)
+        lock = waited_for(
+            path, waiting=lambda: log.info("waiting for another process, which works on %s", folder)
+        )
     except PermissionError as error:
         raise UserError(
             f"{error.filename or path} cannot be written, it belongs to another user; ask for the right to "
             f"write in {folder.parent}, or name another folder (output_dir, cache_dir)"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"{path.parent} lies on a file system without locks; name another folder (output_dir, "
+            "cache_dir), or have it mounted with them"
         ) from error
     try:
         yield
@@ -51,42 +48,3 @@ def held(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 if (left := taken(other)) is not None:  # of a process that was killed
                     release(other, left)
-
-
-def taken(path: Path) -> int | None:
-    """Lock a file, which is made where it is missing; None while somebody else holds it.
-
-    Returns a file descriptor: the lock is this process's until `release`, or until the process ends.
-    """
-    while True:
-        make_folder(path.parent)
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:  # its folder was removed meanwhile
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(PermissionError):
-                os.fchmod(lock, file_mode(path.parent))
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), path.stat()):
-                    return lock
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        except OSError as error:
-            os.close(lock)
-            if error.errno in NO_LOCKS:
-                raise UserError(
-                    f"{path.parent} lies on a file system without locks; name another folder (output_dir, "
-                    "cache_dir), or have it mounted with them"
-                ) from error
-            raise
-        os.close(lock)  # whoever held it has removed the file: it locks nothing any more
-
-
-def release(path: Path, lock: int) -> None:
-    """Remove a lock's file and give the lock up, in this order: who gets it next sees that the file is gone."""
-    with suppress(OSError):  # in a folder where each may remove but his own
-        path.unlink()
-    os.close(lock)

@@ -15,13 +15,12 @@ from typing import TypeVar
 
 import torch
 import triton
-from filelock import FileLock  # torch needs it, so it is there
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import TritonError
 
 from ..decoder import DecoderShape, Product, products_of
 from ..errors import KernelError
-from ..shared_files import file_mode, make_folder, replacing
+from ..shared_files import NO_LOCKS, locked, replacing
 from ..stored_tile import StoredTile
 from ..triton.gemv_tiles import Tile
 from ..triton.launch import INTERPRETED, blocks_of
@@ -52,12 +51,22 @@ class TuningCache:
         return None if stored is None else kind.from_key(stored["tile"])
 
     def store(self, key: str, tile: StoredTile, microseconds: float) -> None:
-        """Keep a tile; the file appears complete or not at all, and processes that tune at once lose none."""
-        make_folder(self.path.parent)
-        with FileLock(self.path.with_suffix(".lock"), mode=file_mode(self.path.parent)):
-            entries = self._read() | {key: {"tile": tile.key(), "us": round(microseconds, 3)}}
-            with replacing(self.path) as unfinished:
-                unfinished.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
+        """Keep a tile; the file appears complete or not at all, and processes that tune at once lose none.
+
+        On a file system without locks they may: what is lost is tuned again.
+        """
+        entry: dict[str, dict[str, object]] = {key: {"tile": tile.key(), "us": round(microseconds, 3)}}
+        try:
+            with locked(self.path.with_suffix(".lock"), pause=0.01):
+                self._add(entry)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            self._add(entry)
+
+    def _add(self, entry: dict[str, dict[str, object]]) -> None:
+        with replacing(self.path) as unfinished:
+            unfinished.write_text(json.dumps(self._read() | entry, indent=1, sort_keys=True), encoding="utf-8")
 
     def tuned(self, key: str, kind: type[T], search: Callable[[], tuple[T, float]]) -> T:
         """The tile of a key, which `search` finds the first time, with its microseconds."""

@@ -15,9 +15,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ...kernels.shared_files import make_folder
+from ...kernels.shared_files import make_folder, release, taken
 from ...method.errors import UserError
-from ..locks import ENDING, release, taken
+from ..locks import ENDING
 from .job import FAILED, FAILURE, FINISHED, OUT_OF_REACH, Outcome, outcomes_folder, outcomes_folders
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wisparse.kernels.shared_files import release, taken
 from wisparse.repro import run
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.locks import release, taken
 
 CELLS = ["method=teal,wisparse", "sparsity=0.4,0.5"]
 SETTINGS = [

@@ -1,6 +1,8 @@
 """Tuning and speed measurement, dry: one call of everything that a GPU would time."""
 
+import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from wisparse.kernels.gpu.timing import graph_clock
 from wisparse.kernels.gpu.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
 from wisparse.kernels.gpu.workload import Workload
 from wisparse.kernels.triton.gemv_tiles import Tile
+from wisparse.method.errors import UserError
+from wisparse.repro.locks import held
 
 from ..triton_cases import DEVICE, SMALL_TILES
 
@@ -116,6 +120,26 @@ def test_a_tile_of_another_version_was_never_tuned(tmp_path):
         cache.path.write_text(json.dumps({"key": {"tile": broken, "us": 1.0}}))
         assert cache.find("key", Tile) is None
     assert cache.tuned("key", Tile, lambda: (Tile(32), 2.0)) == Tile(32) == cache.find("key", Tile)
+
+
+def test_tiles_that_are_kept_at_once_are_all_kept(tmp_path):
+    caches = [TuningCache(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: caches[number % 4].store(str(number), Tile(64, 8), 1.0), range(20)))
+    assert all(caches[0].find(str(number), Tile) for number in range(20))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiles.json"]
+
+
+def test_a_file_system_without_locks_keeps_tiles_all_the_same(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("wisparse.kernels.shared_files.fcntl.flock", no_locks)
+    cache = TuningCache(tmp_path)
+    cache.store("key", Tile(64, 8), 1.0)
+    assert cache.find("key", Tile) == Tile(64, 8)
+    with pytest.raises(UserError, match="lies on a file system without locks"), held(tmp_path / "cell"):
+        pass
 
 
 @pytest.mark.parametrize("batch", [1, 4])

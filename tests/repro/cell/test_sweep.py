@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from wisparse.kernels.shared_files import release, taken
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.running.progress import Progress
 from wisparse.repro import run
@@ -25,7 +26,7 @@ from wisparse.repro.cell.job import CellJob, Outcome
 from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.cell.sweep import _show_life
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.locks import LOCKS, held, release, taken
+from wisparse.repro.locks import LOCKS, held
 from wisparse.repro.records import write_json
 
 SMALL = [
