@@ -7,17 +7,28 @@ from dataclasses import replace
 
 import torch
 
-from .decoder import DecoderShape
+from .decoder import SITES, DecoderShape, split_key
 from .errors import KernelError
 from .plan_data import BlockPlan, GateRule, Mechanism, Plan, of_another_model
 
+PAYS_BELOW = 0.6
+"""Share of a site's weights up to which a batch is faster over lists than densely."""
+
+GATED_SITES = (SITES["attention_input"], SITES["attention_output"], ("gate", "up", "down"))
+"""Projections that are dense together in a block whose gate chooses the neurons of up and down."""
+
 
 def block_rules(
-    plan: Plan | None, shape: DecoderShape, device: torch.device, dtype: torch.dtype
+    plan: Plan | None,
+    shape: DecoderShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    dense: Collection[str] = (),
 ) -> tuple[BlockPlan, ...]:
     """The plan of every block on its device, an empty one for the dense model; low-rank factors in `dtype`.
 
-    Raises KernelError for a plan of another model, an empty plan, or rules that exclude each other.
+    dense: keys of projections that are computed densely all the same. Raises KernelError for a plan of another
+    model, an empty plan, or rules that exclude each other.
     """
     if plan is None:
         return tuple(BlockPlan() for _ in range(shape.blocks))
@@ -26,7 +37,60 @@ def block_rules(
     blocks = plan.block_plans()
     if not any(block.mechanisms() for block in blocks):
         raise KernelError("this plan drops nothing; for the dense model give no plan")
-    return tuple(_placed(index, block, shape, device, dtype) for index, block in enumerate(blocks))
+    return tuple(
+        _placed(index, block.without(_of_block(dense, index)), shape, device, dtype)
+        for index, block in enumerate(blocks)
+    )
+
+
+def dense_for_a_batch(plan: Plan | None, batch: int, device: torch.device) -> frozenset[str]:
+    """Keys of the projections that a batch on a GPU had better compute densely.
+
+    Those are of the sites of which its rows, each with a mask of its own, are expected to read together more
+    than lists pay for. To whom the same channels matter is not known: masks count as independent.
+    """
+    if plan is None or batch == 1 or device.type != "cuda":
+        return frozenset()
+    full = (
+        [f"{index}.{name}" for name in names]
+        for index, block in enumerate(plan.block_plans())
+        for names in (SITES.values() if block.gate is None else GATED_SITES)
+        if (share := _expected_share(plan, index, block, names, batch)) is not None and share > PAYS_BELOW
+    )
+    return frozenset(name for names in full for name in names)
+
+
+def gated_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
+    """Blocks whose gate chooses neurons, but for those where these are dense."""
+    blocks = () if plan is None else plan.block_plans()
+    gated = (index for index, block in enumerate(blocks) if block.gate is not None)
+    return [index for index in gated if f"{index}.up" not in dense]
+
+
+def _expected_share(
+    plan: Plan, index: int, block: BlockPlan, names: Collection[str], batch: int
+) -> float | None:
+    """Share of a site's weights that a batch reads; None where nothing is dropped, or the mask is shared."""
+    gated = block.gate is not None and "up" in names
+    rules = {name: block.of(name) for name in names if not gated or name != "gate"}
+    if not (gated or any(rules.values())) or any(rule and rule.shared for rule in rules.values()):
+        return None
+    read, every = 0.0, 0
+    for name, rule in rules.items():
+        out, inner = plan.shapes.get(f"{index}.{name}", (0, 0))
+        dropped = 0.0
+        if rule is not None and rule.top_k is not None:
+            dropped = 1.0 - rule.top_k / inner
+        elif rule is not None or gated:
+            dropped = plan.expected_sparsity(f"{index}.{name}")
+            dropped = 0.5 if dropped is None else dropped
+        read, every = read + out * (1.0 - dropped**batch), every + out
+    return read / every if every else None
+
+
+def _of_block(names: Collection[str], index: int) -> set[str]:
+    """Projections of one block among keys."""
+    return {projection for block, projection in map(split_key, names) if block == index}
 
 
 def needed(blocks: Collection[BlockPlan]) -> set[Mechanism]:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .block_rules import block_rules, check_supported, needed
+from .block_rules import block_rules, check_supported, dense_for_a_batch, gated_blocks, needed
 from .decoder import Decoder
 from .decoder_weights import DecoderWeights, pack, unpack
 from .errors import KernelError
@@ -126,11 +126,6 @@ def check_decodable(
         check_few_bits(weight.dtype, weight.device, batch, mechanisms)
 
 
-def _gated_blocks(plan: Plan | None) -> list[int]:
-    blocks = () if plan is None else plan.block_plans()
-    return [index for index, block in enumerate(blocks) if block.gate is not None]
-
-
 def _check_same_weights(made_on: str | None, given: str | None) -> None:
     """Raise KernelError for a plan that was made on other weights than those that are read."""
     if made_on != given:
@@ -153,7 +148,8 @@ class DecodeEngine:
     """Decodes with a static cache; the weights of dropped channels are never read.
 
     A context: after it the model's weights lie as before, and the engine's memory is free. Within it the model
-    stays usable, on the same weights, and a prompt is read through it. Every generated token is sparse.
+    stays usable, on the same weights, and a prompt is read through it. Every generated token is sparse; where
+    the rows of a batch would read nearly all of a site, its projections, `dense`, are computed densely.
     """
 
     def __init__(
@@ -189,12 +185,13 @@ class DecodeEngine:
         self._reading_prompts = reading_prompts
         self._folding = folded(model, bases_of(model) if plan is None else plan.folded)
         self._folding.__enter__()
+        self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
         self._holder = hold(model, "an engine", in_place=True)
         try:
-            self.weights: DecoderWeights = pack(model, _gated_blocks(plan), stored)
+            self.weights: DecoderWeights = pack(model, gated_blocks(plan, self.dense), stored)
             remember(model)
             weights = self.weights
-            self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+            self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)
             self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
             self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
         except BaseException:
@@ -224,9 +221,10 @@ class DecodeEngine:
         self._folding.__exit__(None, None, None)
 
     def ran(self) -> dict[str, str]:
-        """Language of the kernels of each part of a decode step, for records."""
+        """Language of the kernels of each part of a decode step, and what a batch has dense, for records."""
         self._check_open()
-        return self.step.ran()
+        dense = {"dense for the batch": f"{len(self.dense)} projections"} if self.dense else {}
+        return self.step.ran() | dense
 
     def _check_open(self) -> None:
         if self.closed:

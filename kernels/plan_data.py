@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
@@ -243,6 +243,11 @@ class BlockPlan:
         """The rule of a projection, None where it is dense."""
         return self.rules.get(projection)
 
+    def without(self, projections: Collection[str]) -> BlockPlan:
+        """The plan with these projections dense; a gate's neurons go with up."""
+        rules = {name: rule for name, rule in self.rules.items() if name not in projections}
+        return replace(self, rules=rules, gate=None if "up" in projections else self.gate)
+
     def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
         """What does not fit a block of projections of these (out, in), or excludes each other; else None."""
         for projection, rule in self.rules.items():
@@ -304,6 +309,10 @@ class Plan(Protocol):
 
     def block_plans(self) -> tuple[BlockPlan, ...]:
         """The plan of every block, in order."""
+        ...
+
+    def expected_sparsity(self, name: str) -> float | None:
+        """Share of its channels that a token is expected to drop in this projection; None: nobody knows."""
         ...
 
 

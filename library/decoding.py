@@ -68,6 +68,7 @@ class Engine:
         self._seconds = 0.0
         self._new_tokens: list[int] = []
         self._kernels: dict[str, str] = {}
+        self._dense = decoder.dense
 
     def generate(
         self,
@@ -124,7 +125,7 @@ class Engine:
         mask = nn.functional.pad(self._mask, (0, length - 1 - self._prompt), value=1)
         with (
             at_rest(self._model),
-            applied(self._model, self._plan, policy) as session,
+            applied(self._model, self._plan.without(self._dense), policy) as session,
         ):
             session.prompt_lengths = self._mask.sum(dim=1)
             self._model(

@@ -6,8 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,19 @@ class SparsityPlan:
         return tuple(
             BlockPlan(rules[block], gates.get(block), rotations[block], self.heads.get(block))
             for block in range(blocks)
+        )
+
+    def expected_sparsity(self, name: str) -> float | None:
+        """The sparsity that its method gave a projection; else that of all blocks, where it is known."""
+        given = self.provenance.details.get("sparsities")
+        return given.get(name) if isinstance(given, Mapping) and name in given else self.provenance.sparsity
+
+    def without(self, names: Collection[str]) -> SparsityPlan:
+        """The plan with these projections dense; a gate's neurons go with up."""
+        return replace(
+            self,
+            rules={name: rule for name, rule in self.rules.items() if name not in names},
+            gate_thresholds={b: t for b, t in self.gate_thresholds.items() if f"{b}.up" not in names},
         )
 
     def not_a_number(self) -> str | None:

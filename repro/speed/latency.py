@@ -135,7 +135,8 @@ class DecodeLatency:
             found, sequences = self._interleaved(engines, prompt)
             measured = list(engines)[-1]
             ran = engines[measured].ran()
-            traffic = _traffic(model, plan, sequences[measured], self.prompt, self.batch)
+            executed = plan.without(engines[measured].dense)
+            traffic = _traffic(model, executed, sequences[measured], self.prompt, self.batch)
         timings |= found
         return {
             "batch": self.batch,
