@@ -11,7 +11,7 @@ from torch import Tensor
 from ..decoder import DecoderShape
 from ..decoder_weights import BlockWeights, DecoderWeights
 from ..plan_data import BlockPlan, Mechanism, ProjectionRule
-from ..reference import low_rank_product
+from ..reference import dropped_by_shared_top_k, low_rank_product
 from ..static_cache import StaticCache
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
 from .kept_channels import KeptChannels
@@ -52,6 +52,10 @@ def _select(x: Tensor, rule: ProjectionRule | None, kept: KeptChannels) -> KeptC
         return keep_all(x, kept)
     if rule.thresholds is not None:
         return compact_by_threshold(x, rule.thresholds, kept)
+    if rule.shared is not None and len(x) > 1:
+        everyone = torch.ones(len(x), dtype=torch.bool)
+        dropped = dropped_by_shared_top_k(x, rule.weights, rule.top_k, rule.shared, everyone)[0]
+        return compact_by_threshold(x, torch.where(dropped, torch.inf, 0.0), kept)
     return compact_by_top_k(x, rule.weights, rule.top_k, kept)
 
 
@@ -155,9 +159,7 @@ class _Position:
 class CPUDecodeStep:
     """Decodes one token of each row; see `DecodeStep`. The residual stream and activations are float32."""
 
-    supports = frozenset(
-        {Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.LOW_RANK, Mechanism.GATE, Mechanism.FOLDED}
-    )
+    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.HEADS})
 
     def __init__(self, weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> None:
         self._weights, self._cache = weights, cache

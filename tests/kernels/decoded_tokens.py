@@ -12,6 +12,7 @@ from wisparse.kernels.engine import DecodeEngine
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
+from wisparse.method.token_policy import TokenPolicy
 
 from ..conftest import make_protocol
 
@@ -24,14 +25,15 @@ def prompts(model: PreTrainedModel, batch: int, length: int = 12, seed: int = 4)
 def generated(
     model: PreTrainedModel,
     plan: SparsityPlan,
-    protocol: str,
+    protocol: str | TokenPolicy,
     input_ids: Tensor,
     new_tokens: int,
     mask: Tensor | None = None,
     **keywords: Any,
 ) -> Tensor:
     mask = torch.ones_like(input_ids) if mask is None else mask
-    with applied(model, plan, make_protocol(protocol)):
+    policy = make_protocol(protocol) if isinstance(protocol, str) else protocol
+    with applied(model, plan, policy):
         return model.generate(
             input_ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
             do_sample=False, **keywords,

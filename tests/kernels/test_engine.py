@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +82,19 @@ def test_rows_of_a_batch_are_padded_on_the_left(tiny_model):
     expected = generated(tiny_model, plan, "decode_only", input_ids, 16, mask=mask)
     engine = DecodeEngine(tiny_model, plan, batch=3, capacity=40)
     assert engine.generate(input_ids, mask, new_tokens=16).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("combined", ["sum", "maximum"])
+def test_rows_of_a_batch_share_a_mask(llama, combined):
+    """As under hooks where all rows stand for one batch; without that each row has a mask of its own."""
+    plan = plan_for(llama, "wina")
+    plan = replace(plan, rules={name: replace(rule, shared=combined) for name, rule in plan.rules.items()})
+    ids = prompts(llama, 3)
+    policy = replace(make_protocol("decode_only"), rows_sharing=3)
+    with DecodeEngine(llama, plan, batch=3, capacity=40) as engine:
+        found = engine.generate(ids, new_tokens=16).tolist()
+    assert found == generated(llama, plan, policy, ids, 16).tolist()
+    assert found != generated(llama, plan, "decode_only", ids, 16).tolist()
 
 
 def test_without_a_plan_the_engine_is_the_dense_model(tiny_model):
