@@ -39,6 +39,8 @@ UNUSABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOSPC,
     errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
 )  # fmt: skip
+NO_FILES = ("/proc/", "/sys/")
+"""Where nothing can be made: the system calls it missing."""
 UNKNOWN_SETTING = re.compile(r"Could not override '([^']+)'")
 
 
@@ -139,7 +141,8 @@ def _composition(error: HydraException | OmegaConfBaseException) -> str | None:
 
 def _unusable_file(error: OSError) -> str | None:
     """A folder or file of the user's that cannot be used, by its name; other errors of the system are ours."""
-    if error.errno in UNUSABLE and error.filename is not None:
+    missing = error.errno == errno.ENOENT and str(error.filename).startswith(NO_FILES)
+    if error.filename is not None and (error.errno in UNUSABLE or missing):
         return f"{error.filename}: {error.strerror}; choose a place that can be written and has room"
     return None
 

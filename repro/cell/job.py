@@ -86,7 +86,7 @@ class CellJob:
         from .cell import prepare
         from .settings import check_method_name, check_settings
 
-        cell = None
+        cell, debug = None, config.debug is True  # anything else is refused below
         try:
             _check_launcher()
             check_settings(config)
@@ -94,7 +94,7 @@ class CellJob:
             logger = _instantiate(config.logger)
             cell = prepare(config)
             record, fresh = _finished_or_measured(cell, logger)
-            dense = None if _is_sweep() else _dense_record(cell, record, fresh, config.debug)
+            dense = None if _is_sweep() else _dense_record(cell, record, fresh, debug)
             return record, dense, Outcome(FINISHED)
         except Exception as error:
             # Kept, not raised: Hydra would end the sweep, and print its own account of the error.
@@ -103,7 +103,7 @@ class CellJob:
             if isinstance(error, OutOfReachError) and _is_sweep():
                 _note_unreachable(cell, error)
                 return None, None, Outcome(OUT_OF_REACH, str(error), cell=cell.name)
-            code, line = failure(error, config.debug)
+            code, line = failure(error, debug)
             return None, None, Outcome(FAILED, line, code, _where(cell))
 
     def _leave(self, outcome: Outcome) -> None:

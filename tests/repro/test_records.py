@@ -226,6 +226,10 @@ def test_a_folder_that_cannot_be_used_is_named_in_one_line(kind):
     line = user_mistake(OSError(number, os.strerror(number), "/some/where"))
     assert line == f"/some/where: {os.strerror(number)}; choose a place that can be written and has room"
     assert user_mistake(OSError(5, "Input/output error", "/some/where")) is None
+    assert user_mistake(FileNotFoundError(2, "No such file", "/proc/x")).startswith(
+        "/proc/x: No such file; choose"
+    )
+    assert user_mistake(FileNotFoundError(2, "No such file", "/some/where")) is None
 
 
 def test_a_record_whose_sections_are_of_another_type_is_damaged(tmp_path):
