@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ...method.errors import UserError
 from ..configuration import CONFIGURATION
 
 FOLDERS = ("output_dir", "cache_dir")
 """Settings that name a folder to write into."""
+EXPERIMENT = "experiment_name"
 PATHS = {"output_dir", "cache_dir", "path", "mirror", "tokenizer", "root", "data_root", "directory", "text"}
 NAMES = {
     "config", "experiment_name", "file", "folder", "hub", "id", "name", "package", "project", "release",
@@ -34,7 +35,8 @@ NO_CHOICE = re.compile(r"[-+]?[\d.].*|true|false|[-+]?inf|nan|\{.*\}|\[.*\]", re
 def as_meant(arguments: Iterable[str]) -> list[str]:
     """The same arguments with the values of names and paths quoted.
 
-    Raises UserError where one leaves a folder to write into without a name: Hydra makes it before a job starts.
+    Raises UserError where one leaves a folder to write into without a name, or names an experiment that lies
+    outside of output_dir: Hydra makes it before a job starts.
     So does a setting that is given twice with different values, of which Hydra would take the last.
     """
     arguments = list(arguments)
@@ -67,6 +69,9 @@ def _quoted(argument: str) -> str:
     if found["key"] in FOLDERS:
         for part in _split(value) or [""]:
             check_folder(found["key"], part.strip().strip("'\""))
+    if found["key"] == EXPERIMENT:
+        for part in _split(value) or [""]:
+            check_experiment(part.strip().strip("'\""))
     if last not in PATHS | NAMES or OTHER_FORM.fullmatch(value):
         return argument
     parts = _split(value)
@@ -77,6 +82,15 @@ def check_folder(setting: str, value: str | None) -> None:
     """Raises UserError for an empty name of a folder, which would be the working directory, and for none."""
     if value in (None, "null") or not value.strip():
         raise UserError(f"{setting}={value or ''} names no folder to write into; give {setting}=FOLDER")
+
+
+def check_experiment(value: str) -> None:
+    """Raises UserError for a name of an experiment that is no folder below output_dir."""
+    name = PurePosixPath(value)
+    if not name.parts or name.is_absolute() or ".." in name.parts:
+        raise UserError(
+            f"{EXPERIMENT}={name if name.parts else repr('')} is no name of a folder below output_dir"
+        )
 
 
 def _split(value: str) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import PurePosixPath
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...method.errors import UserError
 from ...method.search.budget import SearchBudget
 from ..configuration import CONFIGURATION
-from .overrides import FOLDERS, check_folder
+from .overrides import FOLDERS, check_experiment, check_folder
 
 TARGET = "_target_"
 
@@ -132,11 +131,7 @@ def check_settings(config: DictConfig) -> None:
     _check_fields(Settings, settings, "")
     for setting in FOLDERS:
         check_folder(setting, settings[setting])
-    name = PurePosixPath(settings["experiment_name"])
-    if not name.parts or name.is_absolute() or ".." in name.parts:
-        raise UserError(
-            f"experiment_name={name if name.parts else repr('')} is no name of a folder below output_dir"
-        )
+    check_experiment(settings["experiment_name"])
 
 
 def check_method_name(name: str, choice: str | None) -> None:

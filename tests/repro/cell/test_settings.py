@@ -102,6 +102,12 @@ def test_a_folder_without_a_name_is_refused_before_hydra_makes_one(override):
         as_meant([override])
 
 
+@pytest.mark.parametrize("name", ["../../esc", "/tmp/esc", "''", "", "a,../b", "'../esc'"])
+def test_an_experiment_outside_of_output_dir_is_refused_before_hydra_makes_its_folder(name):
+    with pytest.raises(UserError, match=r"^experiment_name=.* is no name of a folder below output_dir$"):
+        as_meant([f"experiment_name={name}"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
