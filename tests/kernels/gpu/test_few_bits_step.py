@@ -66,7 +66,7 @@ def decoded(model, weights, plan, tiles):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_kernels_run")
-@pytest.mark.parametrize(("name", "kind"), zip(QUANTISERS, ("thresholds", "top-k", None), strict=True))
+@pytest.mark.parametrize(("name", "kind"), list(zip(QUANTISERS, ("thresholds", "top-k", None), strict=True)))
 def test_logits_are_those_of_the_dequantised_weights(name, kind):
     """As near to those in float32 as a step in float16, which rounds the same activations, and the values."""
     model, found, plan = setting(QUANTISERS[name], kind)
