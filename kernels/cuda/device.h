@@ -113,19 +113,26 @@ template <int COUNT>
 struct alignas(4 * COUNT) Words {
     unsigned words[COUNT];
 };
+// Zeros where it is not wanted, without a branch.
 template <int COUNT>
-WS_DEVICE Words<COUNT> streamed_words(const void* at) {
-    Words<COUNT> read;
+WS_DEVICE Words<COUNT> streamed_words(const void* at, bool wanted) {
+    Words<COUNT> read{};
     if constexpr (COUNT == 4)
-        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-            : "=r"(read.words[0]), "=r"(read.words[1]), "=r"(read.words[2]), "=r"(read.words[3])
-            : "l"(at));
+        asm("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+            : "+r"(read.words[0]), "+r"(read.words[1]), "+r"(read.words[2]), "+r"(read.words[3])
+            : "l"(at), "r"(static_cast<unsigned>(wanted)));
     else if constexpr (COUNT == 2)
-        asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(read.words[0]), "=r"(read.words[1]) : "l"(at));
+        asm("{.reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];}"
+            : "+r"(read.words[0]), "+r"(read.words[1])
+            : "l"(at), "r"(static_cast<unsigned>(wanted)));
     else
-        asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(read.words[0]) : "l"(at));
+        asm("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.L1::no_allocate.u32 %0, [%1];}"
+            : "+r"(read.words[0])
+            : "l"(at), "r"(static_cast<unsigned>(wanted)));
     return read;
 }
+
+WS_DEVICE void ask_for(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 // What earlier launches wrote and this one may append to, from the second cache; asked for where it stands.
 WS_DEVICE Row cached_row(const unsigned short* at) {

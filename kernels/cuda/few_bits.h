@@ -37,20 +37,26 @@ struct Rows {
 
 // A list's scales of the channels that a thread asks for, and the power of two that makes fixed-point numbers of x.
 struct Factors {
-    float scale[STEPS][SCALES], zero[STEPS][SCALES], power[SCALES], inverse[SCALES];
+    unsigned scale[STEPS][SCALES], zero[STEPS][SCALES];  // as stored: a conversion here would wait for them
+    float power[SCALES], inverse[SCALES];
 
     WS_DEVICE void read(const Weight& weight, int projection, int start, int width, int tile, int step, int channel) {
 #pragma unroll
         for (int each = 0; each < SCALES; ++each) {
-            scale[step][each] = zero[step][each] = 0.0f;
+            scale[step][each] = zero[step][each] = 0;
             if (BITS == 8) {
-                scale[step][each] = static_cast<const float*>(weight.scales)[projection * IN + channel];
-            } else if (tile * TILE + each * GROUP < width) {
-                const size_t at = static_cast<size_t>((start + tile * TILE) / GROUP + each) * IN + channel;
-                scale[step][each] = of_half(static_cast<const unsigned short*>(weight.scales)[at]);
-                if (ZEROS) zero[step][each] = static_cast<int>(weight.zeros[at]) - 8;
+                scale[step][each] = static_cast<const unsigned*>(weight.scales)[projection * IN + channel];
+            } else {
+                // Groups beyond the width have no columns; the first one stands for them.
+                const int group = (start + tile * TILE) / GROUP + (tile * TILE + each * GROUP < width ? each : 0);
+                const size_t at = static_cast<size_t>(group) * IN + channel;
+                scale[step][each] = static_cast<const unsigned short*>(weight.scales)[at];
+                if (ZEROS) zero[step][each] = weight.zeros[at];
             }
         }
+    }
+    WS_DEVICE float scaled(float x, int step, int each) const {
+        return x * (BITS == 8 ? float_of_bits(scale[step][each]) : of_half(scale[step][each]));
     }
     WS_DEVICE void survey(Rows& rows, int list, const unsigned (&kept)[STEPS], const float (&x)[STEPS], int warp,
                           int lane) {
@@ -61,10 +67,10 @@ struct Factors {
 #pragma unroll
             for (int step = 0; step < STEPS; ++step)
                 if (kept[step] >> lane & 1u) {
-                    const float scaled = x[step] * scale[step][each];
-                    const unsigned bits = bits_of_float(fabsf(scaled));
+                    const float value = scaled(x[step], step, each);
+                    const unsigned bits = bits_of_float(fabsf(value));
                     largest = bits > largest ? bits : largest;
-                    if (ZEROS) offset += scaled * zero[step][each];
+                    if (ZEROS) offset += value * (static_cast<int>(zero[step][each]) - 8);
                 }
             largest = warp_max(largest);
             if (ZEROS) offset = warp_sum(offset);
@@ -88,7 +94,7 @@ struct Factors {
         rows.channel[list][place] = channel;
 #pragma unroll
         for (int each = 0; each < SCALES; ++each) {
-            const int fixed = rounded_integer(x * scale[step][each] * power[each]);
+            const int fixed = rounded_integer(scaled(x, step, each) * power[each]);
             rows.digits[list][each][place] = static_cast<unsigned>(fixed) + 0x808080u ^ 0x808080u;
         }
     }
@@ -99,6 +105,21 @@ WS_DEVICE unsigned quad(const Words<WORDS>& read, int each) {
     if (BITS == 8) return read.words[each];
     const unsigned word = read.words[each / 2];
     return ((each % 2 ? word : word << 4) ^ 0x80808080u) & 0xf0f0f0f0u;
+}
+
+// Bring a warp's first rows into the second cache.
+WS_DEVICE void ask_ahead(const Weight& weight, int start, int width, int tile, int begin, int end, int warp, int lane) {
+    const int column = tile * TILE + lane / 4 * LANE_COLUMNS;
+    const unsigned char* columns =
+        static_cast<const unsigned char*>(weight.values) + static_cast<size_t>(start + column) * BITS / 8;
+#pragma unroll
+    for (int turn = 0; turn < AHEAD; ++turn) {
+        const int channel = begin + (turn * WARPS + warp) * AT_ONCE + lane % 4;
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece)
+            if (channel < end && column + piece * PIECE_COLUMNS < width)
+                ask_for(columns + channel * ROW_BYTES + piece * 8 * PIECE);
+    }
 }
 
 // The sums of a warp's share of one list's rows, (TILE).
@@ -115,19 +136,17 @@ WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weig
         unsigned digits[UNROLL][SCALES];
 #pragma unroll
         for (int turn = 0; turn < UNROLL; ++turn) {
-            const int entry = begin + turn * WARPS * AT_ONCE + of_group;
+            const int wanted = begin + turn * WARPS * AT_ONCE + of_group, last = STEPS * THREADS - 1;
+            const int entry = wanted < last ? wanted : last;  // no branch, which would wait for the channel
+            const unsigned char* row = columns + rows.channel[list][entry] * ROW_BYTES;
 #pragma unroll
-            for (int piece = 0; piece < PIECES; ++piece) read[turn][piece] = Words<WORDS>{};
+            for (int piece = 0; piece < PIECES; ++piece)
+                read[turn][piece] = streamed_words<WORDS>(
+                    row + piece * 8 * PIECE, wanted < kept && column + piece * PIECE_COLUMNS < width);
 #pragma unroll
-            for (int each = 0; each < SCALES; ++each) digits[turn][each] = 0;
-            if (entry < kept) {
-                const unsigned char* row = columns + rows.channel[list][entry] * ROW_BYTES;
-#pragma unroll
-                for (int piece = 0; piece < PIECES; ++piece)
-                    if (column + piece * PIECE_COLUMNS < width)
-                        read[turn][piece] = streamed_words<WORDS>(row + piece * 8 * PIECE);
-#pragma unroll
-                for (int each = 0; each < SCALES; ++each) digits[turn][each] = rows.digits[list][each][entry];
+            for (int each = 0; each < SCALES; ++each) {
+                const unsigned listed = rows.digits[list][each][entry];
+                digits[turn][each] = wanted < kept ? listed : 0u;
             }
         }
 #pragma unroll
@@ -154,16 +173,19 @@ WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weig
         for (int each = 0; each < QUADS; ++each) {
             const int(&two)[2][4] = sums[piece][each / 2];
             const int at = each % 2 * 2;
-            const long long exact = two[0][at] + 256ll * two[0][at + 1] + 65536ll * two[1][at] + 16777216ll * two[1][at + 1];
+            const float sum = 16777216.0f * two[1][at + 1] + 65536.0f * two[1][at] + 256.0f * two[0][at + 1] + two[0][at];
             const int within = BITS == 8 ? each * 4 + of_group : each / 2 * 8 + of_group * 2 + each % 2;
-            found[piece * PIECE_COLUMNS + group * LANE_COLUMNS + within] = static_cast<float>(exact) * unit;
+            found[piece * PIECE_COLUMNS + group * LANE_COLUMNS + within] = sum * unit;
         }
     }
 }
 
-// A sum over the warps with what belongs to its column: its scale, or the zero points of its group.
-WS_DEVICE float completed(const Rows& rows, int list, const Weight& weight, int start, int width, int column, float sum) {
-    if (BITS == 8) return column < width ? sum * weight.column_scales[start + column] : 0.0f;
+// What belongs to a column of the weight beside its values: its scale.
+WS_DEVICE float of_column(const Weight& weight, int column) { return BITS == 8 ? weight.column_scales[column] : 0.0f; }
+
+// A sum over the warps with its column's scale, or the zero points of its group.
+WS_DEVICE float completed(const Rows& rows, int list, int column, float scale, float sum) {
+    if (BITS == 8) return sum * scale;
     if (!ZEROS) return sum;
 #pragma unroll
     for (int warp = 0; warp < WARPS; ++warp) sum -= rows.offset[list][SCALES == 1 ? 0 : column % TILE / GROUP][warp];

@@ -12,6 +12,8 @@
 // STORE, HIDDEN, RESIDUAL  one of them is 1: what becomes of the sums (see the end of the kernel)
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
 // FLOAT16      1: float16 instead of bfloat16
+// KEEP_ALL     1: all channels are kept, and there are no bounds
+// AHEAD        then: rows of a lane that are asked for before the activation is there
 // BITS         bits of a stored value: 16 (rows.h), 8 or 4 (few_bits.h, which has more constants)
 //
 // The sums are added in a fixed order: over a warp's rows, over warps, over thread blocks of a cluster.
@@ -38,6 +40,7 @@ struct Shared {
     int kept[LISTS][WARPS];
     float sums[LISTS][WARPS][TILE];
     float parts[CLUSTER][LISTS][TILE];
+    Arrivals arrivals;  // of the parts
 };
 
 WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scales, const unsigned char* zeros,
@@ -57,7 +60,10 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
             ++projection;
         }
     }
-    if (CLUSTER > 1) cluster_announce();  // a neighbour's shared memory may be written once it has started
+    if (CLUSTER > 1) {
+        if (rank == 0 && thread == 0) expect(s.arrivals, CLUSTER * LISTS * TILE * sizeof(float));
+        cluster_announce();  // a neighbour's shared memory may be written once it has started
+    }
 
     // Parameters are read before the wait for the kernel that writes the activation.
     const int begin = rank * SHARE, end = begin + SHARE < IN ? begin + SHARE : IN;
@@ -71,13 +77,26 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
         const bool real = channel < end;
 #pragma unroll
         for (int list = 0; list < LISTS; ++list) {
-            bound[list][step] = real ? bounds[(projection + list) * IN + channel] : 0.0f;
-            if (real) factors[list].read(weight, projection + list, start + list * WIDTH, width, tile, step, channel);
+            bound[list][step] = real && !KEEP_ALL ? bounds[(projection + list) * IN + channel] : 0.0f;
+            // No branch: what is converted in one would be waited for.
+            factors[list].read(weight, projection + list, start + list * WIDTH, width, tile, step,
+                               real ? channel : end - 1);
         }
         scale[step] = NORM && real ? widened(gain[channel]) : 0.0f;
     }
+    const int to = tile * TILE + thread;
+    const bool mine = thread < TILE && to < width, finishes = mine && rank == 0;
+    float column_scale[LISTS], before = 0.0f;
+#pragma unroll
+    for (int list = 0; list < LISTS; ++list)
+        column_scale[list] = mine ? of_column(weight, start + list * WIDTH + to) : 0.0f;
+    if (STORE && finishes && bias) before = widened(bias[start + to]);
+    if (KEEP_ALL)
+        for (int list = 0; list < LISTS; ++list)
+            ask_ahead(weight, start + list * WIDTH, width, tile, begin, end, warp, lane);
     wait_for_producer();
     start_consumer();
+    if (RESIDUAL && finishes) before = from_producer(static_cast<const float*>(out) + to);
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const int channel = begin + step * THREADS + thread;
@@ -99,9 +118,8 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
         for (int step = 0; step < STEPS; ++step) {
             const bool real = begin + step * THREADS + thread < end;
             // NaN compares false, so a broken activation is kept and shows in the output.
-            const bool dropped =
-                TOP_K ? fabsf(x[step]) * bound[list][step] < cut : fabsf(x[step]) < bound[list][step];
-            kept[list][step] = warp_ballot(real && !dropped);
+            const bool dropped = TOP_K ? fabsf(x[step]) * bound[list][step] < cut : fabsf(x[step]) < bound[list][step];
+            kept[list][step] = warp_ballot(real && (KEEP_ALL || !dropped));
             count += bits_of(kept[list][step]);
         }
         if (lane == 0) s.kept[list][warp] = count;
@@ -143,16 +161,16 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
         for (int list = 0; list < LISTS; ++list) {
 #pragma unroll
             for (int other = 0; other < WARPS; ++other) sum[list] += s.sums[list][other][thread];
-            sum[list] = completed(s.rows, list, weight, start + list * WIDTH, width, tile * TILE + thread, sum[list]);
+            sum[list] = completed(s.rows, list, to, column_scale[list], sum[list]);
         }
     }
     if (CLUSTER > 1) {
         cluster_wait();  // for what was announced at the start: every thread block runs
         if (thread < TILE)
-            for (int list = 0; list < LISTS; ++list) store_in_block(&s.parts[rank][list][thread], 0, sum[list]);
-        cluster_arrive();
+            for (int list = 0; list < LISTS; ++list)
+                send_to_block(&s.parts[rank][list][thread], 0, sum[list], s.arrivals);
         if (rank != 0) return;
-        cluster_wait();
+        wait_for_arrivals(s.arrivals);
         if (thread < TILE)
             for (int list = 0; list < LISTS; ++list) {
                 sum[list] = 0.0f;
@@ -160,22 +178,19 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
             }
     }
     if (thread >= TILE) return;
-    const int to = tile * TILE + thread;
     if (STORE) {  // out (sum of WIDTHS) float32 = sum + bias
-        if (to < width)
-            static_cast<float*>(out)[start + to] = sum[0] + (bias ? widened(bias[start + to]) : 0.0f);
+        if (mine) static_cast<float*>(out)[start + to] = sum[0] + before;
     } else if (HIDDEN) {  // out (WIDTH) = silu(gate) * up, rounded where the model rounds
-        if (to < width) {
+        if (mine) {
             const float gate = widened(rounded(sum[0]));
             const float up = widened(rounded(sum[LISTS - 1]));
             const float activated = widened(rounded(gate / (1.0f + expf(-gate))));
             static_cast<unsigned short*>(out)[to] = rounded(activated * up);
         }
     } else {  // out (COLUMNS) float32 += sum, and the sum of squares of every 32 columns
-        float* residual = static_cast<float*>(out);
-        const float value = to < width ? from_producer(residual + to) + sum[0] : 0.0f;
-        if (to < width) residual[to] = value;
+        const float value = mine ? before + sum[0] : 0.0f;
+        if (mine) static_cast<float*>(out)[to] = value;
         const float square = warp_sum(value * value);
-        if (lane == 0 && to < width) out_squares[to / 32] = square;
+        if (lane == 0 && mine) out_squares[to / 32] = square;
     }
 }

@@ -110,7 +110,7 @@ def suits_cuda_products(
 
 def cuda_product(
     source: Source,
-    bounds: Tensor,
+    bounds: Tensor | None,
     weight: Tensor | CUDAWeight,
     widths: tuple[int, ...],
     out: Tensor,
@@ -122,8 +122,8 @@ def cuda_product(
     """Out (1, sum of widths) float32 = x · weight (in, sum of widths) + bias, for up to three projections.
 
     bounds (projections, in) float32: a projection reads the rows of channels with |x| ≥ bound; NaN is kept.
-    With smallest (projections, 1) float32 bounds are weights w of a score, and |x|·w ≥ smallest decides.
-    Raises KernelError for tensors that do not fit.
+    None: all are. With smallest (projections, 1) float32 bounds are weights w of a score, and |x|·w ≥ smallest
+    decides. Raises KernelError for tensors that do not fit.
     """
     check_tensor("out", out, (1, sum(widths)), torch.float32)
     constants = {"STORE": 1, "HIDDEN": 0, "RESIDUAL": 0, "WIDTH": 0}
@@ -132,7 +132,7 @@ def cuda_product(
 
 def cuda_neurons(
     source: Source,
-    bounds: Tensor,
+    bounds: Tensor | None,
     weight: Tensor | CUDAWeight,
     hidden: Tensor,
     tile: CUDATile,
@@ -152,7 +152,7 @@ def cuda_neurons(
 
 def cuda_onto(
     source: Source,
-    bounds: Tensor,
+    bounds: Tensor | None,
     weight: Tensor | CUDAWeight,
     residual: Tensor,
     squares: Tensor,
@@ -179,7 +179,7 @@ def squares_of(columns: int) -> int:
 
 def _start(
     source: Source,
-    rules: tuple[Tensor, Tensor | None],
+    rules: tuple[Tensor | None, Tensor | None],
     weight: Tensor | CUDAWeight,
     widths: tuple[int, ...],
     tile: CUDATile,
@@ -198,6 +198,7 @@ def _start(
         **stored.constants,
         "WIDTHS": "{" + ",".join(map(str, widths)) + "}",
         "TOP_K": int(rules[1] is not None),
+        "KEEP_ALL": int(rules[0] is None),
         "FLOAT16": int(source.dtype is torch.float16),
     }
     arguments = (*stored.tensors, *source.tensors, *rules, *targets)
@@ -215,7 +216,7 @@ def check_source(source: Source, channels: int, dtype: torch.dtype) -> None:
 
 def _check(
     source: Source,
-    bounds: Tensor,
+    bounds: Tensor | None,
     smallest: Tensor | None,
     weight: CUDAWeight,
     widths: tuple[int, ...],
@@ -230,7 +231,8 @@ def _check(
             f"{widths}"
         )
     weight.check(widths)
-    check_tensor("bounds", bounds, (len(widths), channels), torch.float32)
+    if bounds is not None:
+        check_tensor("bounds", bounds, (len(widths), channels), torch.float32)
     if smallest is not None:
         check_tensor("smallest", smallest, (len(widths), 1), torch.float32)
     check_source(source, channels, dtype)

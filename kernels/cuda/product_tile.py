@@ -28,6 +28,8 @@ class CUDATile(StoredTile):
     """Rows that one lane has on their way."""
     resident: int = 2
     """Thread blocks that a multiprocessor must have registers for."""
+    ahead: int = 0
+    """Rows of a lane that are brought into the second cache before x is there, where all are kept."""
 
     def __post_init__(self) -> None:
         if self.columns not in (64, 128, 256):
@@ -75,4 +77,5 @@ class CUDATile(StoredTile):
             "UNROLL": self.unroll,
             "SHARE": self._share(channels),
             "RESIDENT": self.resident,
+            "AHEAD": self.ahead,
         }

@@ -24,6 +24,17 @@ struct Factors {
     }
 };
 
+// Bring a warp's first rows into the second cache.
+WS_DEVICE void ask_ahead(const Weight& weight, int start, int width, int tile, int begin, int end, int warp, int lane) {
+    const int column = tile * TILE + lane % LANES * 8;
+    const unsigned short* columns = static_cast<const unsigned short*>(weight.values) + start + column;
+#pragma unroll
+    for (int turn = 0; turn < AHEAD; ++turn) {
+        const int channel = begin + (turn * WARPS + warp) * AT_ONCE + lane / LANES;
+        if (channel < end && column < width) ask_for(columns + static_cast<size_t>(channel) * COLUMNS);
+    }
+}
+
 // The sums of a warp's share of one list's rows, (TILE).
 WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weight, int start, int width, int tile,
                         const Factors&, int warp, int lane, float* found) {
@@ -61,4 +72,5 @@ WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weig
     }
 }
 
-WS_DEVICE float completed(const Rows&, int, const Weight&, int, int, int, float sum) { return sum; }
+WS_DEVICE float of_column(const Weight&, int) { return 0.0f; }
+WS_DEVICE float completed(const Rows&, int, int, float, float sum) { return sum; }

@@ -161,8 +161,7 @@ class GPUDecodeStep:
         if tile is None:
             raise KernelError(f"lm_head in {head.format} has no kernel here; leave it as it was: lm_head=false")
         logits = self._buffers.sums("logits", 1, shape.vocabulary)
-        all_kept = self._buffers.sums(("bounds", LM_HEAD), 1, shape.hidden)
-        self._add(cuda_product, Given(x), all_kept, CUDAWeight.of(head), (shape.vocabulary,), logits, tile)
+        self._add(cuda_product, Given(x), None, CUDAWeight.of(head), (shape.vocabulary,), logits, tile)
         self.cuda_products.append(LM_HEAD)
         return lambda: logits
 
@@ -289,11 +288,13 @@ class GPUDecodeStep:
 
     def _source(
         self, reads: Reads, behind: tuple[Tensor, Tensor] | None
-    ) -> tuple[Source, Tensor, Tensor | None]:
+    ) -> tuple[Source, Tensor | None, Tensor | None]:
         """Activation of a CUDA C++ product, bounds, and the smallest score, which is found before it."""
         source = Given(reads.x)
         if behind is not None:
             source = Normed(self._residual, *behind, self.weights.shape.norm_epsilon)
+        if reads.lists is None:  # all channels are kept
+            return source, None, None
         if reads.kept is None:
             return source, reads.rules.bounds, None
         weights, smallest = reads.rules.score_weights, reads.rules.smallest

@@ -41,8 +41,9 @@ class Workload:
         self.x = self.x[:1].expand(batch, -1).gather(1, torch.rand(batch, product.inner, **options).argsort(1))
         self._bound = self.x[0].float().abs().quantile(sparsity).item() if sparsity else 0.0
         self.activation = Activation(x=self.x)
-        self._bounds = torch.full((len(product.widths), product.inner), self._bound, device=device)
+        self._bounds: Tensor | None = None
         if sparsity is not None:
+            self._bounds = torch.full((len(product.widths), product.inner), self._bound, device=device)
             self.activation = Activation(ChannelLists.by_threshold(self.x, self._bounds, list_block))
         self._columns = Columns.side_by_side(*product.widths)
         self._workspace = Workspace(device)

@@ -6,19 +6,18 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from wisparse.kernels.cuda.product import (
-    CUDATile,
-    Given,
-    cuda_product,
-)
-from wisparse.kernels.cuda.stored_weight import CUDAWeight
+from wisparse.kernels.cuda.product import Given, cuda_neurons, cuda_onto, cuda_product, squares_of
+from wisparse.kernels.cuda.product_tile import CUDATile
+from wisparse.kernels.cuda.stored_weight import CUDAWeight, Storage
+from wisparse.kernels.errors import KernelError
 from wisparse.kernels.quantised.int4 import int4_rounded
 from wisparse.kernels.quantised.int8 import int8_rounded
 from wisparse.kernels.quantised.packed import side_by_side
 
 from ..triton_cases import DEVICE
-from .test_cuda_product import assert_close, drawn, masked_product
+from .test_cuda_product import assert_close, drawn, masked_product, normed
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
 TILES = (
@@ -72,3 +71,82 @@ def test_a_product_of_three_projections(tile: CUDATile, format: str) -> None:
     )
     cuda_product(Given(x), bounds, weight, widths, out, tile, bias)
     assert_close(out, masked_product(x, bounds, exact, widths) + bias.double(), TOLERANCE)
+
+
+@pytest.mark.parametrize("format", ["bfloat16", *FORMATS])
+def test_all_channels_are_kept_without_bounds(format: str) -> None:
+    """Rows that are asked for ahead change nothing, more of them than there are neither."""
+    tile, multiples = CUDATile(columns=128, warps=4, cluster=6, unroll=2, ahead=3), (3, 1)
+    widths = widths_of(format, multiples)
+    x, _, weight, exact = case("int8" if format == "bfloat16" else format, 70, multiples)
+    weight = exact.bfloat16() if format == "bfloat16" else weight
+    exact = exact.bfloat16() if format == "bfloat16" else exact
+    out = torch.zeros(1, sum(widths), device=DEVICE)
+    cuda_product(Given(x), None, weight, widths, out, tile)
+    assert_close(out, x.double() @ exact.double(), 2 * TOLERANCE)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_neurons_behind_rmsnorm(format: str) -> None:
+    """silu(gate)·up, rounded in between like the model rounds; each half has scales of its own."""
+    width = widths_of(format, (1,))[0]
+    source, x = normed(136, torch.bfloat16)
+    _, bounds, weight, exact = case(format, 136, (1, 1))
+    hidden = torch.zeros(1, width, device=DEVICE, dtype=torch.bfloat16)
+    cuda_neurons(source, bounds, weight, hidden, TILES[1])
+    gate, up = masked_product(x, bounds, exact, (width, width)).split(width, dim=1)
+    expected = F.silu(gate.bfloat16().float()).bfloat16() * up.bfloat16()
+    assert_close(hidden, expected.double(), 1e-2)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_onto_the_residual_stream_by_top_k(format: str) -> None:
+    """The sum is added, and the squares of every 32 columns are left for RMSNorm; float16 activations."""
+    x, weights, weight, exact = case(format, 96, (3,))
+    x, width = x.half(), exact.shape[1]
+    scores = x.float().abs() * weights
+    smallest = scores.sort(descending=True).values[:, 40:41].contiguous()
+    residual = drawn(1, width, seed=6)
+    kept = torch.where(scores >= smallest, 0.0, torch.inf)
+    expected = residual.double() + masked_product(x, kept, exact, (width,))
+    squares = torch.zeros(1, squares_of(width), device=DEVICE)
+    cuda_onto(Given(x), weights, weight, residual, squares, TILES[1], smallest=smallest)
+    assert_close(residual, expected, 2 * TOLERANCE)
+    parts = torch.stack([part.square().sum() for part in residual[0].double().split(32)])
+    assert_close(squares[0], parts, 1e-6)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_not_finite_shows(format: str) -> None:
+    """In every output; where nothing is kept, the product is 0; activations of any size lose no digits."""
+    tile = TILES[1]
+    widths = widths_of(format, (1,))
+    x, bounds, weight, exact = case(format, 64, (1,))
+    out = torch.zeros(1, *widths, device=DEVICE)
+    for broken in (float("nan"), float("inf"), -float("inf")):
+        wrong = x.clone()
+        wrong[0, 3] = broken
+        cuda_product(Given(wrong), torch.zeros_like(bounds), weight, widths, out, tile)
+        assert not out.isfinite().any()
+    cuda_product(Given(x), torch.full_like(bounds, torch.inf), weight, widths, out, tile)
+    assert (out == 0).all()
+    for size in (2.0**-80, 2.0**80):
+        large = (x.float() * size).bfloat16()
+        cuda_product(Given(large), torch.zeros_like(bounds), weight, widths, out, tile)
+        assert_close(out, large.double() @ exact.double(), TOLERANCE)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Before anything is compiled."""
+    x, bounds, weight, _ = case("int4 by 128, zero points", 64, (1,))
+    out = torch.zeros(1, 128, device=DEVICE)
+    with pytest.raises(KernelError, match="columns that groups divide"):
+        cuda_product(Given(x), bounds, weight, (128,), out, CUDATile(columns=128, warps=4, unroll=3))
+    for storage, widths in ((Storage(4, 128), (192,)), (Storage(4, 32), (64,)), (Storage(8), (24,))):
+        assert not storage.suits(widths)
+    assert not CUDATile(columns=256, warps=8).fits(64, (384,), Storage(4, 192))
+    with pytest.raises(KernelError, match="bfloat16 or float16"):
+        cuda_product(Given(x.float()), bounds, weight, (128,), out, TILES[1])
+    wrong = CUDAWeight(weight.values, weight.storage, weight.scales[:, :32], weight.zeros)
+    with pytest.raises(KernelError, match="scales has shape"):
+        cuda_product(Given(x), bounds, wrong, (128,), out, TILES[1])
