@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -72,12 +73,10 @@ class CUDAWeight:
 
     @classmethod
     def of(cls, packed: PackedWeight) -> CUDAWeight:
-        """The same values; scales of groups are laid out by channel within each group."""
-        if isinstance(packed, PackedInt8):
-            scales = (packed.row_scales.contiguous(), None, packed.column_scales.contiguous())
-            return cls(packed.values, storage_of(packed), *scales)
-        zeros = None if packed.zeros is None else packed.zeros.T.contiguous()
-        return cls(packed.values, storage_of(packed), packed.scales.T.contiguous(), zeros)
+        """The same values; scales of groups are laid out by channel within each group, once for all steps."""
+        if packed not in _LAID_OUT:
+            _LAID_OUT[packed] = cls(packed.values, storage_of(packed), *_scales(packed))
+        return _LAID_OUT[packed]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,3 +109,13 @@ class CUDAWeight:
             check_tensor("scales", self.scales, groups, torch.float16)
             if self.zeros is not None:
                 check_tensor("zero points", self.zeros, groups, torch.uint8)
+
+
+_LAID_OUT: WeakKeyDictionary[PackedWeight, CUDAWeight] = WeakKeyDictionary()
+
+
+def _scales(packed: PackedWeight) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if isinstance(packed, PackedInt8):
+        return packed.row_scales.contiguous(), None, packed.column_scales.contiguous()
+    zeros = None if packed.zeros is None else packed.zeros.T.contiguous()
+    return packed.scales.T.contiguous(), zeros, None

@@ -88,7 +88,8 @@ class GPUDecodeStep:
         """Names of the products of all blocks that are CUDA C++, which list their channels themselves."""
         self._buffers = Buffers(cache.batch, weights.dtype, weights.device)
         self._pdl = dependent_launch and supports_dependent_launch(weights.device)
-        self._launches: list[Callable[[], None]] = []
+        self.launches: list[partial[None]] = []
+        """All launches of a token, in order."""
         self._products = {product.name: product for product in cuda_products_of(shape, storages)}
         self._products["gate"] = Product("gate", shape.hidden, (shape.ffn,))
         self._residual = self._buffers.sums("residual", cache.batch, shape.hidden)
@@ -112,14 +113,14 @@ class GPUDecodeStep:
                 f"token ids are {token_ids.dtype} {tuple(token_ids.shape)}, expected int64 ({self.batch},)"
             )
         self._tokens.copy_(token_ids)
-        for start in self._launches:
+        for start in self.launches:
             start()
         return self._logits()
 
     def ran(self) -> dict[str, str]:
         """Language of the launches of each part; see `DecodeStep`. A norm within a product counts as both."""
         found: dict[str, set[str]] = {}
-        for launch in self._launches:
+        for launch in self.launches:
             function = launch
             while isinstance(function, partial):
                 function = function.func
@@ -141,7 +142,7 @@ class GPUDecodeStep:
         block = min(self.tiles.list_block, power_of_two(shape.hidden))
         squares = self._buffers.sums("squares", self.batch, blocks_of(shape.hidden, block))
         # A copy of the tokens comes before, on which no launch can depend programmatically.
-        self._launches.append(partial(embed, self._tokens, weights.embedding, self._residual, squares))
+        self.launches.append(partial(embed, self._tokens, weights.embedding, self._residual, squares))
         for index, (packed, block_rules) in enumerate(zip(weights.blocks, rules, strict=True)):
             squares = self._lay_out_attention(index, packed, block_rules, squares)
             squares = self._lay_out_mlp(index, packed, block_rules, squares)
@@ -270,7 +271,7 @@ class GPUDecodeStep:
         return self._add_onto_residual(site)
 
     def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
-        self._launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
+        self.launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
 
     def _add_cuda(
         self,

@@ -27,7 +27,7 @@ class QuantisedModel(Protocol):
     """Every block projection by its key, and `lm_head` where that is quantised."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedInt8:
     """Projections in 8 bits: w ≈ r_pi · q_ij · c_j, each projection p with row scales of its own."""
 
@@ -53,7 +53,7 @@ class PackedInt8:
         return self.values.nbytes + self.row_scales.nbytes + self.column_scales.nbytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedInt4:
     """Projections in 4 bits: w ≈ s · (q − z), in groups of neighbouring outputs of one input channel."""
 

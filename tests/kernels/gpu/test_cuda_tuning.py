@@ -49,7 +49,7 @@ def setting(monkeypatch):
         monkeypatch.setattr(module, "multiprocessors_of", lambda _: 4)
     monkeypatch.setattr(cuda_tiles, "runs_cuda_products", lambda _: True)
     monkeypatch.setattr(
-        cuda_tuning, "cuda_candidates", lambda one, _: [WANTED[one.name], CUDATile(warps=8, unroll=2)]
+        cuda_tuning, "cuda_candidates", lambda one, *_: [WANTED[one.name], CUDATile(warps=8, unroll=2)]
     )
 
     def make(method):

@@ -131,7 +131,7 @@ def test_products_that_list_their_channels_themselves_save_launches():
     model = make_tiny_model("qwen2", blocks=1).half()
     plan = make_plan(model, "teal")
     launches = {
-        names: len(step_of(model, plan, 1, listing_themselves(names))._launches)
+        names: len(step_of(model, plan, 1, listing_themselves(names)).launches)
         for names in ("", *LISTING["teal"])
     }
     saved = {names: launches[""] - count for names, count in launches.items()}
@@ -154,7 +154,7 @@ def test_attention_that_writes_the_whole_activation(family):
         assert torch.allclose(found, expected, atol=1e-3)
     launched = {}
     for name, of, products in (("cuda", plan, o), ("dense", None, {}), ("listed", plan, {})):
-        launches = step_of(model, of, 1, replace(tiles, cuda=Chosen(products, attention)))._launches
+        launches = step_of(model, of, 1, replace(tiles, cuda=Chosen(products, attention))).launches
         launched[name] = any(one.func is cuda_attention for one in launches)
     assert launched == {"cuda": True, "dense": True, "listed": False}
 

@@ -1,0 +1,148 @@
+"""Milliseconds of a whole decode step on a GPU with random weights in 16, 8 or 4 bits: no model is needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from ..block_rules import block_rules
+from ..decoder import DecoderShape, products_of
+from ..decoder_weights import BlockWeights, DecoderWeights
+from ..gpu.cuda_tuning import step_clock, tuned_step_tiles
+from ..gpu.step import GPUDecodeStep
+from ..gpu.timing import device_name
+from ..plan_data import BlockPlan, ProjectionRule
+from ..quantised.packed import PackedInt4, PackedInt8, PackedWeight
+from ..static_cache import StaticCache
+from .bandwidth import read_bandwidth
+from .model_shapes import MODEL_SHAPES
+
+GROUP = 128
+
+
+def random_weights(
+    shape: DecoderShape, bits: int, head_bits: int, dtype: torch.dtype, device: torch.device
+) -> DecoderWeights:
+    """Weights of a model of this shape whose sums are about as large as what enters."""
+    draw = partial(_drawn, dtype=dtype, device=device)
+    ones = torch.ones(shape.hidden, dtype=dtype, device=device)
+    blocks = []
+    for _ in range(shape.blocks):
+        found = {one.name: draw(one.inner, one.widths, bits) for one in products_of(shape)}
+        biases = {"qkv_bias": None, "gate": None, "up_rows": None}
+        blocks.append(BlockWeights(input_norm=ones, mlp_norm=ones, **biases, **found))
+    embedding = draw(shape.vocabulary, (shape.hidden,), 16)
+    head = embedding if head_bits == 16 else draw(shape.hidden, (shape.vocabulary,), head_bits)
+    return DecoderWeights(shape, tuple(blocks), embedding, ones, head)
+
+
+def _drawn(
+    inner: int, widths: tuple[int, ...], bits: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | PackedWeight:
+    out, scale = sum(widths), inner**-0.5
+    if bits == 16:
+        return torch.randn(inner, out, dtype=dtype, device=device).mul_(scale)
+    if bits == 8:
+        values = torch.randint(-127, 128, (inner, out), dtype=torch.int8, device=device)
+        rows = torch.full((len(widths), inner), scale / 64, device=device)
+        return PackedInt8(values, rows, torch.ones(out, device=device), widths)
+    values = torch.randint(0, 256, (inner, out // 2), dtype=torch.uint8, device=device)
+    scales = torch.full((inner, out // GROUP), scale / 4, dtype=torch.float16, device=device)
+    return PackedInt4(values, scales, None, widths)
+
+
+def dropping(shape: DecoderShape, sparsity: float, device: torch.device) -> tuple[BlockPlan, ...]:
+    """Plans that drop the same share of channels of every site, drawn at random, of any activation."""
+    generator = torch.Generator(device).manual_seed(0)
+    blocks = []
+    for _ in range(shape.blocks if sparsity else 0):
+        kept = {
+            inner: torch.rand(inner, generator=generator, device=device).argsort() >= sparsity * inner
+            for _, inner in shape.projection_shapes().values()
+        }
+        blocks.append(
+            BlockPlan(
+                {
+                    name: ProjectionRule(thresholds=torch.where(kept[inner], 0.0, torch.inf))
+                    for name, (_, inner) in shape.projection_shapes().items()
+                }
+            )
+        )
+    return tuple(blocks)
+
+
+def bytes_read(weights: DecoderWeights, sparsity: float) -> float:
+    """Bytes of a token's weights: those of blocks by the share of channels that is kept, and the head."""
+    blocks = sum(
+        weight.nbytes
+        for block in weights.blocks
+        for weight in vars(block).values()
+        if weight is not None and not (isinstance(weight, Tensor) and weight.ndim == 1)
+    )
+    return blocks * (1.0 - sparsity) + weights.lm_head.nbytes
+
+
+def main() -> None:
+    """Print a line of JSON for each sparsity: milliseconds, tokens a second, share of the bandwidth, tiles."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama3.1-8b")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--bits", type=int, choices=(16, 8, 4), default=16)
+    parser.add_argument("--head-bits", type=int, choices=(16, 8, 4), default=None, help="as --bits")
+    parser.add_argument("--blocks", type=int, default=None, help="blocks of the model; as it has")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--tune", action="store_true", help="tune the launches first; minutes")
+    options = parser.parse_args()
+    device, dtype = torch.device("cuda"), getattr(torch, options.dtype)
+    shape = MODEL_SHAPES[options.shape]
+    blocks = options.blocks or shape.blocks
+    shape = replace(shape, blocks=blocks, windows=shape.windows[:blocks])
+    bandwidth = read_bandwidth(device)
+    weights = random_weights(shape, options.bits, options.head_bits or options.bits, dtype, device)
+    for sparsity in options.sparsities:
+        rules = dropping(shape, sparsity, device) or block_rules(None, shape, device, dtype)
+        cache = _filled_cache(shape, dtype, device, options.context)
+        started = perf_counter()
+        tiles = tuned_step_tiles(weights, rules, cache, sparsity) if options.tune else None
+        step = GPUDecodeStep(weights, rules, cache, tiles)
+        milliseconds = step_clock(step)
+        found = {
+            "device": device_name(device),
+            "shape": options.shape,
+            "blocks": blocks,
+            "bits": options.bits,
+            "head_bits": options.head_bits or options.bits,
+            "sparsity": sparsity,
+            "ms": milliseconds,
+            "tok_s": 1e3 / milliseconds,
+            "share_of_bandwidth": bytes_read(weights, sparsity) / milliseconds * 1e3 / bandwidth,
+            "read_gb_s": bandwidth / 1e9,
+            "seconds": perf_counter() - started,
+            "tiles": {name: tile.key() for name, tile in step.tiles.cuda.products.items()},
+        }
+        print(json.dumps(found), flush=True)
+
+
+def _filled_cache(shape: DecoderShape, dtype: torch.dtype, device: torch.device, context: int) -> StaticCache:
+    """A cache of so many tokens, and one free slot and some."""
+    capacity = context + 8
+    size = (shape.blocks, 1, shape.kv_heads, capacity, shape.head_dim)
+    return StaticCache(
+        keys=torch.randn(size, device=device).to(dtype),
+        values=torch.randn(size, device=device).to(dtype),
+        length=torch.full((1,), context, dtype=torch.int32, device=device),
+        first=torch.zeros(1, dtype=torch.int32, device=device),
+        cosines=torch.ones(capacity, shape.head_dim, device=device),
+        sines=torch.zeros(capacity, shape.head_dim, device=device),
+    )
+
+
+if __name__ == "__main__":
+    main()
