@@ -38,8 +38,8 @@ REGISTERS = 65536
 THREADS = 2048
 """Most threads that a multiprocessor runs at once."""
 LEAST_ON_ITS_WAY = {16: 40 << 10, 8: 16 << 10, 4: 12 << 10}
-"""Bytes that a multiprocessor has to ask for ahead, to keep its share of the memory busy, by bits of a value. Of
-few bits a product is short, and how soon its thread blocks start counts as much."""
+"""Bytes that a multiprocessor has to ask for ahead, to keep its share of the memory busy, by bits of a value. A
+product of few bits is short, and how soon its thread blocks start counts as much."""
 
 StepClock = Callable[[GPUDecodeStep], float]
 """Milliseconds of one call."""
