@@ -75,7 +75,8 @@ def test_logits_are_those_of_the_dequantised_weights(name, kind):
     own = decoded(model, pack(model), plan, triton)[0]
     with quantised(model, found):
         exact = decoded(model, pack(model), plan, triton)[0]
-        model = model.half()
+    model = model.half()
+    with quantised(model, found):
         few, step = decoded(model, pack(model, stored=found.weights), plan, tiles)
         half = decoded(model, pack(model), plan, triton)[0]
     errors = [(logits - exact).norm().item() for logits in (few, half, own)]

@@ -52,7 +52,7 @@ def test_heads_in_cuda():
         found, expected = (both_decode(model, plan, batch, each, tokens=1)[1] for each in (tiles, plain))
         assert torch.allclose(found, expected, atol=4e-3)
     step = step_of(model, plan, 1, tiles)
-    assert any(getattr(one.func, "func", one.func) is cuda_attention for one in step._launches)
+    assert any(getattr(one.func, "func", one.func) is cuda_attention for one in step.launches)
     assert step.ran()["attention"] == "cuda"
     assert "triton" in step.ran()["selection"]
 
@@ -61,7 +61,7 @@ def test_a_row_without_a_rule_of_o_skips_what_attention_left_at_zero():
     model = make_tiny_model("llama", blocks=1)
     plan = with_heads(model, kept=1, first=0)
     modules = {
-        batch: [one.func.__module__.rpartition(".")[2] for one in step_of(model, plan, batch)._launches]
+        batch: [one.func.__module__.rpartition(".")[2] for one in step_of(model, plan, batch).launches]
         for batch in (1, 2)
     }
     assert modules[1].count("compact") == modules[2].count("compact") + 1
