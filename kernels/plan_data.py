@@ -199,10 +199,13 @@ class HeadRule:
     kept: int
     """Groups that a token looks at."""
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Logit of each head, (..., heads) float32, from what q, k and v read, (..., hidden)."""
+        return torch.nn.functional.linear(x.float(), self.weight.float(), self.bias.float())
+
     def chosen(self, x: Tensor) -> Tensor:
         """Groups of each token, (..., groups) bool, from what q, k and v read, (..., hidden)."""
-        logits = torch.nn.functional.linear(x.float(), self.weight.float(), self.bias.float())
-        scores = logits.unflatten(-1, (self.groups, -1)).amax(-1)
+        scores = self.logits(x).unflatten(-1, (self.groups, -1)).amax(-1)
         best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.kept]
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
 

@@ -81,6 +81,20 @@ class QuantisationFacts:
 
 
 @dataclass(frozen=True)
+class HeadFacts:
+    """Which key-value groups attention looked at; see `PolarHeads`."""
+
+    name: str
+    config: dict[str, Any]
+    groups: int
+    """Key-value groups of the model."""
+    kept: int
+    """Groups that a sparse token looked at."""
+    dense_blocks: int
+    """First blocks that looked at all."""
+
+
+@dataclass(frozen=True)
 class CalibrationFacts:
     """Calibration text: its size, the hash of its token ids, and what of the tasks it holds."""
 
@@ -103,6 +117,10 @@ class Realised:
     by_block: list[float]
     low_rank_share: float
     rotation_share: float | None = field(default=None, kw_only=True, metadata=LATER)
+    key_value_share: float | None = field(default=None, kw_only=True, metadata=LATER)
+    """Share of the key-value groups that sparse tokens looked at; not there where they looked at all."""
+    router_share: float | None = field(default=None, kw_only=True, metadata=LATER)
+    """Size of the routers of heads, as `low_rank_share`."""
     bytes_per_token: float
     dense_bytes_per_token: float
     flops_per_token: float | None = field(default=None, kw_only=True, metadata=LATER)
@@ -222,6 +240,8 @@ class Record:
     protocol: ProtocolFacts
     quantisation: QuantisationFacts | None = field(default=None, kw_only=True, metadata=LATER)
     """None: the model's own weights, as in all records of before weights could be quantised."""
+    heads: HeadFacts | None = field(default=None, kw_only=True, metadata=LATER)
+    """None: attention looked at all heads."""
     calibration: CalibrationFacts
     suite: Configured
     sparsity: float

@@ -49,6 +49,11 @@ def model_notes(record: dict[str, Any]) -> list[str]:
             f"{model['name']}: weights {made} here to {found['description']}, "
             f"{found['bits_per_weight']:.2f} bits a weight with {besides}, computed with dequantised."
         )
+    if found := record.get("heads"):
+        notes.append(
+            f"{model['name']}: attention looks at {found['kept']} of {found['groups']} key-value groups from "
+            f"block {found['dense_blocks']} on, chosen for each sparse token by routers, heads={found['name']}."
+        )
     if note := (record["config"]["model"].get("notes") or {}).get(suite_choice(record["suite"]["name"])):
         notes.append(f"{model['name']}: {note}")
     return notes

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MEASURE = "wisparse.repro.cell.measure"
 """Module whose code every cell depends on, with that of its own objects."""
 
-PARTS = ("method", "protocol", "quantisation", "calibration", "suite", "latency")
+PARTS = ("method", "protocol", "quantisation", "heads", "calibration", "suite", "latency")
 """Configuration groups that are built into objects."""
 
 
@@ -41,6 +41,7 @@ class Cell:
     method: Any
     protocol: Any
     quantisation: Any
+    heads: Any
     calibration: Any
     suite: Any
     latency: Any
@@ -63,6 +64,7 @@ def prepare(config: DictConfig) -> Cell:
         sparsity = 0.0  # one dense cell serves all sparsities
     processes.check(config.model.device, config.latency.name)
     _check_quantised(parts, sparsity)
+    parts["heads"].check_method(method.mechanisms)
     checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
     settings = {name: portable(config[name]) for name in PARTS}
     identity = {
@@ -75,7 +77,8 @@ def prepare(config: DictConfig) -> Cell:
         "sources": sources_digest({MEASURE, *targets(settings)}),
     }
     bits = "" if parts["quantisation"].name == "none" else f"-{parts['quantisation'].name}"
-    name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}{bits}"
+    heads = "" if parts["heads"].name == "none" else f"-{parts['heads'].name}-{parts['heads'].density:g}"
+    name = f"{checkpoint.name.replace('/', '_')}-{method.name}-{sparsity:g}{bits}{heads}"
     return Cell(config, checkpoint, **parts, sparsity=sparsity, name=name, key=digest(identity))
 
 

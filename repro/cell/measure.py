@@ -26,6 +26,7 @@ from ..record import (
     CalibrationFacts,
     CellName,
     Configured,
+    HeadFacts,
     Latency,
     Memory,
     ModelFacts,
@@ -64,7 +65,9 @@ def measure(cell: Cell) -> dict[str, Any]:
         loaded = load_model(cell.checkpoint)
     cell.suite.check(loaded.model, loaded.tokenizer)
     cell.quantisation.check_model(loaded.model)
-    cell.latency.check(loaded.model, cell.method.mechanisms if cell.sparsity else ())
+    cell.heads.check_model(loaded.model)
+    mechanisms = cell.heads.mechanisms | (cell.method.mechanisms if cell.sparsity else frozenset())
+    cell.latency.check(loaded.model, mechanisms)
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
     _check_length(input_ids, loaded.model.config.max_position_embeddings)
     overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), cell.config.largest_overlap)
@@ -74,6 +77,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         cell.method,
         cell.protocol,
         cell.quantisation,
+        cell.heads,
         cell.calibration.batch_size,
         loaded,
         input_ids,
@@ -137,6 +141,8 @@ def _evaluated(
 ) -> Record:
     """Run the suite under the plan, and write all of the record but the speed."""
     config = cell.config
+    if cell.heads.name != "none":
+        facts = {**facts, "heads": _head_facts(cell, cached)}
     set_seeds(config.seed)
     counting = processes.SharedTrafficCounter
     with _timed(seconds, "evaluation"), applied(loaded.model, cached.plan, cell.protocol, counting) as session:
@@ -215,6 +221,13 @@ def _quantisation_facts(cell: Cell, weights: QuantisedWeights) -> QuantisationFa
         weights.description,
         stored,
         bits_per_weight=8 * stored / count,
+    )
+
+
+def _head_facts(cell: Cell, cached: CachedPlan) -> HeadFacts:
+    found = cached.plan.provenance.details["heads"]
+    return HeadFacts(
+        cell.heads.name, portable(cell.config.heads), found["groups"], found["kept"], found["dense_blocks"]
     )
 
 

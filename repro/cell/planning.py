@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +17,14 @@ from torch import Tensor
 
 from ...method.base import Method
 from ...method.calibration import Calibration
+from ...method.heads.choice import AllHeads, PolarHeads, with_heads
 from ...method.plan import SparsityPlan
 from ...method.quantisation.model import QuantisedWeights
 from ...method.quantisation.quantisers import NoQuantisation, Quantiser
 from ...method.running.progress import Progress
 from ...method.search.budget import SearchBudget
 from ...method.token_policy import TokenPolicy
-from ..configuration import portable
+from ..configuration import digest, portable
 from ..models.checkpoint import Checkpoint, LoadedModel
 from ..models.weights import ATTENTION
 from .identity import sources_digest, targets
@@ -39,6 +42,7 @@ class Planner:
     method: Method
     protocol: TokenPolicy
     quantisation: Quantiser | NoQuantisation
+    heads: AllHeads | PolarHeads
     batch_size: int
     """Calibration sequences a forward pass."""
     loaded: LoadedModel
@@ -53,15 +57,44 @@ class Planner:
         return _weights(self.loaded, self._text(), self.quantisation)
 
     def plan(self, sparsity: float) -> CachedPlan:
-        """The method's plan at a sparsity, from the cache where it is there."""
+        """The method's plan at a sparsity, with routers of heads where there are any; from the cache if there.
+
+        Routers are trained on the dense model, once for all methods and sparsities.
+        """
         settings = {
             "method": portable(self.config.method),
-            "quantisation": portable(self.config.quantisation),
             "search_tokens": self._search_policy() and portable(self.config.protocol),
         }
+        found = self._found(
+            settings,
+            {"sparsity": sparsity},
+            lambda calibration, progress: self.method.plan(calibration, sparsity, progress),
+        )
+        if isinstance(self.heads, AllHeads):
+            return found
+        routers = self._found(
+            {"heads": portable(self.config.heads)},
+            {},
+            lambda calibration, _: self.heads.plan(calibration, self.config.seed),
+        )
+        return CachedPlan(
+            with_heads(found.plan, routers.plan),
+            digest([found.key, routers.key]),
+            digest([found.sha256, routers.sha256]),
+            found.from_cache and routers.from_cache,
+        )
+
+    def _found(
+        self,
+        settings: dict[str, Any],
+        others: dict[str, Any],
+        make: Callable[[Calibration, Progress], SparsityPlan],
+    ) -> CachedPlan:
+        """A plan from the cache, or made now on the calibration text; settings may name classes."""
+        settings = {**settings, "quantisation": portable(self.config.quantisation)}
         identity = {
             **settings,
-            "sparsity": sparsity,
+            **others,
             "seed": self.config.seed,
             "model": model_identity(self.loaded.checkpoint),
             "calibration": {
@@ -72,14 +105,14 @@ class Planner:
             "sources": sources_digest({LOADING, *targets(settings)}),
         }
 
-        def make(progress: Progress) -> SparsityPlan:
+        def checked(progress: Progress) -> SparsityPlan:
             set_seeds(self.config.seed)
             calibration = _calibration(self.loaded, self._text(), self._search_policy(), self.quantisation)
-            plan = self.method.plan(calibration, sparsity, progress)
+            plan = make(calibration, progress)
             self.loaded.check_weights()
             return plan
 
-        return PlanCache(Path(self.config.cache_dir)).find_or_make(identity, make)
+        return PlanCache(Path(self.config.cache_dir)).find_or_make(identity, checked)
 
     def _text(self) -> _CalibrationText:
         return _CalibrationText(ids_digest(self.input_ids), self.batch_size, self.input_ids)

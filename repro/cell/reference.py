@@ -20,14 +20,15 @@ CHEAP = 600.0
 def wanted(cell: Cell, record: dict[str, Any]) -> bool:
     """Whether there is anything of the cell to compare with a dense model."""
     compared = record["average"] is not None or record["perplexity"] is not None
-    return bool(cell.config.reference) and cell.method.name != "dense" and compared
+    sparse = cell.method.name != "dense" or cell.heads.name != "none"
+    return bool(cell.config.reference) and sparse and compared
 
 
 def dense_cell(cell: Cell) -> Cell:
     """The dense model under the cell's settings, without its speed, which is timed with the sparse one's."""
     config: DictConfig = OmegaConf.create(cell.config)
     with open_dict(config):
-        for group, choice in (("method", "dense"), ("latency", "none")):
+        for group, choice in (("method", "dense"), ("heads", "none"), ("latency", "none")):
             config[group] = OmegaConf.load(CONFIGURATION / group / f"{choice}.yaml")
         config.force = False
     return prepare(config)

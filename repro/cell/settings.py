@@ -37,21 +37,24 @@ ABOVE_0 = Bound("above 0", lambda value: value > 0)
 SHARE = Bound("from 0 to 1", lambda value: 0 <= value <= 1)
 
 COUNTS = (
-    "batch", "batch_size", "batch_tokens", "block_tokens", "bytes", "divergence_tokens", "group", "limit",
-    "longest_answer", "memory_mb", "norm_order", "offspring", "piece", "population", "prompt", "repeats",
-    "rows", "search_tokens", "seconds", "sequences", "share_population", "windows", "workers",
+    "batch", "batch_size", "batch_tokens", "block_tokens", "bytes", "divergence_tokens", "epochs", "group",
+    "limit", "longest_answer", "memory_mb", "norm_order", "offspring", "piece", "population", "prompt",
+    "repeats", "rows", "search_tokens", "seconds", "sequences", "share_population", "windows", "workers",
 )  # fmt: skip
 STEPS = (
-    "alpha_step", "damping", "evolution_step", "greedy_step", "realised_tolerance", "step", "wina_greedy_step",
+    "alpha_step", "damping", "evolution_step", "greedy_step", "learning_rate", "realised_tolerance", "step",
+    "wina_greedy_step",
 )  # fmt: skip
 SHARES = (
-    "choices", "dense_share", "largest_overlap", "maximum", "minimum", "mutated_share", "mutation", "share",
+    "choices", "dense_share", "held_out_share", "largest_overlap", "maximum", "minimum", "mutated_share",
+    "mutation", "share",
 )  # fmt: skip
 BOUNDS = {
     **dict.fromkeys(COUNTS, FROM_1),
     **dict.fromkeys(STEPS, ABOVE_0),
     **dict.fromkeys(SHARES, SHARE),
     **dict.fromkeys(("length", "max_length", "new_tokens"), FROM_2),
+    "density": Bound("above 0 up to 1; 0.5 keeps half of the key-value groups", lambda value: 0 < value <= 1),
     # As the cell's name has it: 0.99999999 would be called 1, and is.
     "sparsity": Bound("in [0, 1); 0.5 leaves half of the block weights unread",
                       lambda value: value >= 0 and float(f"{value:g}") < 1),
@@ -119,6 +122,7 @@ class Settings:
     method: object
     protocol: object
     quantisation: object
+    heads: object
     calibration: object
     suite: object
     latency: object

@@ -9,7 +9,7 @@ from typing import Any
 from ...method.errors import UserError
 from ..record_facts import comparable
 from .cells import MeasuredCell
-from .deciding import APART, check_names, quantisation_of, without_machine
+from .deciding import APART, check_names, heads_of, quantisation_of, without_machine
 
 Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 """How to find what cells must share, by its name."""
@@ -68,6 +68,7 @@ SHARED_SETTINGS: Settings = {
     "suite": lambda cell: without_machine(cell.record["config"]["suite"]),
     "task data": lambda cell: _task_settings(cell.record),
     "quantisation": lambda cell: quantisation_of(cell.record),
+    "heads": lambda cell: heads_of(cell.record),
     "search": lambda cell: search_settings(cell.record),
     "calibration": lambda cell: without_machine(cell.record["config"]["calibration"]),
     "seed": lambda cell: cell.record["seed"],

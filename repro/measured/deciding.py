@@ -40,11 +40,18 @@ def quantisation_of(record: Record) -> dict[str, Any]:
     return {"name": "none"} if found is None else without_machine(found["config"])
 
 
+def heads_of(record: Record) -> dict[str, Any]:
+    """Settings of the heads that attention looks at; of records that do not say, all."""
+    found = record.get("heads")
+    return {"name": "none"} if found is None else without_machine(found["config"])
+
+
 DECIDING: Mapping[str, Callable[[Record], Any]] = {
     "model fingerprint": lambda record: record["model"]["fingerprint"],
     "files beside the weights": lambda record: record["model"].get("companions"),
     "dtype": lambda record: record["model"]["dtype"],
     "quantisation": quantisation_of,
+    "heads": heads_of,
     "suite": lambda record: without_machine(record["config"]["suite"]),
     "method settings": lambda record: without_machine(record["method"]["config"]),
     "protocol": lambda record: without_machine(record["config"]["protocol"]),
@@ -54,7 +61,7 @@ DECIDING: Mapping[str, Callable[[Record], Any]] = {
     "seed": lambda record: record["seed"],
 }
 """How to find it in a record, by its name."""
-OF_DENSE = ("model fingerprint", "files beside the weights", "dtype", "quantisation", "suite")
+OF_DENSE = ("model fingerprint", "files beside the weights", "dtype", "quantisation", "heads", "suite")
 """All of it that a dense model's numbers depend on."""
 NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
     "model fingerprint": (lambda record: record["model"]["name"], DECIDING["model fingerprint"]),
@@ -64,6 +71,7 @@ NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
     ),
     "dtype": (lambda record: record["model"]["name"], DECIDING["dtype"]),
     "quantisation": (lambda record: record["model"]["name"], quantisation_of),
+    "heads": (lambda record: record["model"]["name"], heads_of),
     "protocol": (lambda record: record["config"]["protocol"]["name"], DECIDING["protocol"]),
     "search budget": (lambda record: record["config"]["search"]["name"], search_values),
 }

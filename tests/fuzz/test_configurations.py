@@ -30,8 +30,8 @@ from .conftest import examples
 pytestmark = pytest.mark.slow
 
 GROUPS = (
-    "allocation", "calibration", "latency", "logger", "method", "model", "protocol", "reading", "search",
-    "suite",
+    "allocation", "calibration", "heads", "latency", "logger", "method", "model", "protocol", "reading",
+    "search", "suite",
 )  # fmt: skip
 CHOICES = sorted((group, path.stem) for group in GROUPS for path in (CONFIGURATION / group).glob("*.yaml"))
 ELSEWHERE = {"hydra", "output_dir", "cache_dir", "experiment", "debug"}

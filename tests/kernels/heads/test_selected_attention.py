@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
 TRITON = AttentionTile(step=16, splits=2)
 CUDA = CUDAAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
 SCORES = ((0.5, -1.0, 2.0), (-3.0, -1.0, -1.0))
-"""Of two rows and three groups; the first of equal ones counts."""
+"""Two rows and three groups; the first of equal ones counts."""
 CHOSEN = {1: ((2,), (1,)), 2: ((0, 2), (1, 2)), 3: ((0, 1, 2), (0, 1, 2))}
 """Groups of these rows by how many are kept."""
 

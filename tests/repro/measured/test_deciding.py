@@ -17,6 +17,13 @@ MODEL |= {"fingerprint": "f" * 64}
 SUITE = {"config": {"limit": None}, "name": "embedded"}
 INT8 = {"name": "int8", "config": {"name": "int8", "lm_head": "none"}, "description": "int8 by row and column"}
 INT8 |= {"bytes": 100, "bits_per_weight": 8.1}
+POLAR = {
+    "name": "polar",
+    "config": {"name": "polar", "density": 0.5},
+    "groups": 2,
+    "kept": 1,
+    "dense_blocks": 1,
+}
 SPEED = {
     "batch": 1, "prompt": 5, "new_tokens": 20, "tok_s": 1.0,
     "timings": {"engine-dense": {"tok_s": 1.0}, "engine-sparse": {"tok_s": 2.0}},
@@ -31,6 +38,7 @@ CELLS = [
     ({"model": MODEL | {"fingerprint": "e" * 64}}, "model fingerprint"),
     ({"model": MODEL | {"dtype": "bfloat16"}}, "dtype"),
     ({"quantisation": INT8}, "quantisation"),
+    ({"heads": POLAR}, "heads"),
     (group("protocol", dense_share=0.25), "protocol"),
     (group("suite", limit=7), "suite"),
     (group("calibration", sequences=3), "calibration"),
@@ -78,6 +86,7 @@ def test_so_are_two_speeds(tmp_path, changes, differs):
         ({"model": MODEL | {"fingerprint": "e" * 64}}, "model fingerprint"),
         ({"model": MODEL | {"dtype": "bfloat16"}}, "dtype"),
         ({"quantisation": INT8}, "quantisation"),
+        ({"heads": POLAR}, "heads"),
         (group("search", generations=2), "search budget"),
         (group("protocol", dense_share=0.25), "protocol"),
     ],
