@@ -1,0 +1,18 @@
+"""The ways to leave something unread that a plan can be made of."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Mechanism(Enum):
+    """Ways to leave weights unread; the value is what messages call them. A decode step says which it knows."""
+
+    THRESHOLD = "static thresholds"
+    TOP_K = "top-k for each token"
+    SHARED_TOP_K = "top-k shared by a batch"
+    LOW_RANK = "low-rank paths"
+    GATE = "thresholds on the gate"
+    ROTATION = "rotated bases"
+    HEADS = "key-value groups chosen for each token"
+    FOLDED = "folded bases"
