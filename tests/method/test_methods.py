@@ -56,7 +56,10 @@ def test_every_method_on_every_family(name, family):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_realised_sparsity_is_nominal_on_calibration_data(name):
-    """Each rule drops what it should of the dense activations it was calibrated on, within a point."""
+    """Each rule drops what it should of the dense activations it was calibrated on, within a point.
+
+    k is a whole number of channels, rounded down: a top-k drops up to one channel more.
+    """
     llama, calibration, plan = planned(name)
     shares = parameter_shares(llama.model.layers[0])
     blocks = len(llama.model.layers)
@@ -77,7 +80,9 @@ def test_realised_sparsity_is_nominal_on_calibration_data(name):
     mean = sum(value * shares[split_key(n)[1]] for n, value in dropped.items()) / blocks
     rotations = sum(block.mechanisms()[Mechanism.ROTATION] for block in plan.block_plans())
     mean -= rotations / sum(map(math.prod, plan.shapes.values()))
-    assert mean == pytest.approx(0.0 if name == "dense" else SPARSITY, abs=0.01)
+    top_k = [name for name, rule in plan.rules.items() if rule.top_k is not None]
+    channel = max((1 / calibration.shapes[name][1] for name in top_k), default=0.0)
+    assert -0.01 <= mean - (0.0 if name == "dense" else SPARSITY) <= 0.01 + channel
 
 
 @pytest.mark.slow
