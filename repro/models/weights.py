@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ...kernels.decoder import check_windows
 from ...kernels.errors import KernelError
@@ -45,13 +48,14 @@ def load_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> PreTrain
     ties. Transformers makes up the first, drops the second and warns.
     """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # files and memory fail with errors of many kinds
         raise UserError(f"{folder}: the weights cannot be loaded ({brief(error)})") from error
     if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
@@ -67,6 +71,17 @@ def load_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> PreTrain
         )
     _check_tied(model, folder)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Context without warnings of transformers: what it reports of weights is looked at and refused here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_tied(model: PreTrainedModel, folder: Path) -> None:

@@ -14,7 +14,7 @@ AGAIN = "make it again (results/README.md has the command)"
 Row = dict[str, str]
 
 
-class _StoredRow(Row):
+class StoredRow(Row):
     """A row that knows its file: a column that it lacks is a damaged or old file, and said so."""
 
     def __init__(self, path: Path, values: Mapping[str, str]) -> None:
@@ -23,6 +23,10 @@ class _StoredRow(Row):
 
     def __missing__(self, column: str) -> str:
         raise UserError(f"{self._path} has no column '{column}'; {AGAIN}")
+
+    def not_a_number(self, column: str) -> UserError:
+        """What is wrong where a column of numbers holds something else."""
+        return UserError(f"{self._path} has {self[column]!r} for the number '{column}'; {AGAIN}")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -40,7 +44,7 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path} is no readable CSV ({error}); {AGAIN}") from error
     if not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
         raise UserError(f"{path} is empty or cut off; {AGAIN}")
-    return [_StoredRow(path, row) for row in rows]
+    return [StoredRow(path, row) for row in rows]
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

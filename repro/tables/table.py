@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ..measured.paired_bootstrap import Interval
-from .csv_rows import Row, csv_text
+from .csv_rows import Row, StoredRow, csv_text
 from .text import number_text, table_row
 
 if TYPE_CHECKING:
@@ -76,11 +76,19 @@ class Column(Generic[Entry]):
         """Text that people see of a row of the CSV."""
         if not row[self.name]:
             return row.get(self.absent, self.absent)
-        value = self.form(row[self.name])
+        value = self._formed(row, self.name)
         if not self.bounds or not row.get(f"{self.name}_low"):
             return value
-        low, high = (self.form(row[f"{self.name}_{end}"]) for end in ("low", "high"))
+        low, high = (self._formed(row, f"{self.name}_{end}") for end in ("low", "high"))
         return f"{value} [{low}, {high}]"
+
+    def _formed(self, row: Row, name: str) -> str:
+        try:
+            return self.form(row[name])
+        except ValueError as error:
+            if isinstance(row, StoredRow):
+                raise row.not_a_number(name) from error
+            raise
 
     def _text(self, value: str | float | None) -> str:
         if value is None or isinstance(value, str) or self.digits is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from logging import Handler
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 from wisparse.method.errors import UserError
 from wisparse.repro.models.checkpoint import find_checkpoint, load_model
 from wisparse.repro.models.weights import check_finite, load_config, load_weights
@@ -52,6 +54,20 @@ def test_weights_that_the_model_does_not_take_are_never_dropped(checkpoint):
     biases = {f"model.layers.{block}.self_attn.q_proj.bias": torch.ones(320) for block in range(8)}
     rewrite(checkpoint, lambda tensors: tensors.update(biases))
     refused(checkpoint, r"8 weights have no place .*layers\.0\.self_attn\.q_proj\.bias; correct config\.json")
+
+
+def test_a_refusal_of_weights_is_all_that_is_said(checkpoint, monkeypatch):
+    """Transformers would add a table, and that what is unexpected can be ignored."""
+    rewrite(checkpoint, lambda tensors: tensors.update({f"{UP}_more": tensors[UP].clone()}))
+    library, said = logging.get_logger(), Handler()
+    monkeypatch.setattr(said, "emit", lambda record: pytest.fail(record.getMessage()))
+    before = logging.get_verbosity()
+    library.addHandler(said)
+    try:
+        refused(checkpoint, "1 weights have no place in the model")
+    finally:
+        library.removeHandler(said)
+    assert logging.get_verbosity() == before
 
 
 def test_rotary_frequencies_of_old_checkpoints_do_no_harm(checkpoint):

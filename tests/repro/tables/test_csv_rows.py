@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from wisparse.method.errors import UserError
+from wisparse.repro.report.tables import display_table
 from wisparse.repro.tables.csv_rows import csv_text, read_rows
 from wisparse.repro.tables.plot_style import stored_svg
 
@@ -68,3 +69,15 @@ def test_the_plots_of_the_results_are_drawings():
     assert paths
     for path in paths:
         assert stored_svg(path).startswith("<svg")
+
+
+@pytest.mark.parametrize("changed", ["modell,method", "model,method,more"])
+def test_a_column_of_numbers_that_holds_something_else_is_one_line(tmp_path, changed):
+    """As where a heading was changed by hand: what has no place of its own is a task's score."""
+    path = tmp_path / "table.csv"
+    path.write_text(f"{changed}\n{','.join(['llama-mini'] * (changed.count(',') + 1))}\n")
+    with pytest.raises(
+        UserError, match=r"table\.csv (has 'llama-mini' for the number|has no column)"
+    ) as caught:
+        display_table("table1", "rows", read_rows(path))
+    assert "\n" not in str(caught.value)
