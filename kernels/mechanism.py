@@ -16,3 +16,4 @@ class Mechanism(Enum):
     ROTATION = "rotated bases"
     HEADS = "key-value groups chosen for each token"
     FOLDED = "folded bases"
+    BIAS = "biases of sparse tokens"

@@ -42,6 +42,8 @@ class ProjectionRule:
     """(out, rank) factor of the low-rank path."""
     right: Tensor | None = None
     """(rank, in) factor of the low-rank path."""
+    bias: Tensor | None = None
+    """(out,) added to the output of sparse tokens, for what they lack on the average."""
 
     def __post_init__(self) -> None:
         if (self.thresholds is None) == (self.top_k is None):
@@ -65,9 +67,12 @@ class ProjectionRule:
         mask = Mechanism.THRESHOLD if self.top_k is None else Mechanism.TOP_K
         if self.shared is not None:
             mask = Mechanism.SHARED_TOP_K
-        if self.left is None:
-            return {mask: 0}
-        return {mask: 0, Mechanism.LOW_RANK: self.left.numel() + self.right.numel()}
+        found = {mask: 0}
+        if self.left is not None:
+            found[Mechanism.LOW_RANK] = self.left.numel() + self.right.numel()
+        if self.bias is not None:
+            found[Mechanism.BIAS] = self.bias.numel()
+        return found
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a projection of this (out, in); None where all does."""
@@ -80,6 +85,7 @@ class ProjectionRule:
             "weights": (inner,),
             "left": (out, self.rank),
             "right": (self.rank, inner),
+            "bias": (out,),
         }
         for part, wanted in expected.items():
             value = getattr(self, part)
@@ -100,6 +106,7 @@ class ProjectionRule:
             weights=moved(self.weights, mask),
             left=moved(self.left, factors),
             right=moved(self.right, factors),
+            bias=moved(self.bias, factors),
         )
 
 

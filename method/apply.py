@@ -67,9 +67,16 @@ class ProjectionHooks:
             # Where a token is dense nothing was dropped, and the product is zero.
             return output + low_rank_product(dropped.pop(), rule.left, rule.right)
 
+        def add_bias(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self.sparse_positions is None:
+                return output + rule.bias
+            return output + rule.bias * self.sparse_positions[..., None]
+
         yield linear.register_forward_pre_hook(drop_channels)
         if rule.left is not None:
             yield linear.register_forward_hook(add_low_rank)
+        if rule.bias is not None:
+            yield linear.register_forward_hook(add_bias)
 
     def on_gate(self, name: str, activation: nn.Module, thresholds: Tensor) -> Iterator[RemovableHandle]:
         """Register what zeroes the neurons of a gate activation below their thresholds (CATS, CHESS)."""

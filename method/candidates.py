@@ -28,7 +28,8 @@ class CandidateRules:
     shared: str | None = None
     """How rows share the rule that is chosen; see `ProjectionRule`. In a search each row has its own."""
     left: ClassVar[None] = None
-    """No low-rank path: searches compare masks alone."""
+    bias: ClassVar[None] = None
+    """No low-rank path and no bias: searches compare masks alone."""
 
     def __post_init__(self) -> None:
         if (self.thresholds is None) == (self.top_k is None):

@@ -159,7 +159,7 @@ class _Position:
 class CPUDecodeStep:
     """Decodes one token of each row; see `DecodeStep`. The residual stream and activations are float32."""
 
-    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.HEADS})
+    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS})
 
     def __init__(self, weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> None:
         self._weights, self._cache = weights, cache

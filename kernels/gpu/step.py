@@ -56,7 +56,7 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
-    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION})
+    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.BIAS})
 
     def __init__(
         self,

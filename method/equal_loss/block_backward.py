@@ -35,9 +35,10 @@ def backward_through_blocks(
     gradient = _gradient_at_last_block(model, hidden, loss)
     with torch.enable_grad():
         for block, arguments in reversed(steps):
-            # Weights are frozen: the graph begins at what enters the block.
+            # Weights are frozen: the graph begins at what enters the block, and at what hooks bring along.
             entered = entering.pop().detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(block(entered, **arguments), entered, gradient)
+            torch.autograd.backward(block(entered, **arguments), gradient)
+            gradient = entered.grad
 
 
 def _gradient_at_last_block(model: PreTrainedModel, hidden: Tensor, loss: LogitLoss) -> Tensor:

@@ -106,14 +106,14 @@ def marginal_losses(
         batches = zip(*(of_all.split(calibration.batch_size) for of_all in (input_ids, dense)), strict=True)
         for batch, states in tqdm(list(batches), desc="marginal loss", leave=False):
             with sparse_projections(linears, rules, positions):
-                backward_through_blocks(model, batch, keywords, _divergence_loss(model, states.flatten(0, 1)))
+                backward_through_blocks(model, batch, keywords, divergence_loss(model, states.flatten(0, 1)))
     by_projection = [torch.cat(found[name], dim=1).movedim(2, 0) for name in calibration.shapes]
     cost, near = pad_sequence(by_projection, batch_first=True).double().permute(2, 0, 3, 1)
     outs = torch.tensor([out for out, _ in calibration.shapes.values()], device=device)
     return MarginalLosses(cost / outs[:, None, None], near)
 
 
-def _divergence_loss(model: PreTrainedModel, dense: Tensor) -> LogitLoss:
+def divergence_loss(model: PreTrainedModel, dense: Tensor) -> LogitLoss:
     """KL(dense ‖ sparse) summed over tokens, from what the dense model's head reads (tokens, hidden)."""
     head = decoder_of(model).lm_head
 

@@ -1,0 +1,152 @@
+"""Thresholds and biases fitted to the dense model's predictions, at a fixed share of weights not read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..calibration import Calibration
+from ..equal_loss.block_backward import LogitLoss, backward_through_blocks
+from ..equal_loss.marginal_loss import divergence_loss
+from ..errors import UserError
+from ..hooks import hooked
+from ..plan import ProjectionRule
+from ..projections import model_projections
+from ..search.block_probe import block_keywords
+from .trained_rules import Biases, TrainedProjection
+
+WARM_UP = 20
+"""Steps over which the rates rise."""
+MEMORY = 0.95
+"""Share that the estimate of the price keeps at each step."""
+CONTROL = 0.2
+"""Share of what the sparsity is off by that one shift of all thresholds takes back."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Settings of the training."""
+
+    steps: int = 300
+    sequences: int = 16
+    """Sequences of a step, drawn from all of the text."""
+    bias_rate: float = 2e-3
+    """Largest step of a bias, or of a vector that becomes one."""
+    threshold_rate: float = 0.01
+    """Largest step of a threshold, in octaves; 0: they stay as they are."""
+    biases: Biases = "output"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.sequences) < 1 or self.bias_rate <= 0 or self.threshold_rate < 0:
+            raise UserError(
+                "training needs at least one step and one sequence, a bias_rate above 0 and a threshold_rate "
+                "of 0 or more"
+            )
+
+    def run(
+        self, calibration: Calibration, rules: Mapping[str, ProjectionRule], sparsity: float
+    ) -> tuple[dict[str, ProjectionRule], list[float]]:
+        """Rules by key after the training, and KL(dense ‖ sparse) a sparse token of every tenth step."""
+        linears = model_projections(calibration.model)
+        thresholds = self.threshold_rate > 0
+        trained = {
+            name: TrainedProjection(linears[name], rule, self.biases, thresholds)
+            for name, rule in rules.items()
+        }
+        groups = [{"params": [one.vector for one in trained.values()], "lr": self.bias_rate}]
+        if thresholds:
+            levels = [one.log2_thresholds for one in trained.values()]
+            groups.append({"params": levels, "lr": self.threshold_rate})
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
+        budget = _Budget(calibration, trained, sparsity) if thresholds else None
+        text, losses = _Text(calibration, self.sequences, self.seed), []
+        with hooked(handle for one in trained.values() for handle in one.hooks(text.positions)):
+            for step in tqdm(range(self.steps), desc="training", unit="step", leave=False):
+                loss = text.backward()
+                if step % 10 == 0:
+                    losses.append(loss)
+                if budget is not None:
+                    budget.hold(text.sparse_tokens)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+        return {name: one.rule() for name, one in trained.items()}, torch.stack(losses).tolist()
+
+    def _share_of_rate(self, step: int) -> float:
+        return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+
+
+class _Text:
+    """Sequences drawn from the calibration text, and the divergence on them sent back."""
+
+    def __init__(self, calibration: Calibration, sequences: int, seed: int) -> None:
+        self._calibration, self._sequences = calibration, sequences
+        self._generator = torch.Generator().manual_seed(seed)
+        first = calibration.input_ids[:1].to(calibration.device)
+        with torch.no_grad():
+            self._keywords = block_keywords(calibration.model, first)
+        positions = calibration.search_positions(first)
+        self.positions = torch.ones_like(first, dtype=torch.bool) if positions is None else positions
+        """(1, length) tokens that are sparse."""
+        self.sparse_tokens = sequences * int(self.positions.sum())
+        """Of one step."""
+
+    def backward(self) -> Tensor:
+        """Gradients of the mean divergence of the sparse tokens of other sequences; returns that mean."""
+        calibration, total = self._calibration, torch.zeros((), device=self._calibration.device)
+        rows = torch.randint(len(calibration.input_ids), (self._sequences,), generator=self._generator)
+        for part in rows.split(calibration.batch_size):
+            dense = calibration.final_states[part].flatten(0, 1)
+            divergence = divergence_loss(calibration.model, dense)
+
+            def loss(logits: Tensor, which: slice, divergence: LogitLoss = divergence) -> Tensor:
+                found = divergence(logits, which) / self.sparse_tokens
+                total.add_(found.detach())
+                return found
+
+            input_ids = calibration.input_ids[part].to(calibration.device)
+            backward_through_blocks(calibration.model, input_ids, self._keywords, loss)
+        return total
+
+
+class _Budget:
+    """Holds the share of weights that are not read.
+
+    What a threshold gains in divergence is set off against what it saves, at one price for all weights: the
+    ratio at which moving all of them together gains nothing. A shift of all takes back what is still off.
+    """
+
+    def __init__(
+        self, calibration: Calibration, trained: Mapping[str, TrainedProjection], sparsity: float
+    ) -> None:
+        self._trained, self._sparsity = trained, sparsity
+        shapes = [calibration.shapes[name] for name in trained]
+        total = sum(math.prod(shape) for shape in calibration.shapes.values())
+        self._saved = torch.tensor([out / total for out, _ in shapes], device=calibration.device)
+        """Share of all weights that one channel of each projection is."""
+        self._mean: Tensor | None = None
+
+    @torch.no_grad()
+    def hold(self, tokens: int) -> None:
+        """Change the thresholds' gradients and the thresholds, after the passes of a step on so many tokens."""
+        trained = list(self._trained.values())
+        savings = [one.density.grad * saved / tokens for one, saved in zip(trained, self._saved, strict=True)]
+        losses = torch.stack([one.log2_thresholds.grad.sum() for one in trained]).sum()
+        gained = torch.stack([saving.sum() for saving in savings]).sum()
+        now = torch.stack([losses, gained])
+        self._mean = now if self._mean is None else MEMORY * self._mean + (1 - MEMORY) * now
+        price = self._mean[0] / self._mean[1]
+        dropped = torch.stack([torch.as_tensor(one.dropped) for one in trained]).float()
+        realised = (dropped * self._saved).sum() / tokens
+        shift = (CONTROL * (self._sparsity - realised) / gained.clamp_min(1e-9)).clamp(-0.5, 0.5)
+        for one, saving in zip(trained, savings, strict=True):
+            one.log2_thresholds.grad -= price * saving
+            one.log2_thresholds += shift
+            one.density.grad, one.dropped = None, 0

@@ -1,0 +1,52 @@
+"""A plan of static thresholds whose thresholds and biases are then trained, the model's weights as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ...kernels.plan_data import Mechanism
+from ..base import Method
+from ..calibration import Calibration, Need
+from ..errors import UserError
+from ..plan import SparsityPlan
+from ..provenance import SearchCost
+from .distillation import Distillation
+
+
+@dataclass(frozen=True)
+class Trained(Method):
+    """The inner method's thresholds, trained further, with one trained bias a projection.
+
+    What counts is the divergence of the predictions from the dense model's on the calibration text, with those
+    tokens sparse that are so while methods search. A bias is as many numbers to read as a projection has rows.
+    """
+
+    inner: Method
+    """Makes the thresholds to begin with."""
+    training: Distillation = field(default_factory=Distillation)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The dense predictions, beside what the inner method needs."""
+        return self.inner.needs | {"final_states"}
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """Biases, beside what the inner method's plans are made of."""
+        return self.inner.mechanisms | {Mechanism.BIAS}
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """What the inner method reaches."""
+        self.inner.check_reach(calibration, sparsity)
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        plan = self.inner._plan(calibration, sparsity, cost)
+        if sparsity == 0.0:
+            return plan
+        if plan.gate_thresholds or any(rule.thresholds is None or rule.rank for rule in plan.rules.values()):
+            raise UserError(f"{self.name}: trained are plans of static thresholds on channels alone")
+        with cost.stage("training"):
+            rules, losses = self.training.run(calibration, plan.rules, sparsity)
+            cost.count("training", self.training.steps)
+        details = {**plan.provenance.details, "divergence_by_ten_steps": losses}
+        return replace(plan, rules=rules, provenance=replace(plan.provenance, details=details))
