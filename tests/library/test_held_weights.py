@@ -21,14 +21,19 @@ def rotated_plan(model):
     return make_method("wina_rotated", "method.greedy=false").plan(make_calibration(model), 0.5)
 
 
-@pytest.fixture(params=["an engine", "a plan in rotated bases", "its quantisation"])
+def folded_plan(model):
+    return make_method("teal_folded", "method.inner.greedy=false").plan(make_calibration(model), 0.5)
+
+
+@pytest.fixture(params=["an engine", "a plan in rotated bases", "a plan in folded bases", "its quantisation"])
 def holding(request, llama):
     """Who holds the weights of a model, and the context in which it does."""
     if request.param == "an engine":
         return request.param, wisparse.engine(llama, planned(llama, "teal_uniform"))
     if request.param == "its quantisation":
         return request.param, quantised(llama, Int8("int8", lm_head="none").weights(make_calibration(llama)))
-    return request.param, wisparse.sparse(llama, rotated_plan(llama))
+    make_plan = folded_plan if "folded" in request.param else rotated_plan
+    return request.param, wisparse.sparse(llama, make_plan(llama))
 
 
 def test_weights_that_are_held_do_not_leave_move_or_change(llama, holding, tmp_path):
