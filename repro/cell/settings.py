@@ -37,9 +37,10 @@ ABOVE_0 = Bound("above 0", lambda value: value > 0)
 SHARE = Bound("from 0 to 1", lambda value: 0 <= value <= 1)
 
 COUNTS = (
-    "batch", "batch_size", "batch_tokens", "block_tokens", "bytes", "divergence_tokens", "epochs", "group",
-    "limit", "longest_answer", "memory_mb", "norm_order", "offspring", "piece", "population", "prompt",
-    "repeats", "rows", "search_tokens", "seconds", "sequences", "share_population", "windows", "workers",
+    "batch", "batch_size", "batch_tokens", "block_tokens", "bytes", "divergence_tokens", "epoch_tokens",
+    "epochs", "group", "limit", "longest_answer", "memory_mb", "norm_order", "offspring", "piece",
+    "population", "prompt", "repeats", "rows", "search_tokens", "seconds", "sequences", "share_population",
+    "windows", "workers",
 )  # fmt: skip
 STEPS = (
     "alpha_step", "damping", "evolution_step", "greedy_step", "learning_rate", "realised_tolerance", "step",

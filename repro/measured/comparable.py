@@ -40,6 +40,12 @@ def check_one_format(cells: Iterable[MeasuredCell]) -> None:
     _check({"quantisation": SHARED_SETTINGS["quantisation"]}, first, others)
 
 
+def check_one_training(cells: Iterable[MeasuredCell]) -> None:
+    """Raises UserError unless the routers of all cells' heads were trained alike, whatever share they keep."""
+    first, *others = cells
+    _check({"training of routers": lambda cell: heads_of(cell.record) | {"density": None}}, first, others)
+
+
 def _check(settings: Settings, first: MeasuredCell, others: list[MeasuredCell]) -> None:
     for other in others:
         for name, find in settings.items():

@@ -23,6 +23,7 @@ from .against_bytes.frontier_table import FRONTIER
 from .against_bytes.given_loss_table import GIVEN_LOSS
 from .against_bytes.quantised_table import QUANTISED
 from .full_size_table import FULL_SIZE
+from .heads_table import HEADS
 from .plot_style import ink, write_figure
 from .question_table import QUESTION
 from .real_table import READINGS, REAL
@@ -40,7 +41,19 @@ class Cells(Protocol):
 
 TABLES: dict[str, Table[Any]] = {
     table.name: table
-    for table in (TABLE1, TABLE2, REAL, READINGS, FRONTIER, GIVEN_LOSS, QUANTISED, QUESTION, FULL_SIZE, SPEED)
+    for table in (
+        TABLE1,
+        TABLE2,
+        REAL,
+        READINGS,
+        FRONTIER,
+        GIVEN_LOSS,
+        QUANTISED,
+        HEADS,
+        QUESTION,
+        FULL_SIZE,
+        SPEED,
+    )
 }
 """Every table by its name: for the command line, the report and whoever measures."""
 
@@ -128,13 +141,13 @@ def main() -> None:
         default=[],
         type=_part_of_records,
         metavar="GROUP=NAME",
-        help="frontier, quantised: only these records, such as suite=wikitext protocol=half search=medium",
+        help="frontier, quantised, heads: records of these alone, such as suite=wikitext protocol=half",
     )
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
-    if arguments.where and table not in (FRONTIER, QUANTISED):
-        parser.error("--where chooses records of frontier and quantised alone")
-    if len(arguments.records) > 1 and table not in (FRONTIER, GIVEN_LOSS, QUANTISED, REAL, READINGS):
+    if arguments.where and table not in (FRONTIER, QUANTISED, HEADS):
+        parser.error("--where chooses records of frontier, quantised and heads alone")
+    if len(arguments.records) > 1 and table not in (FRONTIER, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS):
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
         check_keepable(arguments.keep_records, arguments.records)

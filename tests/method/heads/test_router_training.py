@@ -16,7 +16,7 @@ from wisparse.method.plan import SparsityPlan
 
 from ...conftest import composed, make_calibration, make_method, make_protocol, make_tiny_model
 
-QUICK = RouterTraining(learning_rate=0.05, weight_decay=0.01, batch=64, epochs=20, held_out_share=0.25)
+QUICK = RouterTraining(0.05, 0.01, batch=64, epochs=20, epoch_tokens=1, held_out_share=0.25)
 POLAR = PolarHeads("polar", density=0.5, dense_blocks=1, training=QUICK)
 
 
@@ -55,7 +55,7 @@ def test_what_is_told_of_a_router_by_hand():
 def test_ones_and_zeros_weigh_as_in_the_published_loss():
     """A first step has the sign of the gradient: -0.5 + 3 · 0.25 · 0.5; without weights it were -0.5 + 1.5."""
     inputs, labels = torch.zeros(4, 16), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
-    once = RouterTraining(learning_rate=0.5, weight_decay=0.0, batch=4, epochs=1, held_out_share=0.5)
+    once = RouterTraining(0.5, 0.0, batch=4, epochs=1, epoch_tokens=1, held_out_share=0.5)
     (_, before), (_, after) = (fitted(inputs, labels, replace(once, epochs=n), seed=3) for n in (0, 1))
     assert torch.allclose(after - before, torch.tensor([0.5]), atol=1e-4)
 
@@ -153,5 +153,6 @@ def test_what_cannot_be_is_one_line(llama):
 
 def test_its_configuration_is_the_published_one():
     polar = instantiate(composed("heads=polar").heads)
-    assert polar.training == RouterTraining(1e-4, 0.01, 512, 5, 0.125)
+    assert polar.training == RouterTraining(1e-4, 0.01, 512, 5, 400_000, 0.125)
+    assert [polar.training.passes(tokens) for tokens in (400_000, 800_000, 28_000)] == [5, 5, 72]
     assert polar.dense_blocks == 1

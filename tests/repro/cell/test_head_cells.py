@@ -22,10 +22,11 @@ def test_records_and_plans(start):
         assert Record.from_json(record).to_json() == record
         return record, " ".join(out[:-1])
 
+    quick = ("heads=polar", "heads.training.epoch_tokens=1")
     own, _ = cell("method=dense")
     assert "heads" not in own
     assert "key_value_share" not in own["realised"]
-    half, text = cell("method=dense", "heads=polar")
+    half, text = cell("method=dense", *quick)
     assert "chosen for each sparse token by" in text
     assert half["cell"]["name"] == "llama-mini-dense-0-polar-0.5"
     assert (half["heads"]["groups"], half["heads"]["kept"], half["heads"]["dense_blocks"]) == (2, 1, 1)
@@ -35,12 +36,12 @@ def test_records_and_plans(start):
     whole, _ = cell("method=dense", "heads=polar", "heads.density=1")
     assert whole["perplexity"] == own["perplexity"]
     assert whole["heads"]["kept"] == 2
-    both, _ = cell("method=teal_uniform", "heads=polar")
+    both, _ = cell("method=teal_uniform", *quick)
     plain, _ = cell("method=teal_uniform")
     assert not both["plan"]["from_cache"]
     assert both["realised"]["bytes_per_token"] < plain["realised"]["bytes_per_token"]
     assert both["plan"]["provenance"]["heads"] == half["plan"]["provenance"]["heads"]
-    again, _ = cell("method=teal_uniform", "heads=polar", "force=true")
+    again, _ = cell("method=teal_uniform", *quick, "force=true")
     assert again["plan"]["from_cache"]
     assert again["plan"]["sha256"] == both["plan"]["sha256"] != plain["plan"]["sha256"]
 
