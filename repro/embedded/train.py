@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,13 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def prepare(cache: Path) -> tuple[Tokenizer, torch.Tensor, torch.Tensor, dict[str, float]]:
-    """Tokenizer, training ids, held-out ids and facts on the text; kept in `cache` between runs."""
+def prepare(
+    cache: Path, known: Tokenizer | None = None
+) -> tuple[Tokenizer, torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Tokenizer, training ids, held-out ids and facts on the text; kept in `cache` between runs.
+
+    known: the tokenizer of a model that is trained on; without it one is trained on the text.
+    """
     if (cache / "facts.json").exists():
         tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
         facts = json.loads((cache / "facts.json").read_text())
@@ -72,7 +78,7 @@ def prepare(cache: Path) -> tuple[Tokenizer, torch.Tensor, torch.Tensor, dict[st
     else:
         started = time.time()
         training_texts, held_out_texts = training_and_held_out_texts()
-        tokenizer = train_tokenizer(training_texts)
+        tokenizer = known or train_tokenizer(training_texts)
         training, held_out = encode(tokenizer, training_texts), encode(tokenizer, held_out_texts)
         facts = {
             "training_files": len(training_texts),
@@ -152,16 +158,32 @@ def batches(ids: torch.Tensor, recipe: Recipe, steps: int) -> torch.Tensor:
 
 
 def train(recipe: Recipe, training: torch.Tensor, device: str) -> tuple[PreTrainedModel, int]:
-    """Train one model; returns it with the number of steps taken."""
+    """Train one model from scratch; returns it with the number of steps taken."""
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(recipe.architecture, dtype=torch.float32).to(device)
+    return model, fit(model, recipe, training, device)
+
+
+def fit(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    training: torch.Tensor,
+    device: str,
+    loss_of: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = token_losses,
+    before_step: Callable[[float], None] = lambda progress: None,
+) -> int:
+    """Train a model as it is by now; returns the number of steps taken.
+
+    loss_of: of the model and ids (sequences, length). before_step: told the share of training done so far.
+    """
     optimizers = make_optimizers(model, recipe)
     steps = max(1, recipe.training_tokens // (recipe.batch * recipe.length))
     starts, offsets = batches(training, recipe, steps).to(device), torch.arange(recipe.length)
     training, offsets = training.to(device), offsets.to(device)
-    compiled = torch.compile(token_losses) if device == "cuda" else token_losses
+    compiled = torch.compile(loss_of) if device == "cuda" else loss_of
     started = time.time()
     for step in range(steps):
+        before_step(step / steps)
         share = learning_rate_share(step, steps, recipe)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -177,7 +199,7 @@ def train(recipe: Recipe, training: torch.Tensor, device: str) -> tuple[PreTrain
         if step % 250 == 0:
             rate = (step + 1) * recipe.batch * recipe.length / (time.time() - started)
             print(f"step {step}/{steps} loss {loss.item():.4f} {rate / 1e6:.2f} M tokens/s", flush=True)
-    return model, steps
+    return steps
 
 
 def train_and_save(name: str, output: Path, cache: Path, device: str) -> dict[str, object]:
@@ -185,21 +207,39 @@ def train_and_save(name: str, output: Path, cache: Path, device: str) -> dict[st
     tokenizer, training, held_out, facts = prepare(cache)
     recipe, started = RECIPES[name], time.time()
     model, steps = train(recipe, training, device)
-    seconds = time.time() - started
-    model = model.bfloat16().float().eval()  # what is stored is what is measured
-    held_out = held_out.to(device)
-    nats = held_out_nats(model, held_out, HELD_OUT_WINDOWS)
-    nats_all = held_out_nats(model, held_out, len(held_out))
-    bytes_per_token = facts["held_out_bytes"] / facts["held_out_tokens"]
     record = {
         "model": name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "held_out_packages": HELD_OUT_PACKAGES,
         "text": facts,
         "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k != "architecture"},
         "steps": steps,
         "tokens_seen": steps * recipe.batch * recipe.length,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.time() - started, 1),
+    }
+    return evaluate_and_save(model, tokenizer, held_out.to(device), record, output / name)
+
+
+def evaluate_and_save(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    held_out: torch.Tensor,
+    record: dict[str, object],
+    folder: Path,
+) -> dict[str, object]:
+    """Measure the weights as they are stored (bf16), and save them with their tokenizer and record.
+
+    record: what is known of the training. Returns it with what was measured, as `training.json` holds it.
+    """
+    model = model.bfloat16().float().eval()  # what is stored is what is measured
+    nats = held_out_nats(model, held_out, HELD_OUT_WINDOWS)
+    nats_all = held_out_nats(model, held_out, len(held_out))
+    facts = record["text"]
+    bytes_per_token = facts["held_out_bytes"] / facts["held_out_tokens"]
+    device = held_out.device.type
+    record = {
+        "model": record["model"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "held_out_packages": HELD_OUT_PACKAGES,
+        **record,
         "held_out_perplexity": math.exp(nats),
         "held_out_perplexity_tokens": HELD_OUT_WINDOWS * HELD_OUT_LENGTH,
         "held_out_perplexity_all": math.exp(nats_all),
@@ -207,7 +247,6 @@ def train_and_save(name: str, output: Path, cache: Path, device: str) -> dict[st
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    folder = output / name
     model.bfloat16().save_pretrained(folder, max_shard_size=LARGEST_SHARD)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,0 +1,146 @@
+"""Train an embedded model on with ReLU, penalties or top-k: `make train-relu`.
+
+    python -m wisparse.repro.train.continued OUTPUT_FOLDER [NAME ...] --tokens 150000000
+
+Writes a folder a model, as `repro.embedded.train` does, with the share of exact zeros behind its gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ...method.hooks import hooked
+from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
+from ..embedded.train import HELD_OUT_LENGTH, evaluate_and_save, fit, prepare, token_losses
+from .recipes import CONTINUATIONS, START, Continuation, recipe
+
+MODELS = Path(__file__).parents[1] / "embedded" / "models"
+Loss = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+WINDOWS_FOR_ZEROS = 64
+"""Held-out windows on which zeros are counted."""
+
+
+def straight_through(x: torch.Tensor, kept: float) -> torch.Tensor:
+    """X (..., channels) with its largest magnitudes alone; its gradient is that of all channels (Q-Sparse)."""
+    channels = x.shape[-1]
+    drop = channels - max(1, int(kept * channels))
+    if drop == 0:
+        return x
+    threshold = x.detach().abs().float().kthvalue(drop, dim=-1, keepdim=True).values
+    return x + (torch.where(x.detach().abs() > threshold, x, 0.0) - x).detach()
+
+
+@contextmanager
+def changed(model: PreTrainedModel, how: Continuation) -> Iterator[tuple[Callable[[float], None], Loss]]:
+    """Context in which the model computes as it is trained.
+
+    Gives what sets the penalty's factor by the share of training done, and the loss of a model and ids: nats a
+    token, and the factor times the mean |x| that enters down in all blocks.
+    """
+    factor = torch.zeros((), device=next(model.parameters()).device)
+    magnitudes: list[torch.Tensor] = []
+
+    def penalised(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        magnitudes.append(inputs[0].abs().float().mean())
+
+    def sparse(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (straight_through(inputs[0], how.kept), *inputs[1:])
+
+    def handles() -> Iterator[RemovableHandle]:
+        if how.stages:
+            for block in decoder_blocks(model):
+                yield block.get_submodule(PROJECTION_PATHS["down"]).register_forward_pre_hook(penalised)
+        if how.kept is not None:
+            for linear in model_projections(model).values():
+                yield linear.register_forward_pre_hook(sparse)
+
+    def set_factor(progress: float) -> None:
+        factor.fill_(how.factor(progress))
+
+    def loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+        magnitudes.clear()
+        nats = token_losses(model, ids)
+        return nats + factor * torch.stack(magnitudes).mean() if magnitudes else nats
+
+    with hooked(handles()):
+        yield set_factor, loss
+
+
+@torch.no_grad()
+def zero_shares(model: PreTrainedModel, held_out: torch.Tensor) -> list[float]:
+    """Share of exact zeros among the activated outputs of gate on held-out text, by block."""
+    zeros = [0.0] * len(decoder_blocks(model))
+
+    def counter(index: int) -> Callable[..., None]:
+        def count(_: nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            zeros[index] += (output == 0).float().mean().item()
+
+        return count
+
+    windows = min(WINDOWS_FOR_ZEROS, len(held_out) // HELD_OUT_LENGTH)
+    with hooked(
+        block.get_submodule(GATE_ACTIVATION_PATH).register_forward_hook(counter(index))
+        for index, block in enumerate(decoder_blocks(model))
+    ):
+        for window in range(windows):
+            ids = held_out[window * HELD_OUT_LENGTH : (window + 1) * HELD_OUT_LENGTH]
+            model(input_ids=ids.long()[None], use_cache=False)
+    return [total / windows for total in zeros]
+
+
+def train_and_save(name: str, tokens: int, output: Path, cache: Path, device: str) -> dict[str, object]:
+    """Train one continuation, evaluate the weights as they are stored (bf16) and save them."""
+    known = Tokenizer.from_file(str(MODELS / START / "tokenizer.json"))
+    tokenizer, training, held_out, facts = prepare(cache, known)
+    how, settings = CONTINUATIONS[name], recipe(tokens)
+    torch.manual_seed(settings.seed)
+    model = AutoModelForCausalLM.from_pretrained(
+        MODELS / START, dtype=torch.float32, hidden_act=how.activation
+    ).to(device)
+    held_out, started = held_out.to(device), time.time()
+    with changed(model, how) as (set_factor, loss):
+        steps = fit(model, settings, training, device, loss, set_factor)
+        record = {
+            "model": f"{START}-{name}",
+            "starts_from": START,
+            "continuation": dataclasses.asdict(how),
+            "text": facts,
+            "recipe": {k: v for k, v in dataclasses.asdict(settings).items() if k != "architecture"},
+            "steps": steps,
+            "tokens_seen": steps * settings.batch * settings.length,
+            "seconds": round(time.time() - started, 1),
+            "zeros_by_block": zero_shares(model, held_out),
+        }
+        return evaluate_and_save(model, tokenizer, held_out, record, output / record["model"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CONTINUATIONS)}; all")
+    parser.add_argument("--tokens", type=int, default=150_000_000, help="tokens that each is trained on")
+    parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "error: training needs a CUDA GPU; run this on a machine that has one\n")
+    if unknown := set(arguments.names) - set(CONTINUATIONS):
+        parser.exit(2, f"error: no recipe for {', '.join(unknown)}; there are {', '.join(CONTINUATIONS)}\n")
+    torch.set_float32_matmul_precision("high")
+    for name in arguments.names or CONTINUATIONS:
+        train_and_save(name, arguments.tokens, arguments.output, arguments.text_cache, arguments.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Continued training: factors by hand, straight-through gradients, and a tiny run that ends in zeros."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from wisparse.repro.embedded import train
+from wisparse.repro.embedded.corpus import package_sources
+from wisparse.repro.train import continued
+from wisparse.repro.train.recipes import CONTINUATIONS, Continuation
+
+
+def test_the_factor_is_flat_then_rises_along_a_sine_from_stage_to_stage():
+    how = Continuation("", stages=((0.2, 1.0), (0.6, 3.0), (1.0, 4.0)))
+    assert [how.factor(progress) for progress in (0.0, 0.19)] == [1.0, 1.0]
+    # In the middle of a stage the sine is at its middle, after a quarter at 1/2 − √2/4.
+    assert how.factor(0.4) == pytest.approx(2.0)
+    assert how.factor(0.3) == pytest.approx(1.0 + 2.0 * (0.5 - 2**0.5 / 4))
+    assert how.factor(0.6) == pytest.approx(3.0)
+    assert how.factor(1.0) == 4.0
+    assert Continuation("").factor(0.5) == 0.0
+
+
+def test_top_k_keeps_the_largest_and_lets_all_gradients_through():
+    x = torch.tensor([[3.0, -1.0, 0.5, -4.0]], requires_grad=True)
+    sparse = continued.straight_through(x, 0.5)
+    assert sparse.tolist() == [[3.0, 0.0, 0.0, -4.0]]
+    (sparse * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    assert x.grad.tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    assert torch.equal(continued.straight_through(x, 1.0), x)
+
+
+def test_the_penalty_is_the_mean_of_what_enters_down(llama):
+    ids = torch.randint(128, (2, 8), generator=torch.Generator().manual_seed(0))
+    seen = []
+    handles = [
+        b.mlp.down_proj.register_forward_pre_hook(lambda _, x: seen.append(x[0])) for b in llama.model.layers
+    ]
+    plain = train.token_losses(llama, ids)
+    for handle in handles:
+        handle.remove()
+    with continued.changed(llama, Continuation("", stages=((1.0, 0.7),))) as (set_factor, loss):
+        set_factor(0.3)
+        assert loss(llama, ids) == pytest.approx(
+            (plain + 0.7 * torch.stack([x.abs().mean() for x in seen]).mean()).item()
+        )
+    assert not llama.model.layers[0].mlp.down_proj._forward_pre_hooks
+
+
+@pytest.mark.slow
+def test_a_tiny_run_ends_in_models_with_zeros_of_the_same_tokens(tmp_path, monkeypatch):
+    texts = [text[:3000] for _, text in package_sources(train.Path(json.__file__).parent)][:2]
+    monkeypatch.setattr(train, "training_and_held_out_texts", lambda: (texts, texts))
+    monkeypatch.setattr(train, "HELD_OUT_LENGTH", 32)
+    monkeypatch.setattr(train, "HELD_OUT_WINDOWS", 32)
+    monkeypatch.setattr(continued, "HELD_OUT_LENGTH", 32)
+    monkeypatch.setattr(continued, "WINDOWS_FOR_ZEROS", 2)
+    own = dataclasses.replace(train.RECIPES["llama-mini"], batch=2, length=32)
+    monkeypatch.setattr(continued, "recipe", lambda tokens: dataclasses.replace(own, training_tokens=tokens))
+    found = {
+        name: continued.train_and_save(name, 2 * 2 * 32, tmp_path, tmp_path / "cache", "cpu")
+        for name in ("dense", "prosparse", "qsparse")
+    }
+    assert len({(record["tokens_seen"], json.dumps(record["recipe"])) for record in found.values()}) == 1
+    assert max(found["dense"]["zeros_by_block"]) == 0.0
+    assert min(found["prosparse"]["zeros_by_block"]) > 0.2
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "llama-mini-prosparse")
+    assert model.config.hidden_act == CONTINUATIONS["prosparse"].activation == "relu"
