@@ -122,60 +122,90 @@ WS_DEVICE void ask_ahead(const Weight& weight, int start, int width, int tile, i
     }
 }
 
-// The sums of a warp's share of one list's rows, (TILE).
-WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weight, int start, int width, int tile,
-                        const Factors& factors, int warp, int lane, float* found) {
-    const int group = lane / 4, of_group = lane % 4, column = tile * TILE + group * LANE_COLUMNS;
+// Rows that a lane has on their way, and what they are multiplied with.
+struct Batch {
+    Words<WORDS> read[UNROLL][PIECES];
+    unsigned digits[UNROLL][SCALES];
+
+    // No branch, which would wait for the channel.
+    WS_DEVICE void ask(const Rows& rows, int turn, int list, int wanted, int kept, const unsigned char* columns, int left) {
+        const int last = STEPS * THREADS - 1, entry = wanted < last ? wanted : last;
+        const unsigned char* row = columns + rows.channel[list][entry] * ROW_BYTES;
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece)
+            read[turn][piece] = streamed_words<WORDS>(row + piece * 8 * PIECE,
+                                                      wanted < kept && piece * PIECE_COLUMNS < left);
+#pragma unroll
+        for (int each = 0; each < SCALES; ++each) {
+            const unsigned listed = rows.digits[list][each][entry];
+            digits[turn][each] = wanted < kept ? listed : 0u;
+        }
+    }
+};
+
+// The sums of a warp's share of every list's rows, (LISTS, TILE). Rows are asked for where those before have just been
+// multiplied, and those of the next list behind the last of one.
+WS_DEVICE void multiply(const Rows& rows, const int (&kept)[LISTS], const Weight& weight, int start, int width, int tile,
+                        const Factors (&factors)[LISTS], int warp, int lane, float (&found)[LISTS][WARPS][TILE]) {
+    constexpr int STRIDE = UNROLL * WARPS * AT_ONCE;
+    const int group = lane / 4, of_group = lane % 4, column = tile * TILE + group * LANE_COLUMNS, left = width - column;
+    const int first = warp * AT_ONCE + of_group;
     const unsigned char* columns =
         static_cast<const unsigned char*>(weight.values) + static_cast<size_t>(start + column) * BITS / 8;
     // Byte `group % 2` of the digits at the place `group / 2`, zeros elsewhere; then the same of the upper two.
     const unsigned place = group / 2 * 4, lower = 0x4444u - (4 - group % 2 << place), upper = lower + (2 << place);
-    int sums[PIECES][QUADS / 2][2][4] = {};
-    for (int begin = warp * AT_ONCE; begin < kept; begin += UNROLL * WARPS * AT_ONCE) {
-        Words<WORDS> read[UNROLL][PIECES];
-        unsigned digits[UNROLL][SCALES];
+    Batch batch;
 #pragma unroll
-        for (int turn = 0; turn < UNROLL; ++turn) {
-            const int wanted = begin + turn * WARPS * AT_ONCE + of_group, last = STEPS * THREADS - 1;
-            const int entry = wanted < last ? wanted : last;  // no branch, which would wait for the channel
-            const unsigned char* row = columns + rows.channel[list][entry] * ROW_BYTES;
+    for (int turn = 0; turn < UNROLL; ++turn)
+        batch.ask(rows, turn, 0, first + turn * WARPS * AT_ONCE, kept[0], columns, left);
 #pragma unroll
-            for (int piece = 0; piece < PIECES; ++piece)
-                read[turn][piece] = streamed_words<WORDS>(
-                    row + piece * 8 * PIECE, wanted < kept && column + piece * PIECE_COLUMNS < width);
+    for (int list = 0; list < LISTS; ++list) {
+        int sums[PIECES][QUADS / 2][2][4] = {};
+        int begin = first;
+        bool more;
+        do {  // once at least: the batch is this list's
+            begin += STRIDE;
+            more = begin - of_group < kept[list];
+            const int then = more ? list : LISTS - 1, upon = more ? begin : first;
+            const int kept_then = more ? kept[list] : list + 1 < LISTS ? kept[LISTS - 1] : 0;
 #pragma unroll
-            for (int each = 0; each < SCALES; ++each) {
-                const unsigned listed = rows.digits[list][each][entry];
-                digits[turn][each] = wanted < kept ? listed : 0u;
-            }
-        }
+            for (int turn = 0; turn < UNROLL; turn += 2) {
 #pragma unroll
-        for (int turn = 0; turn < UNROLL; turn += 2) {
+                for (int piece = 0; piece < PIECES; ++piece) {
+                    const int scale = SCALES == 1 ? 0 : piece * PIECE_COLUMNS / GROUP;
+                    const unsigned one = batch.digits[turn][scale], other = batch.digits[turn + 1][scale];
 #pragma unroll
-            for (int piece = 0; piece < PIECES; ++piece) {
-                const int scale = SCALES == 1 ? 0 : piece * PIECE_COLUMNS / GROUP;
-                const unsigned one = digits[turn][scale], other = digits[turn + 1][scale];
+                    for (int pair = 0; pair < QUADS / 2; ++pair) {
+                        const unsigned quads[4] = {
+                            quad(batch.read[turn][piece], 2 * pair), quad(batch.read[turn][piece], 2 * pair + 1),
+                            quad(batch.read[turn + 1][piece], 2 * pair),
+                            quad(batch.read[turn + 1][piece], 2 * pair + 1)};
+                        int(&to)[2][4] = sums[piece][pair];
+                        add_products(to[0], quads, chosen_bytes(one, lower), chosen_bytes(other, lower));
+                        add_products(to[1], quads, chosen_bytes(one, upper), chosen_bytes(other, upper));
+                    }
+                }
+                if (more || list + 1 < LISTS) {
+                    const unsigned char* at = columns + static_cast<size_t>(then) * WIDTH * BITS / 8;
 #pragma unroll
-                for (int pair = 0; pair < QUADS / 2; ++pair) {
-                    const unsigned quads[4] = {
-                        quad(read[turn][piece], 2 * pair), quad(read[turn][piece], 2 * pair + 1),
-                        quad(read[turn + 1][piece], 2 * pair), quad(read[turn + 1][piece], 2 * pair + 1)};
-                    add_products(sums[piece][pair][0], quads, chosen_bytes(one, lower), chosen_bytes(other, lower));
-                    add_products(sums[piece][pair][1], quads, chosen_bytes(one, upper), chosen_bytes(other, upper));
+                    for (int each = turn; each < turn + 2; ++each)
+                        batch.ask(rows, each, then, upon + each * WARPS * AT_ONCE, kept_then, at, left);
                 }
             }
-        }
-    }
+        } while (more);
 #pragma unroll
-    for (int piece = 0; piece < PIECES; ++piece) {
-        const float unit = factors.inverse[SCALES == 1 ? 0 : piece * PIECE_COLUMNS / GROUP] * (BITS == 8 ? 1.0f : 0.0625f);
+        for (int piece = 0; piece < PIECES; ++piece) {
+            const int scale = SCALES == 1 ? 0 : piece * PIECE_COLUMNS / GROUP;
+            const float unit = factors[list].inverse[scale] * (BITS == 8 ? 1.0f : 0.0625f);
 #pragma unroll
-        for (int each = 0; each < QUADS; ++each) {
-            const int(&two)[2][4] = sums[piece][each / 2];
-            const int at = each % 2 * 2;
-            const float sum = 16777216.0f * two[1][at + 1] + 65536.0f * two[1][at] + 256.0f * two[0][at + 1] + two[0][at];
-            const int within = BITS == 8 ? each * 4 + of_group : each / 2 * 8 + of_group * 2 + each % 2;
-            found[piece * PIECE_COLUMNS + group * LANE_COLUMNS + within] = sum * unit;
+            for (int each = 0; each < QUADS; ++each) {
+                const int(&two)[2][4] = sums[piece][each / 2];
+                const int at = each % 2 * 2;
+                const float sum =
+                    16777216.0f * two[1][at + 1] + 65536.0f * two[1][at] + 256.0f * two[0][at + 1] + two[0][at];
+                const int within = BITS == 8 ? each * 4 + of_group : each / 2 * 8 + of_group * 2 + each % 2;
+                found[list][warp][piece * PIECE_COLUMNS + group * LANE_COLUMNS + within] = sum * unit;
+            }
         }
     }
 }

@@ -149,10 +149,7 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
     }
     block_barrier();
 
-#pragma unroll
-    for (int list = 0; list < LISTS; ++list)
-        multiply(s.rows, list, total[list], weight, start + list * WIDTH, width, tile, factors[list], warp, lane,
-                 s.sums[list][warp]);
+    multiply(s.rows, total, weight, start, width, tile, factors, warp, lane, s.sums);
     block_barrier();
 
     float sum[LISTS] = {};

@@ -36,8 +36,8 @@ WS_DEVICE void ask_ahead(const Weight& weight, int start, int width, int tile, i
 }
 
 // The sums of a warp's share of one list's rows, (TILE).
-WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weight, int start, int width, int tile,
-                        const Factors&, int warp, int lane, float* found) {
+WS_DEVICE void multiply_list(const Rows& rows, int list, int kept, const Weight& weight, int start, int width, int tile,
+                             int warp, int lane, float (&found)[TILE]) {
     const int column = tile * TILE + lane % LANES * 8;
     const unsigned short* columns = static_cast<const unsigned short*>(weight.values) + start + column;
     const bool inside = column < width;
@@ -70,6 +70,14 @@ WS_DEVICE void multiply(const Rows& rows, int list, int kept, const Weight& weig
         for (int apart = LANES; apart < 32; apart *= 2) sums[each] += warp_exchange(sums[each], apart);
         if (lane < LANES) found[lane * 8 + each] = sums[each];
     }
+}
+
+// The sums of a warp's share of every list's rows, (LISTS, TILE).
+WS_DEVICE void multiply(const Rows& rows, const int (&kept)[LISTS], const Weight& weight, int start, int width, int tile,
+                        const Factors (&)[LISTS], int warp, int lane, float (&found)[LISTS][WARPS][TILE]) {
+#pragma unroll
+    for (int list = 0; list < LISTS; ++list)
+        multiply_list(rows, list, kept[list], weight, start + list * WIDTH, width, tile, warp, lane, found[list][warp]);
 }
 
 WS_DEVICE float of_column(const Weight&, int) { return 0.0f; }

@@ -40,6 +40,11 @@ class Pruner(Weights, ABC):
             raise UserError(f"quantisation.sparsity must be at least 0 and below 1, not {self.sparsity}")
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """See `Weights`."""
+        return (PrunedWeight.format,)
+
+    @property
     @abstractmethod
     def description(self) -> str:
         """How, and how many; two pruners that differ in anything differ in it."""

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from ...kernels.errors import KernelError
 from ...kernels.plan_data import Mechanism
-from ...kernels.quantised.int4 import int4_rounded
-from ...kernels.quantised.int8 import int8_rounded
+from ...kernels.quantised.int4 import Int4Weight, int4_rounded
+from ...kernels.quantised.int8 import Int8Weight, int8_rounded
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError
@@ -29,6 +29,11 @@ class Weights:
     """What a model's weights may become before anything is calibrated; refuses nothing by itself."""
 
     name: str
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats of the weights that the decode engine would read; none where they are the model's own."""
+        return ()
 
     def check_method(self, mechanisms: Collection[Mechanism]) -> None:
         """Raises UserError for a method whose plans this cannot go with; asked before weights are loaded."""
@@ -58,6 +63,16 @@ class Quantiser(Weights, ABC):
     def __post_init__(self) -> None:
         if self.lm_head not in HEADS:
             raise UserError(f"quantisation.lm_head is {self.lm_head!r}; choose {', '.join(HEADS)}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """See `Weights`."""
+        return tuple(dict.fromkeys([self._format, *([Int8Weight.format] if self.lm_head == "int8" else [])]))
+
+    @property
+    @abstractmethod
+    def _format(self) -> str:
+        """Format of the projections."""
 
     @property
     @abstractmethod
@@ -109,6 +124,8 @@ class Quantiser(Weights, ABC):
 class Int8(Quantiser):
     """8 bits with a scale for each row and column; see `int8_rounded`."""
 
+    _format = Int8Weight.format
+
     @property
     def description(self) -> str:
         """See `Quantiser`."""
@@ -126,6 +143,7 @@ class Int4(Quantiser):
     """Outputs that share a scale."""
     symmetric: bool
     """Whether groups have no zero point."""
+    _format = Int4Weight.format
 
     @property
     def description(self) -> str:

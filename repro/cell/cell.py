@@ -12,7 +12,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ...method.errors import OutOfReachError, UserError
+from ...method.errors import OutOfReachError
 from .. import processes
 from ..configuration import digest, files_digests, portable
 from ..models.checkpoint import Checkpoint, find_checkpoint
@@ -84,12 +84,7 @@ def prepare(config: DictConfig) -> Cell:
 
 def _check_quantised(parts: dict[str, Any], sparsity: float) -> None:
     """Raises UserError for what cannot be measured with quantised weights."""
-    quantisation, latency = parts["quantisation"], parts["latency"]
-    if "none" not in (quantisation.name, latency.name):
-        raise UserError(
-            f"latency={latency.name} cannot be measured with quantisation={quantisation.name}: the decode "
-            "engine has no kernels for quantised weights yet; take latency=none"
-        )
+    quantisation = parts["quantisation"]
     quantisation.check_method(parts["method"].mechanisms)
     quantisation.check_sparsity(sparsity)
 

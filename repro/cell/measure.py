@@ -67,7 +67,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     cell.quantisation.check_model(loaded.model)
     cell.heads.check_model(loaded.model)
     mechanisms = cell.heads.mechanisms | (cell.method.mechanisms if cell.sparsity else frozenset())
-    cell.latency.check(loaded.model, mechanisms)
+    cell.latency.check(loaded.model, mechanisms, cell.quantisation.formats)
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
     _check_length(input_ids, loaded.model.config.max_position_embeddings)
     overlap = checked_overlap(input_ids, loaded.tokenizer, cell.suite.texts(), cell.config.largest_overlap)

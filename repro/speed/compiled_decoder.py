@@ -15,8 +15,16 @@ from torch import Tensor, nn
 from ...kernels.decoder import Decoder, DecoderShape, block_projections
 from ...kernels.executable import check_executable
 from ...kernels.static_cache import StaticCache
+from .compiled_products import FloatProduct, Int4Product, Int8Product, MakeProduct, fixed
 
 COMPILED_DECODER = "compiled-decoder"
+COMPILED_INT8, COMPILED_INT4 = f"{COMPILED_DECODER}-int8", f"{COMPILED_DECODER}-int4"
+PRODUCTS: dict[str, tuple[MakeProduct, MakeProduct]] = {
+    COMPILED_DECODER: (FloatProduct, FloatProduct),
+    COMPILED_INT8: (Int8Product, Int8Product),
+    COMPILED_INT4: (Int4Product, Int8Product),
+}
+"""Products of blocks and of the head, by the name of the baseline."""
 SLOTS = 8
 """Slots of the cache are a multiple of this, so that every row of scores starts at an aligned address."""
 
@@ -24,13 +32,19 @@ SLOTS = 8
 class CompiledDecoder:
     """Greedy decoding with a compact decoder over a model's own weights, whose step is compiled.
 
-    The model goes on working: its projections become rows of the joined weights.
+    The model goes on working: in floating point its projections become rows of the joined weights, in few bits
+    the decoder has weights of its own.
     """
 
-    def __init__(self, model: nn.Module, batch: int, capacity: int, compiled: bool = True) -> None:
-        """capacity: tokens of prompt and continuation. Raises KernelError for a model that it does not know."""
+    def __init__(
+        self, model: nn.Module, batch: int, capacity: int, compiled: bool = True, name: str = COMPILED_DECODER
+    ) -> None:
+        """capacity: tokens of prompt and continuation; name: one of PRODUCTS.
+
+        Raises KernelError for a model that it does not know, or weights that torch cannot multiply so.
+        """
         self._model = model
-        self._decoder = _CompactDecoder(model, batch, capacity)
+        self._decoder = _CompactDecoder(model, batch, capacity, *PRODUCTS[name])
         self._forward: Any = self._decoder
         if compiled:
             torch._dynamo.reset()  # what was compiled before must not share its graphs' memory
@@ -59,7 +73,14 @@ class CompiledDecoder:
 class _CompactDecoder(nn.Module):
     """Logits of the next token; what a graph reads at fixed addresses are parameters and buffers."""
 
-    def __init__(self, model: nn.Module, batch: int, capacity: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: int,
+        capacity: int,
+        product: MakeProduct,
+        head: MakeProduct,
+    ) -> None:
         super().__init__()
         decoder = Decoder.of(model)
         check_executable(decoder)
@@ -67,11 +88,11 @@ class _CompactDecoder(nn.Module):
         angles = StaticCache.for_model(model, shape, 1, capacity)
         slots = -(-capacity // SLOTS) * SLOTS
         self.blocks = nn.ModuleList(
-            _CompactBlock(decoder, index, shape, batch, slots) for index in range(shape.blocks)
+            _CompactBlock(decoder, index, shape, batch, slots, product) for index in range(shape.blocks)
         )
-        self.embedding = _fixed(decoder.embedding.weight)
-        self.final_norm = _fixed(decoder.final_norm.weight)
-        self.lm_head = _fixed(decoder.lm_head.weight)
+        self.embedding = fixed(decoder.embedding.weight)
+        self.final_norm = fixed(decoder.final_norm.weight)
+        self.lm_head = head(decoder.lm_head.weight.data, None)
         self.epsilon = shape.norm_epsilon
         self.register_buffer("cosines", angles.cosines.to(self.embedding.dtype))
         self.register_buffer("sines", angles.sines.to(self.embedding.dtype))
@@ -85,41 +106,47 @@ class _CompactDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, angles, self.slots, self.length)
         self.length.add_(1)
-        return F.linear(_rms_norm(x, self.final_norm, self.epsilon), self.lm_head)
+        return self.lm_head(_rms_norm(x, self.final_norm, self.epsilon))
 
 
 class _CompactBlock(nn.Module):
     """One block with its slots of the cache."""
 
-    def __init__(self, decoder: Decoder, index: int, shape: DecoderShape, batch: int, slots: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        index: int,
+        shape: DecoderShape,
+        batch: int,
+        slots: int,
+        product: MakeProduct,
+    ) -> None:
         super().__init__()
         linears = block_projections(decoder.blocks[index])
         self.shape, self.window = shape, shape.windows[index]
-        self.qkv, self.qkv_bias = _joined(linears["q"], linears["k"], linears["v"])
-        self.o, _ = _joined(linears["o"])
-        self.gate_up, _ = _joined(linears["gate"], linears["up"])
-        self.down, _ = _joined(linears["down"])
-        self.input_norm = _fixed(decoder.gains(index, "attention_input"))
-        self.mlp_norm = _fixed(decoder.gains(index, "mlp_input"))
-        self.query_norm = _fixed(decoder.gains(index, "q"))
-        self.key_norm = _fixed(decoder.gains(index, "k"))
-        empty = torch.zeros(batch, shape.kv_heads, slots, shape.head_dim).to(self.o)
+        in_place = product is FloatProduct
+        self.qkv = product(*_joined(in_place, linears["q"], linears["k"], linears["v"]))
+        self.o = product(*_joined(in_place, linears["o"]))
+        self.gate_up = product(*_joined(in_place, linears["gate"], linears["up"]))
+        self.down = product(*_joined(in_place, linears["down"]))
+        self.input_norm = fixed(decoder.gains(index, "attention_input"))
+        self.mlp_norm = fixed(decoder.gains(index, "mlp_input"))
+        self.query_norm = fixed(decoder.gains(index, "q"))
+        self.key_norm = fixed(decoder.gains(index, "k"))
+        empty = torch.zeros(batch, shape.kv_heads, slots, shape.head_dim).to(self.input_norm)
         self.register_buffer("keys", empty)
         self.register_buffer("values", empty.clone())
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, length: Tensor) -> Tensor:
         """The residual stream x (batch, hidden) behind this block."""
-        x = x + F.linear(self._attention(self._normed(x, self.input_norm), angles, slots, length), self.o)
-        gate, up = F.linear(self._normed(x, self.mlp_norm), self.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, self.down)
+        x = x + self.o(self._attention(self._normed(x, self.input_norm), angles, slots, length))
+        gate, up = self.gate_up(self._normed(x, self.mlp_norm)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
 
     def _attention(self, x: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, length: Tensor) -> Tensor:
         shape = self.shape
         widths = (shape.attention_width, shape.kv_width, shape.kv_width)
-        q, k, v = (
-            part.view(len(x), -1, 1, shape.head_dim)
-            for part in F.linear(x, self.qkv, self.qkv_bias).split(widths, dim=-1)
-        )
+        q, k, v = (part.view(len(x), -1, 1, shape.head_dim) for part in self.qkv(x).split(widths, dim=-1))
         if self.query_norm is not None:
             q, k = self._normed(q, self.query_norm), self._normed(k, self.key_norm)
         self.keys[:, :, length] = _rotated(k, *angles)
@@ -148,18 +175,13 @@ def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
-def _joined(*linears: nn.Linear) -> tuple[nn.Parameter, nn.Parameter | None]:
-    """Weights (total out, in) and biases in one tensor each; the layers' own weights become rows of it."""
+def _joined(in_place: bool, *linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weights (total out, in) and biases in one tensor each; `in_place`: the layers' own become rows of it."""
     weight = linears[0].weight.data
     if len(linears) > 1:
         weight = torch.cat([linear.weight.data for linear in linears])
-        for linear, rows in zip(
-            linears, weight.split([linear.out_features for linear in linears]), strict=True
-        ):
-            linear.weight.data = rows
+        rows = weight.split([linear.out_features for linear in linears])
+        for linear, own in zip(linears if in_place else (), rows, strict=False):
+            linear.weight.data = own
     biases = [linear.bias for linear in linears]
-    return _fixed(weight), None if biases[0] is None else _fixed(torch.cat(biases))
-
-
-def _fixed(weight: Tensor | None) -> nn.Parameter | None:
-    return None if weight is None else nn.Parameter(weight.data, requires_grad=False)
+    return weight, None if biases[0] is None else torch.cat(biases)

@@ -23,8 +23,9 @@ from ...kernels.plan_data import Mechanism
 from ...method.apply import applied
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
+from ...method.quantisation.model import quantisation_of
 from ...method.token_policy import TokenPolicy
-from .compiled_decoder import COMPILED_DECODER, CompiledDecoder
+from .compiled_decoder import COMPILED_DECODER, PRODUCTS, CompiledDecoder
 from .speed_card import print_card
 from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode, finds_compiler
 
@@ -88,7 +89,8 @@ class DecodeLatency:
     new_tokens: int
     repeats: int
     baselines: Sequence[str] | None
-    """`eager`, modes of torch.compile and `compiled-decoder`; None: all that the device has."""
+    """`eager`, modes of torch.compile and compiled decoders; None: all that the device has, those in few bits
+    beside a quantised model alone."""
     tune: bool
     """Tune a GPU's launches by shape and sparsity; minutes for a new one, then found on disk."""
     realised_tolerance: float | None
@@ -96,7 +98,7 @@ class DecodeLatency:
     seed: int
 
     def __post_init__(self) -> None:
-        known = {EAGER, COMPILED_DECODER}.union(*COMPILE_MODES.values())
+        known = {EAGER, *PRODUCTS}.union(*COMPILE_MODES.values())
         if unknown := sorted(set(self.baselines or ()) - known):
             raise UserError(
                 f"latency.baselines: there is no {', '.join(unknown)}; take of {', '.join(sorted(known))}"
@@ -106,12 +108,12 @@ class DecodeLatency:
         """The kernels' C++ and CUDA sources."""
         return sorted(path for folder in KERNELS for path in folder.iterdir() if path.suffix in SOURCES)
 
-    def check(self, model: nn.Module, mechanisms: Collection[Mechanism]) -> None:
+    def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Collection[str] = ()) -> None:
         """Raise KernelError for what `measure` would refuse, before any plan is made.
 
-        mechanisms: what the method's plans are made of, as far as is known.
+        mechanisms: what the method's plans are made of, as far as is known; formats: of weights in few bits.
         """
-        check_decodable(model, self.batch, self.prompt + self.new_tokens, mechanisms)
+        check_decodable(model, self.batch, self.prompt + self.new_tokens, mechanisms, formats)
 
     def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> dict[str, Any]:
         """Time the plan, the engine's dense path and the baselines on the same model.
@@ -157,6 +159,7 @@ class DecodeLatency:
         return DecodeEngine(
             model,
             plan,
+            quantised=quantisation_of(model),
             batch=self.batch,
             capacity=self.prompt + self.new_tokens,
             tuned_for=sparsity if self.tune else None,
@@ -165,20 +168,22 @@ class DecodeLatency:
     def _baselines(self, model: nn.Module, prompt: Tensor) -> dict[str, Timing]:
         """Timings without the engine, once a process for one model and setting: compiling takes minutes."""
         known = _BASELINES.setdefault(model, {})
-        setting = (self.batch, self.prompt, self.new_tokens)
+        names = self._baseline_names(prompt.device.type, quantisation_of(model) is not None)
+        setting = (self.batch, self.prompt, self.new_tokens, *names)
         if setting not in known:
             timings: dict[str, Timing] = {}
-            for name in self._baseline_names(prompt.device.type):
+            for name in names:
                 timings |= self._interleaved(self._baseline(model, name), prompt)[0]
             torch._dynamo.reset()  # what was compiled holds weights, and memory of its graphs
             known[setting] = timings
         return known[setting]
 
-    def _baseline_names(self, device: str) -> tuple[str, ...]:
+    def _baseline_names(self, device: str, quantised: bool) -> tuple[str, ...]:
         """Names of what is timed; without a compiler what needs one is left out, with a line."""
         names = self.baselines
         if names is None:
-            names = (EAGER, *COMPILE_MODES[device], COMPILED_DECODER)
+            few_bits = set(PRODUCTS) if device == "cuda" and quantised else {COMPILED_DECODER}
+            names = (EAGER, *COMPILE_MODES[device], *(name for name in PRODUCTS if name in few_bits))
         compiled = [name for name in names if name != EAGER]
         if compiled and not finds_compiler(device):
             log.warning(
@@ -191,8 +196,8 @@ class DecodeLatency:
     def _baseline(self, model: nn.Module, name: str) -> dict[str, Decoder]:
         """The decoder of a baseline by its name in records."""
         capacity = self.prompt + self.new_tokens
-        if name == COMPILED_DECODER:
-            return {name: CompiledDecoder(model, self.batch, capacity)}
+        if name in PRODUCTS:
+            return {name: CompiledDecoder(model, self.batch, capacity, name=name)}
         label = name if name == EAGER else f"torch.compile {name}"
         return {label: TransformersDecode(model, name, capacity)}
 
@@ -240,7 +245,7 @@ class DecodeLatency:
         return timings, sequences
 
 
-_BASELINES: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], dict[str, Timing]]] = WeakKeyDictionary()
+_BASELINES: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...], dict[str, Timing]]] = WeakKeyDictionary()
 
 
 def _is_dense(plan: SparsityPlan) -> bool:

@@ -19,7 +19,7 @@ class NoLatency:
 
     name: str
 
-    def check(self, model: nn.Module, mechanisms: Collection[Mechanism]) -> None:
+    def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Collection[str] = ()) -> None:
         """Nothing to refuse."""
 
     def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: Callable[[float], SparsityPlan]) -> None:
