@@ -58,9 +58,9 @@ def _gpu_step(
 def _cpu_step(
     weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache, _: float | None
 ) -> DecodeStep:
-    from .cpu.step import CPUDecodeStep
+    from .cpu.step import decode_step
 
-    return CPUDecodeStep(weights, rules, cache)
+    return decode_step(weights, rules, cache)
 
 
 def _gpu_mechanisms() -> frozenset[Mechanism]:
@@ -70,16 +70,16 @@ def _gpu_mechanisms() -> frozenset[Mechanism]:
 
 
 def _cpu_mechanisms() -> frozenset[Mechanism]:
-    from .cpu.step import CPUDecodeStep
+    from .cpu import step
 
-    return CPUDecodeStep.supports
+    return step.MECHANISMS
 
 
 BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 """Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
 MECHANISMS = {"cuda": _gpu_mechanisms, "cpu": _cpu_mechanisms}
 """What of a plan each of them executes."""
-FORMATS = {"cuda": frozenset(PACKED_FORMATS), "cpu": frozenset()}
+FORMATS = {"cuda": frozenset(PACKED_FORMATS), "cpu": frozenset(PACKED_FORMATS)}
 """Formats of weights in few bits that each of them reads."""
 DTYPES = {
     "cuda": (torch.bfloat16, torch.float16, torch.float32),

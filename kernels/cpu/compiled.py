@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from ctypes import c_int, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import POINTER, Structure, byref, c_int, c_int64, c_void_p, sizeof
 
 import torch
 from torch import Tensor
 
-from .build import load
+from .build import BuildError, load
 from .kept_channels import KeptChannels
+from .weights import AnyWeight, WeightFields, fields_of
 
 BFLOAT16 = torch.bfloat16
+
+
+def check_layout(sizes: Callable[[], int], fields: type[Structure]) -> None:
+    """Raise BuildError where C++ lays a structure out otherwise than Python does."""
+    if sizes() != sizeof(fields):
+        raise BuildError(f"the compiled CPU kernels take {sizes()} bytes for {fields.__name__}: update both")
 
 
 class CompiledKernels:
@@ -19,9 +27,10 @@ class CompiledKernels:
     name = "c++"
 
     def __init__(self) -> None:
-        library = load()
+        self.library = library = load()
+        check_layout(library.weight_bytes, WeightFields)
         activations = (c_void_p, c_int, c_int64, c_int64, c_int64, c_void_p)
-        weight = (c_void_p, c_int, c_int64, c_int64)
+        weight = POINTER(WeightFields)
         kept = (c_void_p, c_void_p, c_void_p)
         self._by_threshold = library.compact_by_threshold
         self._by_threshold.argtypes = (*activations, *kept)
@@ -30,10 +39,11 @@ class CompiledKernels:
         self._by_top_k.argtypes = (*activations, c_int64, *kept)
         self._by_top_k.restype = c_int64
         self._gather_gemv = library.gather_gemv
-        self._gather_gemv.argtypes = (c_void_p, c_void_p, c_int64, c_int64, *weight, c_void_p, c_int)
+        self._gather_gemv.argtypes = (c_void_p, c_void_p, c_int64, c_int64, weight, c_void_p, c_int)
         self._gather_gemv.restype = None
         self._row_dots = library.row_dots
-        self._row_dots.argtypes = (c_void_p, c_int64, c_int64, *weight[:3], *weight, c_void_p, c_int)
+        inputs = (c_void_p, c_int, c_int64)
+        self._row_dots.argtypes = (c_void_p, c_int64, c_int64, *inputs, weight, c_void_p, c_int)
         self._row_dots.restype = None
 
     def compact_by_threshold(self, x: Tensor, thresholds: Tensor, kept: KeptChannels) -> None:
@@ -65,17 +75,14 @@ class CompiledKernels:
             kept.row_counts_pointer,
         )
 
-    def gather_gemv(self, kept: KeptChannels, weight: Tensor, out: Tensor) -> None:
+    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor) -> None:
         """out[b] = the sum over kept channels of value · row of the weight."""
         self._gather_gemv(
             kept.channels_pointer,
             kept.values_pointer,
             kept.count,
             kept.batch,
-            weight.data_ptr(),
-            weight.dtype is BFLOAT16,
-            weight.stride(0),
-            weight.shape[1],
+            byref(fields_of(weight)),
             out.data_ptr(),
             torch.get_num_threads(),
         )
@@ -89,10 +96,7 @@ class CompiledKernels:
             x.data_ptr(),
             x.dtype is BFLOAT16,
             x.stride(0),
-            weight_rows.data_ptr(),
-            weight_rows.dtype is BFLOAT16,
-            weight_rows.stride(0),
-            weight_rows.shape[1],
+            byref(fields_of(weight_rows)),
             out.data_ptr(),
             torch.get_num_threads(),
         )

@@ -32,10 +32,9 @@ from .build import BuildError, NoCompilerError
 from .compiled import CompiledKernels
 from .kept_channels import LARGEST_BATCH, KeptChannels
 from .plain import TorchKernels
+from .weights import AnyWeight, check_weight, description, is_matrix
 
 log = logging.getLogger(__name__)
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Kernels(Protocol):
@@ -45,7 +44,7 @@ class Kernels(Protocol):
 
     def compact_by_threshold(self, x: Tensor, thresholds: Tensor, kept: KeptChannels) -> None: ...
     def compact_by_top_k(self, x: Tensor, weights: Tensor, k: int, kept: KeptChannels) -> None: ...
-    def gather_gemv(self, kept: KeptChannels, weight: Tensor, out: Tensor) -> None: ...
+    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor) -> None: ...
     def row_dots(self, x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor) -> None: ...
 
 
@@ -74,7 +73,8 @@ def choose_backend(name: str) -> None:
     _Chosen.kernels = IMPLEMENTATIONS[name]()
 
 
-def _kernels() -> Kernels:
+def kernels() -> Kernels:
+    """The implementation in use, chosen now if none was."""
     if _Chosen.kernels is None:
         choose_backend("automatic")
     return _Chosen.kernels
@@ -82,7 +82,7 @@ def _kernels() -> Kernels:
 
 def backend() -> str:
     """The implementation in use, for records: "c++" or "torch"."""
-    return _kernels().name
+    return kernels().name
 
 
 def compact_by_threshold(x: Tensor, thresholds: Tensor, kept: KeptChannels | None = None) -> KeptChannels:
@@ -93,7 +93,7 @@ def compact_by_threshold(x: Tensor, thresholds: Tensor, kept: KeptChannels | Non
     """
     kept = _room(x, kept)
     _check_vector(thresholds, "thresholds", kept.capacity)
-    _kernels().compact_by_threshold(x, thresholds, kept)
+    kernels().compact_by_threshold(x, thresholds, kept)
     return kept
 
 
@@ -107,14 +107,14 @@ def compact_by_top_k(x: Tensor, weights: Tensor, k: int, kept: KeptChannels | No
     _check_vector(weights, "weights", kept.capacity)
     if k < 0:
         raise KernelError(f"k must not be negative, it is {k}")
-    _kernels().compact_by_top_k(x, weights, min(k, kept.capacity), kept)
+    kernels().compact_by_top_k(x, weights, min(k, kept.capacity), kept)
     return kept
 
 
 def keep_all(x: Tensor, kept: KeptChannels | None = None) -> KeptChannels:
     """Every channel of x, for a dense product from the same weight. x, kept, errors: `compact_by_threshold`."""
     kept = _room(x, kept)
-    _kernels().compact_by_threshold(x, _no_thresholds(kept.capacity), kept)
+    kernels().compact_by_threshold(x, _no_thresholds(kept.capacity), kept)
     return kept
 
 
@@ -123,19 +123,20 @@ def _no_thresholds(channels: int) -> Tensor:
     return torch.zeros(channels)
 
 
-def gather_gemv(kept: KeptChannels, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def gather_gemv(kept: KeptChannels, weight: AnyWeight, out: Tensor | None = None) -> Tensor:
     """Sum over the kept channels of value · row of the weight: x @ weight without the dropped rows.
 
-    weight: (in, out) float32 or bfloat16, columns adjacent, rows at any distance; out: (batch, out) float32,
-    contiguous, overwritten. Returns out. C++ gives the same bits on any number of threads. Raises KernelError.
+    weight: (in, out) float32, bfloat16, or stored in int8 or int4; columns adjacent, rows at any distance; out:
+    (batch, out) float32, contiguous, overwritten. Returns out. C++ gives the same bits on any
+    number of threads. Raises KernelError.
     """
-    _check_weight(weight, kept.capacity)
+    check_weight(weight, kept.capacity)
     shape = (kept.batch, weight.shape[1])
     if out is None:
         out = torch.empty(shape)
     else:
         _check_out(out, shape)
-    _kernels().gather_gemv(kept, weight, out)
+    kernels().gather_gemv(kept, weight, out)
     return out
 
 
@@ -147,7 +148,7 @@ def row_dots(x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor | N
     (count, batch) float32, in the order of kept.channels: a view of out. Raises KernelError.
     """
     _check_activations(x)
-    _check_weight(weight_rows, kept.capacity)
+    check_weight(weight_rows, kept.capacity)
     if x.shape[0] != kept.batch or x.shape[1] != weight_rows.shape[1]:
         raise KernelError(
             f"x must be ({kept.batch}, {weight_rows.shape[1]}) for these kept neurons and this weight, "
@@ -158,7 +159,7 @@ def row_dots(x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor | N
     else:
         _check_out(out, (kept.capacity, kept.batch))
     out = out[: kept.count]
-    _kernels().row_dots(x, weight_rows, kept, out)
+    kernels().row_dots(x, weight_rows, kept, out)
     return out
 
 
@@ -166,46 +167,27 @@ def row_dots(x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor | N
 
 
 def _check_activations(x: Tensor) -> None:
-    if not (_is_matrix(x) and 1 <= x.shape[0] <= LARGEST_BATCH and x.shape[1] > 0):
+    if not (is_matrix(x) and 1 <= x.shape[0] <= LARGEST_BATCH and x.shape[1] > 0):
         raise KernelError(
             f"x must be a (batch, channels) CPU tensor, batch 1 to {LARGEST_BATCH}, float32 or bfloat16, with "
-            f"adjacent channels; {_description(x)}"
-        )
-
-
-def _check_weight(weight: Tensor, rows: int) -> None:
-    if not (_is_matrix(weight) and weight.shape[0] == rows):
-        raise KernelError(
-            f"the weight must be a CPU tensor of {rows} rows, one for each channel, float32 or bfloat16, with "
-            f"adjacent columns (stored in × out, no transposed view); {_description(weight)}"
+            f"adjacent channels; {description(x)}"
         )
 
 
 def _check_vector(vector: Tensor, name: str, channels: int) -> None:
     if not (_is_float(vector) and vector.shape == (channels,)):
         raise KernelError(
-            f"{name} must be a contiguous float32 CPU tensor of {channels} channels; {_description(vector)}"
+            f"{name} must be a contiguous float32 CPU tensor of {channels} channels; {description(vector)}"
         )
 
 
 def _check_out(out: Tensor, shape: tuple[int, int]) -> None:
     if not (_is_float(out) and out.shape == shape):
-        raise KernelError(f"out must be a contiguous float32 CPU tensor of shape {shape}; {_description(out)}")
-
-
-def _is_matrix(tensor: Tensor) -> bool:
-    """Whether it is a matrix on the CPU, of a dtype that the kernels know, with adjacent columns."""
-    if not (tensor.is_cpu and tensor.dtype in DTYPES and tensor.dim() == 2):
-        return False
-    return tensor.stride(1) == 1 or tensor.shape[1] == 1
+        raise KernelError(f"out must be a contiguous float32 CPU tensor of shape {shape}; {description(out)}")
 
 
 def _is_float(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
-
-
-def _description(tensor: Tensor) -> str:
-    return f"it is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, strides {tensor.stride()}"
 
 
 def _room(x: Tensor, kept: KeptChannels | None) -> KeptChannels:

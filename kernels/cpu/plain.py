@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..reference import dropped_by_threshold, dropped_by_top_k
 from .kept_channels import KeptChannels
+from .weights import AnyWeight
 
 
 class TorchKernels:
@@ -24,13 +27,21 @@ class TorchKernels:
         x = x.float()
         _fill(kept, x, dropped_by_top_k(x, weights, k))
 
-    def gather_gemv(self, kept: KeptChannels, weight: Tensor, out: Tensor) -> None:
+    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor) -> None:
         """out[b] = the sum over kept channels of value · row of the weight."""
-        torch.mm(kept.values.t(), weight.index_select(0, kept.channels).float(), out=out)
+        torch.mm(kept.values.t(), _rows(weight, kept.channels), out=out)
 
     def row_dots(self, x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor) -> None:
         """out[i, b] = kept row i · x[b]."""
         torch.mm(weight_rows.index_select(0, kept.channels).float(), x.float().t(), out=out)
+
+
+def _rows(weight: AnyWeight, channels: Tensor) -> Tensor:
+    """Some rows of a weight, (count, out) float32."""
+    if isinstance(weight, Tensor):
+        return weight.index_select(0, channels).float()
+    by_row = {name: value for name, value in weight.tensors().items() if name != "column_scales"}
+    return replace(weight, **{name: value[channels] for name, value in by_row.items()}).dequantised()
 
 
 def _fill(kept: KeptChannels, x: Tensor, dropped: Tensor) -> None:

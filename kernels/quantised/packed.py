@@ -121,6 +121,23 @@ def side_by_side(*stored: StoredWeight) -> PackedWeight:
     )
 
 
+def separate(packed: PackedWeight) -> tuple[Int8Weight | Int4Weight, ...]:
+    """Each projection's weight (in, out) again: views of what `side_by_side` joined."""
+    found, start = [], 0
+    for index, width in enumerate(packed.widths):
+        end = start + width
+        if isinstance(packed, PackedInt8):
+            values, scales = packed.values[:, start:end], packed.column_scales[start:end]
+            found.append(Int8Weight(values, packed.row_scales[index], scales))
+        else:
+            groups = slice(start // packed.group, end // packed.group)
+            zeros = None if packed.zeros is None else packed.zeros[:, groups]
+            values = packed.values[:, start // 2 : (end + 1) // 2]
+            found.append(Int4Weight(values, packed.scales[:, groups], zeros, width))
+        start = end
+    return tuple(found)
+
+
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
     """One tensor, contiguous; the only one as it is."""
     return tensors[0].contiguous() if len(tensors) == 1 else torch.cat(tensors, dim=dim).contiguous()

@@ -237,8 +237,8 @@ def test_a_plan_for_other_bits_is_refused_and_kept_apart_on_disk(llama, calibrat
         DecodeEngine(llama, plan, capacity=8)
     with pytest.raises(KernelError, match="made on the model's own weights, and the engine reads int8 by row"):
         DecodeEngine(llama, own, quantised=found, capacity=8)
-    with pytest.raises(KernelError, match="no kernels for weights in int8 yet"):
-        DecodeEngine(llama, plan, quantised=found, capacity=8)
+    with DecodeEngine(llama, plan, quantised=found, capacity=8) as engine:
+        assert engine.weights.formats == {"int8"}
 
 
 def test_weights_that_cannot_be_stored_are_refused_by_name(llama, calibration):

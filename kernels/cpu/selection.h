@@ -3,13 +3,13 @@
 // One thread: 14336 channels take about 1 % of the time of the product that follows. A comparison with NaN is
 // never true, so NaN is kept, as is infinity: never compile this with -ffast-math.
 
+#pragma once
+
 #include "types.h"
 
 #include <algorithm>
 #include <limits>
 #include <vector>
-
-namespace {
 
 constexpr int64_t CHUNK = 512; // channels at a time, so that what is known of them stays in the L1 cache
 
@@ -68,7 +68,7 @@ inline float score_of(uint32_t key) {
 
 // The k-th highest key, 1 ≤ k ≤ count; `keys` is overwritten. A histogram over the upper bits leaves few keys
 // to select among: std::nth_element over all of them takes several times as long.
-uint32_t kth_highest(uint32_t *keys, int64_t count, int64_t k) {
+inline uint32_t kth_highest(uint32_t *keys, int64_t count, int64_t k) {
   constexpr int shift = 21;
   uint32_t histogram[1 << (32 - shift)] = {};
   for (int64_t i = 0; i < count; ++i) ++histogram[keys[i] >> shift];
@@ -84,46 +84,63 @@ uint32_t kth_highest(uint32_t *keys, int64_t count, int64_t k) {
   return keys[candidates - k];
 }
 
+// The least score that is kept of `keys`, 0 ≤ k; a zero never is. `keys` is overwritten.
+inline float smallest_kept(std::vector<uint32_t> &keys, int64_t k) {
+  constexpr float positive = std::numeric_limits<float>::min();
+  const int64_t channels = keys.size();
+  if (k >= channels) return positive;
+  if (k == 0) return std::numeric_limits<float>::infinity();
+  return score_of(std::max(kth_highest(keys.data(), channels, k), sort_key(positive)));
+}
+
+// Each row's top k of |x| · weights.
 template <class Input>
 int64_t compact_top_k(const Input *x, int64_t stride, int64_t channels, int64_t batch, const float *weights,
                       int64_t k, Selection kept) {
   thread_local std::vector<uint32_t> keys;
   keys.resize(channels);
-  constexpr float positive = std::numeric_limits<float>::min(); // a zero is never kept
-  std::vector<float> smallest(batch, k >= channels ? positive : std::numeric_limits<float>::infinity());
-  for (int64_t row = 0; row < batch && k > 0 && k < channels; ++row) {
-    const Input *const inputs = x + row * stride;
+  float smallest[LARGEST_BATCH];
+  for (int64_t row = 0; row < batch; ++row) {
     for (int64_t channel = 0; channel < channels; ++channel)
-      keys[channel] = sort_key(__builtin_fabsf(to_float(inputs[channel])) * weights[channel]);
-    smallest[row] = score_of(std::max(kth_highest(keys.data(), channels, k), sort_key(positive)));
+      keys[channel] = sort_key(__builtin_fabsf(to_float(x[row * stride + channel])) * weights[channel]);
+    smallest[row] = smallest_kept(keys, k);
   }
-  const auto dropped = [weights, lowest = smallest.data()](int64_t row, int64_t channel, float magnitude) {
-    return magnitude * weights[channel] < lowest[row];
+  const auto dropped = [weights, &smallest](int64_t row, int64_t channel, float magnitude) {
+    return magnitude * weights[channel] < smallest[row];
   };
   return compact(x, stride, channels, batch, dropped, kept);
 }
 
-} // namespace
+// One top k for all rows, of the sum or the maximum of their |x|, times weights.
+inline int64_t compact_shared_top_k(const float *x, int64_t channels, int64_t batch, const float *weights,
+                                    int64_t k, bool maximum, Selection kept) {
+  thread_local std::vector<uint32_t> keys;
+  thread_local std::vector<float> scores;
+  keys.resize(channels);
+  scores.resize(channels);
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    float together = 0.0f;
+    for (int64_t row = 0; row < batch; ++row) {
+      const float magnitude = __builtin_fabsf(x[row * channels + channel]);
+      if (!maximum) together += magnitude;
+      else if (!(magnitude <= together)) together = magnitude; // NaN, too
+    }
+    scores[channel] = together * weights[channel];
+    keys[channel] = sort_key(scores[channel]);
+  }
+  const float smallest = smallest_kept(keys, k);
+  const auto dropped = [smallest, found = scores.data()](int64_t, int64_t channel, float) {
+    return found[channel] < smallest;
+  };
+  return compact(x, channels, channels, batch, dropped, kept);
+}
 
-extern "C" {
-
-int64_t compact_by_threshold(const void *x, int is_bfloat16, int64_t stride, int64_t channels, int64_t batch,
-                             const float *thresholds, int32_t *kept, float *values, int64_t *row_counts) {
+// The channels where |x| ≥ thresholds.
+template <class Input>
+int64_t compact_by_threshold(const Input *x, int64_t stride, int64_t channels, int64_t batch,
+                             const float *thresholds, Selection kept) {
   const auto dropped = [thresholds](int64_t, int64_t channel, float magnitude) {
     return magnitude < thresholds[channel];
   };
-  const auto run = [&](auto *input) {
-    return compact(input, stride, channels, batch, dropped, Selection{kept, values, row_counts});
-  };
-  return is_bfloat16 ? run(static_cast<const bfloat16 *>(x)) : run(static_cast<const float *>(x));
+  return compact(x, stride, channels, batch, dropped, kept);
 }
-
-int64_t compact_by_top_k(const void *x, int is_bfloat16, int64_t stride, int64_t channels, int64_t batch,
-                         const float *weights, int64_t k, int32_t *kept, float *values, int64_t *row_counts) {
-  const auto run = [&](auto *input) {
-    return compact_top_k(input, stride, channels, batch, weights, k, Selection{kept, values, row_counts});
-  };
-  return is_bfloat16 ? run(static_cast<const bfloat16 *>(x)) : run(static_cast<const float *>(x));
-}
-
-} // extern "C"

@@ -1,0 +1,48 @@
+"""Products of a decode step that read the same activation, cut into parts that share a rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from torch import Tensor
+
+from ..decoder import DecoderShape
+from ..plan_data import BlockPlan, ProjectionRule
+from ..quantised.packed import PackedWeight, separate
+from .weights import AnyWeight
+
+
+@dataclass(frozen=True)
+class Part:
+    """One projection, or dense ones beside each other: one product."""
+
+    weight: AnyWeight
+    """(in, out)"""
+    rule: ProjectionRule | None
+    """None: every channel."""
+    columns: slice
+    """Its place in the site's output."""
+
+
+def parts_of(
+    weight: Tensor | PackedWeight, names: tuple[str, ...], shape: DecoderShape, rules: BlockPlan
+) -> tuple[Part, ...]:
+    """The parts of projections `names`, whose weights lie side by side in `weight`.
+
+    In few bits each projection is a product of its own, for its rows have scales of their own.
+    """
+    widths = {name: out for name, (out, _) in shape.projection_shapes().items() if name in names}
+    if not isinstance(weight, Tensor):
+        starts = [sum(packed_before) for packed_before in (weight.widths[:i] for i in range(len(names)))]
+        return tuple(
+            Part(own, rules.of(name), slice(start, start + own.shape[1]))
+            for name, start, own in zip(names, starts, separate(weight), strict=True)
+        )
+    parts, start = [], 0
+    for _, group in groupby(names, key=lambda name: name if rules.of(name) else "dense"):
+        beside = list(group)
+        columns = slice(start, start + sum(widths[name] for name in beside))
+        parts.append(Part(weight[:, columns], rules.of(beside[0]), columns))
+        start = columns.stop
+    return tuple(parts)

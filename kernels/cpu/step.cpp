@@ -1,0 +1,268 @@
+// One decoded token of every row in one parallel region; native_step.py has checked the model.
+//
+// What is small (norms, selections, rotation, silu) every thread computes for itself, so that threads meet only
+// behind products and attention: five times a block. They share what has bytes: units of products, heads and
+// slots of the cache, rows of lm_head.
+
+#include "step.h"
+#include "attention.h"
+#include "dots.h"
+#include "product.h"
+#include "selection.h"
+#include "team.h"
+
+#include <omp.h>
+
+#include <numeric>
+
+namespace {
+
+constexpr int64_t MOST_PARTS = 3;   // q, k and v
+constexpr int64_t PHASES = 20;      // most of a block: seven low-rank paths add two each
+constexpr int64_t DOT_ROWS = 64;    // rows of lm_head, or of a factor, that are one unit
+constexpr int64_t NEURON_ROWS = 16; // of up
+
+// Room of one part's selection.
+struct List {
+  std::vector<int32_t> channels;
+  std::vector<float> values, scaled;
+  std::vector<int64_t> row_counts;
+};
+
+// What each thread has for itself.
+struct Own {
+  List lists[MOST_PARTS];
+  std::vector<float> hidden, x, room;
+  Arranged arranged[MOST_PARTS];
+};
+
+struct Step {
+  explicit Step(const Model &given)
+      : model(given), team((given.block_count + 1) * PHASES),
+        iota(std::max({given.hidden, given.ffn, given.heads * given.head_dim})) {
+    std::iota(iota.begin(), iota.end(), 0);
+    int64_t columns = 0, partials = 0;
+    const auto measure = [&](const Site &site) {
+      int64_t floats = 0, ranks = 0;
+      for (int64_t p = 0; p < site.count; ++p) {
+        floats += partial_floats(site.parts[p].weight, model.batch);
+        ranks += site.parts[p].rank * model.batch;
+      }
+      columns = std::max(columns, site.columns);
+      partials = std::max(partials, floats);
+      if (ranks > static_cast<int64_t>(low_rank.size())) low_rank.resize(ranks);
+    };
+    for (int64_t b = 0; b < model.block_count; ++b)
+      for (const Site *site : {&model.blocks[b].qkv, &model.blocks[b].o, &model.blocks[b].gate_up,
+                               &model.blocks[b].down})
+        measure(*site);
+    if (model.head_site.count) measure(model.head_site);
+    partial.resize(partials);
+    done.reset(new std::atomic<int32_t>[columns + MOST_PARTS]());
+    for (auto *out : {&wide, &narrow}) out->resize(model.batch * columns);
+    neurons.resize(model.batch * model.ffn);
+    const int64_t splits = (model.capacity + SPLIT - 1) / SPLIT;
+    found.resize(model.batch * model.heads * splits * Attention<float>::floats_of_a_split(model));
+  }
+
+  Model model;
+  Team team;
+  std::vector<int32_t> iota; // every channel
+  std::vector<float> partial, low_rank, wide, narrow, neurons, found;
+  std::unique_ptr<std::atomic<int32_t>[]> done;
+  std::vector<Own> owns;
+};
+
+class Thread {
+public:
+  Thread(Step &step, Own &own, int threads, int64_t slot)
+      : step(step), model(step.model), own(own), threads(threads), slot(slot) {}
+
+  void run(const int64_t *tokens, float *logits) {
+    own.hidden.resize(model.batch * model.hidden);
+    own.x.resize(model.batch * step.iota.size());
+    for (int64_t b = 0; b < model.batch; ++b) embed(tokens[b], own.hidden.data() + b * model.hidden);
+    for (int64_t b = 0; b < model.block_count; ++b)
+      model.cache_is_bfloat16 ? block<bfloat16>(model.blocks[b]) : block<float>(model.blocks[b]);
+    norm(model.final_norm);
+    if (model.head_site.count) return products(model.head_site, logits);
+    own.arranged[0].fill(model.head.stored, own.x.data(), model.hidden, model.batch, model.hidden);
+    rows(model.head, nullptr, model.vocabulary, DOT_ROWS, own.arranged[0], logits, 1, model.vocabulary, false);
+  }
+
+private:
+  void embed(int64_t token, float *out) const {
+    const uint8_t *const row = model.embedding.values + token * model.embedding.stride;
+    for (int64_t i = 0; i < model.hidden; ++i)
+      out[i] = model.embedding.stored == FLOAT ? reinterpret_cast<const float *>(row)[i]
+                                               : to_float(reinterpret_cast<const bfloat16 *>(row)[i]);
+  }
+
+  // x = the normalised residual stream.
+  void norm(const float *gains) {
+    for (int64_t b = 0; b < model.batch; ++b)
+      rms_norm(own.hidden.data() + b * model.hidden, model.hidden, gains, model.norm_epsilon,
+               own.x.data() + b * model.hidden);
+  }
+
+  void add_to_stream(const std::vector<float> &out) {
+    for (int64_t i = 0; i < model.batch * model.hidden; ++i) own.hidden[i] += out[i];
+  }
+
+  template <class Cached> void block(const Block &block) {
+    norm(block.input_norm);
+    products(block.qkv, step.wide.data());
+    const Attention<Cached> attention(model, block, slot);
+    share(attention.units(), [&](int64_t unit) {
+      attention.run(unit, step.wide.data(), own.room, step.found.data());
+    });
+    attention.combine(step.found.data(), own.x.data());
+    products(block.o, step.narrow.data());
+    add_to_stream(step.narrow);
+    norm(block.mlp_norm);
+    products(block.gate_up, step.wide.data());
+    block.gate_thresholds ? gated(block) : products_of_gated_values(block);
+    add_to_stream(step.narrow);
+  }
+
+  void products_of_gated_values(const Block &block) {
+    for (int64_t b = 0; b < model.batch; ++b) {
+      const float *const gate = step.wide.data() + b * 2 * model.ffn, *const up = gate + model.ffn;
+      float *const x = own.x.data() + b * model.ffn;
+      silu(gate, model.ffn, x);
+      for (int64_t i = 0; i < model.ffn; ++i) x[i] *= up[i];
+    }
+    products(block.down, step.narrow.data());
+  }
+
+  // Neurons that the gate keeps: their dot products with up, then their rows of down.
+  void gated(const Block &block) {
+    List &list = own.lists[0];
+    own.arranged[0].fill(block.up_rows.stored, own.x.data(), model.hidden, model.batch, model.hidden);
+    for (int64_t b = 0; b < model.batch; ++b)
+      silu(step.wide.data() + b * model.ffn, model.ffn, own.x.data() + b * model.ffn);
+    const Rule rule{THRESHOLD, block.gate_thresholds, 0};
+    Kept kept = select(rule, own.x.data(), model.ffn, list);
+    rows(block.up_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.neurons.data(), model.batch,
+         1, false);
+    for (int64_t i = 0; i < kept.count * model.batch; ++i) list.values[i] *= step.neurons[i];
+    run(block.down, &kept, step.narrow.data());
+  }
+
+  void products(const Site &site, float *out) {
+    Kept kept[MOST_PARTS];
+    for (int64_t p = 0; p < site.count; ++p) {
+      const bool same = p && site.parts[p].rule.keeping == ALL && site.parts[p - 1].rule.keeping == ALL;
+      kept[p] = same ? kept[p - 1] : select(site.parts[p].rule, own.x.data(), site.channels, own.lists[p]);
+    }
+    run(site, kept, out);
+  }
+
+  Kept select(const Rule &rule, const float *x, int64_t channels, List &list) {
+    if (rule.keeping == ALL && model.batch == 1) return {step.iota.data(), x, channels};
+    list.channels.resize(channels);
+    list.values.resize(channels * model.batch);
+    list.row_counts.resize(model.batch);
+    if (rule.keeping == ALL) {
+      for (int64_t i = 0; i < channels; ++i)
+        for (int64_t b = 0; b < model.batch; ++b) list.values[i * model.batch + b] = x[b * channels + i];
+      return {step.iota.data(), list.values.data(), channels};
+    }
+    const Selection found{list.channels.data(), list.values.data(), list.row_counts.data()};
+    const int64_t count = choose(rule, x, channels, found);
+    return {list.channels.data(), list.values.data(), count};
+  }
+
+  int64_t choose(const Rule &rule, const float *x, int64_t channels, const Selection &found) const {
+    if (rule.keeping == THRESHOLD)
+      return compact_by_threshold(x, channels, channels, model.batch, rule.numbers, found);
+    if (rule.keeping == TOP_K || model.batch == 1)
+      return compact_top_k(x, channels, channels, model.batch, rule.numbers, rule.top_k, found);
+    return compact_shared_top_k(x, channels, model.batch, rule.numbers, rule.top_k,
+                                rule.keeping == SHARED_MAXIMUM, found);
+  }
+
+  // out (batch, columns) = the products of the parts, each with its own kept channels.
+  void run(const Site &site, const Kept *kept, float *out) {
+    Product products[MOST_PARTS];
+    int64_t last_unit[MOST_PARTS], units = 0, floats = 0, tiles = 0;
+    for (int64_t p = 0; p < site.count; ++p) {
+      const Part &part = site.parts[p];
+      List &list = own.lists[p];
+      list.scaled.resize(part.weight.row_scales ? kept[p].count * model.batch : 0);
+      Kept scaled = kept[p];
+      scaled.values = scaled_values(part.weight, kept[p], model.batch, list.scaled.data());
+      products[p] = {part.weight, scaled, model.batch, site.bias ? site.bias + part.first_column : nullptr,
+                     out + part.first_column, site.columns, product_tile(part.weight, model.batch, threads),
+                     step.partial.data() + floats, step.done.get() + tiles};
+      floats += partial_floats(part.weight, model.batch);
+      tiles += product_tiles(part.weight, products[p].tile);
+      last_unit[p] = units += product_units(products[p]);
+    }
+    share(units, [&](int64_t unit) {
+      int64_t p = 0;
+      while (unit >= last_unit[p]) ++p;
+      run_unit(products[p], p ? unit - last_unit[p - 1] : unit);
+    });
+    for (int64_t p = 0; p < site.count; ++p)
+      if (site.parts[p].rank) low_rank(site.parts[p], kept[p], site, out + site.parts[p].first_column);
+  }
+
+  // out += left · right · what the selection left out.
+  void low_rank(const Part &part, const Kept &kept, const Site &site, float *out) {
+    own.room.assign(own.x.begin(), own.x.begin() + model.batch * site.channels);
+    for (int64_t i = 0; i < kept.count; ++i)
+      for (int64_t b = 0; b < model.batch; ++b)
+        own.room[b * site.channels + kept.channels[i]] -= kept.values[i * model.batch + b];
+    Arranged &arranged = own.arranged[0];
+    float *const middle = step.low_rank.data();
+    arranged.fill(part.right.stored, own.room.data(), site.channels, model.batch, site.channels);
+    rows(part.right, nullptr, part.rank, NEURON_ROWS, arranged, middle, 1, part.rank, false);
+    arranged.fill(part.left.stored, middle, part.rank, model.batch, part.rank);
+    rows(part.left, nullptr, part.left.rows, DOT_ROWS, arranged, out, 1, site.columns, true);
+  }
+
+  // Dot products with `count` rows, shared by the threads; see Dots.
+  void rows(const Weight &weight, const int32_t *channels, int64_t count, int64_t each, const Arranged &x,
+            float *out, int64_t row_step, int64_t batch_step, bool add) {
+    share((count + each - 1) / each, [&](int64_t unit) {
+      const int64_t first = unit * each;
+      run_dots({weight, channels ? channels + first : nullptr, first, std::min(each, count - first),
+                out + first * row_step, row_step, batch_step, add},
+               x);
+    });
+  }
+
+  template <class Run> void share(int64_t units, Run &&run) { step.team.share(phase++, units, run); }
+
+  Step &step;
+  const Model &model;
+  Own &own;
+  int threads;
+  int64_t slot, phase = 0;
+};
+
+} // namespace
+
+extern "C" {
+
+int64_t block_bytes() { return sizeof(Block); }
+int64_t model_bytes() { return sizeof(Model); }
+
+// The arrays that the model points to must outlive the step.
+void *make_step(const Model *model) { return new Step(*model); }
+void free_step(void *step) { delete static_cast<Step *>(step); }
+
+// tokens: (batch,); slot: where the new token goes; logits: (batch, vocabulary).
+void run_step(void *pointer, const int64_t *tokens, int64_t slot, float *logits, int threads) {
+  Step &step = *static_cast<Step *>(pointer);
+  if (static_cast<int>(step.owns.size()) < threads) step.owns.resize(threads);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp single
+    step.team.start(omp_get_num_threads());
+    Thread(step, step.owns[omp_get_thread_num()], omp_get_num_threads(), slot).run(tokens, logits);
+  }
+}
+
+} // extern "C"

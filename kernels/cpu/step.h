@@ -1,0 +1,54 @@
+// What native_step.py tells a decode step of a model: sizes and addresses. All fields are 8 bytes wide.
+#pragma once
+
+#include "types.h"
+
+enum Keeping : int64_t { ALL, THRESHOLD, TOP_K, SHARED_SUM, SHARED_MAXIMUM };
+
+// How the channels of a projection are chosen.
+struct Rule {
+  int64_t keeping;
+  const float *numbers; // (channels,) thresholds or weights of scores
+  int64_t top_k;
+};
+
+// One projection, or dense ones beside each other, with an own rule and maybe a low-rank path.
+struct Part {
+  Weight weight;
+  Rule rule;
+  int64_t first_column; // of the site's output
+  int64_t rank;         // 0: there is none
+  Weight right, left;   // (rank, in), (out, rank)
+};
+
+// Projections that read the same x.
+struct Site {
+  const Part *parts;
+  int64_t count;
+  int64_t channels, columns;
+  const float *bias; // (columns,) or null
+};
+
+struct Block {
+  const float *input_norm, *mlp_norm;
+  const float *query_norm, *key_norm; // null: there is none
+  Site qkv, o, gate_up, down;
+  const float *gate_thresholds; // null: not gated; else gate_up is the gate alone
+  Weight up_rows;               // (ffn, hidden) of a gated block
+  void *keys, *values;          // (batch, kv_heads, capacity, head_dim)
+  int64_t window;               // slots that a token sees, all of them where 0
+};
+
+struct Model {
+  const Block *blocks;
+  int64_t block_count;
+  int64_t batch, hidden, ffn, heads, kv_heads, head_dim, vocabulary, capacity;
+  double norm_epsilon;
+  Weight embedding;
+  const float *final_norm;
+  Weight head;     // (vocabulary, hidden), in floating point
+  Site head_site;  // (hidden, vocabulary), in few bits; then it has a part
+  const float *cosines, *sines; // (capacity, head_dim)
+  const int32_t *first;         // (batch,) first slot of each row that is no padding
+  int64_t cache_is_bfloat16;
+};

@@ -1,0 +1,207 @@
+// Vectors of the widest registers that the flags allow, and of sixteen floats on every machine.
+//
+// GCC's vector extensions: one source for AVX-512, AVX2 and plain machines. Sixteen is lowered to as many
+// registers as it takes and never fused, so that what is made of it has the same bits everywhere.
+#pragma once
+
+#include "types.h"
+
+#include <algorithm>
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+constexpr int LANES = VECTOR_BYTES / 4;
+constexpr int BLOCK = 2 * LANES; // columns of one step: with bfloat16, one register of the weight
+
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+
+// a · b + sum, fused on machines that can.
+inline Floats multiply_add(Floats a, Floats b, Floats sum) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, sum);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, sum);
+#elif defined(__aarch64__)
+  return vfmaq_f32(sum, a, b);
+#else
+  return a * b + sum;
+#endif
+}
+
+// BLOCK weights as two vectors of float. Which column a lane holds depends on how they are stored: column_of.
+struct Pair {
+  Floats first, second;
+};
+
+inline Floats load_one(const float *source) {
+  Floats result;
+  std::memcpy(&result, source, sizeof result);
+  return result;
+}
+
+// The second vector lies `distance` floats behind the first.
+inline Pair load(const float *source, int distance = LANES) {
+  Pair pair;
+  std::memcpy(&pair.first, source, sizeof pair.first);
+  std::memcpy(&pair.second, source + distance, sizeof pair.second);
+  return pair;
+}
+
+// A bfloat16 is the upper half of a float. Taking even and odd columns apart costs a shift and a mask for two
+// vectors; widening them in order costs two permutations and two shifts, 12 % of the whole product's speed. The
+// sums are put in order once, at the end.
+inline Pair load(const bfloat16 *source) {
+  Words words, even, odd;
+  std::memcpy(&words, source, sizeof words);
+  even = words << 16;
+  odd = words & 0xffff0000u;
+  Pair pair;
+  std::memcpy(&pair.first, &even, sizeof even);
+  std::memcpy(&pair.second, &odd, sizeof odd);
+  return pair;
+}
+
+inline void store(const Pair &pair, float *target) {
+  std::memcpy(target, &pair.first, sizeof pair.first);
+  std::memcpy(target + LANES, &pair.second, sizeof pair.second);
+}
+
+// out[i] = value · the float16 source[i], whose conversion is exact.
+inline void times_halves(float value, const uint16_t *source, int64_t count, float *out) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  const auto eight = [&](int64_t at) {
+    const __m256 halves = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(source + at)));
+    _mm256_storeu_ps(out + at, _mm256_mul_ps(halves, _mm256_set1_ps(value)));
+  };
+  for (; i + 8 <= count; i += 8) eight(i);
+  if (count >= 8 && i < count) { // the last eight, some of them once more
+    eight(count - 8);
+    i = count;
+  }
+#endif
+  for (; i < count; ++i) out[i] = value * half_to_float(source[i]);
+}
+
+// LANES bytes as integers, with their signs or without.
+template <class Byte> inline Integers widened(const Byte *source) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(source));
+  return reinterpret_cast<Integers>(static_cast<Byte>(-1) < 0 ? _mm512_cvtepi8_epi32(bytes)
+                                                               : _mm512_cvtepu8_epi32(bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(source));
+  return reinterpret_cast<Integers>(static_cast<Byte>(-1) < 0 ? _mm256_cvtepi8_epi32(bytes)
+                                                               : _mm256_cvtepu8_epi32(bytes));
+#else
+  Integers result;
+  for (int lane = 0; lane < LANES; ++lane) result[lane] = source[lane];
+  return result;
+#endif
+}
+
+inline Floats as_floats(Integers values) { return __builtin_convertvector(values, Floats); }
+
+inline Pair load(const int8_t *source) {
+  return {as_floats(widened(source)), as_floats(widened(source + LANES))};
+}
+
+// LANES words of eight values of 4 bits, of which `bytes` may be read; zeros stand for those behind.
+inline Words load_words(const uint8_t *source, int64_t bytes) {
+#if defined(__AVX512BW__)
+  const __mmask64 readable = bytes >= VECTOR_BYTES ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
+  return reinterpret_cast<Words>(_mm512_maskz_loadu_epi8(readable, source));
+#else
+  Words words = {};
+  std::memcpy(&words, source, bytes >= VECTOR_BYTES ? VECTOR_BYTES : bytes);
+  return words;
+#endif
+}
+
+// Values number `place` of each word, less their zero points, all exact. SYMMETRIC: these are 8.
+template <bool SYMMETRIC> inline Floats nibbles(Words words, int place, Floats zeros) {
+#if defined(__AVX512F__)
+  const Floats levels = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const __m512i lowest = reinterpret_cast<__m512i>(words >> 4 * place); // four bits of which are looked at
+  if (SYMMETRIC) return _mm512_permutexvar_ps(lowest, levels - 8.0f);
+  return reinterpret_cast<Floats>(_mm512_permutexvar_ps(lowest, levels)) - zeros;
+#else
+  if (SYMMETRIC) { // as numbers with a sign, which shifts extend
+    const Words flipped = (words ^ 0x88888888u) << (28 - 4 * place);
+    return as_floats(reinterpret_cast<Integers>(flipped) >> 28);
+  }
+  return as_floats(reinterpret_cast<Integers>(words >> 4 * place & 15u)) - zeros;
+#endif
+}
+
+constexpr int DOT_LANES = 16; // partial sums of a row's dot product, on every machine
+typedef float Sixteen __attribute__((vector_size(4 * DOT_LANES)));
+typedef int32_t SixteenIntegers __attribute__((vector_size(4 * DOT_LANES)));
+
+inline Sixteen load_sixteen(const float *source) {
+  Sixteen result;
+  std::memcpy(&result, source, sizeof result);
+  return result;
+}
+inline Sixteen load_sixteen(const bfloat16 *source) {
+  Sixteen result;
+  for (int lane = 0; lane < DOT_LANES; ++lane) result[lane] = to_float(source[lane]);
+  return result;
+}
+
+// The first `count` of sixteen values, zeros behind them.
+template <class Value> inline Sixteen load_some(const Value *source, int64_t count) {
+  if (count >= DOT_LANES) return load_sixteen(source);
+  Value padded[DOT_LANES] = {};
+  std::memcpy(padded, source, count * sizeof(Value));
+  return load_sixteen(padded);
+}
+
+// The lower half plus the upper, until one is left.
+inline float sum_of(const float *values) {
+  float lanes[DOT_LANES];
+  std::memcpy(lanes, values, sizeof lanes);
+  for (int width = DOT_LANES / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return lanes[0];
+}
+inline float sum_of(const Sixteen &values) {
+  float lanes[DOT_LANES];
+  std::memcpy(lanes, &values, sizeof lanes);
+  return sum_of(lanes);
+}
+
+// e^x, to two units in the last place; infinity, 0 and NaN where they belong. Polynomial of Cephes' expf.
+inline Sixteen exponential(Sixteen x) {
+  x = x < -104.0f ? Sixteen{} - 104.0f : x; // NaN stays: no comparison with it is true
+  x = x > 89.0f ? Sixteen{} + 89.0f : x;
+  const Sixteen n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f; // 1.5 · 2^23 rounds to integers
+  const Sixteen r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Sixteen y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  // 2^n in two factors, since 2^128 and 2^-150 are no floats.
+  const SixteenIntegers power = __builtin_convertvector(n, SixteenIntegers), half = power >> 1;
+  const SixteenIntegers factors[2] = {(half + 127) << 23, (power - half + 127) << 23};
+  Sixteen scales[2];
+  std::memcpy(scales, factors, sizeof scales);
+  return y * scales[0] * scales[1];
+}
+
+// x · sigmoid(x) of `count` values, in place or not.
+inline void silu(const float *x, int64_t count, float *out) {
+  for (int64_t i = 0; i < count; i += DOT_LANES) {
+    const Sixteen values = load_some(x + i, count - i), result = values / (exponential(-values) + 1.0f);
+    std::memcpy(out + i, &result, sizeof(float) * (count - i < DOT_LANES ? count - i : DOT_LANES));
+  }
+}
