@@ -6,13 +6,12 @@ magnitudes together, against the smallest score that is kept (`triton.shared_lis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..errors import KernelError
 from ..triton.launch import blocks_of, check_tensor, power_of_two
+from ..triton.shared_lists import SharedTopK
 from .compiled import launch
 from .product import squares_of, suits_cuda_products
 from .product_tile import LANES, SHARED_BYTES, CUDATile
@@ -21,20 +20,8 @@ MOST_ROWS = 8
 """Tokens whose sums a thread has registers for."""
 
 
-@dataclass(frozen=True)
-class SharedBounds:
-    """What decides which channels are kept, for each list."""
-
-    magnitudes: Tensor
-    """(channels,) float32, |x| of all tokens together."""
-    score_weights: Tensor
-    """(lists, channels) float32"""
-    smallest: Tensor
-    """(lists, 1) float32: the smallest score |x|·w that is kept."""
-
-
 def batch_tile_fits(tile: CUDATile, batch: int, channels: int, widths: tuple[int, ...]) -> bool:
-    """Whether a thread block has shared memory for the share of this tile; gate and up, two widths, have a list each."""
+    """Whether a thread block has shared memory for its share; gate and up, two widths, have a list each."""
     lists, rows = 2 if len(widths) == 2 else 1, max(2, power_of_two(batch))
     share = int(tile.constants(channels, 0)["SHARE"])
     entries = blocks_of(share, tile.warps * LANES) * tile.warps * LANES
@@ -44,7 +31,7 @@ def batch_tile_fits(tile: CUDATile, batch: int, channels: int, widths: tuple[int
 
 
 def batch_product(
-    x: Tensor, bounds: SharedBounds, weight: Tensor, widths: tuple[int, ...], out: Tensor, tile: CUDATile,
+    x: Tensor, rule: SharedTopK, weight: Tensor, widths: tuple[int, ...], out: Tensor, tile: CUDATile,
     bias: Tensor | None = None, pdl: bool = False,
 ) -> None:  # fmt: skip
     """Out (batch, sum of widths) float32 = x · weight (in, sum of widths) + bias, for up to three projections.
@@ -53,12 +40,12 @@ def batch_product(
     """
     check_tensor("out", out, (len(x), sum(widths)), torch.float32)
     constants = {"STORE": 1, "HIDDEN": 0, "RESIDUAL": 0, "WIDTH": 0, "MAXIMUM": 0}
-    _start(x, bounds, weight, widths, tile, constants, (bias, out, None, None), pdl)
+    _start(x, rule, weight, widths, tile, constants, (bias, out, None, None), pdl)
 
 
 def batch_neurons(
-    x: Tensor, bounds: SharedBounds, weight: Tensor, hidden: Tensor, magnitudes: Tensor, maximum: bool,
-    tile: CUDATile, pdl: bool = False,
+    x: Tensor, rule: SharedTopK, weight: Tensor, hidden: Tensor, tile: CUDATile, *, magnitudes: Tensor,
+    maximum: bool, pdl: bool = False,
 ) -> None:  # fmt: skip
     """Hidden (batch, ffn) = silu(x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
 
@@ -69,25 +56,25 @@ def batch_neurons(
     check_tensor("hidden", hidden, (len(x), ffn), x.dtype)
     check_tensor("magnitudes", magnitudes, (ffn,), torch.float32)
     constants = {"STORE": 0, "HIDDEN": 1, "RESIDUAL": 0, "WIDTH": ffn, "MAXIMUM": int(maximum)}
-    _start(x, bounds, weight, (ffn, ffn), tile, constants, (None, hidden, None, magnitudes), pdl)
+    _start(x, rule, weight, (ffn, ffn), tile, constants, (None, hidden, None, magnitudes), pdl)
 
 
 def batch_onto(
-    x: Tensor, bounds: SharedBounds, weight: Tensor, residual: Tensor, squares: Tensor, tile: CUDATile,
+    x: Tensor, rule: SharedTopK, weight: Tensor, residual: Tensor, squares: Tensor, tile: CUDATile,
     pdl: bool = False,
 ) -> None:  # fmt: skip
-    """Add x · weight (in, out) to residual (batch, out) float32; squares (batch, ⌈out / 32⌉) are those of its parts.
+    """Add x · weight (in, out) to residual (batch, out) float32, whose parts' squares are (batch, ⌈out / 32⌉).
 
     Raises KernelError for tensors that do not fit.
     """
     check_tensor("residual", residual, (len(x), weight.shape[1]), torch.float32)
     check_tensor("squares", squares, (len(x), squares_of(weight.shape[1])), torch.float32)
     constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": 1, "WIDTH": 0, "MAXIMUM": 0}
-    _start(x, bounds, weight, (weight.shape[1],), tile, constants, (None, residual, squares, None), pdl)
+    _start(x, rule, weight, (weight.shape[1],), tile, constants, (None, residual, squares, None), pdl)
 
 
 def _start(
-    x: Tensor, bounds: SharedBounds, weight: Tensor, widths: tuple[int, ...], tile: CUDATile,
+    x: Tensor, rule: SharedTopK, weight: Tensor, widths: tuple[int, ...], tile: CUDATile,
     constants: dict[str, object], targets: tuple[Tensor | None, ...], pdl: bool,
 ) -> None:  # fmt: skip
     (batch, channels), lists = x.shape, len(widths)
@@ -98,11 +85,13 @@ def _start(
         )
     check_tensor("x", x, (batch, channels), weight.dtype)
     check_tensor("the weight", weight, (channels, sum(widths)))
-    check_tensor("magnitudes", bounds.magnitudes, (channels,), torch.float32)
-    check_tensor("score weights", bounds.score_weights, (lists, channels), torch.float32)
-    check_tensor("smallest", bounds.smallest, (lists, 1), torch.float32)
+    check_tensor("magnitudes", rule.magnitudes, (channels,), torch.float32)
+    check_tensor("score weights", rule.score_weights, (lists, channels), torch.float32)
+    check_tensor("smallest", rule.smallest, (lists, 1), torch.float32)
     if not batch_tile_fits(tile, batch, channels, widths):
-        raise KernelError(f"{channels} channels of {batch} rows do not fit into {SHARED_BYTES} bytes; take a larger cluster")
+        raise KernelError(
+            f"{channels} channels of {batch} rows do not fit into {SHARED_BYTES} bytes; take a larger cluster"
+        )
     blocks = tile.blocks(widths[:1] if constants["HIDDEN"] else widths)
     constants = {
         **constants,
@@ -112,5 +101,5 @@ def _start(
         "WIDTHS": "{" + ",".join(map(str, widths)) + "}",
         "FLOAT16": int(x.dtype is torch.float16),
     }
-    arguments = (weight, x, bounds.magnitudes, bounds.score_weights, bounds.smallest, *targets)
+    arguments = (weight, x, rule.magnitudes, rule.score_weights, rule.smallest, *targets)
     launch("batch_product", constants, blocks, tile.warps * LANES, arguments, pdl)

@@ -14,6 +14,7 @@ from ..decoder_weights import LM_HEAD, DecoderWeights
 from ..errors import KernelError
 from ..plan_data import Mechanism
 from ..quantised.packed import PackedWeight
+from .shared_masks import batch_tiles
 from .step_tiles import LONGEST_SHORT, Auto, Chosen, Never
 
 TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
@@ -75,7 +76,7 @@ def chosen(
     if isinstance(cuda, Never):
         return Chosen({})
     common = (shape, dtype, device, batch)
-    return Chosen(cuda_tiles(*common, storages), cuda_attention_tile(*common, capacity))
+    return Chosen(cuda_tiles(*common, storages), cuda_attention_tile(*common, capacity), batch_tiles(*common))
 
 
 def cuda_tiles(

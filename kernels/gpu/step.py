@@ -28,15 +28,16 @@ from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import neurons, times_rows
 from ..triton.select import select_smallest
-from ..triton.shared_lists import magnitudes_of, shared_lists
 from .block_attention import BlockAttention
 from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
+from .shared_masks import OF_A_BATCH, deciding
 from .sites import Reads, Site, make_site
 from .step_tiles import StepTiles, default_tiles
 
 PARTS = {
     "attention": "attention",
+    "batch_product": "products",
     "compact": "norms",
     "gemv": "products",
     "low_rank": "products",
@@ -218,8 +219,9 @@ class GPUDecodeStep:
         if gated:
             return self._lay_out_gated(mlp, down, packed, rules, squares)
         if mlp.cuda and (down.cuda or not down.fused):  # it has nobody to list down's channels for
-            self._add_cuda(mlp, cuda_neurons, down.reads.x, behind=(squares, packed.mlp_norm))
-            return self._onto_residual(down)
+            together = self._together(down.reads) if mlp.reads.shared is not None else {}
+            self._add_cuda(mlp, cuda_neurons, down.reads.x, behind=(squares, packed.mlp_norm), **together)
+            return self._onto_residual(down, counted=bool(together))
         self._after_norm(mlp, packed.mlp_norm, squares)
         self._add_neurons(mlp, **down.written)
         return self._onto_residual(down)
@@ -242,9 +244,7 @@ class GPUDecodeStep:
         """RMSNorm, the site's lists, its low-rank path; `whole`: something reads all of x beside the lists."""
         epsilon, reads = self.weights.shape.norm_epsilon, site.reads
         if reads.shared is not None:
-            norm = (squares, gain, epsilon)
-            self._add(magnitudes_of, self._residual, reads.shared, norm, x_out=reads.x)
-            self._add(shared_lists, reads.x, reads.shared, reads.lists)
+            self._add_deciding(reads, (squares, gain, epsilon), by_list=True)
             return
         if reads.kept is not None:
             self._add_select(reads, self._residual, (squares, gain, epsilon))
@@ -252,17 +252,19 @@ class GPUDecodeStep:
         self._add(norm_compact, self._residual, squares, gain, epsilon, reads.rules, reads.lists, x_out=x)
         self._add_low_rank(reads)
 
-    def _onto_residual(self, site: Site) -> Tensor:
-        """The lists that were not made with the activation, then the product; returns squares of the sum."""
+    def _onto_residual(self, site: Site, counted: bool = False) -> Tensor:
+        """The lists that were not made with the activation, then the product; returns squares of the sum.
+
+        counted: the magnitudes of all rows together were made with the activation.
+        """
         reads = site.reads
         if site.cuda:
             columns = site.weight.shape[1]
             squares = self._buffers.sums(("squares", site.name), self.batch, squares_of(columns))
-            self._add_cuda(site, cuda_onto, self._residual, squares)
+            self._add_cuda(site, cuda_onto, self._residual, squares, counted=counted)
             return squares
         if reads.shared is not None:
-            self._add(magnitudes_of, reads.x, reads.shared)
-            self._add(shared_lists, reads.x, reads.shared, reads.lists)
+            self._add_deciding(reads, None, by_list=True, counted=counted)
         elif reads.lists is not None and not site.fused:
             if reads.kept is not None:
                 self._add_select(reads, reads.x, None)
@@ -273,15 +275,36 @@ class GPUDecodeStep:
     def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
         self.launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
 
+    def _together(self, reads: Reads) -> dict[str, object]:
+        """Where a product of all rows leaves their magnitudes together for the next one, and how."""
+        shared = reads.shared
+        if shared is None:
+            return {"magnitudes": self._buffers.sums("unread", reads.x.shape[1]), "maximum": False}
+        return {"magnitudes": shared.magnitudes, "maximum": shared.maximum}
+
+    def _add_deciding(
+        self, reads: Reads, norm: tuple[Tensor, Tensor, float] | None, by_list: bool, counted: bool = False
+    ) -> None:
+        for start in deciding(reads, self._residual, norm, by_list, counted):
+            self._add(start)
+
     def _add_cuda(
         self,
         site: Site,
         function: Callable[..., None],
         *arguments: object,
         behind: tuple[Tensor, Tensor] | None = None,
+        counted: bool = False,
         **keywords: object,
     ) -> None:
         """A product that lists its channels itself: of x, or behind RMSNorm (squares and gain)."""
+        if site.reads.shared is not None:
+            norm = None if behind is None else (*behind, self.weights.shape.norm_epsilon)
+            self._add_deciding(site.reads, norm, by_list=False, counted=counted)
+            of_batch, x = OF_A_BATCH[function], site.reads.x
+            self._add(of_batch, x, site.reads.shared, site.weight, *arguments, site.cuda, **keywords)
+            self.cuda_products.append(site.name)
+            return
         source, bounds, smallest = self._source(site.reads, behind)
         keywords |= {"smallest": smallest}
         self._add(function, source, bounds, site.weight, *arguments, site.cuda, **keywords)

@@ -44,6 +44,8 @@ class Chosen:
     alone or top-k alone decide."""
     attention: CUDAAttentionTile | None = None
     """Tile of the attention that takes over where the whole activation is written; None: Triton's always."""
+    of_batch: dict[str, CUDATile] = field(default_factory=dict)
+    """Tiles by product of those of several rows that share a mask."""
 
 
 @dataclass(frozen=True)

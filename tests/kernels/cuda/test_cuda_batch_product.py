@@ -1,13 +1,14 @@
-"""Products of a few tokens by one list that they share: the CUDA source as it is, emulated on a CPU, and on a GPU."""
+"""Products of a few tokens by one list that they share: the CUDA source, emulated on a CPU, and on a GPU."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from wisparse.kernels.cuda.batch_product import (
-    SharedBounds,
     batch_neurons,
     batch_onto,
     batch_product,
@@ -17,6 +18,7 @@ from wisparse.kernels.cuda.product import squares_of
 from wisparse.kernels.cuda.product_tile import CUDATile
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.reference import dropped_by_shared_top_k
+from wisparse.kernels.triton.shared_lists import SharedTopK
 
 from ..triton_cases import DEVICE
 
@@ -35,7 +37,7 @@ def drawn(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def case(rows: int, widths: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, SharedBounds, Tensor, Tensor]:
+def case(rows: int, widths: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, SharedTopK, Tensor, Tensor]:
     """x (rows, channels), bounds of lists with k of 90, 110 and 130, weight, exact product (rows, out)."""
     x = drawn(rows, CHANNELS, dtype=dtype)
     score_weights = drawn(len(widths), CHANNELS, seed=1).abs()
@@ -48,7 +50,8 @@ def case(rows: int, widths: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor
         smallest.append((magnitudes * weights).sort(descending=True).values[k - 1])
         dropped = dropped_by_shared_top_k(x, weights, k, "sum", voting)
         exact.append(x.double().masked_fill(dropped, 0.0) @ part)
-    bounds = SharedBounds(magnitudes, score_weights, torch.stack(smallest)[:, None])
+    kept = torch.zeros(len(widths), dtype=torch.int32, device=DEVICE)  # what finds the smallest score reads it
+    bounds = SharedTopK(score_weights, kept, magnitudes, torch.stack(smallest)[:, None], maximum=False)
     return x, bounds, weight, torch.cat(exact, 1)
 
 
@@ -73,7 +76,7 @@ def test_gate_and_up_and_what_of_the_result_decides_for_down(rows: int, maximum:
     x, bounds, weight, exact = case(rows, (88, 88), torch.bfloat16)
     hidden = torch.zeros(rows, 88, dtype=torch.bfloat16, device=DEVICE)
     magnitudes = torch.full((88,), 7.0, device=DEVICE)
-    batch_neurons(x, bounds, weight, hidden, magnitudes, maximum, TILES[rows])
+    batch_neurons(x, bounds, weight, hidden, TILES[rows], magnitudes=magnitudes, maximum=maximum)
     gate, up = exact.split(88, 1)
     assert_close(hidden, F.silu(gate) * up, 2e-2)
     together = hidden.float().abs()
@@ -96,8 +99,8 @@ def test_what_does_not_fit_ends_in_one_line() -> None:
     out = torch.zeros(2, 64, device=DEVICE)
     with pytest.raises(KernelError, match="2 to 8 rows"):
         batch_product(x[:1], bounds, weight, (64,), out[:1], TILES[2])
+    wrong = replace(bounds, smallest=bounds.smallest[0])
     with pytest.raises(KernelError, match="smallest has shape"):
-        wrong = SharedBounds(bounds.magnitudes, bounds.score_weights, bounds.smallest[0])
         batch_product(x, wrong, weight, (64,), out, TILES[2])
     assert not batch_tile_fits(CUDATile(), 8, 14336, (4096,))
     assert batch_tile_fits(CUDATile(cluster=8), 8, 14336, (4096,))
