@@ -50,7 +50,7 @@ def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[st
             counted = torch.ones_like(batch, dtype=torch.bool, device=device)
             if positions is not None:
                 counted &= positions
-            loss = _label_loss(counted, generator)
+            loss = label_loss(counted, generator)
             backward_through_blocks(model, batch.to(device), keywords, loss)
             tokens += int(counted.sum())
     broken = [name for name, total in sums.items() if not total.isfinite().all()]
@@ -62,7 +62,7 @@ def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[st
     return {name: total / tokens for name, total in sums.items()}
 
 
-def _label_loss(counted: Tensor, generator: torch.Generator) -> LogitLoss:
+def label_loss(counted: Tensor, generator: torch.Generator) -> LogitLoss:
     """Log-probability of one label drawn from each prediction, summed over the counted (rows, length)."""
 
     def loss(logits: Tensor, which: slice) -> Tensor:

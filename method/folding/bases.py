@@ -1,7 +1,7 @@
 """Bases in which a decoder's activations gather in few channels, measured on the calibration text.
 
-The residual stream has one basis for all blocks: the principal axes of what its norms make of it, all tokens
-and all sites weighted alike. A head's values have one in each block: the principal axes of what o reads of it,
+The residual stream has one basis for all blocks, fitted so that dropping its channels by one threshold on
+the expected loss costs least. A head's values have one in each block: the principal axes of what o reads of it,
 over all heads of q that share it. Both cost nothing a token (`kernels.folding`).
 """
 
@@ -17,75 +17,115 @@ from tqdm import tqdm
 
 from ...kernels.plan_data import FoldedBases
 from ..calibration import Calibration
+from ..equal_loss.block_backward import backward_through_blocks
+from ..equal_loss.sensitivity import label_loss
 from ..errors import UserError
 from ..hooks import hooked
-from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of
+from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of, key, model_projections, projections_of_site
+from ..search.block_probe import block_keywords
+from .stream_basis import BasisSettings, StreamSample, fitted_basis
 
 
-class SecondMoments:
-    """Sums of x xᵀ over the tokens that are sparse while a method searches."""
+def shared_bases(calibration: Calibration, sequences: int, settings: BasisSettings) -> FoldedBases:
+    """Bases of the residual stream and of each block's values, found on so many sequences; computed once.
 
-    def __init__(self, positions: Tensor | None) -> None:
-        self.positions = positions
-        self.sum: Tensor | float = 0.0
-        """(..., channels, channels) float64."""
-
-    def add(self, x: Tensor) -> None:
-        """Add activations (rows, length, ..., channels)."""
-        if self.positions is not None:
-            x = x[:, self.positions[0]]
-        x = x.flatten(0, 1).double()
-        self.sum = self.sum + torch.einsum("n...i,n...j->...ij", x, x)
-
-
-@torch.inference_mode()
-def shared_bases(calibration: Calibration, sequences: int) -> FoldedBases:
-    """Principal axes of the residual stream and of each block's values, on so many sequences; computed once.
-
-    Raises UserError where activations are not finite.
+    Raises UserError where activations or gradients are not finite.
     """
-    return calibration.remembered(("shared bases", sequences), lambda: _measured(calibration, sequences))
+
+    def find() -> FoldedBases:
+        sample = _Measured(calibration, sequences, settings)
+        values = {block: _axes(moments) for block, moments in enumerate(sample.values)}
+        return FoldedBases(fitted_basis(sample.stream(), settings), values)
+
+    return calibration.remembered(("shared bases", sequences, settings), find)
 
 
-def _measured(calibration: Calibration, sequences: int) -> FoldedBases:
-    input_ids = calibration.input_ids[calibration.spread(sequences)].to(calibration.device)
-    positions = calibration.search_positions(input_ids)
-    decoder = decoder_of(calibration.model)
-    stream = SecondMoments(positions)
-    values = [SecondMoments(positions) for _ in decoder.blocks]
-    with hooked(_recorders(calibration, stream, values)):
-        for batch in tqdm(input_ids.split(calibration.batch_size), desc="bases", unit="batch", leave=False):
-            decoder.inner(input_ids=batch, use_cache=False)
-    return FoldedBases(_axes(stream.sum), {block: _axes(moments.sum) for block, moments in enumerate(values)})
+class _Measured:
+    """What bases are found from: one forward and one backward pass over some of the calibration text."""
 
+    def __init__(self, calibration: Calibration, sequences: int, settings: BasisSettings) -> None:
+        self._calibration, self._decoder = calibration, decoder_of(calibration.model)
+        input_ids = calibration.input_ids[calibration.spread(sequences)].to(calibration.device)
+        positions = calibration.search_positions(input_ids)
+        everywhere = torch.ones_like(input_ids[:1], dtype=torch.bool)
+        self._sparse = (everywhere if positions is None else positions)[0]
+        self._tokens = len(input_ids) * int(self._sparse.sum())
+        self._stride = max(1, self._tokens // settings.tokens)
+        self._inputs: dict[str, list[Tensor]] = {}
+        self._fishers: dict[str, Tensor] = {}
+        shape = self._decoder.shape
+        self._grouped = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
+        self.values: list[Tensor] = [torch.zeros(())] * shape.blocks
+        """Σ v vᵀ (kv heads, head_dim, head_dim) float64 of what o reads, by block."""
+        self._pass_over(input_ids, settings.seed)
 
-def _recorders(
-    calibration: Calibration, stream: SecondMoments, values: list[SecondMoments]
-) -> Iterator[RemovableHandle]:
-    decoder = decoder_of(calibration.model)
-    shape = decoder.shape
-    grouped = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
+    def stream(self) -> StreamSample:
+        """What the projections read of the residual stream, and how much they depend on it."""
+        places = [(block, site) for block in range(len(self._decoder.blocks)) for site in NORM_PATHS]
+        sites, fishers, outs = [], [], []
+        for index, (block, site) in enumerate(places):
+            for projection in projections_of_site(site):
+                sites.append(index)
+                fishers.append(self._fishers[key(block, projection)] / self._tokens)
+                outs.append(self._calibration.shapes[key(block, projection)][0])
+        inputs = torch.stack([torch.cat(self._inputs[key(*place)]) for place in places])
+        found = StreamSample(inputs, torch.tensor(sites), torch.stack(fishers), torch.tensor(outs))
+        if not (found.inputs.isfinite().all() and found.fishers.isfinite().all()):
+            raise UserError(
+                "activations or gradients are not finite on the calibration text; try model.dtype=float32"
+            )
+        return found
 
-    def of_norm(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        hidden = inputs[0].float()
-        stream.add(hidden * torch.rsqrt(hidden.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon))
+    def _pass_over(self, input_ids: Tensor, seed: int) -> None:
+        model = self._calibration.model
+        generator = torch.Generator(input_ids.device).manual_seed(seed)
+        with torch.no_grad():
+            keywords = block_keywords(model, input_ids[:1])
+        with hooked(self._hooks()):
+            for batch in tqdm(input_ids.split(self._calibration.batch_size), desc="bases", leave=False):
+                loss = label_loss(self._sparse.expand_as(batch), generator)
+                backward_through_blocks(model, batch, keywords, loss)
 
-    def of_heads(moments: SecondMoments) -> Callable[..., None]:
-        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            by_head = inputs[0].unflatten(-1, grouped)  # heads of q that share one of k and v lie side by side
-            for member in range(grouped[1]):
-                moments.add(by_head[..., member, :])
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        linears = model_projections(self._calibration.model)
+        for index, block in enumerate(self._decoder.blocks):
+            for site, path in NORM_PATHS.items():
+                norm = block.get_submodule(path)
+                yield norm.register_forward_pre_hook(self._of_norm(key(index, site)))
+                for projection in projections_of_site(site):
+                    name = key(index, projection)
+                    yield linears[name].register_full_backward_hook(self._of_gradient(name, norm))
+            heads = block.get_submodule(PROJECTION_PATHS["o"])
+            yield heads.register_forward_pre_hook(self._of_heads(index))
+
+    def _of_norm(self, name: str) -> Callable[..., None]:
+        def record(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if torch.is_grad_enabled():  # a block is computed twice
+                hidden = inputs[0].detach()[:, self._sparse].flatten(0, 1).float()
+                scale = torch.rsqrt(hidden.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon)
+                self._inputs.setdefault(name, []).append((hidden * scale)[:: self._stride])
 
         return record
 
-    for block, moments in zip(decoder.blocks, values, strict=True):
-        for path in NORM_PATHS.values():
-            yield block.get_submodule(path).register_forward_pre_hook(of_norm)
-        yield block.get_submodule(PROJECTION_PATHS["o"]).register_forward_pre_hook(of_heads(moments))
+    def _of_gradient(self, name: str, norm: nn.Module) -> Callable[..., None]:
+        def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
+            gradient = (at_input[0] * norm.weight)[:, self._sparse].flatten(0, 1).float()
+            self._fishers[name] = self._fishers.get(name, 0.0) + gradient.T @ gradient
+
+        return record
+
+    def _of_heads(self, block: int) -> Callable[..., None]:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if torch.is_grad_enabled():  # heads of q that share one of k and v lie side by side
+                by_head = (
+                    inputs[0].detach()[:, self._sparse].flatten(0, 1).unflatten(-1, self._grouped).double()
+                )
+                products = torch.einsum("nghi,nghj->gij", by_head, by_head)
+                self.values[block] = self.values[block].to(products) + products
+
+        return record
 
 
 def _axes(moments: Tensor) -> Tensor:
     """Eigenvectors (..., channels, channels) float32, those of the largest eigenvalues first."""
-    if not moments.isfinite().all():
-        raise UserError("activations are not finite on the calibration text; try model.dtype=float32")
     return torch.linalg.eigh(moments).eigenvectors.flip(-1).float().contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...kernels.plan_data import Mechanism
 from ..base import Method
@@ -11,6 +11,7 @@ from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..rotation import folded_into
 from .bases import shared_bases
+from .stream_basis import BasisSettings
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Folded(Method):
     """Makes the rules."""
     basis_sequences: int = 64
     """Calibration sequences that the bases are found on, where there are as many."""
+    basis: BasisSettings = field(default_factory=BasisSettings)
+    """How that of the residual stream is fitted."""
 
     needs = frozenset()  # what activations look like in the bases is measured there
 
@@ -39,7 +42,7 @@ class Folded(Method):
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         with cost.stage("bases"):
-            bases = shared_bases(calibration, self.basis_sequences)
+            bases = shared_bases(calibration, self.basis_sequences, self.basis)
         with folded_into(calibration.model, bases):
             inside = calibration.remembered(("folded", id(bases)), lambda: replace(calibration))
             with cost.stage("calibration"):

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import model_projections
+from ..running.precision import coarse_products
 from ..search.block_probe import block_keywords
 from .trained_rules import Biases, TrainedProjection
 
@@ -49,6 +50,7 @@ class Distillation:
                 "of 0 or more"
             )
 
+    @coarse_products()
     def run(
         self, calibration: Calibration, rules: Mapping[str, ProjectionRule], sparsity: float
     ) -> tuple[dict[str, ProjectionRule], list[float]]:

@@ -15,14 +15,17 @@ from ..calibration import Calibration
 from ..errors import UserError
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
+from ..running.precision import coarse_products
 
 
 @torch.inference_mode()
+@coarse_products()
 def own_text(model: PreTrainedModel, input_ids: Tensor, sequences: int, prompt: int, seed: int) -> Tensor:
     """Sequences (sequences, length) that the dense model continues, each drawn token by token as it predicts.
 
-    They begin with the first token of a row of input_ids (rows, length) and `prompt` tokens out of its middle,
-    so that they are about something. Special tokens may follow, as the model predicts them.
+    All begin with the first token of a row of input_ids (rows, length). Every second one goes on with `prompt`
+    tokens out of a row's middle, the others with one of the vocabulary's tokens, any as likely as the next: so
+    that they are about what the calibration text is about, and about anything else. Special tokens may follow.
     """
     device, length = next(model.parameters()).device, input_ids.shape[1]
     if not 1 <= prompt < length - 1:
@@ -30,27 +33,35 @@ def own_text(model: PreTrainedModel, input_ids: Tensor, sequences: int, prompt: 
     on_cpu = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(input_ids), (sequences,), generator=on_cpu)
     first = torch.randint(1, length - prompt + 1, (sequences, 1), generator=on_cpu)
-    middle = input_ids[rows[:, None], first + torch.arange(prompt)]
-    found = torch.cat([input_ids[rows, :1], middle], dim=1).to(device)
+    any_token = torch.randint(model.config.vocab_size, (sequences, 1), generator=on_cpu)
+    begin = input_ids[rows, :1]
+    of_text = torch.cat([begin, input_ids[rows[:, None], first + torch.arange(prompt)]], dim=1)[::2]
+    of_any = torch.cat([begin, any_token], dim=1)[1::2]
     drawing = torch.Generator(device).manual_seed(seed)
+    written = [_continued(model, part.to(device), length, drawing) for part in (of_text, of_any) if len(part)]
+    return torch.cat(written).cpu()
+
+
+def _continued(model: PreTrainedModel, found: Tensor, length: int, drawing: torch.Generator) -> Tensor:
+    """Prompts (rows, tokens), continued to this length."""
     cache, new = DynamicCache(), found
     for _ in tqdm(range(length - found.shape[1]), desc="own text", unit="token", leave=False):
         logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         new = torch.multinomial(logits.float().softmax(dim=-1), 1, generator=drawing)
         found = torch.cat([found, new], dim=1)
-    return found.cpu()
+    return found
 
 
 @dataclass(frozen=True)
 class OnOwnText(Method):
-    """The inner method on the calibration text and text that the dense model continues from pieces of it."""
+    """The inner method on the calibration text and on text that the dense model writes, half of it on that."""
 
     inner: Method
     """Makes the plan."""
     own_sequences: int = 192
     """Sequences that the model writes, of the calibration text's length."""
     prompt: int = 8
-    """Tokens of the calibration text that each begins with."""
+    """Tokens of the calibration text that every second one begins with."""
     seed: int = 0
     """Seed of the pieces and of the text."""
 

@@ -5,7 +5,9 @@ import torch
 from wisparse.kernels.engine import DecodeEngine
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
-from wisparse.method.folding.bases import shared_bases
+from wisparse.method.equal_loss.sensitivity import channel_sensitivities
+from wisparse.method.folding.bases import _Measured, shared_bases
+from wisparse.method.folding.stream_basis import BasisSettings, StreamSample, fitted_basis
 from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import decoder_of
 from wisparse.method.token_policy import TokenPolicy
@@ -22,50 +24,69 @@ def model():
 HALF = TokenPolicy(name="half", source="", dense_share=0.5)
 
 
-def test_bases_are_the_principal_axes_of_the_sparse_tokens(model):
+FEW = BasisSettings(steps=3, tokens=64, tokens_a_step=16)
+TINY = {
+    "teal_folded": ["method.basis.steps=3"],
+    "equal_loss_folded": ["method.own_sequences=4", "method.inner.basis.steps=3"],
+}
+
+
+def test_bases_of_values_are_the_principal_axes_of_the_sparse_tokens(model):
     input_ids = make_calibration(model).input_ids
-    bases = shared_bases(Calibration(model, input_ids, 3, HALF), 8)
-    with torch.no_grad():
-        states = model(input_ids, output_hidden_states=True).hidden_states
-    block = model.model.layers[0]
+    bases = shared_bases(Calibration(model, input_ids, 3, HALF), 8, FEW)
     attended = []
-    handle = block.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[0]))
-    middle = []
-    other = model.model.layers[0].post_attention_layernorm.register_forward_pre_hook(
-        lambda _, inputs: middle.append(inputs[0])
-    )
-    last = []
-    third = model.model.layers[1].post_attention_layernorm.register_forward_pre_hook(
-        lambda _, inputs: last.append(inputs[0])
+    handle = model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(
+        lambda _, inputs: attended.append(inputs[0])
     )
     model(input_ids)
-    for one in (handle, other, third):
-        one.remove()
-    sites = torch.cat(
-        [found[:, 16:].flatten(0, 1) for found in (states[0], middle[0], states[1], last[0])]
-    ).double()
-    normed = sites / sites.square().mean(dim=1, keepdim=True).sqrt()
-    turned = normed @ bases.stream.double()
+    handle.remove()
+    shape = decoder_of(model).shape
+    by_group = attended[0][:, 16:].flatten(0, 1).unflatten(-1, (shape.kv_heads, -1, shape.head_dim))
+    turned = by_group[:, 1].flatten(0, 1).double() @ bases.values[0][1].double()
     products = turned.T @ turned
     energies = products.diagonal()
     assert (products - energies.diag()).abs().max() < 1e-3 * energies.max()
     assert (energies.diff() < 1e-3 * energies.max()).all()
-    shape = decoder_of(model).shape
-    heads = (
-        attended[0][:, 16:]
-        .flatten(0, 1)
-        .unflatten(-1, (shape.kv_heads, -1, shape.head_dim))[:, 1]
-        .flatten(0, 1)
-    )
-    turned = heads.double() @ bases.values[0][1].double()
-    products = turned.T @ turned
-    assert (products - products.diagonal().diag()).abs().max() < 1e-3 * products.max()
+
+
+def test_the_basis_of_the_stream_is_fitted_to_what_norms_make_and_to_gradients_behind_their_gains(model):
+    calibration = Calibration(model, make_calibration(model).input_ids, 3, HALF)
+    sample = _Measured(calibration, 8, BasisSettings(tokens=10**6)).stream()
+    with torch.no_grad():
+        states = model(calibration.input_ids, output_hidden_states=True).hidden_states[1][:, 16:].flatten(0, 1)
+    normed = states / states.square().mean(dim=1, keepdim=True).sqrt()
+    assert sample.inputs.shape == (4, 8 * 16, 48)
+    assert torch.allclose(sample.inputs[2], normed, atol=1e-4)
+    assert sample.sites.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert sample.outs.tolist() == [48, 24, 24, 80, 80] * 2
+    sensitivities = channel_sensitivities(calibration, 0, 8)
+    gains = model.model.layers[1].input_layernorm.weight
+    diagonal = sample.fishers[6].diagonal() / gains.square()  # another order of labels is drawn: k of block 1
+    assert (diagonal / sensitivities["1.k"]).log().abs().mean() < 0.5
+
+
+def test_a_hidden_sparse_basis_is_found():
+    """Activations that have few channels in some basis: dropping then costs next to nothing there."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.linalg.qr(torch.randn(12, 12, generator=generator).double())[0].float()
+    rare = torch.randn(1, 2000, 12, generator=generator) * (torch.rand(1, 2000, 12, generator=generator) < 0.2)
+    sample = StreamSample(rare @ hidden.T, torch.tensor([0]), torch.eye(12)[None], torch.tensor([12]))
+    settings = BasisSettings(steps=300, tokens_a_step=400, rate=0.02)
+    basis = fitted_basis(sample, settings)
+    assert torch.allclose(basis.T @ basis, torch.eye(12), atol=1e-5)
+
+    def dropped(found: torch.Tensor) -> float:
+        squares = (sample.inputs @ found).square().flatten().sort().values
+        return float(squares[: len(squares) * 55 // 100].sum() / squares.sum())
+
+    assert dropped(hidden) < 1e-6
+    assert dropped(basis) < 0.2 * dropped(torch.eye(12))
 
 
 @pytest.mark.parametrize("method", ["teal_folded", "equal_loss_folded"])
 def test_a_plan_in_folded_bases_is_kept_and_leaves_the_model_whole(model, tmp_path, method):
     before = {name: value.clone() for name, value in model.named_parameters()}
-    plan = make_method(method).plan(make_calibration(model), 0.5)
+    plan = make_method(method, *TINY[method]).plan(make_calibration(model), 0.5)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     plan.save(tmp_path / "plan")
     read = SparsityPlan.load(tmp_path / "plan")
@@ -83,7 +104,7 @@ def test_a_plan_in_folded_bases_is_kept_and_leaves_the_model_whole(model, tmp_pa
 
 
 def test_dense_tokens_stay_as_they_are(model):
-    plan = make_method("teal_folded").plan(make_calibration(model), 0.6)
+    plan = make_method("teal_folded", *TINY["teal_folded"]).plan(make_calibration(model), 0.6)
     input_ids = prompts(model, 1)
     expected = model(input_ids).logits
     with applied(model, plan, make_protocol("half")):
@@ -95,7 +116,7 @@ def test_dense_tokens_stay_as_they_are(model):
 
 @pytest.mark.slow
 def test_the_engine_decodes_in_folded_bases_as_generate_does(tiny_model):
-    plan = make_method("teal_folded").plan(make_calibration(tiny_model), 0.5)
+    plan = make_method("teal_folded", *TINY["teal_folded"]).plan(make_calibration(tiny_model), 0.5)
     input_ids = prompts(tiny_model, 1)
     expected = generated(tiny_model, plan, "half", input_ids, 20)
     own = tiny_model.lm_head.weight
@@ -109,7 +130,7 @@ def test_the_engine_decodes_in_folded_bases_as_generate_does(tiny_model):
 
 
 def test_bases_that_stand_beside_rotations_are_refused(model, tmp_path):
-    plan = make_method("teal_folded").plan(make_calibration(model), 0.5)
+    plan = make_method("teal_folded", *TINY["teal_folded"]).plan(make_calibration(model), 0.5)
     plan.rotations["0.mlp_input"] = torch.eye(48)
     plan.save(tmp_path / "plan")
     with pytest.raises(PlanError, match="rotated and folded bases"):

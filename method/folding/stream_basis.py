@@ -1,0 +1,124 @@
+"""One orthogonal basis for the residual stream, fitted on what the projections of all blocks read of it.
+
+Equal loss keeps a channel where x²·h/out is at least τ and drops it else. With y = x·Q and h the diagonal of
+Qᵀ·F·Q, for the Fisher matrix F of a projection's input, its Lagrangian is Σ out·min(y²·h/out, τ) over tokens,
+projections and channels: what is dropped costs its loss, what is kept its price. Q makes that least. So that
+there is a slope everywhere, min(u, 1) is taken as u/(1+u). No gradient passes through the model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..running.precision import coarse_products
+
+PRICED_EVERY = 25
+"""Steps after which τ is the quantile of the basis reached."""
+DRAWN_FOR_PRICE = 400_000
+"""Activations that the quantile is taken of."""
+
+
+@dataclass(frozen=True)
+class BasisSettings:
+    """How the basis is fitted."""
+
+    steps: int = 800
+    tokens: int = 8192
+    """Tokens that are kept of each site."""
+    tokens_a_step: int = 512
+    dropped: float = 0.55
+    """Share of the weights that τ drops."""
+    rate: float = 0.003
+    """Typical angle, in radians, by which a step turns one channel towards another."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StreamSample:
+    """What projections read of the residual stream, in its own basis."""
+
+    inputs: Tensor
+    """(sites, tokens, hidden): activations of each norm, without its gains."""
+    sites: Tensor
+    """(projections,) site of each projection."""
+    fishers: Tensor
+    """(projections, hidden, hidden): E[g gᵀ] of the gradient g at the projection's input, times the gains."""
+    outs: Tensor
+    """(projections,) weights that a channel of the projection has."""
+
+
+class _Cost:
+    """The Lagrangian of a basis, in units of τ."""
+
+    def __init__(self, sample: StreamSample, settings: BasisSettings) -> None:
+        device = sample.inputs.device
+        self._sample, self._settings = sample, settings
+        self._sites, self._outs = sample.sites.to(device), sample.outs.to(device).float()[:, None, None]
+        self._generator = torch.Generator(device).manual_seed(settings.seed)
+
+    def drawn(self) -> Tensor:
+        """Activations (sites, tokens of a step, hidden)."""
+        inputs, count = self._sample.inputs, self._settings.tokens_a_step
+        return inputs[:, self._draw(inputs.shape[1], count)]
+
+    def _draw(self, choices: int, count: int) -> Tensor:
+        return torch.randint(choices, (count,), device=self._outs.device, generator=self._generator)
+
+    def losses(self, basis: Tensor, inputs: Tensor) -> Tensor:
+        """Expected loss of each weight, x²·h/out: (projections, tokens, hidden)."""
+        curvature = ((self._sample.fishers @ basis) * basis).sum(dim=1, keepdim=True)
+        return (inputs @ basis).square()[self._sites] * (curvature / self._outs)
+
+    def price(self, losses: Tensor) -> Tensor:
+        """The τ below which the wanted share of the weights lies."""
+        which = self._draw(losses.numel(), DRAWN_FOR_PRICE)
+        found, order = losses.flatten()[which].sort()
+        weights = self._outs.expand_as(losses).flatten()[which][order].cumsum(dim=0)
+        return found[int((weights < self._settings.dropped * weights[-1]).sum())]
+
+    def __call__(self, losses: Tensor, price: Tensor) -> Tensor:
+        """Mean of u/(1+u) for u = loss/τ, weighted by the weights."""
+        relative = losses / price
+        return (relative / (1.0 + relative) * self._outs).mean()
+
+
+@coarse_products()
+def fitted_basis(sample: StreamSample, settings: BasisSettings) -> Tensor:
+    """Orthogonal (hidden, hidden) float32, reached from the stream's own basis by steps along the group.
+
+    A step turns by the Cayley transform of a skew matrix: the mean of past slopes over their size (Adam, with
+    one size for all).
+    """
+    cost = _Cost(sample, settings)
+    hidden = sample.inputs.shape[-1]
+    own = torch.eye(hidden, device=sample.inputs.device)
+    basis, mean, size = own, torch.zeros_like(own), torch.zeros_like(own)
+    for step in tqdm(range(settings.steps), desc="basis", unit="step", leave=False):
+        inputs = cost.drawn()
+        with torch.no_grad():
+            if step % PRICED_EVERY == 0:
+                price = cost.price(cost.losses(basis, inputs))
+        leaf = basis.detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(cost(cost.losses(leaf, inputs), price), leaf)
+        skew = basis.T @ slope
+        skew = skew - skew.T
+        mean, size = 0.9 * mean + 0.1 * skew, 0.98 * size + 0.02 * skew.square()
+        share = 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
+        bias = (1 - 0.9 ** (step + 1)) / (1 - 0.98 ** (step + 1)) ** 0.5
+        half = (
+            0.5 * settings.rate * share * mean / (bias * size.sqrt().mean() + torch.finfo(torch.float32).tiny)
+        )
+        basis = _orthogonal(basis @ torch.linalg.solve(own + half, own - half))
+    return basis.contiguous()
+
+
+def _orthogonal(basis: Tensor) -> Tensor:
+    """The same basis without what rounding has added: one step of Newton towards the nearest orthogonal one."""
+    exact = basis.double()
+    return (1.5 * exact - 0.5 * exact @ exact.T @ exact).float()
