@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -89,6 +90,11 @@ def composed(*overrides: str, config: str | None = "config") -> DictConfig:
     """
     with initialize_config_dir(str(CONFIGURATION), version_base=None):
         return compose(config, overrides=list(overrides))
+
+
+def last_of_each(overrides: Iterable[str]) -> list[str]:
+    """Overrides of which every setting is given once: what comes later counts."""
+    return list({override.partition("=")[0]: override for override in overrides}.values())
 
 
 def make_method(name: str, *overrides: str):

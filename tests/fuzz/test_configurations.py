@@ -24,7 +24,7 @@ from wisparse.repro.cell.overrides import as_meant
 from wisparse.repro.cell.settings import check_settings
 from wisparse.repro.configuration import register_resolvers
 
-from ..conftest import CONFIGURATION
+from ..conftest import CONFIGURATION, last_of_each
 from .conftest import examples
 
 pytestmark = pytest.mark.slow
@@ -93,7 +93,7 @@ def mistaken(draw: st.DrawFn) -> list[str]:
     group, choice = draw(st.sampled_from(CHOICES))
     setting = draw(st.sampled_from(settings_of(group, choice)))
     value = draw(st.sampled_from((*NUMBERS, *ODD, *WORDS)))
-    return [f"{group}={choice}", f"{setting}={value}"]
+    return last_of_each([f"{group}={choice}", f"{setting}={value}"])
 
 
 def command(overrides: list[str]) -> str:
@@ -160,13 +160,8 @@ def test_a_tiny_cell_with_any_setting_ends_in_a_record_or_one_line(data, method)
     setting = data.draw(st.sampled_from(runnable()))
     value = data.draw(st.sampled_from(SMALL))
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [
-            *TINY,
-            f"method={method}",
-            f"{setting}={value}",
-            f"output_dir={folder}/o",
-            f"cache_dir={folder}/c",
-        ]
+        folders = f"output_dir={folder}/o", f"cache_dir={folder}/c"
+        overrides = last_of_each([*TINY, f"method={method}", f"{setting}={value}", *folders])
         cell = checked(overrides)
         if cell is None:
             return

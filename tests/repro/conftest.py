@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wisparse.repro import run
 
-from ..conftest import ROOT
+from ..conftest import ROOT, last_of_each
 
 LLAMA_MINI = ROOT / "repro" / "embedded" / "models" / "llama-mini"
 
@@ -31,12 +31,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def start(monkeypatch, capsys, caplog, folders):
-    """Start the entry point in this process; returns exit code, stdout's lines and stderr."""
+    """Start the entry point in this process; returns exit code, stdout's lines and stderr.
+
+    Of a setting that a test gives again, the last value is passed on: twice would be refused.
+    """
     environment, threads = dict(os.environ), torch.get_num_threads()
     torch.set_num_threads(1)
 
     def start(*overrides: str) -> tuple[int, list[str], str]:
-        monkeypatch.setattr(sys, "argv", ["repro/run.py", *overrides, *folders])
+        monkeypatch.setattr(sys, "argv", ["repro/run.py", *last_of_each(overrides), *folders])
         capsys.readouterr()
         caplog.clear()
         with pytest.raises(SystemExit) as stopped:

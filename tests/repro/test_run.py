@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.record import SECTIONS
+from wisparse.repro.records import SEAL
 
 SMALL = ["calibration.sequences=2", "calibration.length=64", "logger=none"]
 ON_A_TEXT = [
@@ -53,7 +54,7 @@ def test_a_run_ends_with_its_record_as_one_line(first, folders):
     record = json.loads(last)
     folder = cell_folder(folders, "llama-mini-teal_uniform-0.4")
     assert record == json.loads((folder / "record.json").read_text())
-    assert record.keys() == SECTIONS | {"latency", "conventions"}
+    assert record.keys() == SECTIONS | {"latency", "conventions", SEAL}
     assert any("perplexity" in line for line in table)
     assert sorted(path.name for path in folder.iterdir()) == ["items.json", "record.json"]
 
