@@ -273,7 +273,7 @@ def test_a_paper_profile_without_weights_is_one_line_a_model(start, monkeypatch,
             ["calibration=file", f"calibration.path={REPOSITORY / 'repro/run.py'}", *ON_A_TEXT, *SMALL],
             "13 words in a row",
         ),
-        (["logger=wandb", "logger.mode=always"], "choose from auto, online"),
+        (["logger=wandb", "logger.mode=always"], "choose from auto, login, online"),
         (["method=chess", "sparsity=0.9", *ON_A_TEXT, *SMALL], "the maximum is below"),
     ],
 )
