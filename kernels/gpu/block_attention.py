@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,10 +29,12 @@ class BlockAttention:
         self._tiles, self._cache, self._shape, self._buffers = tiles, cache, shape, buffers
         self._listing = tiles.attention_over(cache, shape.heads)
         self._whole = tiles.attention_onto(cache, shape.heads)
+        self._by_kept: dict[int, Launch] = {}
 
-    @cached_property
-    def _selecting(self) -> Launch:
-        return self._tiles.selected_attention(self._cache, self._shape.heads)
+    def _selecting(self, kept: int) -> Launch:
+        if kept not in self._by_kept:
+            self._by_kept[kept] = self._tiles.selected_attention(self._cache, self._shape.heads, kept)
+        return self._by_kept[kept]
 
     def o_site(self, rules: BlockPlan, make: Callable[[BlockPlan, int], Site]) -> Site:
         """The site of o; `make` takes a block's rules and the size of list blocks.
@@ -56,7 +58,7 @@ class BlockAttention:
     def launch(self, heads: HeadRule | None, o: Site) -> Launch:
         """What attends; takes sums, bias, cache, block, window and o's outputs."""
         if heads is not None:
-            return partial(self._selecting, selection=Selection(self.router(heads)[2], heads.kept))
+            return partial(self._selecting(heads.kept), selection=Selection(self.router(heads)[2], heads.kept))
         return self._whole if "x_out" in o.written else self._listing
 
     def norms(self, packed: BlockWeights) -> HeadNorms | None:

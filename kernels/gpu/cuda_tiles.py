@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -55,8 +57,15 @@ SHORT_ATTENTION = CUDAAttentionTile()
 larger tile takes 3.1."""
 ATTENTION = CUDAAttentionTile(warps=8)
 """Tile for longer contexts: one of ten within 6 % of the fastest at 2,048 and 8,192 slots there."""
-BATCH_ATTENTION = CUDAAttentionTile()
-"""Tile for several rows, whose clusters together fill the device."""
+ATTENTION_BY_CONTEXTS = {
+    4: CUDAAttentionTile(warps=8),
+    16: CUDAAttentionTile(unroll=8),
+    32: CUDAAttentionTile(warps=8, cluster=3, unroll=8),
+    64: CUDAAttentionTile(warps=8, cluster=2, unroll=8),
+    128: CUDAAttentionTile(),
+}
+"""Tiles by the contexts that attention looks at, one for each row and key-value group; the nearest counts.
+Best is where the clusters of all contexts run at once, and each processor has enough on its way."""
 LONGEST_CLUSTERED = 16384
 """Slots up to which one cluster a key-value head is taken; measured up to half of it."""
 
@@ -76,7 +85,11 @@ def chosen(
     if isinstance(cuda, Never):
         return Chosen({})
     common = (shape, dtype, device, batch)
-    return Chosen(cuda_tiles(*common, storages), cuda_attention_tile(*common, capacity), batch_tiles(*common))
+    attention = cuda_attention_tile(*common, capacity)
+    selecting = {}
+    if attention is not None:
+        selecting = {kept: tile_of_contexts(shape, batch * kept) for kept in range(1, shape.kv_heads)}
+    return Chosen(cuda_tiles(*common, storages), attention, batch_tiles(*common), selecting)
 
 
 def cuda_tiles(
@@ -166,9 +179,20 @@ def cuda_attention_tile(
     shape: DecoderShape, dtype: torch.dtype, device: torch.device, batch: int, capacity: int
 ) -> CUDAAttentionTile | None:
     """The tile of attention over a cache of so many slots; None where a Triton kernel does it."""
-    tile = BATCH_ATTENTION if batch > 1 else SHORT_ATTENTION if capacity <= LONGEST_SHORT else ATTENTION
+    tile = SHORT_ATTENTION if capacity <= LONGEST_SHORT else ATTENTION
+    if batch > 1:
+        tile = tile_of_contexts(shape, batch * shape.kv_heads)
     suits = suits_cuda_attention(dtype, shape.head_dim) and tile.fits(
         shape.heads // shape.kv_heads, shape.head_dim
     )
     pays = batch > 1 or capacity <= LONGEST_CLUSTERED
     return tile if suits and pays and runs_cuda_products(device) else None
+
+
+def tile_of_contexts(shape: DecoderShape, contexts: int) -> CUDAAttentionTile:
+    """The tile of attention over so many contexts, with warps that have shared memory for what they find."""
+    nearest = min(ATTENTION_BY_CONTEXTS, key=lambda known: abs(math.log2(known / contexts)))
+    tile, group = ATTENTION_BY_CONTEXTS[nearest], shape.heads // shape.kv_heads
+    while tile.warps > 1 and not tile.fits(group, shape.head_dim):
+        tile = replace(tile, warps=tile.warps // 2)
+    return tile

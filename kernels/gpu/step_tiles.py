@@ -46,6 +46,8 @@ class Chosen:
     """Tile of the attention that takes over where the whole activation is written; None: Triton's always."""
     of_batch: dict[str, CUDATile] = field(default_factory=dict)
     """Tiles by product of those of several rows that share a mask."""
+    selecting: dict[int, CUDAAttentionTile] = field(default_factory=dict)
+    """Tiles of attention over chosen key-value groups by how many a row looks at; `attention` for others."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class StepTiles:
         counters = torch.zeros(cache.batch * cache.keys.shape[2], dtype=torch.int32, device=device)
         return partial(attention, parts=parts, counters=counters, tile=tile)
 
-    def selected_attention(self, cache: StaticCache, heads: int) -> Callable[..., None]:
-        """Attention over chosen groups, with its scratch: takes a selection beside what others take."""
+    def selected_attention(self, cache: StaticCache, heads: int, kept: int) -> Callable[..., None]:
+        """Attention over so many chosen groups, with its scratch: takes a selection beside what others take."""
         if isinstance(self.cuda, Chosen) and self.cuda.attention is not None:
-            return partial(cuda_attention, tile=self.cuda.attention)
+            return partial(cuda_attention, tile=self.cuda.selecting.get(kept, self.cuda.attention))
         tile = self.attention if isinstance(self.attention, AttentionTile) else AttentionTile()
         device, (_, batch, groups, *_) = cache.keys.device, cache.keys.shape
         parts = torch.empty(attention_parts(cache, heads, tile), device=device)

@@ -13,6 +13,7 @@ from wisparse.kernels.cuda import compiled as cuda_compiled
 from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu import cuda_tiles
+from wisparse.kernels.gpu.step_tiles import Auto
 from wisparse.kernels.static_cache import StaticCache
 from wisparse.kernels.triton.new_token import HeadNorms
 
@@ -161,6 +162,19 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not taken(capacity=longest + 1)
     assert taken(batch=2, capacity=longest + 1)
     assert not taken(of=replace(shape, head_dim=96))
+
+
+def test_tiles_of_several_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the contexts of all rows and key-value heads; where some are chosen, by those that are looked at."""
+    monkeypatch.setattr(cuda_tiles, "runs_cuda_products", lambda _: True)
+    shape, known = MODEL_SHAPES["llama3.1-8b"], cuda_tiles.ATTENTION_BY_CONTEXTS
+    tiles = cuda_tiles.chosen(Auto(), shape, torch.bfloat16, DEVICE, 8, 8192)
+    assert tiles.attention == known[64]
+    assert tiles.selecting.keys() == set(range(1, 8))
+    assert (tiles.selecting[4], tiles.selecting[5], tiles.selecting[6]) == (known[32], known[32], known[64])
+    assert cuda_tiles.tile_of_contexts(shape, 4096) == known[max(known)]
+    wide = replace(shape, heads=64, head_dim=256)  # 8 heads of 256 columns leave room for fewer warps
+    assert cuda_tiles.tile_of_contexts(wide, 64).fits(8, 256)
 
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)

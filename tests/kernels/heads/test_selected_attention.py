@@ -40,7 +40,7 @@ def attended(
     if isinstance(tile, CUDAAttentionTile):
         cuda_attention(sums, None, cache, 0, window, tile, norms=norms, selection=selection, x_out=x)
     else:
-        attend = StepTiles.uniform(Tile(), attention=tile).selected_attention(cache, heads)
+        attend = StepTiles.uniform(Tile(), attention=tile).selected_attention(cache, heads, kept)
         attend(sums, None, cache, 0, window, norms=norms, selection=selection, x_out=x)
     return x
 
