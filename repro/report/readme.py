@@ -16,6 +16,7 @@ from ..measured.frontier import read_frontier
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
+from .field_summary import field_table
 from .question_summary import question_summary
 from .real_summary import readings_table, real_table
 from .speed_summary import speed_by_model, speed_by_setting
@@ -107,6 +108,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/findings.md": {"accuracy": accuracy}
     | {name: partial(frontier, *of) for name, of in FRONTIERS.items()},
     "docs/wisparse-reproduction.md": {"readings": readings_table},
+    "docs/field.md": {"measured": field_table},
     "docs/speed.md": {"settings": speed_by_setting},
     "docs/cost.md": {"reproduction": reproduction},
     "results/questions/README.md": {"questions": question_summary},

@@ -37,7 +37,7 @@ def real_table(path: Path = REAL, readings: Path = READINGS) -> str:
         shown = []
         for suite, column, _, digits in SHOWN:
             mine = [row for row in rows if (row["suite"], row["method"]) == (suite, method)]
-            shown += [_mean_of(mine, sparsity, column, digits) for sparsity in SPARSITIES]
+            shown += [mean_shown(mine, sparsity, column, digits) for sparsity in SPARSITIES]
         lines.append(table_row([method, *shown]))
     return "\n".join(lines)
 
@@ -54,7 +54,7 @@ def readings_table(path: Path = READINGS) -> str:
     for method, mine in sorted(methods.items(), key=lambda pair: _rise(pair[1])):
         seeds = {row["seed"] for row in mine if row["perplexity"] and float(row["sparsity"]) in SPARSITIES}
         shown = [
-            _mean_of(mine, sparsity, column, digits)
+            mean_shown(mine, sparsity, column, digits)
             for _, column, _, digits in SHOWN[1:]
             for sparsity in SPARSITIES
         ]
@@ -83,7 +83,7 @@ def _at(row: Row, sparsity: float) -> bool:
     return row["method"] == "dense" or float(row["sparsity"]) == sparsity
 
 
-def _mean_of(rows: list[Row], sparsity: float, column: str, digits: int) -> str:
+def mean_shown(rows: list[Row], sparsity: float, column: str, digits: int) -> str:
     """The mean over the seeds at a sparsity, or why there is none; dense is the same at every sparsity."""
     wanted = [row for row in rows if _at(row, sparsity)]
     values = [float(row[column]) for row in wanted if row[column]]

@@ -1,0 +1,75 @@
+"""The chart of the field: a row a method, its numbers those of the tables, and no speed of another device."""
+
+from wisparse.repro.report.field_summary import field_table
+from wisparse.repro.tables.csv_rows import csv_text
+
+SHARED = {"protocol": "half", "search_budget": "medium", "reference": "teal"}
+
+
+METHODS = (("teal", "337000000", "24.5", ""), ("larosa", "326000000", "91.25", "18.5"))
+
+
+def test_every_number_stands_in_a_table(tmp_path):
+    cells = [
+        {
+            "suite": "wikitext",
+            "method": method,
+            "sparsity": "0.5",
+            "bytes_per_token": read,
+            "perplexity": ppl,
+            "realised_sparsity": "0.4825",
+            "rise_share": rise,
+            "status": "measured",
+            "compared": "1 of 1",
+            **SHARED,
+        }
+        for method, read, ppl, rise in METHODS
+    ]
+    cells += [{**cell, "suite": "english", "average": "65.25"} for cell in cells]
+    losses = [
+        {
+            "suite": "wikitext",
+            "loss": "0.1",
+            "method": "teal",
+            "sparsity": "0.4456",
+            "status": "measured",
+            **SHARED,
+        },
+        {
+            "suite": "wikitext",
+            "loss": "0.1",
+            "method": "larosa",
+            "status": "before the first cell",
+            "first_cell_sparsity": "0.251",
+            **SHARED,
+        },
+        {
+            "suite": "wikitext",
+            "loss": "0.05",
+            "method": "teal",
+            "sparsity": "0.3",
+            "status": "measured",
+            **SHARED,
+        },
+    ]
+    speeds = [
+        {
+            "device": device,
+            "model": "llama3.1-8b-random",
+            "method": "teal",
+            "sparsity": "0.5",
+            "batch": "1",
+            "prompt": "5",
+            "baseline": "engine-dense",
+            "speedup": speedup,
+        }
+        for device, speedup in (("NVIDIA H100", "1.9"), ("NVIDIA H200", "1.637"))
+    ]
+    paths = []
+    for name, rows in (("cells", cells), ("losses", losses), ("speeds", speeds)):
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        paths.append(tmp_path / name)
+        paths[-1].write_text(csv_text(names, rows))
+    teal, larosa = field_table(*paths).splitlines()[2:]
+    assert teal == "| `teal` | 48.2% | 337 | 24.50 |  | 65.2 | 44.6% | 1.64× |"
+    assert larosa == "| `larosa` | 48.2% | 326 | 91.25 | 18.50 | 65.2 | < 25.1% |  |"
