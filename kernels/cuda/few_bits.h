@@ -4,7 +4,7 @@
 // ZEROS        of 4 bits: 1: groups have zero points
 //
 // Values are multiplied as they are stored, in integers on tensor cores. An activation times its row's scale becomes a
-// fixed-point number of 32 bits under the largest of its list, four signed digits of 8 bits; sums of digits times values
+// fixed-point number of 32 bits under the largest of its warp's list, four signed digits of 8 bits; sums of digits times values
 // are exact. One instruction multiplies 16 words of four neighbouring columns with 8 channels: the four columns of a word
 // are the inner dimension beside the channels, and the other matrix has a channel's digits on the diagonal. So the
 // bytes of a row go into it as they come from memory, with two digits a column as its eight outputs.
@@ -29,9 +29,8 @@ struct Weight {
     const float* column_scales;      // 8 bits: (COLUMNS)
 };
 struct Rows {
-    unsigned digits[LISTS][SCALES][STEPS * THREADS];
+    unsigned digits[LISTS][SCALES][STEPS * THREADS];  // a warp's own STEPS * 32 behind those of another
     unsigned short channel[LISTS][STEPS * THREADS];
-    unsigned largest[LISTS][SCALES][WARPS];  // bits of |x · scale|
     float offset[LISTS][SCALES][WARPS];      // sum of x · scale · (zero - 8)
 };
 
@@ -72,21 +71,12 @@ struct Factors {
                     largest = bits > largest ? bits : largest;
                     if (ZEROS) offset += value * (static_cast<int>(zero[step][each]) - 8);
                 }
-            largest = warp_max(largest);
             if (ZEROS) offset = warp_sum(offset);
-            if (lane == 0) {
-                rows.largest[list][each][warp] = largest;
-                if (ZEROS) rows.offset[list][each][warp] = offset;
-            }
-        }
-    }
-    // After the barrier behind `survey`. What is not finite makes the sums NaN.
-    WS_DEVICE void prepare(const Rows& rows, int list, int lane) {
-#pragma unroll
-        for (int each = 0; each < SCALES; ++each) {
-            const int exponent = warp_max(lane < WARPS ? rows.largest[list][each][lane] : 0u) >> 23;
+            if (ZEROS && lane == 0) rows.offset[list][each][warp] = offset;
+            const int exponent = warp_max(largest) >> 23;
             const int raised = 283 - exponent < 253 ? 283 - exponent : 253;  // so that |x| is below 2^30
             power[each] = float_of_bits(raised << 23);
+            // What is not finite makes the sums NaN.
             inverse[each] = exponent == 255 ? float_of_bits(0x7fc00000u) : float_of_bits(254 - raised << 23);
         }
     }
@@ -114,7 +104,8 @@ WS_DEVICE void ask_ahead(const Weight& weight, int start, int width, int tile, i
         static_cast<const unsigned char*>(weight.values) + static_cast<size_t>(start + column) * BITS / 8;
 #pragma unroll
     for (int turn = 0; turn < AHEAD; ++turn) {
-        const int channel = begin + (turn * WARPS + warp) * AT_ONCE + lane % 4;
+        // The order in which the warp lists its channels.
+        const int own = turn * AT_ONCE + lane % 4, channel = begin + own / 32 * THREADS + warp * 32 + own % 32;
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece)
             if (channel < end && column + piece * PIECE_COLUMNS < width)
@@ -128,8 +119,10 @@ struct Batch {
     unsigned digits[UNROLL][SCALES];
 
     // No branch, which would wait for the channel.
-    WS_DEVICE void ask(const Rows& rows, int turn, int list, int wanted, int kept, const unsigned char* columns, int left) {
-        const int last = STEPS * THREADS - 1, entry = wanted < last ? wanted : last;
+    WS_DEVICE void ask(const Rows& rows, int turn, int list, int warp, int wanted, int kept,
+                       const unsigned char* columns, int left) {
+        constexpr int LAST = STEPS * 32 - 1;
+        const int entry = warp * STEPS * 32 + (wanted < LAST ? wanted : LAST);
         const unsigned char* row = columns + rows.channel[list][entry] * ROW_BYTES;
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece)
@@ -147,9 +140,8 @@ struct Batch {
 // multiplied, and those of the next list behind the last of one.
 WS_DEVICE void multiply(const Rows& rows, const int (&kept)[LISTS], const Weight& weight, int start, int width, int tile,
                         const Factors (&factors)[LISTS], int warp, int lane, float (&found)[LISTS][WARPS][TILE]) {
-    constexpr int STRIDE = UNROLL * WARPS * AT_ONCE;
+    constexpr int STRIDE = UNROLL * AT_ONCE;
     const int group = lane / 4, of_group = lane % 4, column = tile * TILE + group * LANE_COLUMNS, left = width - column;
-    const int first = warp * AT_ONCE + of_group;
     const unsigned char* columns =
         static_cast<const unsigned char*>(weight.values) + static_cast<size_t>(start + column) * BITS / 8;
     // Byte `group % 2` of the digits at the place `group / 2`, zeros elsewhere; then the same of the upper two.
@@ -157,16 +149,16 @@ WS_DEVICE void multiply(const Rows& rows, const int (&kept)[LISTS], const Weight
     Batch batch;
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn)
-        batch.ask(rows, turn, 0, first + turn * WARPS * AT_ONCE, kept[0], columns, left);
+        batch.ask(rows, turn, 0, warp, turn * AT_ONCE + of_group, kept[0], columns, left);
 #pragma unroll
     for (int list = 0; list < LISTS; ++list) {
         int sums[PIECES][QUADS / 2][2][4] = {};
-        int begin = first;
+        int begin = 0;
         bool more;
         do {  // once at least: the batch is this list's
             begin += STRIDE;
-            more = begin - of_group < kept[list];
-            const int then = more ? list : LISTS - 1, upon = more ? begin : first;
+            more = begin < kept[list];
+            const int then = more ? list : LISTS - 1, upon = (more ? begin : 0) + of_group;
             const int kept_then = more ? kept[list] : list + 1 < LISTS ? kept[LISTS - 1] : 0;
 #pragma unroll
             for (int turn = 0; turn < UNROLL; turn += 2) {
@@ -189,7 +181,7 @@ WS_DEVICE void multiply(const Rows& rows, const int (&kept)[LISTS], const Weight
                     const unsigned char* at = columns + static_cast<size_t>(then) * WIDTH * BITS / 8;
 #pragma unroll
                     for (int each = turn; each < turn + 2; ++each)
-                        batch.ask(rows, each, then, upon + each * WARPS * AT_ONCE, kept_then, at, left);
+                        batch.ask(rows, each, then, warp, upon + each * AT_ONCE, kept_then, at, left);
                 }
             }
         } while (more);

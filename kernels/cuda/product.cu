@@ -35,6 +35,10 @@ constexpr int PROJECTIONS = HIDDEN ? 1 : sizeof(PROJECTION_WIDTHS) / sizeof(int)
 #include "few_bits.h"
 #endif
 
+// Whether every warp lists and multiplies channels of its own, and waits for no other before the sums. A warp may then
+// have more rows than another, which where rows are long costs more than waiting.
+constexpr bool OWN_LISTS = BITS < 16;
+
 struct Shared {
     Rows rows;  // kept channels of each list, and what their rows are multiplied with
     int kept[LISTS][WARPS];
@@ -110,6 +114,7 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
     }
 
     unsigned kept[LISTS][STEPS];
+    int total[LISTS];
 #pragma unroll
     for (int list = 0; list < LISTS; ++list) {
         const float cut = TOP_K ? from_producer(smallest + projection + list) : 0.0f;
@@ -122,20 +127,21 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
             kept[list][step] = warp_ballot(real && (KEEP_ALL || !dropped));
             count += bits_of(kept[list][step]);
         }
-        if (lane == 0) s.kept[list][warp] = count;
+        total[list] = count;
+        if (!OWN_LISTS && lane == 0) s.kept[list][warp] = count;
         factors[list].survey(s.rows, list, kept[list], x, warp, lane);
     }
-    block_barrier();
-    int total[LISTS];
+    if (!OWN_LISTS) block_barrier();
 #pragma unroll
     for (int list = 0; list < LISTS; ++list) {
-        factors[list].prepare(s.rows, list, lane);
-        int place = 0;
-        total[list] = 0;
+        int place = warp * STEPS * 32;
+        if (!OWN_LISTS) {
+            place = total[list] = 0;
 #pragma unroll
-        for (int other = 0; other < WARPS; ++other) {
-            place += other < warp ? s.kept[list][other] : 0;
-            total[list] += s.kept[list][other];
+            for (int other = 0; other < WARPS; ++other) {
+                place += other < warp ? s.kept[list][other] : 0;
+                total[list] += s.kept[list][other];
+            }
         }
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
@@ -147,7 +153,10 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
             place += bits_of(kept[list][step]);
         }
     }
-    block_barrier();
+    if (OWN_LISTS)
+        warp_barrier();
+    else
+        block_barrier();
 
     multiply(s.rows, total, weight, start, width, tile, factors, warp, lane, s.sums);
     block_barrier();

@@ -45,7 +45,7 @@ class CUDATile(StoredTile):
         entries = steps * self.warps * LANES * storage.entry_bytes(self.columns)
         words = self.warps + (self.warps + self.cluster) * self.columns
         if storage.bits < 16:
-            words += 2 * self.warps * storage.scales_of_tile(self.columns)
+            words += self.warps * storage.scales_of_tile(self.columns)
         return lists * (entries + 4 * words)
 
     def fits(self, channels: int, widths: tuple[int, ...], storage: Storage = HALF) -> bool:

@@ -18,7 +18,6 @@ struct Rows {
 struct Factors {
     WS_DEVICE void read(const Weight&, int, int, int, int, int, int) {}
     WS_DEVICE void survey(Rows&, int, const unsigned (&)[STEPS], const float (&)[STEPS], int, int) {}
-    WS_DEVICE void prepare(const Rows&, int, int) {}
     WS_DEVICE void put(Rows& rows, int list, int place, unsigned channel, int, float x) {
         rows.list[list][place] = channel << 16 | rounded(x);
     }
