@@ -17,6 +17,9 @@ from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..running.precision import coarse_products
 
+FREE = -1
+"""Where a prompt leaves the token to the model."""
+
 
 @torch.inference_mode()
 @coarse_products()
@@ -34,22 +37,18 @@ def own_text(model: PreTrainedModel, input_ids: Tensor, sequences: int, prompt: 
     rows = torch.randint(len(input_ids), (sequences,), generator=on_cpu)
     first = torch.randint(1, length - prompt + 1, (sequences, 1), generator=on_cpu)
     any_token = torch.randint(model.config.vocab_size, (sequences, 1), generator=on_cpu)
-    begin = input_ids[rows, :1]
-    of_text = torch.cat([begin, input_ids[rows[:, None], first + torch.arange(prompt)]], dim=1)[::2]
-    of_any = torch.cat([begin, any_token], dim=1)[1::2]
-    drawing = torch.Generator(device).manual_seed(seed)
-    written = [_continued(model, part.to(device), length, drawing) for part in (of_text, of_any) if len(part)]
-    return torch.cat(written).cpu()
-
-
-def _continued(model: PreTrainedModel, found: Tensor, length: int, drawing: torch.Generator) -> Tensor:
-    """Prompts (rows, tokens), continued to this length."""
-    cache, new = DynamicCache(), found
-    for _ in tqdm(range(length - found.shape[1]), desc="own text", unit="token", leave=False):
+    given = input_ids[rows[:, None], first + torch.arange(prompt)]
+    given[1::2, :1], given[1::2, 1:] = any_token[1::2], FREE
+    given, found = given.to(device), input_ids[rows, :1].to(device)
+    drawing, cache, new = torch.Generator(device).manual_seed(seed), DynamicCache(), found
+    for place in tqdm(range(length - 1), desc="own text", unit="token", leave=False):
         logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         new = torch.multinomial(logits.float().softmax(dim=-1), 1, generator=drawing)
+        if place < prompt:
+            wanted = given[:, place : place + 1]
+            new = torch.where(wanted == FREE, new, wanted)
         found = torch.cat([found, new], dim=1)
-    return found
+    return found.cpu()
 
 
 @dataclass(frozen=True)
