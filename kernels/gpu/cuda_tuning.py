@@ -118,7 +118,7 @@ def tuned_step_tiles(
         tiles = replace(tuned_tiles(*common, stored), cuda=tiles.cuda)
     # The largest first: the others are tuned beside what it has become.
     for one in sorted(products, key=lambda one: -one.inner * one.out):
-        if one.name in step.cuda_products:
+        if one.name in step.cuda_products and one.name in tiles.cuda.products:
             measure = partial(_step_times, one.name, weights, rules, cache, tiles, clock)
             storage = storages.get(one.name, HALF)
             candidates = cuda_candidates(one, multiprocessors_of(weights.device), storage)

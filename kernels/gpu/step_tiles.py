@@ -16,7 +16,7 @@ from ..heads.attention import selected_attention
 from ..static_cache import StaticCache
 from ..triton.attention import AttentionTile, attention, attention_parts
 from ..triton.gemv_tiles import Tile
-from ..triton.launch import blocks_of
+from ..triton.launch import blocks_of, power_of_two
 from ..triton.short_attention import ShortAttentionTile, short_attention
 
 PRODUCTS = ("qkv", "o", "gate_up", "gate", "down", "right", "left")
@@ -73,7 +73,7 @@ class StepTiles:
     def shared_by(self, product: Product) -> Tile:
         """Tile of a product over lists that a batch shares, each one block: programs take equal parts of it."""
         tile = self.dense[product.name]
-        return replace(tile, group=1, parts=blocks_of(product.inner, 2 * tile.share))
+        return replace(tile, group=1, parts=blocks_of(product.inner, tile.share))
 
     def list_blocks(self, shape: DecoderShape, batch: int = 1) -> dict[str, int]:
         """Channels of one list block of what each product reads, by product.
@@ -153,6 +153,10 @@ def _dense_tiles(shape: DecoderShape, batch: int) -> dict[str, Tile]:
         "gate": shape.ffn,
         "right": 256,
     }
+    if batch > 8:
+        # Sums of many rows are many registers, and many bytes between the programs that share a tile.
+        tile = Tile(max(64, 2048 // power_of_two(batch)), 32, share=512, warps=4, stages=4)
+        return dict.fromkeys(PRODUCTS, tile)
     tiles = {}
     for name in PRODUCTS:
         columns = 512
