@@ -130,15 +130,24 @@ def main() -> None:
         print(json.dumps(found), flush=True)
 
 
-def _filled_cache(shape: DecoderShape, dtype: torch.dtype, device: torch.device, context: int) -> StaticCache:
-    """A cache of so many tokens, and one free slot and some."""
+def _filled_cache(
+    shape: DecoderShape, dtype: torch.dtype, device: torch.device, context: int, batch: int = 1
+) -> StaticCache:
+    """A cache of so many tokens a row, and one free slot and some."""
     capacity = context + 8
-    size = (shape.blocks, 1, shape.kv_heads, capacity, shape.head_dim)
+    size = (shape.blocks, batch, shape.kv_heads, capacity, shape.head_dim)
+
+    def slots() -> Tensor:
+        found = torch.empty(size, dtype=dtype, device=device)
+        for block in found:
+            block.normal_()
+        return found
+
     return StaticCache(
-        keys=torch.randn(size, device=device).to(dtype),
-        values=torch.randn(size, device=device).to(dtype),
+        keys=slots(),
+        values=slots(),
         length=torch.full((1,), context, dtype=torch.int32, device=device),
-        first=torch.zeros(1, dtype=torch.int32, device=device),
+        first=torch.zeros(batch, dtype=torch.int32, device=device),
         cosines=torch.ones(capacity, shape.head_dim, device=device),
         sines=torch.zeros(capacity, shape.head_dim, device=device),
     )

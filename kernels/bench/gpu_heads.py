@@ -1,0 +1,152 @@
+"""Decode attention over chosen key-value groups on a GPU, and whole steps with it: random weights, no model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+
+from ..cuda.attention import CUDAAttentionTile, cuda_attention
+from ..decoder import DecoderShape
+from ..decoder_weights import DecoderWeights
+from ..gpu.cuda_tiles import chosen, tile_of_contexts
+from ..gpu.cuda_tuning import StepClock, step_clock
+from ..gpu.step import GPUDecodeStep
+from ..gpu.step_tiles import default_tiles
+from ..gpu.timing import Clock, device_name, graph_clock
+from ..heads.selection import Selection
+from ..plan_data import BlockPlan, HeadRule
+from ..static_cache import StaticCache
+from .bandwidth import read_bandwidth
+from .gpu_attention import AttentionWorkload
+from .gpu_step import _filled_cache, bytes_read, random_weights
+from .model_shapes import MODEL_SHAPES
+
+BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class HeadSpeed:
+    """Attention alone or a whole step, at one batch, context and number of groups."""
+
+    device: str
+    shape: str
+    part: str
+    """`attention` of one block, or `step`: a token of every row, block 0 dense."""
+    batch: int
+    context: int
+    groups: int
+    kept: int
+    us: float
+    gb_s: float
+    """Bytes of the keys and values that are looked at, in a step with all weights, over time."""
+    peak_gb_s: float
+    tile: str
+    """Warps, cluster and slots on their way of attention in CUDA C++."""
+
+
+def tile_name(tile: CUDAAttentionTile) -> str:
+    """Name of a tile in rows."""
+    return f"{tile.warps} warps, cluster {tile.cluster}, unroll {tile.unroll}"
+
+
+def drawn_selection(batch: int, groups: int, kept: int, device: torch.device) -> Selection | None:
+    """Scores of groups at random; None where all groups are kept."""
+    if kept == groups:
+        return None
+    scores = torch.randn(batch, groups, generator=torch.Generator().manual_seed(0))
+    return Selection(scores.to(device), kept)
+
+
+def attention_row(
+    row: partial[HeadSpeed], workload: AttentionWorkload, kept: int, tile: CUDAAttentionTile, clock: Clock
+) -> HeadSpeed:
+    """Attention of one block over so many groups of each row. row: device, shape and peak."""
+    shape, (_, batch, groups, context, _) = workload.shape, workload.cache.keys.shape
+    selection = drawn_selection(batch, groups, kept, workload.sums.device)
+    attend = partial(cuda_attention, tile=tile, selection=selection)
+    us = clock(lambda copy: workload.start(attend, copy), workload.copies)
+    read = workload.bytes_read * kept / shape.kv_heads
+    return row("attention", batch, context, groups, kept, us, read / us / 1e3, tile=tile_name(tile))
+
+
+def routed(shape: DecoderShape, kept: int, dtype: torch.dtype, device: torch.device) -> tuple[BlockPlan, ...]:
+    """Plans of routers at random; block 0 looks at all groups, and all blocks do where all are kept."""
+
+    def block(index: int) -> BlockPlan:
+        if index == 0 or kept == shape.kv_heads:
+            return BlockPlan()
+        weight = torch.randn(shape.heads, shape.hidden, device=device).mul_(shape.hidden**-0.5)
+        bias = torch.zeros(shape.heads, dtype=dtype, device=device)
+        return BlockPlan(heads=HeadRule(weight.to(dtype), bias, shape.kv_heads, kept))
+
+    return tuple(block(index) for index in range(shape.blocks))
+
+
+def step_row(
+    row: partial[HeadSpeed],
+    weights: DecoderWeights,
+    cache: StaticCache,
+    kept: int,
+    tiles: dict[int, CUDAAttentionTile] | None = None,
+    clock: StepClock = step_clock,
+) -> HeadSpeed:
+    """A whole step with default tiles of products. tiles: of attention by groups; None: those that are used."""
+    shape, (_, batch, groups, capacity, _), context = weights.shape, cache.keys.shape, int(cache.length)
+    found = default_tiles(shape, batch, capacity)
+    cuda = chosen(found.cuda, shape, weights.dtype, weights.device, batch, capacity, {})
+    if tiles is not None:
+        cuda = replace(cuda, attention=tiles[groups], selecting=tiles)
+    step = GPUDecodeStep(
+        weights, routed(shape, kept, weights.dtype, weights.device), cache, replace(found, cuda=cuda)
+    )
+    us = 1e3 * clock(step)
+    looked_at = 2 * cache.keys[0, :, :, :context].nbytes * (1 + (shape.blocks - 1) * kept / groups)
+    tile = cuda.attention if kept == groups else cuda.selecting.get(kept, cuda.attention)
+    read = bytes_read(weights, 0.0) + looked_at
+    return row("step", batch, context, groups, kept, us, read / us / 1e3, tile=tile_name(tile))
+
+
+def rows(
+    name: str, dtype: torch.dtype, batches: tuple[int, ...], contexts: tuple[int, ...], kept: tuple[int, ...],
+    clock: Clock = graph_clock,
+) -> Iterator[HeadSpeed]:  # fmt: skip
+    """Attention, then steps, of a model's shape; what does not fit into memory is left out."""
+    device, shape = torch.device("cuda"), MODEL_SHAPES[name]
+    row = partial(HeadSpeed, device_name(device), name, peak_gb_s=read_bandwidth(device) / 1e9)
+    pairs = [(batch, context) for batch in batches for context in contexts]
+    for batch, context in pairs:
+        workload = AttentionWorkload(shape, dtype, device, batch, context)
+        for groups in kept:
+            yield attention_row(row, workload, groups, tile_of_contexts(shape, batch * groups), clock)
+        del workload
+    weights = random_weights(shape, 16, 16, dtype, device)
+    for batch, context in pairs:
+        size = 2 * shape.blocks * batch * shape.kv_width * context * dtype.itemsize
+        if size < torch.cuda.mem_get_info(device)[0] * 0.9:
+            cache = _filled_cache(shape, dtype, device, context, batch)
+            for groups in kept:
+                yield step_row(row, weights, cache, groups)
+            del cache
+
+
+def main() -> None:
+    """Print a line of JSON for each batch, context and number of groups."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama3.1-8b")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
+    parser.add_argument("--kept", type=int, nargs="+", default=(8, 4), help="groups that a row looks at")
+    options = parser.parse_args()
+    chosen_rows = map(tuple, (options.batches, options.contexts, options.kept))
+    for found in rows(options.shape, getattr(torch, options.dtype), *chosen_rows):
+        print(json.dumps(asdict(found)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
