@@ -14,6 +14,7 @@ class Mechanism(Enum):
     LOW_RANK = "low-rank paths"
     GATE = "thresholds on the gate"
     ROTATION = "rotated bases"
+    SIGNS = "a predictor of zeros by signs"
     HEADS = "key-value groups chosen for each token"
     FOLDED = "folded bases"
     BIAS = "biases of sparse tokens"

@@ -13,6 +13,7 @@ from torch import Tensor
 from .decoder import SITES
 from .heads.rule import HeadRule
 from .mechanism import Mechanism
+from .signs.rule import SignRule
 
 ORTHOGONAL = 1e-2
 """Largest error that a basis and its inverse leave in a vector of unit variance."""
@@ -185,6 +186,7 @@ class BlockPlan:
     rotations: Mapping[str, Rotation] = field(default_factory=dict)
     """Basis of each site that has one, by its name."""
     heads: HeadRule | None = None
+    signs: SignRule | None = None
 
     def of(self, projection: str) -> ProjectionRule | None:
         """The rule of a projection, None where it is dense."""
@@ -193,7 +195,10 @@ class BlockPlan:
     def without(self, projections: Collection[str]) -> BlockPlan:
         """The plan with these projections dense; a gate's neurons go with up."""
         rules = {name: rule for name, rule in self.rules.items() if name not in projections}
-        return replace(self, rules=rules, gate=None if "up" in projections else self.gate)
+        dense = "up" in projections
+        return replace(
+            self, rules=rules, gate=None if dense else self.gate, signs=None if dense else self.signs
+        )
 
     def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
         """What does not fit a block of projections of these (out, in), or excludes each other; else None."""
@@ -203,6 +208,8 @@ class BlockPlan:
             if problem := rule.misfit(shapes[projection]):
                 return f"{projection}: {problem}"
         problem = None if self.gate is None else self._gate_misfit(self.gate, shapes)
+        if self.signs is not None and not problem:
+            problem = self._signs_misfit(self.signs, shapes)
         for site, rotation in self.rotations.items():
             inner = next((shapes[name][1] for name in SITES.get(site, ()) if name in shapes), None)
             wrong = "there is no such site" if inner is None else rotation.misfit(inner)
@@ -222,10 +229,16 @@ class BlockPlan:
             return f"it has {found} gate thresholds, expected {expected}"
         return None
 
+    def _signs_misfit(self, signs: SignRule, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+        others = sorted(self.rules.keys() & {"gate", "up", "down"}) + (["the gate"] if self.gate else [])
+        if others or "mlp_input" in self.rotations:
+            return f"it predicts zeros by signs and has {', '.join(others) or 'a basis'} of its own; take one"
+        return signs.misfit(shapes)
+
     def mechanisms(self) -> Counter[Mechanism]:
         """What the block's plan is made of, and the weights that each reads for every token besides."""
         found: Counter[Mechanism] = Counter()
-        others = [part for part in (self.gate, self.heads) if part is not None]
+        others = [part for part in (self.gate, self.heads, self.signs) if part is not None]
         for part in (*self.rules.values(), *others, *self._products()):
             found.update(part.mechanisms())
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -31,6 +32,7 @@ from .projections import (
 from .quantisation.model import description_of
 from .rotation import folded_into, rotated
 from .running.acting import ENGINE, PLAN, acting_on
+from .signs.hooks import on_signs
 from .token_policy import TokenPolicy
 from .traffic import TrafficCounter
 
@@ -58,7 +60,7 @@ class ProjectionHooks:
 
         def drop_channels(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0]
-            kept = self._selected(name, x, self._mask(x.detach(), rule))  # which are kept has no gradient
+            kept = self.selected(name, x, self._mask(x.detach(), rule))  # which are kept has no gradient
             if rule.left is not None:
                 dropped.append(x - kept)
             return (kept, *inputs[1:])
@@ -82,7 +84,7 @@ class ProjectionHooks:
         """Register what zeroes the neurons of a gate activation below their thresholds (CATS, CHESS)."""
 
         def drop_neurons(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return self._selected(name, output, kept_by_threshold(output.detach(), thresholds))
+            return self.selected(name, output, kept_by_threshold(output.detach(), thresholds))
 
         yield activation.register_forward_hook(drop_neurons)
 
@@ -105,7 +107,7 @@ class ProjectionHooks:
         ]
         return torch.cat(dropped).logical_not_().to(x.dtype)
 
-    def _selected(self, name: str, x: Tensor, mask: Tensor) -> Tensor:
+    def selected(self, name: str, x: Tensor, mask: Tensor) -> Tensor:
         """X with zeros at the dropped channels of sparse tokens, counted. Overwrites the mask."""
         if self.sparse_positions is not None:
             mask.clamp_min_(self.sparse_positions[..., None].logical_not().to(x.dtype))
@@ -176,6 +178,9 @@ class SparseSession:
             activation = decoder.blocks[block].get_submodule(GATE_ACTIVATION_PATH)
             name = f"{block}.gate_activation"
             yield from self._hooks[block].on_gate(name, activation, thresholds.to(device))
+        for block, rule in self._plan.signs.items():
+            placed = replace(rule, signs=rule.signs.to(device))
+            yield from on_signs(block, decoder.blocks[block], placed, self._hooks[block])
         # On the inner decoder, so that callers who leave lm_head out are covered too.
         yield decoder.inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 

@@ -24,6 +24,7 @@ from ..kernels.plan_data import (
     HeadRule,
     ProjectionRule,
     Rotation,
+    SignRule,
     of_another_model,
 )
 from ..kernels.shared_files import file_mode, make_folder, replacing
@@ -60,6 +61,8 @@ class SparsityPlan:
     multiplied with; rules then are on the rotated channels."""
     gains_kept: bool = False
     """Whether what is rotated has the norm's gains; else the weights behind the norm take them over."""
+    signs: dict[int, SignRule] = field(default_factory=dict)
+    """Which neurons of a block are taken to be zero by signs alone."""
     heads: dict[int, HeadRule] = field(default_factory=dict)
     """Which key-value groups attention looks at, by block; a block without a rule looks at all."""
     provenance: PlanProvenance = field(default_factory=PlanProvenance)
@@ -93,7 +96,9 @@ class SparsityPlan:
             rotations[block][site] = Rotation(basis, self.gains_kept)
         gates = {block: GateRule(thresholds) for block, thresholds in self.gate_thresholds.items()}
         return tuple(
-            BlockPlan(rules[block], gates.get(block), rotations[block], self.heads.get(block))
+            BlockPlan(
+                rules[block], gates.get(block), rotations[block], self.heads.get(block), self.signs.get(block)
+            )
             for block in range(blocks)
         )
 
@@ -108,6 +113,7 @@ class SparsityPlan:
             self,
             rules={name: rule for name, rule in self.rules.items() if name not in names},
             gate_thresholds={b: t for b, t in self.gate_thresholds.items() if f"{b}.up" not in names},
+            signs={block: rule for block, rule in self.signs.items() if f"{block}.up" not in names},
         )
 
     def not_a_number(self) -> str | None:
@@ -128,7 +134,11 @@ class SparsityPlan:
             if not KEY.fullmatch(name) or len(shape) != 2 or len(sizes) != 2:
                 return f"{name} of shape {list(shape)} is no projection"
         blocks = {str(split_key(name)[0]) for name in self.shapes}
-        for name in (*self.rules, *self.rotations, *map(str, (*self.gate_thresholds, *self.heads))):
+        for name in (
+            *self.rules,
+            *self.rotations,
+            *map(str, (*self.gate_thresholds, *self.heads, *self.signs)),
+        ):
             if name.partition(".")[0] not in blocks:
                 return f"{name} is of no block of its model"
         if self.folded is not None:
@@ -204,6 +214,7 @@ class SparsityPlan:
         }
         found |= {f"gate_thresholds.{block}": value for block, value in self.gate_thresholds.items()}
         found |= {f"{site}.rotation": basis for site, basis in self.rotations.items()}
+        found |= {f"{block}.signs": rule.signs for block, rule in self.signs.items()}
         for block, rule in self.heads.items():
             found |= {f"{block}.router.weight": rule.weight, f"{block}.router.bias": rule.bias}
         if self.folded is not None:
@@ -225,6 +236,7 @@ class SparsityPlan:
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
             **({"heads": self._heads_document()} if self.heads else {}),
             **({"gains_kept": True} if self.gains_kept else {}),
+            **({"signs": {str(block): rule.limit for block, rule in self.signs.items()}} if self.signs else {}),
         }
 
     def _heads_document(self) -> dict[str, dict[str, int]]:
@@ -238,12 +250,15 @@ class SparsityPlan:
         rotations: dict[str, Tensor] = {}
         routers: dict[int, dict[str, Tensor]] = {int(block): {} for block in document.get("heads", {})}
         folded: dict[str, Tensor] = {}
+        signs: dict[int, SignRule] = {}
         for full_name, tensor in tensors.items():
             owner, part = full_name.rsplit(".", 1)
             if owner == "gate_thresholds":
                 gates[int(part)] = tensor
             elif owner.endswith(".router"):
                 routers[int(owner.removesuffix(".router"))][part] = tensor
+            elif part == "signs":
+                signs[int(owner)] = SignRule(tensor, document["signs"][owner])
             elif part == "rotation":
                 rotations[owner] = tensor
             elif part == FOLDED:
@@ -262,6 +277,7 @@ class SparsityPlan:
             heads={
                 block: HeadRule(**router, **document["heads"][str(block)]) for block, router in routers.items()
             },
+            signs=signs,
             gains_kept=document.get("gains_kept", False),
             quantisation=document.get("quantisation"),
             folded=_folded(folded),

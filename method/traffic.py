@@ -14,6 +14,9 @@ from .plan import SparsityPlan
 from .projections import PROJECTIONS, decoder_of, key, model_projections, split_key
 from .quantisation.model import LM_HEAD, quantisation_of
 
+NEURONS = {"gate_activation": ("up", "down"), "predicted": ("gate", "up"), "activated": ("down",)}
+"""Projections whose weights belong to the neurons of a mask, by how the mask is counted."""
+
 
 class TrafficCounter:
     """Counts dropped channels during evaluation; sums stay on the device until `report`.
@@ -37,6 +40,7 @@ class TrafficCounter:
         """Weights that a mechanism reads for every sparse token beside the kept channels."""
         for block in plan.block_plans():
             self._besides.update(block.mechanisms())
+        self._sign_bytes = sum(rule.signs.nbytes for rule in plan.signs.values())
         self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head, as weights
             parameter.numel() for parameter in decoder.blocks.parameters() if parameter.ndim == 1
         )
@@ -122,10 +126,10 @@ class TrafficCounter:
             return shares
         for name, dropped in self._dropped.items():
             block, part = split_key(name)
-            if part == "gate_activation":
+            if part in NEURONS:
                 neurons = self._shapes[key(block, "down")][1]
                 share = 1.0 - int(dropped) / (sparse_tokens * neurons)
-                shares[key(block, "up")] = shares[key(block, "down")] = share
+                shares |= {key(block, projection): share for projection in NEURONS[part]}
             else:
                 everything = sparse_tokens * self._shapes[name][1] * self._parts(name)
                 shares[name] = 1.0 - int(dropped) / everything
@@ -141,12 +145,16 @@ class TrafficCounter:
         stored: float = self._head_bytes
         if self._stored:
             weights = 0
-            gated = {split_key(name)[0] for name in self._dropped if name.endswith(".gate_activation")}
-            by_neuron = {key(block, "up") for block in gated}  # a dropped neuron is a column of up
+            dropped = [split_key(name) for name in self._dropped]
+            # A dropped neuron is a column of gate and of up.
+            by_neuron = {key(block, name) for block, part in dropped for name in NEURONS.get(part, ())}
+            by_neuron -= {name for name in shares if split_key(name)[1] == "down"}
             for name, share in shares.items():
                 found = self._stored[name]
                 columns = self._column_share(name, sparse_tokens)
                 stored += found.read(1.0, share) if name in by_neuron else found.read(share / columns, columns)
+        if sparse_tokens:
+            stored += self._sign_bytes
         return (weights + besides + self._always_read) * self._bytes_per_weight + stored
 
     def report(self) -> dict[str, Any]:

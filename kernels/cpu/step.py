@@ -10,7 +10,7 @@ from .native_step import NativeDecodeStep
 from .plain import TorchKernels
 from .torch_step import TorchDecodeStep
 
-MECHANISMS = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS})
+MECHANISMS = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS, Mechanism.SIGNS})
 """What of a plan a step executes."""
 
 

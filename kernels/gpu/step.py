@@ -57,7 +57,7 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
-    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.BIAS})
+    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.SIGNS})
 
     def __init__(
         self,

@@ -77,6 +77,13 @@ def test_realised_sparsity_is_nominal_on_calibration_data(name):
         gate = inputs[f"{block}.gate_activation"]
         share = (gate.abs() < thresholds).float().mean().item()
         dropped[key(block, "up")] = dropped[key(block, "down")] = share
+    for block, rule in plan.signs.items():
+        weight = llama.model.layers[block].mlp.gate_proj.weight
+        unlike = (inputs[key(block, "gate")][..., None, :] < 0) ^ (weight < 0)
+        predicted = unlike.sum(-1) > rule.limit
+        dropped[key(block, "gate")] = dropped[key(block, "up")] = predicted.float().mean().item()
+        zero = predicted | (inputs[f"{block}.gate_activation"] == 0)
+        dropped[key(block, "down")] = zero.float().mean().item()
     mean = sum(value * shares[split_key(n)[1]] for n, value in dropped.items()) / blocks
     rotations = sum(block.mechanisms()[Mechanism.ROTATION] for block in plan.block_plans())
     mean -= rotations / sum(map(math.prod, plan.shapes.values()))
@@ -150,6 +157,9 @@ def test_a_plan_survives_its_file_exactly(name, tmp_path):
     assert all(torch.equal(plan.gate_thresholds[b], t) for b, t in again.gate_thresholds.items())
     assert again.rotations.keys() == plan.rotations.keys()
     assert again.gains_kept == plan.gains_kept
+    assert again.signs.keys() == plan.signs.keys()
+    assert all(again.signs[block].limit == rule.limit for block, rule in plan.signs.items())
+    assert all(torch.equal(again.signs[block].signs, rule.signs) for block, rule in plan.signs.items())
     assert all(torch.equal(plan.rotations[site], basis) for site, basis in again.rotations.items())
     with applied(llama, plan, make_protocol("half")):
         one = llama(input_ids=calibration.input_ids).logits

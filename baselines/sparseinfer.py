@@ -1,0 +1,97 @@
+"""SparseInfer (arXiv 2411.12692): signs of the input and of gate predict which neurons a ReLU makes zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..kernels.mechanism import Mechanism
+from ..kernels.signs.products import packed_signs
+from ..kernels.signs.rule import SignRule
+from ..method.base import Method
+from ..method.calibration import Calibration
+from ..method.errors import OutOfReachError
+from ..method.plan import SparsityPlan
+from ..method.projections import PROJECTION_PATHS, decoder_blocks, key, parameter_shares
+from ..method.provenance import SearchCost
+from ..method.signs.predictor import PredictedNeurons, alpha_of, predicted_neurons
+
+HALVINGS = 40
+"""Steps of the bisection for a recall."""
+
+
+@dataclass(frozen=True)
+class SparseInfer(Method):
+    """A neuron with more negative products than α times its positive ones is left out; α by block.
+
+    Every block's α keeps the same share of its active neurons on the calibration text: the one at which the
+    blocks have the sparsity asked for. At 0 nothing is predicted; exact zeros never cost a column of down. The
+    packed signs of gate are read for every token. Made for ReLU: elsewhere negative gates are lost as well.
+    """
+
+    name: str = "sparseinfer"
+    needs = frozenset()
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """The predictor."""
+        return frozenset({Mechanism.SIGNS})
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """Attention is dense."""
+        shares = parameter_shares(decoder_blocks(calibration.model)[0])
+        reach = shares["gate"] + shares["up"] + shares["down"]
+        if sparsity >= reach:
+            raise OutOfReachError(
+                f"{self.name} leaves attention dense and cannot reach block sparsity {sparsity} on this model; "
+                f"the maximum is below {reach:.3f}",
+                maximum=reach,
+            )
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        with cost.stage("calibration"):
+            counted = calibration.remembered("predicted neurons", lambda: predicted_neurons(calibration))
+        shares = parameter_shares(decoder_blocks(calibration.model)[0])
+
+        def reached(recall: float) -> float:
+            limits = [one.limit(recall) for one in counted]
+            by_block = [
+                (shares["gate"] + shares["up"]) * one.predicted(limit) + shares["down"] * one.zeros(limit)
+                for one, limit in zip(counted, limits, strict=True)
+            ]
+            return sum(by_block) / len(by_block)
+
+        channels = calibration.shapes[key(0, "gate")][1]
+        recall = 1.0 if sparsity == 0.0 else _least(reached, sparsity)
+        limits = [channels if sparsity == 0.0 else one.limit(recall) for one in counted]
+        plan = SparsityPlan(calibration.shapes, signs=self._rules(calibration, limits))
+        plan.provenance.details.update(
+            recall=recall,
+            alphas=[alpha_of(limit, channels) for limit in limits if limit < channels],
+            **_quality(counted, limits),
+        )
+        return plan
+
+    @staticmethod
+    def _rules(calibration: Calibration, limits: list[int]) -> dict[int, SignRule]:
+        gates = (block.get_submodule(PROJECTION_PATHS["gate"]) for block in decoder_blocks(calibration.model))
+        pairs = enumerate(zip(gates, limits, strict=True))
+        return {block: SignRule(packed_signs(gate.weight.detach()), limit) for block, (gate, limit) in pairs}
+
+
+def _least(reached: Callable[[float], float], sparsity: float) -> float:
+    """The highest share of active neurons kept at which the sparsity is reached; it falls with that share."""
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) >= sparsity else (low, middle)
+    return low
+
+
+def _quality(counted: list[PredictedNeurons], limits: list[int]) -> dict[str, list[float]]:
+    pairs = list(zip(counted, limits, strict=True))
+    return {
+        "recalls": [one.recall(limit) for one, limit in pairs],
+        "precisions": [one.precision(limit) for one, limit in pairs],
+        "predicted": [one.predicted(limit) for one, limit in pairs],
+    }
