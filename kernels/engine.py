@@ -120,6 +120,11 @@ def check_decodable(
             f"on {place} the decode engine has no kernels for weights in {' and '.join(lacking)} yet; "
             "evaluate the plan without the engine (latency=none)"
         )
+    if formats and Mechanism.GATE in mechanisms:
+        raise KernelError(
+            "the decode engine does not read neurons of quantised weights by their gate; take another "
+            "method or the model's own weights, or evaluate the plan without the engine (latency=none)"
+        )
     if formats and device == "cuda":
         from .gpu.cuda_tiles import check_few_bits
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor
 from wisparse.kernels.cpu.gemv import choose_backend
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine import DecodeEngine, check_decodable
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.plan_data import Mechanism
 from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int4, Int8
 
 from ...conftest import make_calibration, make_method, make_tiny_model
-from ..decoded_tokens import generated, prompts
+from ..decoded_tokens import DecodedTokens, generated, prompts, typical_error
 from .test_cpu_instruction_sets import compile_for
 
 LONG = 100
@@ -107,6 +110,28 @@ def test_quantised_weights_continue_as_generate_does_with_dequantised_ones(imple
         else:
             expected = generated(model, plan, "decode_only", input_ids, 20)
     assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_quantised_weights_in_bfloat16_are_nearer_to_exact_ones_than_dequantised_ones(compiled, name):
+    # Transformers rounds the dequantised weights to bfloat16, and every vector between them. The engine rounds
+    # what goes into attention and what comes out, and reads the stored values as they are.
+    own = make_tiny_model("llama", heads=(2, 2), sizes=(64, 128)).bfloat16().float()
+    weights = QUANTISERS[name].weights(make_calibration(own))
+    with quantised(own, weights):
+        dequantised = deepcopy(own)
+    decoded = DecodedTokens(lambda: deepcopy(dequantised).bfloat16(), None)
+    decoded.exact_model = dequantised.double()
+    decoded.engine = DecodeEngine(decoded.model, quantised=weights, capacity=40)
+    exact = decoded.exact()
+    assert 0 < typical_error(decoded.of_the_engine(), exact) < typical_error(decoded.of_transformers(), exact)
+
+
+def test_gated_blocks_of_quantised_weights_are_refused_before_a_plan_is_made():
+    model = make_tiny_model("llama")
+    with pytest.raises(KernelError, match="does not read neurons of quantised weights by their gate"):
+        check_decodable(model, 1, 8, [Mechanism.GATE], ["int8"])
 
 
 @pytest.mark.parametrize("token", [-1, 128])
