@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,6 +12,7 @@ from wisparse.method.errors import UserError
 from wisparse.repro.cell.cell import prepare
 from wisparse.repro.cell.measure import measure
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.records import sealed, write_json
 from wisparse.repro.tables.full_size_table import FULL_SIZE, read_full_size
 
 from ..benchmark_data import write_made_up_mirror
@@ -71,7 +73,7 @@ def test_trained_weights_have_no_place_in_it(records, tmp_path):
     copy = tmp_path / "cell"
     copy.mkdir()
     trained = path.read_text(encoding="utf-8").replace('"weights": "random"', '"weights": "pretrained"')
-    (copy / "record.json").write_text(trained, encoding="utf-8")
+    write_json(copy / "record.json", sealed(json.loads(trained)))
     (copy / "items.json").write_text((path.parent / "items.json").read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(UserError, match="trained weights"):
         read_full_size(tmp_path)
