@@ -35,7 +35,7 @@ class Holder:
     """Who holds the weights, for as long as it is alive and has not let go."""
 
     who: str
-    """In words, for messages."""
+    """Name for messages."""
     in_place: bool
     """Whether the numbers must lie where they are; blocks that are streamed to a GPU move."""
 

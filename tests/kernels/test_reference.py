@@ -49,7 +49,7 @@ def test_channels_that_tie_are_all_kept():
 @pytest.mark.parametrize("k", [2, 3, 4, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_zero_is_never_worth_reading(k, dtype):
-    """As behind a ReLU: zeros that tie with the k-th score, and zeros that a large k would take in."""
+    """Activations behind a ReLU: zeros that tie with the k-th score, and zeros that a large k would take in."""
     x = torch.tensor([[0.0, 2.0, -0.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]], dtype=dtype)
     expected = [[False, True, False, True, False], [False] * 5]
     assert kept_by_top_k(x, torch.ones(5), k).tolist() == expected

@@ -73,7 +73,7 @@ def test_the_plots_of_the_results_are_drawings():
 
 @pytest.mark.parametrize("changed", ["modell,method", "model,method,more"])
 def test_a_column_of_numbers_that_holds_something_else_is_one_line(tmp_path, changed):
-    """As where a heading was changed by hand: what has no place of its own is a task's score."""
+    """A heading that was changed by hand: what has no place of its own is a task's score."""
     path = tmp_path / "table.csv"
     path.write_text(f"{changed}\n{','.join(['llama-mini'] * (changed.count(',') + 1))}\n")
     with pytest.raises(
