@@ -1,0 +1,132 @@
+"""Speed of attention over chosen key-value groups: the benchmark's lines as a table.
+
+python -m wisparse.kernels.bench.gpu_heads > heads.jsonl
+python -m wisparse.repro.speed.heads_speed heads.jsonl --output results/heads_speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...kernels.bench.gpu_heads import HeadSpeed
+from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
+from ..records import write_text
+from ..tables.table import PERCENT, Column, Table, number
+
+PARTS = {"attention": "attention of one block", "step": "whole step"}
+"""Parts in order, and what people are told."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row, and the one of all groups in the same run."""
+
+    row: HeadSpeed
+    whole: HeadSpeed | None
+
+    @property
+    def speedup(self) -> float | None:
+        """Time with all groups over time with those that are kept; None for all groups themselves."""
+        if self.whole is None or self.whole is self.row:
+            return None
+        return self.whole.us / self.row.us
+
+    @property
+    def tok_s(self) -> float | None:
+        """Tokens a second of all rows; None of attention alone."""
+        return 1e6 * self.row.batch / self.row.us if self.row.part == "step" else None
+
+
+def read_lines(path: Path) -> list[HeadSpeed]:
+    """Rows of the benchmark; of one that was measured again the last. Raises UserError for another file."""
+    found = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = HeadSpeed(**json.loads(line))
+            found[row.device, row.shape, row.part, row.batch, row.context, row.kept] = row
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no lines of wisparse.kernels.bench.gpu_heads ({error})") from error
+    if not found:
+        raise UserError(f"{path} is empty; write the lines of wisparse.kernels.bench.gpu_heads into it")
+    return list(found.values())
+
+
+def entries(rows: Iterable[HeadSpeed]) -> Iterator[Measured]:
+    """Rows by part, batch, context and groups, each beside the one of all groups."""
+    rows = list(rows)
+
+    def place(row: HeadSpeed) -> tuple[str | int, ...]:
+        return row.device, row.shape, [*PARTS].index(row.part), row.batch, row.context
+
+    whole = {place(row): row for row in rows if row.kept == row.groups}
+    for row in sorted(rows, key=lambda row: (*place(row), -row.kept)):
+        yield Measured(row, whole.get(place(row)))
+
+
+def columns(_: Sequence[str]) -> list[Column[Measured]]:
+    """Columns in the order of the CSV."""
+    return [
+        Column("device", "", lambda entry: entry.row.device),
+        Column("shape", "", lambda entry: entry.row.shape),
+        Column("part", "Part", lambda entry: entry.row.part, form=PARTS.__getitem__),
+        Column("batch", "Batch", lambda entry: entry.row.batch),
+        Column("context", "Context", lambda entry: entry.row.context),
+        Column("kept", "Groups", lambda entry: entry.row.kept),
+        Column("groups", "", lambda entry: entry.row.groups),
+        Column("us", "µs", lambda entry: entry.row.us, 2, number(1)),
+        Column("tok_s", "tok/s", lambda entry: entry.tok_s, 2, number(0)),
+        Column("gb_s", "GB/s", lambda entry: entry.row.gb_s, 1, number(0)),
+        Column("share_of_bandwidth", "of bandwidth", lambda entry: entry.row.gb_s / entry.row.peak_gb_s, 4,
+               PERCENT),
+        Column("speedup", "over all groups", lambda entry: entry.speedup, 4, number(2, end="×")),
+        Column("peak_gb_s", "", lambda entry: entry.row.peak_gb_s, 1),
+        Column("tile", "", lambda entry: entry.row.tile),
+    ]  # fmt: skip
+
+
+def above(rows: list[HeadSpeed]) -> str:
+    """Title, and what the columns mean."""
+    first = rows[0]
+    lines = [
+        f"{first.device}, {first.shape}'s shape with random weights, {first.groups} key-value groups. Measured "
+        f"bandwidth: {first.peak_gb_s:,.0f} GB/s.",
+        "Attention of one block: caches are cold. GB/s: keys and values that are looked at.",
+        "Whole step: a token of every row, routers included, block 0 looks at all groups; products have tiles "
+        "that are not tuned. GB/s: all weights, and keys and values that are looked at.",
+        "Over all groups: time of the same launches over all groups, over this.",
+    ]
+    return "\n".join(
+        ["# Speed of attention over chosen key-value groups", "", *(f"- {line}" for line in lines)]
+    )
+
+
+SPEED_OF_HEADS = Table(
+    name="heads_speed",
+    title="Speed of attention over chosen key-value groups",
+    command="python -m wisparse.kernels.bench.gpu_heads",
+    read=read_lines,
+    entries=entries,
+    columns=columns,
+    above=above,
+)
+
+
+def main() -> None:
+    """Write OUTPUT.csv and OUTPUT.md from the benchmark's lines."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("lines", type=Path, help="what wisparse.kernels.bench.gpu_heads prints")
+    parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
+    arguments = parser.parse_args()
+    with mistakes_in_one_line():
+        rows = SPEED_OF_HEADS.read(arguments.lines)
+        for ending, text in (("csv", SPEED_OF_HEADS.csv(rows)), ("md", SPEED_OF_HEADS.markdown(rows))):
+            write_text(arguments.output.with_name(f"{arguments.output.name}.{ending}"), text)
+
+
+if __name__ == "__main__":
+    main()

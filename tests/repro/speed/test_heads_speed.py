@@ -1,0 +1,40 @@
+"""The benchmark's lines of attention over chosen groups as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+
+import pytest
+from wisparse.kernels.bench.gpu_heads import HeadSpeed
+from wisparse.method.errors import UserError
+from wisparse.repro.speed.heads_speed import SPEED_OF_HEADS
+
+
+def line(part: str, kept: int, us: float, batch: int = 8, context: int = 8192) -> str:
+    row = HeadSpeed("NVIDIA H200", "llama3.1-8b", part, batch, context, 8, kept, us, 3000.0, 4000.0, "4 warps")
+    return json.dumps(asdict(row))
+
+
+def test_rows_stand_beside_those_of_all_groups(tmp_path):
+    lines = [line("step", 4, 8000.0), line("attention", 4, 50.0), line("attention", 8, 80.0)]
+    lines += [line("step", 8, 10000.0), line("attention", 4, 40.0), line("attention", 4, 30.0, context=4096)]
+    (tmp_path / "heads.jsonl").write_text("\n".join(lines))
+    found = SPEED_OF_HEADS.read(tmp_path / "heads.jsonl")
+    rows = list(csv.DictReader(io.StringIO(SPEED_OF_HEADS.csv(found))))
+    assert [(row["part"], row["context"], row["kept"], row["speedup"]) for row in rows] == [
+        ("attention", "4096", "4", ""), ("attention", "8192", "8", ""), ("attention", "8192", "4", "2.0000"),
+        ("step", "8192", "8", ""), ("step", "8192", "4", "1.2500"),
+    ]  # fmt: skip
+    assert (rows[-1]["tok_s"], rows[-1]["share_of_bandwidth"], rows[0]["tok_s"]) == ("1000.00", "0.7500", "")
+    page = SPEED_OF_HEADS.markdown(found)
+    assert "| whole step | 8 | 8192 | 4 | 8,000.0 | 1,000 | 3,000 | 75 % | 1.25× |" in page
+
+
+def test_another_file_is_one_line(tmp_path):
+    for text in ("", '{"device": "x"}', "no JSON"):
+        (tmp_path / "heads.jsonl").write_text(text)
+        with pytest.raises(UserError, match=r"wisparse\.kernels\.bench\.gpu_heads"):
+            SPEED_OF_HEADS.read(tmp_path / "heads.jsonl")
