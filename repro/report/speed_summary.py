@@ -15,6 +15,7 @@ from ..tables.speed_table import (
     plain_pytorch,
     read_speed,
     setting_of,
+    weights_of,
 )
 from ..tables.text import NOT_MEASURED, table_row
 
@@ -98,7 +99,9 @@ def _measured(data: SpeedData) -> list[dict[str, Any]]:
     return [
         record
         for record in records
-        if hardware(record["model"]) == DEVICE and record["model"]["dtype"] == DTYPE
+        if hardware(record["model"]) == DEVICE
+        and record["model"]["dtype"] == DTYPE
+        and weights_of(record) is None
     ]
 
 

@@ -15,6 +15,7 @@ from .text import NOT_MEASURED, model_lines
 
 ENGINE_DENSE, COMPILED, EAGER = "engine-dense", "torch.compile", "eager"
 COMPILED_DECODER = "compiled-decoder"
+FEW_BITS = ("compiled-decoder-int8", "compiled-decoder-int4")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def read_speed(folder: Path) -> SpeedData:
         command="a cell with latency=decode",
     )
     check_names(
-        ((cell.folder, cell.record) for cell in cells.values()), varied=("dtype", "protocol", "search budget")
+        ((cell.folder, cell.record) for cell in cells.values()),
+        varied=("dtype", "protocol", "search budget", "quantisation"),
     )
     return SpeedData(cells)
 
@@ -59,7 +61,7 @@ def baselines(latency: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
     if modes:
         fastest = max(modes, key=lambda name: modes[name]["tok_s"])
         yield COMPILED, fastest.removeprefix(COMPILED).strip(), modes[fastest]
-    for name in (COMPILED_DECODER, EAGER, ENGINE_DENSE):
+    for name in (COMPILED_DECODER, *FEW_BITS, EAGER, ENGINE_DENSE):
         if name in timings:
             yield name, name, timings[name]
 
@@ -110,7 +112,14 @@ def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:
     """Settings that a speed depends on beside the plan."""
     model, latency = record["model"], record["latency"]
     lengths = (latency["batch"], latency["prompt"], latency["new_tokens"])
-    return (hardware(model), model["name"], model["dtype"], *lengths)
+    weights = (record.get("quantisation") or {}).get("description", "")
+    return (hardware(model), model["name"], model["dtype"], weights, *lengths)
+
+
+def weights_of(record: dict[str, Any]) -> str | None:
+    """Name of how the weights were quantised; None: they are the model's own."""
+    found = record.get("quantisation")
+    return None if found is None else found["name"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,7 @@ def columns(_: Sequence[str]) -> list[Column[SpeedEntry]]:
         Column("prompt", "Prompt", lambda entry: entry.latency["prompt"]),
         Column("new_tokens", "", lambda entry: entry.latency["new_tokens"]),
         Column("dtype", "", lambda entry: entry.record["model"]["dtype"]),
+        Column("quantisation", "Weights", lambda entry: weights_of(entry.record), optional=True),
         Column("tok_s", "tok/s", lambda entry: entry.latency["tok_s"], 3, number(1)),
         Column("baseline", "Against", lambda entry: entry.baseline),
         Column("baseline_tok_s", "Its tok/s", lambda entry: entry.baseline_tok_s, 3, number(1)),
@@ -262,7 +272,7 @@ def _row(record: dict[str, Any], plain: PlainPyTorch) -> list[str]:
     spread = 50 * (measured["tok_s_highest"] - measured["tok_s_lowest"]) / measured["tok_s"]
     over = {name: f"{latency['tok_s'] / timing['tok_s']:.2f}×" for name, _, timing in baselines(latency)}
     return [
-        record["model"]["name"],
+        ", ".join(filter(None, (record["model"]["name"], weights_of(record)))),
         record["model"]["dtype"],
         str(latency["batch"]),
         str(latency["prompt"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.record_facts import hardware
 from wisparse.repro.report.speed_summary import DEVICE, _is_front, speed_by_model, speed_by_setting
 from wisparse.repro.speed.kernel_table import kernels_csv, renewed
-from wisparse.repro.tables.speed_table import SpeedData, read_speed, speed_markdown
+from wisparse.repro.tables.speed_table import SPEED, SpeedData, read_speed, speed_markdown
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,29 @@ def test_the_plot_shows_a_product_as_a_step_runs_it_but_alone():
     assert [one["us"] for one in _one_way_each(rows)] == ["2"]
     assert [one["us"] for one in _one_way_each([rows[0]])] == ["0"]
     assert _one_way_each([row("1") | {"projection": "attention"}]) == []
+
+
+def test_quantised_cells_are_rows_of_their_own_and_stay_out_of_the_summary(kept):
+    """The CSV names their weights; without one it has no such column."""
+    own = next(
+        cell
+        for cell in kept.sorted_cells()
+        if _is_front(cell.record) and hardware(cell.record["model"]) == DEVICE
+    )
+    latency = own.record["latency"]
+    few = {"compiled-decoder-int4": latency["timings"]["engine-dense"] | {"tok_s": 329.0}}
+    quantised = own.record | {
+        "quantisation": {"name": "int4", "description": "int4 in groups of 128 outputs"},
+        "latency": latency | {"tok_s": 700.0, "timings": latency["timings"] | few},
+    }
+    data = SpeedData({"own": own, "int4": MeasuredCell(quantised, {}, own.folder)})
+    assert "quantisation" not in SPEED.csv(SpeedData({"own": own})).splitlines()[0]
+    rows = list(csv.DictReader(io.StringIO(SPEED.csv(data))))
+    assert {(row["quantisation"], row["tok_s"]) for row in rows} == {
+        ("", f"{latency['tok_s']:.3f}"),
+        ("int4", "700.000"),
+    }
+    (against,) = [row for row in rows if row["baseline"] == "compiled-decoder-int4"]
+    assert against["speedup"] == f"{700 / 329:.4f}"
+    assert f"| {own.record['model']['name']}, int4 |" in SPEED.markdown(data)
+    assert speed_by_model(data) == speed_by_model(SpeedData({"own": own}))
