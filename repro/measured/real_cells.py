@@ -29,6 +29,13 @@ READING = "wisparse_"
 BESIDE_READINGS = ("teal", "teal_uniform", "wisparse")
 """Methods that readings are shown beside."""
 
+OWN = ("equal_loss", "spon", "teal_folded")
+"""How the names of this project's methods begin, of the rival that is trained as they are, and of a control."""
+NEW = ("equal_loss_folded", "equal_loss_trained")
+"""Those that a part of the page is about."""
+BESIDE_OWN = ("teal", "wina", "wisparse", "wisparse_tokens_protocol")
+"""Published methods that they are shown beside."""
+
 Place = tuple[Section, str, float, int]
 """Section, method, nominal sparsity, seed."""
 Value = TypeVar("Value")
@@ -113,6 +120,26 @@ def read_readings(*folders: Path) -> RealData:
     methods = {method for _, method, *_ in cells}
     unreachable = {key: most for key, most in data.unreachable.items() if key[1] in methods}
     return replace(data, cells=cells, unreachable=unreachable)
+
+
+def read_own(*folders: Path) -> RealData:
+    """Read cells of this project's methods, and of published ones where any of them was measured.
+
+    Searches differ in which tokens are sparse while they search. Raises as `read_real`.
+    """
+    command = "`python repro/run.py experiment=method_real`"
+    data = _read(folders, command, varied=("search", "search budget", "calibration"))
+    measured = {section for section, method, *_ in data.cells if method in NEW}
+    suites = {section[:2] for section in measured}
+
+    def shown(section: Section, method: str) -> bool:
+        if method == "dense":
+            return section[:2] in suites
+        return section in measured and (method.startswith(OWN) or method in BESIDE_OWN)
+
+    return replace(
+        data, cells={place: cell for place, cell in data.cells.items() if shown(*place[:2])}, unreachable={}
+    )
 
 
 def _read(folders: Iterable[Path], command: str, varied: Collection[str]) -> RealData:

@@ -21,6 +21,7 @@ from ..record_facts import suite_choice
 from ..records import ITEMS, RECORD, UNREACHABLE, write_text
 from .against_bytes.frontier_table import FRONTIER
 from .against_bytes.given_loss_table import GIVEN_LOSS
+from .against_bytes.own_table import OWN
 from .against_bytes.quantised_table import QUANTISED
 from .full_size_table import FULL_SIZE
 from .heads_table import HEADS
@@ -46,6 +47,7 @@ TABLES: dict[str, Table[Any]] = {
         TABLE2,
         REAL,
         READINGS,
+        OWN,
         FRONTIER,
         GIVEN_LOSS,
         QUANTISED,
@@ -147,7 +149,8 @@ def main() -> None:
     table = TABLES[arguments.table]
     if arguments.where and table not in (FRONTIER, QUANTISED, HEADS):
         parser.error("--where chooses records of frontier, quantised and heads alone")
-    if len(arguments.records) > 1 and table not in (FRONTIER, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS):
+    of_several = (FRONTIER, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN)
+    if len(arguments.records) > 1 and table not in of_several:
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
         check_keepable(arguments.keep_records, arguments.records)

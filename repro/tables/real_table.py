@@ -68,6 +68,17 @@ class RealEntry:
         return float(np.mean(numbers)) if numbers else None
 
     @property
+    def trained(self) -> bool:
+        """Whether anything of its plan was trained."""
+        return any("training" in cell.record["plan"]["seconds_by_stage"] for cell in self.cells.values())
+
+    @property
+    def plan_seconds(self) -> float | None:
+        """Seconds of everything that making the plan took, mean over the seeds."""
+        found = [sum(cell.record["plan"]["seconds_by_stage"].values()) for cell in self.cells.values()]
+        return float(np.mean(found)) if found else None
+
+    @property
     def kept(self) -> float | None:
         """Average as a percentage of the dense average."""
         average, dense = self.of_record("average"), self.data.dense(self.section)
