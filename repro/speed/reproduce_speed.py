@@ -23,7 +23,10 @@ from ..tables.make import TABLES, keep_records, write_tables
 from ..tables.speed_table import read_speed
 from .kernel_table import write_kernels
 
-EXPERIMENTS = {"cuda": ("speed_full", "speed_batches", "speed_contexts"), "cpu": ("speed", "speed_1b")}
+EXPERIMENTS = {
+    "cuda": ("speed_full", "speed_int8", "speed_int4", "speed_batches", "speed_contexts"),
+    "cpu": ("speed", "speed_1b"),
+}
 RESULTS = REPOSITORY / "results"
 KEPT = RESULTS / "records" / "speed.tar.xz"
 KEPT_FIGURES = RESULTS / "records" / "figures.tar.xz"

@@ -156,7 +156,12 @@ def test_quantised_cells_are_rows_of_their_own_and_stay_out_of_the_summary(kept)
     latency = own.record["latency"]
     few = {"compiled-decoder-int4": latency["timings"]["engine-dense"] | {"tok_s": 329.0}}
     quantised = own.record | {
-        "quantisation": {"name": "int4", "description": "int4 in groups of 128 outputs"},
+        "quantisation": {
+            "name": "int4",
+            "config": {},
+            "description": "int4 in groups of 128 outputs",
+            "bits_per_weight": 4.125,
+        },
         "latency": latency | {"tok_s": 700.0, "timings": latency["timings"] | few},
     }
     data = SpeedData({"own": own, "int4": MeasuredCell(quantised, {}, own.folder)})
