@@ -1,0 +1,94 @@
+"""Precision and recall of SparseInfer's signs on held-out text, by block and α, of a trained ReLU model.
+
+python -m wisparse.repro.train.predictor outputs/relu-models/llama-mini-relu --output results/relu/predictor
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ...method.calibration import Calibration
+from ...method.signs.predictor import PredictedNeurons, predicted_neurons
+from ..configuration import mistakes_in_one_line
+from ..embedded.card import held_out_sample
+from ..models.tokenizer import load_tokenizer
+from ..records import write_text
+from ..tables.csv_rows import csv_text
+from ..tables.text import table_row
+
+ALPHAS = (0.9, 0.95, 1.0, 1.03, 1.05, 1.1, 1.2, 1.3)
+"""Negative over positive products beyond which a neuron is taken to be zero; the releases have 1 and 1.03."""
+NAMES = ("block", "alpha", "zeros", "predicted", "precision", "recall", "active_kept")
+
+
+def limit_of(alpha: float, channels: int) -> int:
+    """Most negative products of a neuron that is computed: N₋ ≤ α·N₊."""
+    return int(alpha * channels / (1.0 + alpha) + 1e-9)
+
+
+def rows(counted: list[PredictedNeurons], channels: int) -> Iterator[dict[str, str]]:
+    """A row for every block and α, shares with four decimals.
+
+    zeros: neurons whose gate is zero; predicted: those taken to be; precision: share of these that are; recall:
+    share of zeros that are predicted; active_kept: share of the others that are computed.
+    """
+    for block, one in enumerate(counted):
+        for alpha in ALPHAS:
+            limit = limit_of(alpha, channels)
+            zeros = one.zero.sum()
+            shares = (
+                float(zeros / one.every.sum()),
+                one.predicted(limit),
+                one.precision(limit),
+                float(one.zero[limit + 1 :].sum() / zeros) if zeros else 0.0,
+                one.recall(limit),
+            )
+            numbers = (f"{share:.4f}" for share in shares)
+            yield dict(zip(NAMES, (str(block), f"{alpha:g}", *numbers), strict=True))
+
+
+def page(name: str, found: list[dict[str, str]]) -> str:
+    """The rows as a page: α by block, precision / share of zeros that are predicted / share of active kept."""
+    blocks = list(dict.fromkeys(row["block"] for row in found))
+    lines = [
+        f"# What signs predict of {name}",
+        "",
+        "On held-out text, in percent: precision / recall of zeros / active neurons that are computed. A neuron "
+        "is taken to be zero where its negative products are more than α times its positive ones (SparseInfer, "
+        "arXiv 2411.12692).",
+        "",
+        table_row(["block", "zeros", *(f"α = {alpha:g}" for alpha in ALPHAS)]),
+        "|---|---:" + "|---:" * len(ALPHAS) + "|",
+    ]
+    for block in blocks:
+        mine = [row for row in found if row["block"] == block]
+        shown = [
+            " / ".join(f"{100 * float(row[part]):.0f}" for part in ("precision", "recall", "active_kept"))
+            for row in mine
+        ]
+        lines.append(table_row([block, f"{100 * float(mine[0]['zeros']):.0f}", *shown]))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the table of a model folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
+    arguments = parser.parse_args()
+    with mistakes_in_one_line():
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+        calibration = Calibration(model, held_out_sample(load_tokenizer(arguments.model)))
+        found = list(rows(predicted_neurons(calibration), model.config.hidden_size))
+        write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, found))
+        write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(arguments.model.name, found))
+    print(f"written: {arguments.output}.md and {arguments.output}.csv")
+
+
+if __name__ == "__main__":
+    main()
