@@ -58,9 +58,9 @@ def page(name: str, found: list[dict[str, str]]) -> str:
     lines = [
         f"# What signs predict of {name}",
         "",
-        "On held-out text, in percent: precision / recall of zeros / active neurons that are computed. A neuron "
-        "is taken to be zero where its negative products are more than α times its positive ones (SparseInfer, "
-        "arXiv 2411.12692).",
+        "On held-out text, in percent: precision / recall of zeros / active neurons that are computed. A "
+        "neuron is taken to be zero where its negative products are more than α times its positive ones "
+        "(SparseInfer, arXiv 2411.12692).",
         "",
         table_row(["block", "zeros", *(f"α = {alpha:g}" for alpha in ALPHAS)]),
         "|---|---:" + "|---:" * len(ALPHAS) + "|",
