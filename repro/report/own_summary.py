@@ -1,0 +1,64 @@
+"""Own methods on the real model in short, and every setting that was tried on the way to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+from ..configuration import REPOSITORY
+from ..measured.cells import method_rank
+from ..tables.csv_rows import Row, read_rows
+from ..tables.text import NOT_MEASURED, table_row
+from .real_summary import SHOWN, SPARSITIES, mean_shown
+
+OWN = REPOSITORY / "results" / "real" / "method.csv"
+TRIED = REPOSITORY / "results" / "real" / "settings_tried.csv"
+
+
+def own_table(path: Path = OWN) -> str:
+    """Perplexity, its rise and accuracy of own methods and those beside them, means over the seeds."""
+    rows = [row for row in read_rows(path) if row["method"] != "dense" and row["search_budget"] == "medium"]
+    if not rows:
+        return f"*{NOT_MEASURED.capitalize()}.*"
+    heads = [title.format(f"{sparsity:.0%}") for *_, title, _ in SHOWN for sparsity in SPARSITIES]
+    lines = [table_row(["", "protocol", "trained", "seeds", *heads, "plan, s"])]
+    lines.append("|---|---|---|---:" + "|---:" * (len(heads) + 1) + "|")
+    for protocol in sorted({row["protocol"] for row in rows}, reverse=True):
+        of_protocol = [row for row in rows if row["protocol"] == protocol]
+        for method in sorted({row["method"] for row in of_protocol}, key=method_rank):
+            mine = [row for row in of_protocol if row["method"] == method]
+            lines.append(table_row([method, protocol, *_shown(mine)]))
+    return "\n".join(lines)
+
+
+def _shown(rows: list[Row]) -> Iterator[str]:
+    measured = [row for row in rows if row["status"] == "measured"]
+    yield "yes" if any(row["trained"] == "True" for row in measured) else ""
+    perplexities = [row for row in measured if row["perplexity"] and float(row["sparsity"]) in SPARSITIES]
+    yield str(len({row["seed"] for row in perplexities}))
+    for suite, column, _, digits in SHOWN:
+        of_suite = [row for row in measured if row["suite"] == suite]
+        yield from (mean_shown(of_suite, sparsity, column, digits) for sparsity in SPARSITIES)
+    seconds = [float(row["plan_seconds"]) for row in measured if row["plan_seconds"]]
+    yield f"{fmean(seconds):.0f}" if seconds else NOT_MEASURED
+
+
+def tried_table(path: Path = TRIED) -> str:
+    """Rise as a share of TEAL's of every setting tried, by text; in italics beyond TEAL's cells."""
+    rows = [row for row in read_rows(path) if row["rise_share"]]
+    texts = list(dict.fromkeys(row["text"] for row in rows))
+    lines = [table_row(["", "sparsity", *texts]), "|---|---:" + "|---:" * len(texts) + "|"]
+    for setting, sparsity in dict.fromkeys((row["setting"], row["sparsity"]) for row in rows):
+        mine = {row["text"]: row for row in rows if (row["setting"], row["sparsity"]) == (setting, sparsity)}
+        lines.append(
+            table_row([setting, f"{float(sparsity):.0%}", *(_share(mine.get(text)) for text in texts)])
+        )
+    return "\n".join(lines)
+
+
+def _share(row: Row | None) -> str:
+    if row is None:
+        return NOT_MEASURED
+    share = f"{float(row['rise_share']):.2f}"
+    return share if row["between_cells"] == "true" else f"*{share}*"
