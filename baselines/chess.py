@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.mechanism import Mechanism
 from ..method.base import Method
 from ..method.calibration import BlockStatistics, Calibration
 from ..method.errors import OutOfReachError, UserError
@@ -38,6 +39,11 @@ class CHESS(Method):
         if self.release not in IMPORTANCE_WEIGHTS:
             known = ", ".join(IMPORTANCE_WEIGHTS)
             raise UserError(f"method.release must be one of {known}, not '{self.release}'")
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """Thresholds on the gate."""
+        return frozenset({Mechanism.GATE})
 
     def touched(self) -> tuple[str, ...]:
         """Projections whose weights are skipped."""

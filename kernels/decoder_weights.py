@@ -16,6 +16,10 @@ from .quantised.stored import StoredWeight
 
 LM_HEAD = "lm_head"
 """Name of the head beside the keys of projections."""
+NO_GATES_IN_FEW_BITS = (
+    "the decode engine does not read neurons of quantised weights by their gate; take another method or the "
+    "model's own weights, or evaluate the plan without the engine (latency=none)"
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,7 @@ def _pack_block(
     linears = block_projections(decoder.blocks[index])
     qkv = [linears[name] for name in ("q", "k", "v")]
     if gated and stored is not None:
-        raise KernelError(
-            "the decode engine does not read neurons of quantised weights by their gate; take another "
-            "method or the model's own weights, or evaluate the plan without the engine (latency=none)"
-        )
+        raise KernelError(NO_GATES_IN_FEW_BITS)
 
     def packed(*names: str) -> Tensor | PackedWeight:
         if stored is None:

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from .block_rules import block_rules, check_supported, dense_for_a_batch, gated_blocks, needed
 from .decoder import Decoder
-from .decoder_weights import DecoderWeights, pack, unpack
+from .decoder_weights import NO_GATES_IN_FEW_BITS, DecoderWeights, pack, unpack
 from .errors import KernelError
 from .executable import check_executable
 from .folding import bases_of, folded
 from .held_weights import check_held, hold, let_go, remember
 from .plan_data import BlockPlan, Mechanism, Plan
 from .prompt import PreparedPrompt, check_continuation, prepared
-from .quantised.packed import FORMATS as PACKED_FORMATS
-from .quantised.packed import QuantisedModel
+from .quantised.packed import FORMATS, QuantisedModel
 from .sampling import Greedy, Sampler, require_finite
 from .static_cache import StaticCache, check_positions
 
@@ -79,8 +78,6 @@ BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 """Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
 MECHANISMS = {"cuda": _gpu_mechanisms, "cpu": _cpu_mechanisms}
 """What of a plan each of them executes."""
-FORMATS = {"cuda": frozenset(PACKED_FORMATS), "cpu": frozenset(PACKED_FORMATS)}
-"""Formats of weights in few bits that each of them reads."""
 DTYPES = {
     "cuda": (torch.bfloat16, torch.float16, torch.float32),
     "cpu": (torch.float32, torch.bfloat16),
@@ -113,18 +110,14 @@ def check_decodable(
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES[device])
         raise KernelError(f"on {device} the decode engine reads weights in {names}, not in {weight.dtype}")
     check_positions(model, capacity)
-    place = "a GPU" if device == "cuda" else "a CPU"
-    check_supported(mechanisms, MECHANISMS[device](), place)
-    if lacking := sorted(set(formats) - FORMATS[device]):
+    check_supported(mechanisms, MECHANISMS[device](), "a GPU" if device == "cuda" else "a CPU")
+    if lacking := sorted(set(formats) - set(FORMATS)):
         raise KernelError(
-            f"on {place} the decode engine has no kernels for weights in {' and '.join(lacking)} yet; "
+            f"the decode engine has no kernels for weights in {' and '.join(lacking)} yet; "
             "evaluate the plan without the engine (latency=none)"
         )
     if formats and Mechanism.GATE in mechanisms:
-        raise KernelError(
-            "the decode engine does not read neurons of quantised weights by their gate; take another "
-            "method or the model's own weights, or evaluate the plan without the engine (latency=none)"
-        )
+        raise KernelError(NO_GATES_IN_FEW_BITS)
     if formats and device == "cuda":
         from .gpu.cuda_tiles import check_few_bits
 

@@ -50,13 +50,25 @@ def test_perplexities_records_and_the_model_afterwards(start):
 
 
 @pytest.mark.slow
+def test_the_engine_is_timed_on_the_stored_weights(start):
+    quick = ["latency=decode", "latency.new_tokens=4", "latency.repeats=1", "latency.realised_tolerance=null"]
+    own, few = (
+        json.loads(start(*CELL, "method=teal_uniform", *quick, "latency.baselines=[]", *bits)[1][-1])
+        for bits in ([], ["quantisation=int4"])
+    )
+    assert few["latency"]["tok_s"] > 0
+    assert few["latency"]["kernels"].keys() == own["latency"]["kernels"].keys()
+    ratio = (
+        few["latency"]["traffic"]["dense_bytes_per_token"] / own["latency"]["traffic"]["dense_bytes_per_token"]
+    )
+    assert 4.25 / 32 < ratio < 8.5 / 32  # blocks in 4 bits, the head in 8
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["quantisation=int4", "latency=decode", "quantisation.group=64"],
-            "no kernels for weights in int4 yet",
-        ),
+        (["quantisation=int4", "latency=decode", "method=chess"], "read neurons of quantised weights by their"),
         (["quantisation=int4_calibrated", "method=wina_rotated"], "not calibrated in rotated bases"),
         (["quantisation=int4", "quantisation.group=128"], "group=128 does not divide the 320 outputs of 0.q"),
         (["quantisation=int4", "quantisation.group=0"], "quantisation.group=0 is not a whole number from 1 up"),
@@ -66,7 +78,8 @@ def test_perplexities_records_and_the_model_afterwards(start):
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(start, overrides, message):
-    code, out, err = start(*CELL, "method=teal", *overrides)
+    method = [] if any(one.startswith("method=") for one in overrides) else ["method=teal"]
+    code, out, err = start(*CELL, *method, *overrides)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, out) == (2, [])
     assert message in line
