@@ -20,10 +20,11 @@ class PredictedNeurons:
     """Neurons of one block over a text by how many negative products they have, (hidden + 1,) int64."""
 
     active: Tensor
-    """Those whose gate is above 0."""
+    """Neurons whose gate is above 0."""
     zero: Tensor
-    """Those whose activated gate is exactly 0."""
+    """Neurons whose activated gate is exactly 0."""
     every: Tensor
+    """All neurons."""
 
     def limit(self, recall: float) -> int:
         """Least number of negative products that this share of the active neurons does not exceed."""

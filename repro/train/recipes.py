@@ -52,7 +52,7 @@ CONTINUATIONS = {
         kept=0.5,
     ),
 }
-"""By name; the control first."""
+"""Continuations by name, the control first."""
 
 
 def recipe(tokens: int) -> Recipe:
