@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...method.errors import UserError
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparable import check_comparable, check_one_format, check_same_items, without_seed
 from .comparison import Between, Comparison, at_equal_bytes, bytes_of
@@ -159,7 +160,13 @@ def read_quantised(
             check_comparable(sparse, ("quantisation",))
         for name in {place.quantisation for place in mine}:
             check_one_format(cell for place, cell in mine.items() if place.quantisation == name)
-    return QuantisedData(cells)
+    data = QuantisedData(cells)
+    if not data.models:
+        raise UserError(
+            f"{', '.join(map(str, folders))} holds no dense model in its own weights, which the others are "
+            "compared with; run method=dense quantisation=none of the same model and suite"
+        )
+    return data
 
 
 def _format_rank(quantisation: str) -> tuple[int, str]:

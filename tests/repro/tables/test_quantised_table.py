@@ -96,3 +96,9 @@ def test_one_format_under_two_settings_is_refused(folder):
         read_quantised(folder)
     with pytest.raises(UserError, match=r"run `python repro/run\.py experiment=quantised` first"):
         read_quantised(folder, keep=lambda record: False)
+
+
+def test_without_a_model_to_compare_with_there_is_no_table(tmp_path):
+    cell(tmp_path, "dense", 0.0, 2, 5.0, weights("wanda-0.5-bitmap", index="bitmap"))
+    with pytest.raises(UserError, match="run method=dense quantisation=none"):
+        read_quantised(tmp_path)
