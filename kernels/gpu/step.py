@@ -33,22 +33,8 @@ from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
 from .shared_masks import OF_A_BATCH, deciding
 from .sites import Reads, Site, make_site
+from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
-
-PARTS = {
-    "attention": "attention",
-    "batch_product": "products",
-    "compact": "norms",
-    "gemv": "products",
-    "low_rank": "products",
-    "neurons": "products",
-    "product": "products",
-    "router": "selection",
-    "select": "selection",
-    "shared_lists": "selection",
-    "short_attention": "attention",
-}
-"""Part of a step that launches belong to, by their module."""
 
 
 class GPUDecodeStep:
@@ -120,19 +106,8 @@ class GPUDecodeStep:
 
     def ran(self) -> dict[str, str]:
         """Language of the launches of each part; see `DecodeStep`. A norm within a product counts as both."""
-        found: dict[str, set[str]] = {}
-        for launch in self.launches:
-            function = launch
-            while isinstance(function, partial):
-                function = function.func
-            *_, folder, module = function.__module__.split(".")
-            language = "cuda" if folder == "cuda" else "triton"
-            found.setdefault(PARTS[module], set()).add(language)
-            if any(isinstance(argument, Normed) for argument in launch.args):
-                found.setdefault("norms", set()).add(language)
-        return {part: " and ".join(sorted(languages)) for part, languages in sorted(found.items())} | {
-            "lm_head": "cuda" if LM_HEAD in self.cuda_products else "torch"
-        }
+        head = "cuda" if LM_HEAD in self.cuda_products else "torch"
+        return languages_of(self.launches) | {"lm_head": head}
 
     def freeze(self) -> None:
         """Fix all addresses, for a CUDA graph that holds them."""
