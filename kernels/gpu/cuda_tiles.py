@@ -30,26 +30,33 @@ TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
         "down": (CUDATile(cluster=8, unroll=3),),
     },
     8: {
-        "qkv": (CUDATile(columns=128, cluster=6, unroll=4, resident=3),),
-        "o": (CUDATile(columns=128, warps=4, cluster=8, unroll=6),),
-        "gate_up": (CUDATile(columns=128, cluster=3, resident=3),),
+        "qkv": (CUDATile(columns=128, warps=16, cluster=2, unroll=4, resident=1),),
+        "o": (CUDATile(cluster=8, unroll=4, resident=4),),
+        "gate_up": (
+            CUDATile(columns=128, cluster=2),
+            CUDATile(columns=128, cluster=2, unroll=4, resident=3),
+        ),
         "down": (CUDATile(columns=128, cluster=8, unroll=4),),
-        LM_HEAD: (CUDATile(columns=128, resident=2),),
+        LM_HEAD: (CUDATile(columns=128, warps=4, resident=4, ahead=2),),
     },
     4: {
         "qkv": (
-            CUDATile(columns=256, cluster=6, unroll=4),
-            CUDATile(columns=128, cluster=6, unroll=4, resident=3),
+            CUDATile(columns=256, warps=16, cluster=4, unroll=4, resident=1),
+            CUDATile(columns=128, cluster=8, unroll=4, resident=3),
         ),
-        "o": (CUDATile(columns=256, cluster=8, unroll=4), CUDATile(columns=128, cluster=8, unroll=4)),
-        "gate_up": (CUDATile(columns=256, cluster=4), CUDATile(columns=128, cluster=4, resident=3)),
-        "down": (CUDATile(columns=256, cluster=8, unroll=4), CUDATile(columns=128, cluster=8, unroll=4)),
-        LM_HEAD: (CUDATile(columns=256, cluster=2), CUDATile(columns=128, resident=2)),
+        "o": (CUDATile(columns=128, warps=16, cluster=3, resident=1),),
+        "gate_up": (
+            CUDATile(columns=256, cluster=4, unroll=4),
+            CUDATile(columns=256, cluster=3, unroll=4),
+            CUDATile(columns=128, cluster=4, unroll=4, resident=4),
+        ),
+        "down": (CUDATile(columns=256, warps=16, cluster=6, resident=1), CUDATile(columns=128, cluster=8)),
+        LM_HEAD: (CUDATile(columns=128, warps=4, resident=4, ahead=2),),
     },
 }
 """Tiles by bits of a stored value and by product; of each the first that fits and whose thread blocks all run
-at once. Those of 16 bits are from sweeps of some hundred tiles in a decode step, shapes of Llama-3.1-8B and
-Qwen2.5-7B, one H200."""
+at once. From sweeps of some hundred tiles in a decode step, one H200: of 16 bits at shapes of Llama-3.1-8B and
+Qwen2.5-7B; of 8 and 4, in groups of 128, of Llama-3.1-8B at half sparsity, with lm_head in 8."""
 FEW_BITS = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K})
 """What of a plan goes with weights in few bits."""
 SHORT_ATTENTION = CUDAAttentionTile()

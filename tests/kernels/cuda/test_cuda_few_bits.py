@@ -8,10 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.cuda import compiled as cuda_compiled
+from wisparse.kernels.cuda import product as cuda_product_module
 from wisparse.kernels.cuda.product import Given, cuda_neurons, cuda_onto, cuda_product, squares_of
 from wisparse.kernels.cuda.product_tile import CUDATile
 from wisparse.kernels.cuda.stored_weight import CUDAWeight, Storage
+from wisparse.kernels.decoder_weights import LM_HEAD
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu.cuda_tiles import cuda_products_of, tile_of
 from wisparse.kernels.quantised.int4 import int4_rounded
 from wisparse.kernels.quantised.int8 import int8_rounded
 from wisparse.kernels.quantised.packed import side_by_side
@@ -150,3 +155,54 @@ def test_what_does_not_fit_is_refused() -> None:
     wrong = CUDAWeight(weight.values, weight.storage, weight.scales[:, :32], weight.zeros)
     with pytest.raises(KernelError, match="scales has shape"):
         cuda_product(Given(x), bounds, wrong, (128,), out, TILES[1])
+
+
+STORAGES = (Storage(8), Storage(4, 64), Storage(4, 128))
+
+
+@pytest.mark.parametrize("name", MODEL_SHAPES)
+def test_every_default_tile_fits_the_large_models(name: str) -> None:
+    """Their widths are multiples of both groups; thread blocks of a product run at once on an H200."""
+    for storage in STORAGES:
+        for one in cuda_products_of(MODEL_SHAPES[name], {LM_HEAD: storage}):
+            tile = tile_of(one, 132, storage)
+            assert storage.suits(one.widths), (storage, one)
+            assert tile.fits(one.inner, one.widths, storage), (storage, one, tile)
+            if one.name != LM_HEAD and storage.group != 64:
+                assert tile.blocks(one.tiled_widths) <= 132 * tile.resident, (storage, one, tile)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_every_launch_of_a_large_model_compiles(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute capability 9.0 and the tiles that are used there; no GPU is needed."""
+    pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
+    sizes = []
+
+    def compile_only(kernel: str, constants: dict, *_: object) -> None:
+        sizes.append(len(cuda_compiled.compiled(kernel, constants, (9, 0))))
+
+    monkeypatch.setattr(cuda_product_module, "launch", compile_only)
+    for one in cuda_products_of(MODEL_SHAPES["llama3.1-8b"], {LM_HEAD: storage}):
+        tile, inner, out = tile_of(one, 132, storage), one.inner, one.out
+        four = storage.bits == 4
+        weight = CUDAWeight(
+            torch.empty(inner, out // (2 if four else 1), dtype=torch.uint8 if four else torch.int8),
+            storage,
+            torch.empty(out // storage.group, inner, dtype=torch.float16)
+            if four
+            else torch.empty(len(one.widths), inner),
+            None,
+            None if four else torch.empty(out),
+        )
+        x, sums = torch.empty(1, inner, dtype=torch.bfloat16), torch.empty(1, out)
+        if one.name == "gate_up":
+            hidden = torch.empty(1, one.widths[0], dtype=torch.bfloat16)
+            cuda_neurons(Given(x), torch.empty(2, inner), weight, hidden, tile)
+        elif one.name in ("o", "down"):
+            squares = torch.empty(1, squares_of(out))
+            cuda_onto(Given(x), torch.empty(1, inner), weight, sums, squares, tile)
+        else:
+            bounds = None if one.name == LM_HEAD else torch.empty(3, inner)
+            cuda_product(Given(x), bounds, weight, one.widths, sums, tile)
+    assert len(sizes) == 5
+    assert min(sizes) > 0
