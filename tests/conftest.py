@@ -41,6 +41,22 @@ TINY_SEARCH = [
     "search.share_population=3",
     "search.share_generations=1",
 ]
+BASIS = ["method.inner.basis.steps=2", "method.inner.basis.tokens_a_step=16"]
+TINY_METHOD = {
+    "equal_loss_folded": ["method.own_sequences=2", *BASIS],
+    "equal_loss_own_text": ["method.own_sequences=2"],
+    "equal_loss_trained": [
+        *(
+            "method.own_sequences=2",
+            "method.inner.inner.training.steps=2",
+            "method.inner.inner.training.sequences=2",
+        ),
+        *BASIS,
+    ],
+    "spon": ["method.own_sequences=2", "method.inner.training.steps=2", "method.inner.training.sequences=2"],
+    "teal_folded": ["method.basis.steps=2", "method.basis.tokens_a_step=16"],
+}
+"""Settings of methods whose steps no search budget bounds."""
 
 
 def make_tiny_model(
@@ -99,7 +115,8 @@ def last_of_each(overrides: Iterable[str]) -> list[str]:
 
 def make_method(name: str, *overrides: str):
     """A method as its configuration describes it, under a tiny search budget."""
-    return instantiate(composed(f"method={name}", *TINY_SEARCH, *overrides).method)
+    given = last_of_each([f"method={name}", *TINY_SEARCH, *TINY_METHOD.get(name, ()), *overrides])
+    return instantiate(composed(*given).method)
 
 
 def make_protocol(name: str):

@@ -41,6 +41,9 @@ class Folded(Method):
         self.inner.check_reach(calibration, sparsity)
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        if sparsity == 0.0:  # nothing is dropped in any basis
+            calibration.prepare(self.inner.needs)
+            return self.inner._plan(calibration, sparsity, cost)
         with cost.stage("bases"):
             bases = shared_bases(calibration, self.basis_sequences, self.basis)
         with folded_into(calibration.model, bases):

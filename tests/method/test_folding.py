@@ -25,10 +25,6 @@ HALF = TokenPolicy(name="half", source="", dense_share=0.5)
 
 
 FEW = BasisSettings(steps=3, tokens=64, tokens_a_step=16)
-TINY = {
-    "teal_folded": ["method.basis.steps=3"],
-    "equal_loss_folded": ["method.own_sequences=4", "method.inner.basis.steps=3"],
-}
 
 
 def test_bases_of_values_are_the_principal_axes_of_the_sparse_tokens(model):
@@ -86,7 +82,7 @@ def test_a_hidden_sparse_basis_is_found():
 @pytest.mark.parametrize("method", ["teal_folded", "equal_loss_folded"])
 def test_a_plan_in_folded_bases_is_kept_and_leaves_the_model_whole(model, tmp_path, method):
     before = {name: value.clone() for name, value in model.named_parameters()}
-    plan = make_method(method, *TINY[method]).plan(make_calibration(model), 0.5)
+    plan = make_method(method).plan(make_calibration(model), 0.5)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     plan.save(tmp_path / "plan")
     read = SparsityPlan.load(tmp_path / "plan")
@@ -104,7 +100,7 @@ def test_a_plan_in_folded_bases_is_kept_and_leaves_the_model_whole(model, tmp_pa
 
 
 def test_dense_tokens_stay_as_they_are(model):
-    plan = make_method("teal_folded", *TINY["teal_folded"]).plan(make_calibration(model), 0.6)
+    plan = make_method("teal_folded").plan(make_calibration(model), 0.6)
     input_ids = prompts(model, 1)
     expected = model(input_ids).logits
     with applied(model, plan, make_protocol("half")):
@@ -116,7 +112,7 @@ def test_dense_tokens_stay_as_they_are(model):
 
 @pytest.mark.slow
 def test_the_engine_decodes_in_folded_bases_as_generate_does(tiny_model):
-    plan = make_method("teal_folded", *TINY["teal_folded"]).plan(make_calibration(tiny_model), 0.5)
+    plan = make_method("teal_folded").plan(make_calibration(tiny_model), 0.5)
     input_ids = prompts(tiny_model, 1)
     expected = generated(tiny_model, plan, "half", input_ids, 20)
     own = tiny_model.lm_head.weight
@@ -130,7 +126,7 @@ def test_the_engine_decodes_in_folded_bases_as_generate_does(tiny_model):
 
 
 def test_bases_that_stand_beside_rotations_are_refused(model, tmp_path):
-    plan = make_method("teal_folded", *TINY["teal_folded"]).plan(make_calibration(model), 0.5)
+    plan = make_method("teal_folded").plan(make_calibration(model), 0.5)
     plan.rotations["0.mlp_input"] = torch.eye(48)
     plan.save(tmp_path / "plan")
     with pytest.raises(PlanError, match="rotated and folded bases"):

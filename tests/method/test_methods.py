@@ -10,7 +10,7 @@ from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import SITE_OF_PROJECTION, key, parameter_shares, split_key
-from wisparse.method.rotation import rotated
+from wisparse.method.rotation import folded_into, rotated
 
 from ..conftest import FAMILIES, METHODS, make_calibration, make_method, make_protocol, make_tiny_model
 
@@ -124,7 +124,7 @@ def recorded_inputs(model, input_ids, plan):
                 lambda _, __, y, name=f"{index}.gate_activation": inputs.__setitem__(name, y)
             )
         )
-    with rotated(model, plan.rotations, plan.gains_kept):
+    with folded_into(model, plan.folded), rotated(model, plan.rotations, plan.gains_kept):
         model(input_ids=input_ids)
     for handle in handles:
         handle.remove()

@@ -130,10 +130,7 @@ def test_own_text_begins_in_the_calibration_text_or_anywhere_and_goes_on_as_the_
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spon", "equal_loss_trained"])
 def test_configured_methods_make_plans_with_biases(model, method):
-    inner = "method.inner" if method == "spon" else "method.inner.inner"
-    few = ["method.own_sequences=4", f"{inner}.training.steps=2", f"{inner}.training.sequences=2"]
-    few += [] if method == "spon" else ["method.inner.basis.steps=2"]
-    plan = make_method(method, *few).plan(make_calibration(model), 0.5)
+    plan = make_method(method).plan(make_calibration(model), 0.5)
     assert all(rule.bias is not None for rule in plan.rules.values())
     assert plan.provenance.search.evaluations["training"] == 2
     assert (plan.folded is None) == (method == "spon")
