@@ -1,0 +1,146 @@
+"""What became of the models that were trained on: zeros, perplexity beside the control, and methods on them.
+
+python -m wisparse.repro.train.relu_table --cards results/relu/cards --records results/relu/records.tar.xz \
+    --output results/relu/models
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
+from ..measured.cells import MeasuredCell, every_cell, method_rank
+from ..records import write_text
+from ..tables.csv_rows import csv_text
+from ..tables.text import table_row
+from .recipes import CONTINUATIONS, START
+
+CONTROL = "dense"
+CARD = "training.json"
+NAMES = (
+    "model", "zeros", "least_zeros", "most_zeros", "held_out_perplexity", "over_control", "method", "sparsity",
+    "realised_sparsity", "bytes_per_token", "perplexity",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Cards of trained models by the name of their continuation, and cells measured on them."""
+
+    cards: dict[str, dict[str, Any]]
+    cells: list[MeasuredCell]
+
+    def of(self, name: str) -> list[MeasuredCell]:
+        """Cells of a model, dense first."""
+        mine = [cell for cell in self.cells if cell.record["model"]["name"] == f"{START}-{name}"]
+        return sorted(mine, key=lambda cell: (method_rank(cell.key[1]), cell.key[2]))
+
+
+def read_models(cards: Path, *records: Path) -> TrainedModels:
+    """Read the cards below a folder, a folder each, and the cells below others.
+
+    Raises UserError without the control, and where another model was trained otherwise or on other tokens.
+    """
+    found = {}
+    for name in CONTINUATIONS:
+        path = cards / f"{START}-{name}" / CARD
+        if path.is_file():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+    if CONTROL not in found:
+        raise UserError(f"{cards} has no {START}-{CONTROL}/{CARD}, which the others are compared with")
+    shared = ("recipe", "tokens_seen", "text")
+    for name, card in found.items():
+        if other := [part for part in shared if _lasting(card[part]) != _lasting(found[CONTROL][part])]:
+            raise UserError(f"{START}-{name} is of another {other[0]} than the control and not comparable")
+    return TrainedModels(found, list(every_cell(records)))
+
+
+def _lasting(part: Any) -> Any:
+    """A part of a card without what differs from one run of the same to another."""
+    return {k: v for k, v in part.items() if not k.endswith("seconds")} if isinstance(part, dict) else part
+
+
+def rows(data: TrainedModels) -> list[dict[str, str]]:
+    """A row for every cell of a model, and one for a model without cells."""
+    control, found = data.cards[CONTROL]["held_out_perplexity"], []
+    for name, card in data.cards.items():
+        zeros, perplexity = card["zeros_by_block"], card["held_out_perplexity"]
+        shares = (fmean(zeros), min(zeros), max(zeros))
+        of_model = (f"{START}-{name}", *(f"{share:.4f}" for share in shares), f"{perplexity:.4f}",
+                    f"{perplexity / control:.4f}")  # fmt: skip
+        for cell in data.of(name) or [None]:
+            of_cell = ("",) * 5 if cell is None else _of_cell(cell)
+            found.append(dict(zip(NAMES, (*of_model, *of_cell), strict=True)))
+    return found
+
+
+def _of_cell(cell: MeasuredCell) -> tuple[str, ...]:
+    realised = cell.record["realised"]
+    return (
+        cell.key[1],
+        f"{cell.key[2]:g}",
+        f"{realised['realised_sparsity']:.4f}",
+        f"{realised['bytes_per_token']:.0f}",
+        f"{cell.record['perplexity']:.4f}",
+    )
+
+
+def page(data: TrainedModels) -> str:
+    """The rows as a page."""
+    card = data.cards[CONTROL]
+    lines = [
+        "# Models with true zeros",
+        "",
+        f"- Each was trained on from `{START}` with {card['tokens_seen']:,} tokens, the control among them; "
+        f"text, batches and learning rate are the same. Trained on: {card['device']}.",
+        "- Zeros: exact zeros behind the gate on held-out text, mean over the blocks and least to most. "
+        f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens, dense.",
+        "- Methods: perplexity of the suite's held-out texts; realised: block weights not read.",
+        "",
+        table_row(["model", "zeros", "perplexity", "÷ control", "method", "sparsity", "realised", "MB/token",
+                   "perplexity under it"]),
+        "|---|---|---:|---:|---|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for row in rows(data):
+        zeros = [f"{100 * float(row[part]):.1f}" for part in ("zeros", "least_zeros", "most_zeros")]
+        dense = [
+            row["model"],
+            f"{zeros[0]} % ({zeros[1]} to {zeros[2]})",
+            f"{float(row['held_out_perplexity']):.3f}",
+            f"{float(row['over_control']):.3f}",
+        ]
+        under = [""] * 5
+        if row["method"]:
+            under = [
+                row["method"],
+                f"{float(row['sparsity']):.0%}",
+                f"{float(row['realised_sparsity']):.1%}",
+                f"{float(row['bytes_per_token']) / 1e6:.2f}",
+                f"{float(row['perplexity']):.3f}",
+            ]
+        lines.append(table_row([*dense, *under]))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the table of the trained models."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cards", type=Path, required=True, help="folder with a folder of each model's card")
+    parser.add_argument("--records", type=Path, nargs="*", default=[], help="cells measured on them")
+    parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
+    arguments = parser.parse_args()
+    with mistakes_in_one_line():
+        data = read_models(arguments.cards, *arguments.records)
+        write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, rows(data)))
+        write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(data))
+    print(f"written: {arguments.output}.md and {arguments.output}.csv")
+
+
+if __name__ == "__main__":
+    main()

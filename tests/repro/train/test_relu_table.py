@@ -1,0 +1,47 @@
+"""The table of trained models: shares and ratios by hand, cells beside their model, another recipe refused."""
+
+import json
+
+import pytest
+from wisparse.method.errors import UserError
+from wisparse.repro.train.relu_table import page, read_models, rows
+
+from ..tables.made_up_cells import write_cell
+
+
+def card(folder, name, zeros, perplexity, **changes):
+    path = folder / f"llama-mini-{name}"
+    path.mkdir(parents=True)
+    content = {
+        "recipe": {"learning_rate": 1e-3}, "tokens_seen": 1000,
+        "text": {"training_files": 3, "preparation_seconds": zeros},
+        "zeros_by_block": [zeros - 0.1, zeros + 0.1], "held_out_perplexity": perplexity,
+        "held_out_perplexity_tokens": 512, "device": "a GPU", **changes,
+    }  # fmt: skip
+    (path / "training.json").write_text(json.dumps(content))
+
+
+def test_models_stand_beside_the_control_and_their_cells(tmp_path):
+    card(tmp_path / "cards", "dense", 0.1, 8.0)
+    card(tmp_path / "cards", "relu", 0.6, 8.8)
+    model = {"name": "llama-mini-relu", "device": "cpu", "fingerprint": "f" * 64, "dtype": "float32"}
+    write_cell(tmp_path / "records", "relu_zeros", 0.0, 0, model=model)
+    data = read_models(tmp_path / "cards", tmp_path / "records")
+    control, relu = rows(data)
+    assert (control["method"], control["over_control"]) == ("", "1.0000")
+    assert [relu[part] for part in ("zeros", "least_zeros", "most_zeros")] == ["0.6000", "0.5000", "0.7000"]
+    assert relu["over_control"] == "1.1000"
+    assert (relu["method"], relu["realised_sparsity"]) == ("relu_zeros", "0.0010")
+    assert (
+        "| llama-mini-relu | 60.0 % (50.0 to 70.0) | 8.800 | 1.100 | relu_zeros | 0% | 0.1% | 10.00 |"
+        in page(data)
+    )
+
+
+def test_what_is_not_comparable_is_refused(tmp_path):
+    card(tmp_path, "relu", 0.6, 8.8)
+    with pytest.raises(UserError, match=r"has no llama-mini-dense/training\.json"):
+        read_models(tmp_path)
+    card(tmp_path, "dense", 0.1, 8.0, tokens_seen=999)
+    with pytest.raises(UserError, match="llama-mini-relu is of another tokens_seen"):
+        read_models(tmp_path)
