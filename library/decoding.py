@@ -20,6 +20,7 @@ from .method.apply import SparseSession, applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.projections import projection_shapes
+from .method.quantisation.model import quantisation_of
 from .method.running.acting import ENGINE, acting_on, at_rest
 from .method.token_policy import TokenPolicy
 from .method.tokens import stop_tokens as end_tokens
@@ -164,7 +165,8 @@ def engine(
 
     tokens: which tokens of a prompt are sparse, as for `sparse`. capacity: tokens of prompt and continuation;
     None: as many as the model has positions for, at most CAPACITY. tune: fit a GPU's launches to the model's
-    shapes and the plan's sparsity (minutes once, then found on disk). The weights lie differently within the
+    shapes and the plan's sparsity (minutes once, then found on disk). Within the context of a quantisation the
+    stored weights are read. The weights lie differently within the
     context; after it the model is whole again. Raises KernelError for what the engine cannot execute.
     """
     if plan is not None:
@@ -172,7 +174,9 @@ def engine(
     if capacity is None:
         capacity = min(CAPACITY, model.config.max_position_embeddings)
     tuned_for = plan.provenance.sparsity if tune and plan is not None else None
-    rules = plan or SparsityPlan(shapes=projection_shapes(model))
+    weights = quantisation_of(model)
+    description = None if weights is None else weights.description
+    rules = plan or SparsityPlan(shapes=projection_shapes(model), quantisation=description)
     policy = replace(token_policy(tokens), rows_sharing=batch)
 
     @contextmanager
@@ -185,6 +189,7 @@ def engine(
         DecodeEngine(
             model,
             plan,
+            quantised=weights,
             batch=batch,
             capacity=capacity,
             tuned_for=tuned_for,

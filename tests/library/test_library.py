@@ -11,8 +11,10 @@ from transformers import AutoTokenizer
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
 from wisparse.method.plan import PlanError
+from wisparse.method.quantisation.model import quantised
+from wisparse.method.quantisation.quantisers import Int8
 
-from ..conftest import ROOT, make_tiny_model
+from ..conftest import ROOT, make_calibration, make_tiny_model
 
 TOKENIZER = ROOT / "repro" / "embedded" / "models" / "llama-mini"
 IDS = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(1))
@@ -46,6 +48,19 @@ def test_engine_and_context_continue_alike_and_leave_the_model_as_it_was(tiny_mo
     for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(tensor, before[name])
         assert tensor.stride() == before[name].stride()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sparse", [False, True])
+def test_within_a_quantisation_the_engine_reads_the_stored_weights(llama, sparse):
+    """And continues as the model does, whose linears hold the dequantised values."""
+    with quantised(llama, Int8("int8", lm_head="int8").weights(make_calibration(llama))):
+        plan = planned(llama) if sparse else None
+        with wisparse.sparse(llama, plan) if sparse else nullcontext():
+            expected = continued(llama)
+        with wisparse.engine(llama, plan) as engine:
+            assert torch.equal(engine.generate(PROMPT, new_tokens=12), expected)
+            assert engine.report()["dense_bytes_per_token"] < sum(one.nbytes for one in llama.parameters()) / 3
 
 
 def test_a_model_that_is_being_trained_can_be_planned_and_stays_so(llama):
