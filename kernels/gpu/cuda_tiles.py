@@ -65,14 +65,17 @@ larger tile takes 3.1."""
 ATTENTION = CUDAAttentionTile(warps=8)
 """Tile for longer contexts: one of ten within 6 % of the fastest at 2,048 and 8,192 slots there."""
 ATTENTION_BY_CONTEXTS = {
-    4: CUDAAttentionTile(warps=8),
-    16: CUDAAttentionTile(unroll=8),
-    32: CUDAAttentionTile(warps=8, cluster=3, unroll=8),
+    8: CUDAAttentionTile(warps=8, unroll=8),
+    16: CUDAAttentionTile(warps=8, cluster=6, unroll=8),
+    32: CUDAAttentionTile(cluster=7, unroll=8),
     64: CUDAAttentionTile(warps=8, cluster=2, unroll=8),
-    128: CUDAAttentionTile(),
+    128: CUDAAttentionTile(warps=8, cluster=1, unroll=8),
+    256: CUDAAttentionTile(cluster=1, unroll=8),
 }
 """Tiles by the contexts that attention looks at, one for each row and key-value group; the nearest counts.
-Best is where the clusters of all contexts run at once, and each processor has enough on its way."""
+Best is where the clusters of all contexts run at once, and each processor has enough on its way. The fastest of
+24 or more at 8,192 slots of Llama-3.1-8B's shapes, one H200.
+"""
 LONGEST_CLUSTERED = 16384
 """Slots up to which one cluster a key-value head is taken; measured up to half of it."""
 

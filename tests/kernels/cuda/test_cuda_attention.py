@@ -172,6 +172,7 @@ def test_tiles_of_several_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiles.attention == known[64]
     assert tiles.selecting.keys() == set(range(1, 8))
     assert (tiles.selecting[4], tiles.selecting[5], tiles.selecting[6]) == (known[32], known[32], known[64])
+    assert cuda_tiles.tile_of_contexts(shape, 4) == known[8]
     assert cuda_tiles.tile_of_contexts(shape, 4096) == known[max(known)]
     wide = replace(shape, heads=64, head_dim=256)  # 8 heads of 256 columns leave room for fewer warps
     assert cuda_tiles.tile_of_contexts(wide, 64).fits(8, 256)

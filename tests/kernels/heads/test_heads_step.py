@@ -16,7 +16,7 @@ from wisparse.kernels.triton.short_attention import ShortAttentionTile
 from ...conftest import FAMILIES, make_tiny_model
 from ...method.heads.head_plans import drawn_heads, with_heads
 from ..gpu.test_triton_step import both_decode, make_plan, step_of
-from ..triton_cases import SMALL_TILES
+from ..triton_cases import DEVICE, SMALL_TILES
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_heads_in_cuda():
 
 
 def test_a_row_without_a_rule_of_o_skips_what_attention_left_at_zero():
-    model = make_tiny_model("llama", blocks=1)
+    model = make_tiny_model("llama", blocks=1).to(DEVICE)
     plan = with_heads(model, kept=1, first=0)
     modules = {
         batch: [one.func.__module__.rpartition(".")[2] for one in step_of(model, plan, batch).launches]
@@ -70,6 +70,7 @@ def test_a_row_without_a_rule_of_o_skips_what_attention_left_at_zero():
 def test_what_cannot_be_is_one_line(llama):
     other = replace(with_heads(llama, kept=1), heads=drawn_heads(make_tiny_model("llama", heads=(8, 4)), 1))
     with pytest.raises(KernelError, match="8 heads in 4 groups, and the model has 4 in 2"):
-        step_of(llama, other, 1)
+        step_of(llama.to(DEVICE), other, 1)
+    llama.to("cpu")
     with pytest.raises(KernelError, match=r"key-value groups chosen for each token; take .* heads=none"):
         DecodeEngine(llama, with_heads(llama, kept=1), capacity=40)
