@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 constexpr int64_t CHUNK = 512; // channels at a time, so that what is known of them stays in the L1 cache
@@ -135,10 +136,37 @@ inline int64_t compact_shared_top_k(const float *x, int64_t channels, int64_t ba
   return compact(x, channels, channels, batch, dropped, kept);
 }
 
+#if defined(__AVX512F__)
+// One row of float, sixteen channels at a time: what is kept moves together in a register.
+inline int64_t compact_row(const float *x, int64_t channels, const float *thresholds, Selection kept) {
+  int64_t count = 0, channel = 0;
+  __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (; channel + 16 <= channels; channel += 16) { // never writes behind the channels that it has read
+    const __m512 values = _mm512_loadu_ps(x + channel), least = _mm512_loadu_ps(thresholds + channel);
+    const __mmask16 keep = _mm512_cmp_ps_mask(_mm512_abs_ps(values), least, _CMP_NLT_UQ);
+    _mm512_storeu_ps(kept.values + count, _mm512_maskz_compress_ps(keep, values));
+    _mm512_storeu_si512(kept.channels + count, _mm512_maskz_compress_epi32(keep, places));
+    places = _mm512_add_epi32(places, _mm512_set1_epi32(16));
+    count += __builtin_popcount(keep);
+  }
+  for (; channel < channels; ++channel) {
+    kept.channels[count] = static_cast<int32_t>(channel);
+    kept.values[count] = x[channel];
+    count += !(__builtin_fabsf(x[channel]) < thresholds[channel]);
+  }
+  kept.row_counts[0] = count;
+  return count;
+}
+#endif
+
 // The channels where |x| ≥ thresholds.
 template <class Input>
 int64_t compact_by_threshold(const Input *x, int64_t stride, int64_t channels, int64_t batch,
                              const float *thresholds, Selection kept) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Input, float>)
+    if (batch == 1) return compact_row(x, channels, thresholds, kept);
+#endif
   const auto dropped = [thresholds](int64_t, int64_t channel, float magnitude) {
     return magnitude < thresholds[channel];
   };
