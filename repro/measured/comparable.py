@@ -9,7 +9,7 @@ from typing import Any
 from ...method.errors import UserError
 from ..record_facts import comparable
 from .cells import MeasuredCell
-from .deciding import APART, check_names, heads_of, quantisation_of, without_machine
+from .deciding import APART, check_names, heads_of, protocol_of, quantisation_of, without_machine
 
 Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 """How to find what cells must share, by its name."""
@@ -70,7 +70,7 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
 
 
 SHARED_SETTINGS: Settings = {
-    "protocol": lambda cell: comparable(cell.record["config"]["protocol"]),
+    "protocol": lambda cell: protocol_of(cell.record),
     "suite": lambda cell: without_machine(cell.record["config"]["suite"]),
     "task data": lambda cell: _task_settings(cell.record),
     "quantisation": lambda cell: quantisation_of(cell.record),

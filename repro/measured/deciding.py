@@ -40,6 +40,11 @@ def quantisation_of(record: Record) -> dict[str, Any]:
     return {"name": "none"} if found is None else without_machine(found["config"])
 
 
+def protocol_of(record: Record) -> dict[str, Any]:
+    """Settings of the token policy; of records that do not say how many rows share a mask, each has its own."""
+    return {"rows_sharing": 1} | without_machine(record["config"]["protocol"])
+
+
 def heads_of(record: Record) -> dict[str, Any]:
     """Settings of the heads that attention looks at; of records that do not say, all."""
     found = record.get("heads")
@@ -54,7 +59,7 @@ DECIDING: Mapping[str, Callable[[Record], Any]] = {
     "heads": heads_of,
     "suite": lambda record: without_machine(record["config"]["suite"]),
     "method settings": lambda record: without_machine(record["method"]["config"]),
-    "protocol": lambda record: without_machine(record["config"]["protocol"]),
+    "protocol": protocol_of,
     # The other values of a budget stand in the settings of the methods that search.
     "search tokens": lambda record: search_values(record)["sparse_tokens"],
     "calibration": lambda record: without_machine(record["config"]["calibration"]),
@@ -72,7 +77,7 @@ NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
     "dtype": (lambda record: record["model"]["name"], DECIDING["dtype"]),
     "quantisation": (lambda record: record["model"]["name"], quantisation_of),
     "heads": (lambda record: record["model"]["name"], heads_of),
-    "protocol": (lambda record: record["config"]["protocol"]["name"], DECIDING["protocol"]),
+    "protocol": (lambda record: record["config"]["protocol"]["name"], protocol_of),
     "search budget": (lambda record: record["config"]["search"]["name"], search_values),
 }
 """What must be the same throughout a table wherever it goes by the same name."""

@@ -12,6 +12,8 @@ from ..tables.csv_rows import Row, read_rows
 from ..tables.text import NOT_MEASURED, table_row
 from .real_summary import SHOWN, SPARSITIES, mean_shown
 
+COLUMNS = (*SHOWN, ("english", "rise_share", "English rise ÷ TEAL's {}", 2))
+"""Suite, column of the CSV, title, and decimals shown."""
 OWN = REPOSITORY / "results" / "real" / "method.csv"
 TRIED = REPOSITORY / "results" / "real" / "settings_tried.csv"
 
@@ -21,7 +23,7 @@ def own_table(path: Path = OWN) -> str:
     rows = [row for row in read_rows(path) if row["method"] != "dense" and row["search_budget"] == "medium"]
     if not rows:
         return f"*{NOT_MEASURED.capitalize()}.*"
-    heads = [title.format(f"{sparsity:.0%}") for *_, title, _ in SHOWN for sparsity in SPARSITIES]
+    heads = [title.format(f"{sparsity:.0%}") for *_, title, _ in COLUMNS for sparsity in SPARSITIES]
     lines = [table_row(["", "protocol", "trained", "seeds", *heads, "plan, s"])]
     lines.append("|---|---|---|---:" + "|---:" * (len(heads) + 1) + "|")
     for protocol in sorted({row["protocol"] for row in rows}, reverse=True):
@@ -37,7 +39,7 @@ def _shown(rows: list[Row]) -> Iterator[str]:
     yield "yes" if any(row["trained"] == "True" for row in measured) else ""
     perplexities = [row for row in measured if row["perplexity"] and float(row["sparsity"]) in SPARSITIES]
     yield str(len({row["seed"] for row in perplexities}))
-    for suite, column, _, digits in SHOWN:
+    for suite, column, _, digits in COLUMNS:
         of_suite = [row for row in measured if row["suite"] == suite]
         yield from (mean_shown(of_suite, sparsity, column, digits) for sparsity in SPARSITIES)
     seconds = [float(row["plan_seconds"]) for row in measured if row["plan_seconds"]]

@@ -131,6 +131,18 @@ def test_the_dense_model_knows_no_search_protocol_or_seed(tmp_path):
     assert newest in [cell.folder for cell in read_frontier(tmp_path).cells.values()]
 
 
+def test_records_that_do_not_say_how_many_rows_share_a_mask_are_of_one_row(tmp_path):
+    write_cell(tmp_path, "dense", 0.0, 0)
+    write_cell(tmp_path, "teal", 0.5, 10)
+    write_cell(tmp_path, "wina", 0.5, 12, **group("protocol", rows_sharing=1))
+    for read in (read_table, read_frontier, read_real):
+        assert len(read(tmp_path).cells) == 3
+    write_cell(tmp_path, "chess", 0.5, 14, **group("protocol", rows_sharing=2))
+    for read in (read_table, read_frontier, read_real):
+        with pytest.raises(UserError, match="records of different protocol"):
+            read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("note", "differs"),
     [

@@ -23,7 +23,7 @@ def test_own_methods_are_means_over_the_seeds_by_protocol(tmp_path):
             "teal,0.5,0,half,medium,wikitext,25.0,,,measured,,teal,False,4",
             "equal_loss_trained,0.5,0,half,medium,wikitext,23.0,,0.6,measured,2 of 2,teal,True,100",
             "equal_loss_trained,0.5,1,half,medium,wikitext,24.0,,0.7,measured,2 of 2,teal,True,120",
-            "equal_loss_trained,0.5,0,half,medium,english,24.0,66,,measured,2 of 2,teal,True,110",
+            "equal_loss_trained,0.5,0,half,medium,english,24.0,66,0.5,measured,2 of 2,teal,True,110",
             "teal,0.5,0,all,medium,wikitext,29.0,,,measured,,teal,False,4",
         )
     ).splitlines()
@@ -33,6 +33,7 @@ def test_own_methods_are_means_over_the_seeds_by_protocol(tmp_path):
     assert cells[4] == "66.0"
     assert cells[6] == "23.50"
     assert cells[8] == "0.65"
+    assert cells[10] == "0.50"
     assert cells[-1] == "110"
     assert [line.split("|")[2].strip() for line in table[2:]] == ["half", "half", "all"]
 
