@@ -80,17 +80,28 @@ def _described(path: Path) -> MethodDescription:
 
 
 def _read(group: str, name: str) -> dict[str, Any]:
-    """One file of a group on top of the files that its `defaults` name."""
+    """One file of a group on top of the files that its `defaults` name, merged as Hydra does."""
     folder = CONFIGURATION / group
     path = folder / f"{name}.yaml"
     if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
         choices = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UserError(f"no {group} is called '{name}'; choose from {choices}")
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parents = own.pop("defaults", [])
     merged: dict[str, Any] = {}
-    for parent in own.pop("defaults", []):
-        merged |= own if parent == "_self_" else _read(group, parent)
-    return merged | own
+    for parent in parents if "_self_" in parents else [*parents, "_self_"]:
+        merged = _merged(merged, own if parent == "_self_" else _read(group, parent))
+    return merged
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, with the entries of `above` where there are two; mappings entry by entry, lists as a whole."""
+    found = dict(below)
+    for key, value in above.items():
+        known = found.get(key)
+        both = isinstance(known, dict) and isinstance(value, dict)
+        found[key] = _merged(known, value) if both else value
+    return found
 
 
 def _resolved(value: Any, values: Mapping[str, Any]) -> Any:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import wisparse
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from wisparse import catalogue
 from wisparse.catalogue import CONFIGURATION, make_method, token_policy
 from wisparse.method.errors import UserError
+from wisparse.method.rules import SharedTopK
 
 from ..conftest import METHODS, ROOT
 
 SEARCHES = ("quick", "paper")
+PARENT_MASK = {"kind": "sum", "rows": [1, 2]}
 POLICIES = sorted(path.stem for path in (ROOT / "conf" / "protocol").glob("*.yaml"))
 
 
@@ -42,6 +46,45 @@ def test_the_configuration_is_that_of_the_checkout():
 def test_a_method_is_the_one_that_hydra_builds(name, search):
     config = composed(f"method={name}", f"search={search}", "seed=3")
     assert described(make_method(name, search, seed=3)) == described(instantiate(config.method))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["method", "protocol", "allocation"])
+def test_every_file_of_a_group_is_read_as_hydra_reads_it(group):
+    names = sorted(path.stem for path in (CONFIGURATION / group).glob("*.yaml"))
+    assert names
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        expected = {name: OmegaConf.to_container(compose(f"{group}/{name}")[group]) for name in names}
+    assert {name: catalogue._read(group, name) for name in names} == expected
+
+
+def test_a_mask_keeps_what_its_parent_says_of_it():
+    assert make_method("teal_uniform_shared_maximum").mask == SharedTopK(combine="maximum")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Defaults list is missing:UserWarning")
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"defaults": ["_self_", "parent"], "a": 1}, {"a": 0, "mask": {"kind": "sum", "rows": [1, 2]}}),
+        ({"defaults": ["parent"], "a": 1}, {"a": 1, "mask": {"kind": "sum", "rows": [1, 2]}}),
+        (
+            {"defaults": ["parent", "_self_"], "mask": {"rows": [3]}},
+            {"a": 0, "mask": {"kind": "sum", "rows": [3]}},
+        ),
+        ({"defaults": ["parent"], "mask": None}, {"a": 0, "mask": None}),
+    ],
+)
+def test_defaults_are_merged_in_their_order_and_entry_by_entry(own, expected, tmp_path, monkeypatch):
+    group = tmp_path / "group"
+    group.mkdir()
+    for name, content in (("parent", {"a": 0, "mask": PARENT_MASK}), ("own", own)):
+        (group / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert OmegaConf.to_container(compose("group/own").group) == expected
+    monkeypatch.setattr(catalogue, "CONFIGURATION", tmp_path)
+    assert catalogue._read("group", "own") == expected
 
 
 @pytest.mark.parametrize("name", POLICIES)
