@@ -12,9 +12,8 @@ from ...method.errors import UserError
 from ..measured.cells import MeasuredCell, method_rank, stored_cells
 from ..measured.comparable import without_seed
 from ..measured.comparison import REACH, Between, Comparison, Outside, at_equal_bytes, bytes_of
-from ..measured.deciding import check_names, without_machine
+from ..measured.deciding import check_names, protocol_of, without_machine
 from ..measured.paired_bootstrap import Interval
-from ..record_facts import comparable
 
 METHOD = "method.name"
 """The factor of a question that compares methods."""
@@ -156,7 +155,7 @@ SHARED: dict[str, Callable[[MeasuredCell], Any]] = {
     "question": lambda cell: cell.record["config"].get("question"),
     "suite": lambda cell: without_machine(cell.record["config"]["suite"]),
     "search budget": lambda cell: cell.record["config"]["search"],
-    "protocol": lambda cell: comparable(cell.record["config"]["protocol"]),
+    "protocol": lambda cell: protocol_of(cell.record),
     "calibration": lambda cell: without_machine(without_seed(cell).record["config"]["calibration"]),
     "number of items": lambda cell: (
         {task: len(outcomes) for task, outcomes in cell.items["items"].items()},
