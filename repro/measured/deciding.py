@@ -34,11 +34,6 @@ def search_values(record: Record) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "name"}
 
 
-def protocol_of(record: Record) -> dict[str, Any]:
-    """Settings of the protocol; in older records every row has a mask of its own."""
-    return {"rows_sharing": 1} | without_machine(record["config"]["protocol"])
-
-
 def quantisation_of(record: Record) -> dict[str, Any]:
     """Settings of the quantised weights; of records without any, which older ones are, `none`."""
     found = record.get("quantisation")

@@ -160,14 +160,3 @@ def test_notes_of_another_model_are_refused(tmp_path, note, differs):
     write_json(tmp_path / "b" / "unreachable.json", first | note)
     with pytest.raises(UserError, match=f"another {differs}"):
         read_table(tmp_path)
-
-
-@pytest.mark.parametrize("read", [read_table, read_frontier, read_real])
-def test_a_protocol_of_before_rows_shared_masks_is_that_of_single_rows(tmp_path, read):
-    write_cell(tmp_path, "dense", 0.0, 0)
-    write_cell(tmp_path, "teal", 0.5, 10)
-    write_cell(tmp_path, "teal", 0.6, 12, **group("protocol", rows_sharing=1))
-    read(tmp_path)
-    write_cell(tmp_path, "teal", 0.4, 12, **group("protocol", rows_sharing=4))
-    with pytest.raises(UserError, match="records of different protocol do not belong"):
-        read(tmp_path)
