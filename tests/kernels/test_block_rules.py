@@ -55,8 +55,9 @@ def test_thresholds_are_as_sparse_as_the_method_made_them():
     assert dense(rules, 2) == ["down", "o"]  # where nothing is known, half
 
 
-def test_a_shared_mask_and_a_dense_site_are_left_alone():
-    assert dense({"0.o": top_k(9, "sum")}, 64) == []
+def test_a_shared_mask_gains_nothing_on_a_gpu_and_a_dense_site_is_left_alone():
+    assert dense({"0.o": top_k(1, "sum")}, 2) == ["o"]
+    assert dense({"0.o": top_k(1, "sum")}, 1) == []
 
 
 def test_neurons_of_a_gate_are_those_of_up_and_down():
