@@ -23,7 +23,7 @@ from ..plan_data import BlockPlan, HeadRule
 from ..static_cache import StaticCache
 from .bandwidth import read_bandwidth
 from .gpu_attention import AttentionWorkload
-from .gpu_step import _filled_cache, bytes_read, random_weights
+from .gpu_step import bytes_read, filled_cache, random_weights
 from .model_shapes import MODEL_SHAPES
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (1024, 2048, 4096, 8192, 16384)
@@ -128,7 +128,7 @@ def rows(
     for batch, context in pairs:
         size = 2 * shape.blocks * batch * shape.kv_width * context * dtype.itemsize
         if size < torch.cuda.mem_get_info(device)[0] * 0.9:
-            cache = _filled_cache(shape, dtype, device, context, batch)
+            cache = filled_cache(shape, dtype, device, context, batch)
             for groups in kept:
                 yield step_row(row, weights, cache, groups)
             del cache

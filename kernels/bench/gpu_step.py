@@ -108,7 +108,7 @@ def main() -> None:
     weights = random_weights(shape, options.bits, options.head_bits or options.bits, dtype, device)
     for sparsity in options.sparsities:
         rules = dropping(shape, sparsity, device) or block_rules(None, shape, device, dtype)
-        cache = _filled_cache(shape, dtype, device, options.context)
+        cache = filled_cache(shape, dtype, device, options.context)
         started = perf_counter()
         tiles = tuned_step_tiles(weights, rules, cache, sparsity) if options.tune else None
         step = GPUDecodeStep(weights, rules, cache, tiles)
@@ -130,7 +130,7 @@ def main() -> None:
         print(json.dumps(found), flush=True)
 
 
-def _filled_cache(
+def filled_cache(
     shape: DecoderShape, dtype: torch.dtype, device: torch.device, context: int, batch: int = 1
 ) -> StaticCache:
     """A cache of so many tokens a row, and one free slot and some."""
