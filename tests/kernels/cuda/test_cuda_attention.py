@@ -165,7 +165,7 @@ def test_where_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tiles_of_several_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the contexts of all rows and key-value heads; where some are chosen, by those that are looked at."""
+    """The contexts of all rows and key-value heads count; where some are chosen, those that are looked at."""
     monkeypatch.setattr(cuda_tiles, "runs_cuda_products", lambda _: True)
     shape, known = MODEL_SHAPES["llama3.1-8b"], cuda_tiles.ATTENTION_BY_CONTEXTS
     tiles = cuda_tiles.chosen(Auto(), shape, torch.bfloat16, DEVICE, 8, 8192)

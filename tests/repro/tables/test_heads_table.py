@@ -15,7 +15,7 @@ from .made_up_cells import write_cell
 
 
 def cell(root, method, sparsity, broken, kept=None, seed=0, epochs=5, **changes):
-    """Of four groups."""
+    """A finished cell of a model with four groups."""
     share = 1.0 if kept is None else (1 + 3 * kept / 4) / 4
     realised = {
         "realised_sparsity": sparsity,
