@@ -49,4 +49,6 @@ class Trained(Method):
             rules, losses = self.training.run(calibration, plan.rules, sparsity)
             cost.count("training", self.training.steps)
         details = {**plan.provenance.details, "divergence_by_ten_steps": losses}
+        if self.training.threshold_rate and "sparsities" in details:  # they were those of the inner method
+            details["sparsities_before_training"] = details.pop("sparsities")
         return replace(plan, rules=rules, provenance=replace(plan.provenance, details=details))

@@ -134,6 +134,7 @@ def test_configured_methods_make_plans_with_biases(model, method):
     assert all(rule.bias is not None for rule in plan.rules.values())
     assert plan.provenance.search.evaluations["training"] == 2
     assert (plan.folded is None) == (method == "spon")
+    assert ("sparsities" in plan.provenance.details) == (method == "spon")  # SPON's thresholds stay
 
 
 def test_settings_and_plans_that_cannot_be_trained_are_refused(model):
