@@ -18,6 +18,7 @@ from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .field_summary import field_table
 from .own_summary import own_table, tried_table
+from .pruned_summary import pruned_table
 from .question_summary import question_summary
 from .real_summary import readings_table, real_table
 from .speed_summary import speed_by_model, speed_by_setting
@@ -111,6 +112,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/wisparse-reproduction.md": {"readings": readings_table},
     "docs/method.md": {"own": own_table, "tried": tried_table},
     "docs/field.md": {"measured": field_table},
+    "docs/quantisation.md": {"pruned": pruned_table},
     "docs/speed.md": {"settings": speed_by_setting},
     "docs/cost.md": {"reproduction": reproduction},
     "results/questions/README.md": {"questions": question_summary},

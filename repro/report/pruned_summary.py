@@ -1,0 +1,40 @@
+"""Pruned weights on the real model, as far as measured, beside TEAL: a table for docs/quantisation.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..configuration import REPOSITORY
+from ..measured.cells import every_cell
+from ..tables.csv_rows import read_rows
+from ..tables.table import is_number
+from ..tables.text import NOT_MEASURED, table_row
+from .real_summary import REAL, SETTINGS, mean_shown
+
+RECORDS = REPOSITORY / "results" / "real" / "records" / "pruned.tar.xz"
+SPARSITIES = (0.4, 0.5, 0.6)
+PROTOCOLS = ("all", "half")
+"""Pruned weights serve every token, as TEAL does under `all`."""
+HALF = 2
+"""Table 1 is of float32, whose weights take twice the bytes of bfloat16."""
+
+
+def pruned_table(records: Path = RECORDS, table: Path = REAL) -> str:
+    """Bytes and WikiText-2's perplexity of every pruned model, then of TEAL at the same nominal sparsities."""
+    lines = [table_row(["weights", "activations", "MB/token", "perplexity"]), "|---|---|---:|---:|"]
+    cells = list(every_cell([records])) if records.exists() else []
+    for cell in sorted(cells, key=lambda cell: cell.record["quantisation"]["name"]):
+        record = cell.record
+        read = record["realised"]["bytes_per_token"] / 1e6
+        name = f"`{record['quantisation']['name']}`"
+        lines.append(table_row([name, "dense", f"{read:.0f}", f"{record['perplexity']:.2f}"]))
+    for protocol in PROTOCOLS:
+        wanted = SETTINGS | {"protocol": protocol, "suite": "wikitext", "method": "teal"}
+        teal = [row for row in read_rows(table) if wanted.items() <= row.items()]
+        for sparsity in SPARSITIES:
+            read, perplexity = (
+                mean_shown(teal, sparsity, part, 2) for part in ("bytes_per_token", "perplexity")
+            )
+            shown = f"{float(read) / HALF / 1e6:.0f}" if is_number(read) else NOT_MEASURED
+            lines.append(table_row(["its own", f"`teal` {sparsity:.0%}, `{protocol}`", shown, perplexity]))
+    return "\n".join(lines)
