@@ -20,6 +20,10 @@ NO_GATES_IN_FEW_BITS = (
     "the decode engine does not read neurons of quantised weights by their gate; take another method or the "
     "model's own weights, or evaluate the plan without the engine (latency=none)"
 )
+NO_FOLDED_BASES_IN_FEW_BITS = (
+    "weights in few bits are stored in the model's own bases, and this plan has folded ones; take a method "
+    "without them or the model's own weights, or evaluate the plan without the engine (latency=none)"
+)
 
 
 @dataclass(frozen=True)

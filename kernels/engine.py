@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .block_rules import block_rules, check_supported, dense_for_a_batch, gated_blocks, needed
-from .decoder import Decoder
-from .decoder_weights import NO_GATES_IN_FEW_BITS, DecoderWeights, pack, unpack
+from .decoder import SITES, Decoder
+from .decoder_weights import NO_FOLDED_BASES_IN_FEW_BITS, NO_GATES_IN_FEW_BITS, DecoderWeights, pack, unpack
 from .errors import KernelError
 from .executable import check_executable
 from .folding import bases_of, folded
 from .held_weights import check_held, hold, let_go, remember
 from .plan_data import BlockPlan, Mechanism, Plan
 from .prompt import PreparedPrompt, check_continuation, prepared
-from .quantised.packed import FORMATS, QuantisedModel
+from .quantised.int4 import Int4Weight
+from .quantised.packed import FORMATS, QuantisedModel, check_widths
 from .sampling import Greedy, Sampler, require_finite
 from .static_cache import StaticCache, check_positions
 
@@ -118,6 +119,11 @@ def check_decodable(
         )
     if formats and Mechanism.GATE in mechanisms:
         raise KernelError(NO_GATES_IN_FEW_BITS)
+    if formats and Mechanism.FOLDED in mechanisms:
+        raise KernelError(NO_FOLDED_BASES_IN_FEW_BITS)
+    if Int4Weight.format in formats:
+        for names in SITES.values():
+            check_widths([shape.projection_shapes()[name][0] for name in names])
     if formats and device == "cuda":
         from .gpu.cuda_tiles import check_few_bits
 
@@ -136,10 +142,7 @@ def _check_same_weights(made_on: str | None, given: str | None) -> None:
 def _check_own_bases(model: nn.Module, plan: Plan | None) -> None:
     """Raise KernelError for folded bases: weights in few bits are stored in the model's own."""
     if bases_of(model) is not None or (plan is not None and plan.folded is not None):
-        raise KernelError(
-            "weights in few bits are stored in the model's own bases, and this plan has folded ones; evaluate "
-            "it without the engine, or take a method without them"
-        )
+        raise KernelError(NO_FOLDED_BASES_IN_FEW_BITS)
 
 
 class DecodeEngine:

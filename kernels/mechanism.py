@@ -18,3 +18,7 @@ class Mechanism(Enum):
     HEADS = "key-value groups chosen for each token"
     FOLDED = "folded bases"
     BIAS = "biases of sparse tokens"
+
+
+SERVING_RULES = frozenset({Mechanism.ROTATION, Mechanism.FOLDED, Mechanism.BIAS})
+"""Those that help channel rules; a plan that is to drop nothing has none. What skips exact zeros stays in it."""

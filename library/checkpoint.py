@@ -43,7 +43,7 @@ class Recipe:
 
     def mechanisms(self) -> frozenset[Mechanism]:
         """What every plan of it is made of besides masks."""
-        return make_method(self.method, self.search).mechanisms
+        return make_method(self.method, self.search).mechanisms_at(self.sparsity)
 
     def texts(self) -> list[str]:
         """The calibration text."""

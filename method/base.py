@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-from ..kernels.plan_data import Mechanism
+from ..kernels.mechanism import SERVING_RULES, Mechanism
 from .calibration import Calibration, Need
 from .errors import UserError
 from .plan import SparsityPlan
@@ -57,6 +57,10 @@ class Method(ABC):
     def mechanisms(self) -> frozenset[Mechanism]:
         """What every plan of it is made of besides masks: a runtime without it refuses before one is made."""
         return frozenset()
+
+    def mechanisms_at(self, sparsity: float) -> frozenset[Mechanism]:
+        """Those of every plan at this sparsity: at 0 exact zeros are still skipped, nothing serves rules."""
+        return self.mechanisms if sparsity else self.mechanisms - SERVING_RULES
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:  # noqa: B027 - most have no limit
         """Raises OutOfReachError where the method cannot reach the sparsity on this model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,8 +110,7 @@ def side_by_side(*stored: StoredWeight) -> PackedWeight:
         raise KernelError(
             "weights in 4 bits lie side by side in groups of one size, zero points in all or none"
         )
-    if any(width % 2 for width in widths[:-1]):
-        raise KernelError(f"two values share a byte: {widths} outputs do not lie side by side in 4 bits")
+    check_widths(widths)
     zeros = None if stored[0].zeros is None else _joined([weight.zeros for weight in stored], 1)
     return PackedInt4(
         _joined([weight.values for weight in stored], 1),
@@ -119,6 +118,16 @@ def side_by_side(*stored: StoredWeight) -> PackedWeight:
         zeros,
         widths,
     )
+
+
+def check_widths(widths: Sequence[int]) -> None:
+    """Raise KernelError for projections of so many outputs that do not lie side by side in 4 bits."""
+    if any(width % 2 for width in widths[:-1]):
+        found = ", ".join(map(str, widths))
+        raise KernelError(
+            f"two values in 4 bits share a byte: projections of {found} outputs do not lie side by side; take "
+            "8 bits (quantisation=int8), or evaluate the plan without the engine (latency=none)"
+        )
 
 
 def separate(packed: PackedWeight) -> tuple[Int8Weight | Int4Weight, ...]:

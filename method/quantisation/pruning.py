@@ -61,12 +61,12 @@ class Pruner(Weights, ABC):
         """Sparsity of every projection, by key."""
         return dict.fromkeys(calibration.shapes, self.sparsity)
 
-    def check_sparsity(self, sparsity: float) -> None:
-        """See `Weights`: which of the kept weights a kept channel has is not counted."""
-        if sparsity > 0.0:
+    def check_activations(self, dense: bool) -> None:
+        """See `Weights`: which of the kept weights a kept channel or group has is not counted."""
+        if not dense:
             raise UserError(
                 f"quantisation={self.name}: pruned weights are measured with dense activations alone; "
-                "take method=dense"
+                "take method=dense and heads=none"
             )
 
     @torch.no_grad()

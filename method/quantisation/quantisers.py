@@ -38,8 +38,12 @@ class Weights:
     def check_method(self, mechanisms: Collection[Mechanism]) -> None:
         """Raises UserError for a method whose plans this cannot go with; asked before weights are loaded."""
 
-    def check_sparsity(self, sparsity: float) -> None:
-        """Raises UserError for a sparsity of activations that these weights do not go with; asked as early."""
+    def check_activations(self, dense: bool) -> None:
+        """Raises UserError where these weights go with dense activations alone; asked as early.
+
+        dense: whether every token reads all weights. A sparsity of 0 does not make it so: exact zeros are
+        skipped there as well.
+        """
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raises UserError that names the first linear of a shape which the format cannot hold."""

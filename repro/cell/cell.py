@@ -63,7 +63,7 @@ def prepare(config: DictConfig) -> Cell:
     if method.name == "dense":
         sparsity = 0.0  # one dense cell serves all sparsities
     processes.check(config.model.device, config.latency.name)
-    _check_quantised(parts, sparsity)
+    _check_quantised(parts)
     parts["heads"].check_method(method.mechanisms)
     checkpoint = find_checkpoint(OmegaConf.to_container(config.model, resolve=True))
     settings = {name: portable(config[name]) for name in PARTS}
@@ -82,11 +82,11 @@ def prepare(config: DictConfig) -> Cell:
     return Cell(config, checkpoint, **parts, sparsity=sparsity, name=name, key=digest(identity))
 
 
-def _check_quantised(parts: dict[str, Any], sparsity: float) -> None:
+def _check_quantised(parts: dict[str, Any]) -> None:
     """Raises UserError for what cannot be measured with quantised weights."""
     quantisation = parts["quantisation"]
     quantisation.check_method(parts["method"].mechanisms)
-    quantisation.check_sparsity(sparsity)
+    quantisation.check_activations(dense=parts["method"].name == "dense" and parts["heads"].name == "none")
 
 
 def finished_record(cell: Cell) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     cell.suite.check(loaded.model, loaded.tokenizer)
     cell.quantisation.check_model(loaded.model)
     cell.heads.check_model(loaded.model)
-    mechanisms = cell.heads.mechanisms | (cell.method.mechanisms if cell.sparsity else frozenset())
+    mechanisms = cell.heads.mechanisms | cell.method.mechanisms_at(cell.sparsity)
     cell.latency.check(loaded.model, mechanisms, cell.quantisation.formats)
     input_ids = cell.calibration.input_ids(loaded.tokenizer)
     _check_length(input_ids, loaded.model.config.max_position_embeddings)

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from wisparse.kernels.plan_data import Mechanism
+from wisparse.kernels.block_rules import needed
+from wisparse.kernels.mechanism import Mechanism
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
@@ -15,6 +16,8 @@ from wisparse.method.rotation import folded_into, rotated
 from ..conftest import FAMILIES, METHODS, make_calibration, make_method, make_protocol, make_tiny_model
 
 SPARSITY = 0.4  # within reach of every method, the feed-forward-only ones included
+
+CHANNEL_RULES = {Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.SHARED_TOP_K, Mechanism.LOW_RANK}
 
 
 @functools.cache
@@ -32,6 +35,12 @@ def planned(name, family="llama", sparsity=SPARSITY):
     return model, calibration, plan
 
 
+def made_of(plan) -> set[Mechanism]:
+    """What a plan is made of besides the rules of channels."""
+    folded = set() if plan.folded is None else {Mechanism.FOLDED}
+    return (needed(plan.block_plans()) | folded) - CHANNEL_RULES
+
+
 def hook_count(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
@@ -41,6 +50,7 @@ def hook_count(model):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_on_every_family(name, family):
     model, calibration, plan = planned(name, family)
+    assert made_of(plan) >= make_method(name).mechanisms_at(SPARSITY)
     with applied(model, plan, make_protocol("all")) as session:
         logits = model(input_ids=calibration.input_ids).logits
     assert logits.isfinite().all()
@@ -171,6 +181,7 @@ def test_a_plan_survives_its_file_exactly(name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_sparsity_zero_is_dense_bit_for_bit(name):
     llama, calibration, plan = planned(name, sparsity=0.0)
+    assert made_of(plan) == make_method(name).mechanisms_at(0.0)
     dense = llama(input_ids=calibration.input_ids).logits
     with applied(llama, plan, make_protocol("all")) as session:
         assert torch.equal(llama(input_ids=calibration.input_ids).logits, dense)

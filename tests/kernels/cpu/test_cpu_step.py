@@ -134,6 +134,20 @@ def test_gated_blocks_of_quantised_weights_are_refused_before_a_plan_is_made():
         check_decodable(model, 1, 8, [Mechanism.GATE], ["int8"])
 
 
+def test_folded_bases_of_quantised_weights_are_refused_before_a_plan_is_made():
+    model = make_tiny_model("llama")
+    check_decodable(model, 1, 8, [Mechanism.FOLDED])
+    with pytest.raises(KernelError, match="stored in the model's own bases, and this plan has folded ones"):
+        check_decodable(model, 1, 8, [Mechanism.FOLDED], ["int8"])
+
+
+def test_odd_outputs_in_4_bits_are_refused_before_a_plan_is_made():
+    model = make_tiny_model("llama", sizes=(48, 81))
+    check_decodable(model, 1, 8, (), ["int8"])
+    with pytest.raises(KernelError, match="projections of 81, 81 outputs do not lie side by side; take 8 bits"):
+        check_decodable(model, 1, 8, (), ["int4", "int8"])
+
+
 @pytest.mark.parametrize("token", [-1, 128])
 def test_a_token_that_is_none_is_refused(compiled, token):
     with DecodeEngine(make_tiny_model("llama"), capacity=8) as engine:

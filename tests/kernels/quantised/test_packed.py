@@ -57,7 +57,7 @@ def test_what_does_not_lie_side_by_side_is_refused():
     for other in (int4_rounded(drawn(5, 8, 0), 2, True), int4_rounded(drawn(5, 8, 0), 4, False)):
         with pytest.raises(KernelError, match="in groups of one size"):
             side_by_side(four, other)
-    with pytest.raises(KernelError, match="two values share a byte"):
+    with pytest.raises(KernelError, match="two values in 4 bits share a byte"):
         side_by_side(*(int4_rounded(drawn(5, 5, 0), 5, True) for _ in range(2)))
 
 

@@ -129,9 +129,9 @@ def test_a_row_of_a_bitmap_is_whole_bytes():
 
 def test_what_does_not_go_with_pruned_weights_is_refused(llama, calibration):
     wanda = Wanda("wanda-0.5-bitmap", 0.5, "bitmap")
-    wanda.check_sparsity(0.0)
+    wanda.check_activations(dense=True)
     with pytest.raises(UserError, match="take method=dense"):
-        wanda.check_sparsity(0.5)
+        wanda.check_activations(dense=False)
     with quantised(llama, wanda.weights(calibration)):
         basis = torch.eye(48)
         with pytest.raises(UserError, match="not pruned in rotated bases"):

@@ -70,6 +70,8 @@ def test_the_engine_is_timed_on_the_stored_weights(start):
     [
         (["quantisation=int4", "latency=decode", "method=chess"], "read neurons of quantised weights by their"),
         (["quantisation=int4_calibrated", "method=wina_rotated"], "not calibrated in rotated bases"),
+        (["quantisation=wanda", "method=relu_zeros", "sparsity=0"], "take method=dense and heads=none"),
+        (["quantisation=obs", "method=dense", "heads=polar"], "take method=dense and heads=none"),
         (["quantisation=int4", "quantisation.group=128"], "group=128 does not divide the 320 outputs of 0.q"),
         (["quantisation=int4", "quantisation.group=0"], "quantisation.group=0 is not a whole number from 1 up"),
         (["quantisation=int4_calibrated", "quantisation.damping=0"], "quantisation.damping=0 is not a number"),
