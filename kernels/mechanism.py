@@ -21,4 +21,4 @@ class Mechanism(Enum):
 
 
 SERVING_RULES = frozenset({Mechanism.ROTATION, Mechanism.FOLDED, Mechanism.BIAS})
-"""Those that help channel rules; a plan that is to drop nothing has none. What skips exact zeros stays in it."""
+"""Mechanisms that help channel rules: a plan that is to drop nothing has none of them."""

@@ -59,7 +59,7 @@ class Method(ABC):
         return frozenset()
 
     def mechanisms_at(self, sparsity: float) -> frozenset[Mechanism]:
-        """Those of every plan at this sparsity: at 0 exact zeros are still skipped, nothing serves rules."""
+        """Mechanisms of every plan at this sparsity; at 0 those that skip exact zeros, and none for rules."""
         return self.mechanisms if sparsity else self.mechanisms - SERVING_RULES
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:  # noqa: B027 - most have no limit

@@ -98,7 +98,7 @@ class _Text:
         self.positions = torch.ones_like(first, dtype=torch.bool) if positions is None else positions
         """(1, length) tokens that are sparse."""
         self.sparse_tokens = sequences * int(self.positions.sum())
-        """Of one step."""
+        """Sparse tokens of one step."""
 
     def backward(self) -> Tensor:
         """Gradients of the mean divergence of the sparse tokens of other sequences; returns that mean."""

@@ -68,7 +68,7 @@ class OnOwnText(Method):
 
     @property
     def mechanisms(self) -> frozenset[Mechanism]:
-        """Those of the inner method."""
+        """Mechanisms of the inner method."""
         return self.inner.mechanisms
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:

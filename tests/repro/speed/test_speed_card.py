@@ -14,8 +14,8 @@ from ...conftest import make_calibration, make_tiny_model
 BANDWIDTH = 1_000_000  # bytes a second: microseconds of a launch are bytes of a weight
 IN_8_BITS = {(48, 48): 48 * 48 + 4 * (48 + 48), (48, 128): 4 * 48 * 128}
 """A byte a value, a scale in float32 for each row and column; the head is the model's own, in float32."""
-IN_4_BITS = {(48, 48): 48 * 48 // 2 + 2 * 48 * 3, (48, 128): 48 * 128 // 2 + 2 * 48 * 8}
-"""Half a byte a value, a scale in float16 for 16 outputs of a row; the head too."""
+IN_4_BITS = {(48, 48): 48 * 48 // 2 + 2 * 48 * 6, (48, 128): 48 * 128 // 2 + 2 * 48 * 16}
+"""Half a byte a value, a scale in float16 for 8 outputs of a row; the head too."""
 OWN = {(48, 48): 4 * 48 * 48, (48, 128): 4 * 48 * 128}
 
 
@@ -24,7 +24,7 @@ OWN = {(48, 48): 4 * 48 * 48, (48, 128): 4 * 48 * 128}
     [
         (None, OWN),
         (Int8("int8", lm_head="none"), IN_8_BITS),
-        (Int4("int4", lm_head="same", group=16, symmetric=True), IN_4_BITS),
+        (Int4("int4", lm_head="same", group=8, symmetric=True), IN_4_BITS),
     ],
 )
 def test_bytes_are_those_of_the_stored_weights(quantiser, expected, capsys, monkeypatch):
@@ -44,9 +44,7 @@ def test_bytes_are_those_of_the_stored_weights(quantiser, expected, capsys, monk
 
 def test_a_sparse_token_reads_the_scales_of_columns_in_full(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    model = make_tiny_model(
-        "llama", blocks=1, sizes=(64, 64)
-    )  # four matrices of 64 × 64 but k and v, of 64 × 32
+    model = make_tiny_model("llama", blocks=1, sizes=(64, 64))  # k and v: 64 × 32
     with quantised(model, Int8("int8", lm_head="int8").weights(make_calibration(model))):
         print_card(model, "CPU", 1e9)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "50% sparse" in line)
