@@ -86,7 +86,7 @@ def test_rows_of_a_batch_are_padded_on_the_left(tiny_model):
 
 @pytest.mark.parametrize("combined", ["sum", "maximum"])
 def test_rows_of_a_batch_share_a_mask(llama, combined):
-    """As under hooks where all rows stand for one batch; without that each row has a mask of its own."""
+    """The tokens of hooks where all rows stand for one batch, and others than with a mask of each row."""
     plan = plan_for(llama, "wina")
     plan = replace(plan, rules={name: replace(rule, shared=combined) for name, rule in plan.rules.items()})
     ids = prompts(llama, 3)
