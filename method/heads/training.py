@@ -6,6 +6,7 @@ binary cross-entropy, weighted by y·(1 − w) + w for the share w of ones; the 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ..errors import UserError
 from ..hooks import hooked
 from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of
 from ..search.block_probe import block_keywords
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class RouterTraining:
     def passes(self, tokens: int) -> int:
         """How often a text of so many tokens is gone through."""
         return math.ceil(self.epochs * max(1.0, self.epoch_tokens / tokens))
+
+    def announced(self, tokens: int, routers: int) -> str:
+        """One line on how long routers are trained on a text of so many tokens, and on what shortens it."""
+        passes = self.passes(tokens)
+        shorter = f"heads.training.epoch_tokens (now {self.epoch_tokens:,})"
+        if self.epoch_tokens <= tokens:
+            shorter = "heads.training.epochs or calibration.sequences"
+        return (
+            f"training routers of heads for {routers} of the blocks, each on {passes * tokens:,} tokens "
+            f"({passes:,} times the {tokens:,} of the calibration text): a smaller {shorter} makes it shorter"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,7 @@ def trained_routers(
         )
     groups = calibration.model.config.num_key_value_heads
     learnt = (sequences - held_out) * length
+    log.info(training.announced(learnt, len(decoder_of(calibration.model).blocks) - dense_blocks))
     rules: dict[int, HeadRule] = {}
     quality: dict[str, list[float]] = {"recall": [], "precision": [], "groups_found": []}
     for index, observed in _observed(calibration, dense_blocks):
@@ -116,7 +131,7 @@ def fitted(inputs: Tensor, labels: Tensor, training: RouterTraining, seed: int) 
         fused=inputs.is_cuda,  # half of the time of a step, which is all launches
     )
     share = labels.mean()
-    for _ in range(training.passes(len(inputs))):
+    for _ in tqdm(range(training.passes(len(inputs))), desc="router", unit="pass", leave=False):
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         for tokens in order.split(training.batch):
             wanted = labels[tokens]

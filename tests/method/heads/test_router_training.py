@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,22 @@ def test_ones_and_zeros_weigh_as_in_the_published_loss():
     once = RouterTraining(0.5, 0.0, batch=4, epochs=1, epoch_tokens=1, held_out_share=0.5)
     (_, before), (_, after) = (fitted(inputs, labels, replace(once, epochs=n), seed=3) for n in (0, 1))
     assert torch.allclose(after - before, torch.tensor([0.5]), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_how_long_training_is_and_what_shortens_it_is_said_before_it_begins(tiny_model, caplog, capsys):
+    calibration = make_calibration(tiny_model)  # 6 of its 8 sequences of 32 tokens are trained on
+    training = replace(QUICK, epochs=2, epoch_tokens=384)
+    with caplog.at_level(logging.INFO):
+        trained_routers(calibration, 1, 1, training, seed=0)
+    (line,) = caplog.messages
+    assert line == (
+        "training routers of heads for 1 of the blocks, each on 768 tokens (4 times the 192 of the calibration "
+        "text): a smaller heads.training.epoch_tokens (now 384) makes it shorter"
+    )
+    assert training.passes(192) == 4
+    assert "4/4" in capsys.readouterr().err  # of the passes of a router
+    assert "a smaller heads.training.epochs or calibration.sequences" in training.announced(384, 1)
 
 
 @pytest.mark.slow
