@@ -57,7 +57,7 @@ class OnOwnText(Method):
 
     inner: Method
     """Makes the plan."""
-    own_sequences: int = 192
+    own_sequences: int = 256
     """Sequences that the model writes, of the calibration text's length."""
     prompt: int = 8
     """Tokens of the calibration text that every second one begins with."""

@@ -58,7 +58,7 @@ def test_training_lowers_the_divergence_at_the_same_sparsity(calibration):
 
 
 def test_gradients_of_thresholds_and_biases(model):
-    """Of a threshold: gradient · x · slope of the logistic function, summed over the sparse tokens."""
+    """A threshold's is gradient · x · slope of the logistic function, summed over the sparse tokens."""
     linear = model_projections(model)["0.k"]
     projection = TrainedProjection(linear, ProjectionRule(thresholds=torch.ones(48)), "output", thresholds=True)
     x = torch.randn(1, 4, 48, generator=torch.Generator().manual_seed(0))
