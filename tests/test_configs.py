@@ -130,14 +130,18 @@ def test_each_stage_of_the_ablation_adds_one_thing():
 def test_the_defaults_of_a_method_are_its_configuration():
     """Each configuration builds its class with what has no default, or with the values its file changes."""
     for choice in choices("method"):
-        own = OmegaConf.load(CONFIGURATION / "method" / f"{choice}.yaml")
         made = instantiate(composed(f"method={choice}").method)
-        values = {}
-        if "_target_" not in own:  # a variant: of the class of the configuration that it begins with
-            del own.defaults
-            values = dict(instantiate(own))
-        needed = {one.name: getattr(made, one.name) for one in fields(made) if one.default is MISSING}
-        assert made == type(made)(**needed | values), choice
+        named = {one.name for one in fields(made) if one.default is MISSING} | changed_by_variants(choice)
+        assert made == type(made)(**{name: getattr(made, name) for name in named}), choice
+
+
+def changed_by_variants(choice: str) -> set[str]:
+    """Settings that a configuration changes in those that it builds upon; none where it names its own class."""
+    own = OmegaConf.load(CONFIGURATION / "method" / f"{choice}.yaml")
+    if "_target_" in own:
+        return set()
+    (base,) = [name for name in own.defaults if name != "_self_"]
+    return (own.keys() - {"defaults"}) | changed_by_variants(base)
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_onto_the_residual_stream_by_top_k(format: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_not_finite_shows(format: str) -> None:
-    """It shows in every output; where nothing is kept, the product is 0; no size of activations loses digits."""
+    """It shows in every output; where nothing is kept, the product is 0; large activations lose no digits."""
     tile = TILES[1]
     widths = widths_of(format, (1,))
     x, bounds, weight, exact = case(format, 64, (1,))
