@@ -150,7 +150,10 @@ def _unpack(archive: Path, folder: Path) -> None:
             # Early releases of Python 3.10 and 3.11 know no filters, and take no argument of that name.
             opened.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             opened.extractall(staging)
-        if not folder.is_dir():
+        try:
             staging.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -77,6 +77,21 @@ def test_another_archive_of_the_same_name_is_unpacked_anew(folder, tmp_path):
     assert (after / "dense-0" / RECORD).read_text() == "{}"
 
 
+def test_two_processes_that_unpack_at_once_have_one_folder(folder, tmp_path, monkeypatch):
+    """The other one finishes after this one looked, and before it renames."""
+    pack(folder, tmp_path / "kept.tar.xz")
+    decompress = archive.lzma.decompress
+
+    def while_another_unpacks(data):
+        monkeypatch.setattr(archive.lzma, "decompress", decompress)
+        unpacked(tmp_path / "kept.tar.xz")
+        return decompress(data)
+
+    monkeypatch.setattr(archive.lzma, "decompress", while_another_unpacks)
+    assert contents(unpacked(tmp_path / "kept.tar.xz")) == contents(folder)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_a_damaged_archive_is_one_line_and_leaves_nothing(folder, tmp_path):
     path = tmp_path / "kept.tar.xz"
     pack(folder, path)
