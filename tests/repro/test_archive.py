@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
@@ -78,16 +79,16 @@ def test_another_archive_of_the_same_name_is_unpacked_anew(folder, tmp_path):
 
 
 def test_two_processes_that_unpack_at_once_have_one_folder(folder, tmp_path, monkeypatch):
-    """The other one finishes after this one looked, and before it renames."""
+    """The other one finishes just before this one renames."""
     pack(folder, tmp_path / "kept.tar.xz")
-    decompress = archive.lzma.decompress
+    rename = Path.rename
 
-    def while_another_unpacks(data):
-        monkeypatch.setattr(archive.lzma, "decompress", decompress)
+    def after_another(staging, target):
+        monkeypatch.setattr(Path, "rename", rename)
         unpacked(tmp_path / "kept.tar.xz")
-        return decompress(data)
+        return rename(staging, target)
 
-    monkeypatch.setattr(archive.lzma, "decompress", while_another_unpacks)
+    monkeypatch.setattr(Path, "rename", after_another)
     assert contents(unpacked(tmp_path / "kept.tar.xz")) == contents(folder)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
