@@ -5,6 +5,7 @@ Everything fetched stays in the hub's own cache; with it filled, all of this wor
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ MODEL_PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "v
 SECOND_COPIES = ["original/*", "consolidated*"]
 """The same weights under other names, which some repositories hold besides: another 14 to 16 GB."""
 
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""NAME or OWNER/NAME."""
 PREFETCH = "`make prefetch PROFILE=paper`"
 PATIENCE = 10.0
 """Seconds in which the hub has to answer at all."""
@@ -80,6 +83,12 @@ def fetch_model(name: str, revision: str | None) -> Path:
             f"{name} is not on this disk and the hub cannot be reached: run `hf download {name}` on a machine "
             "with a network and use model.path=DIR (model=local for other models)"
         ) from error
+
+
+def check_hub_name(name: str) -> None:
+    """Raises UserError for what is no name of a data set: `datasets` would walk through a folder, even "/"."""
+    if not HUB_NAME.fullmatch(name) or Path(name).exists():
+        raise UserError(f"'{name}' is no data set of the hub (OWNER/NAME); data.root=DIR reads from a folder")
 
 
 def load_hub_split(name: str, config: str | None, split: str) -> datasets.Dataset:

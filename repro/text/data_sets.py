@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from ...method.errors import UserError
 from ..models.content_hash import FileState, states
-from ..models.hub import fetch_dataset_file, load_hub_split
+from ..models.hub import check_hub_name, fetch_dataset_file, load_hub_split
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def _read_parquet(path: Path, _state: tuple[FileState, ...]) -> datasets.Dataset
 
 @lru_cache(maxsize=32)
 def _load_from_hub(source: DataSource, split: str) -> datasets.Dataset:
+    check_hub_name(source.hub)
     if source.file is None:
         return load_hub_split(source.hub, source.config, split)
     return read_json_lines(fetch_dataset_file(source.hub, source.file), source.rows)

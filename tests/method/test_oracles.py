@@ -222,7 +222,9 @@ def test_too_high_a_sparsity_for_the_block_bounds_says_what_to_move(llama):
 
 
 def test_a_search_that_wants_more_text_than_there_is_says_so(llama):
-    with pytest.raises(UserError, match=r"calibration\.sequences"):
+    with pytest.raises(
+        UserError, match=r"wants 100000 calibration tokens but there are 256; calibrate on more sequences"
+    ):
         make_method("teal", "method.block_tokens=100000").plan(make_calibration(llama), 0.5)
 
 

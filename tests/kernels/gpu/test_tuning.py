@@ -100,7 +100,7 @@ def test_tiles_are_tuned_once_and_kept(tmp_path):
     assert any("sparse 0.5" in key for key in stored)
     assert tuned_tiles(SHAPE, torch.float32, DEVICE, sparsity=0.48, cache=cache, clock=clock) == first
     assert clock.calls == 8
-    assert sorted(path.name for path in cache.path.parent.iterdir()) == ["tiles.json", "tiles.lock"]
+    assert sorted(path.name for path in cache.path.parent.iterdir()) == ["tiles.json"]
 
 
 def test_a_broken_cache_is_an_empty_one(tmp_path, monkeypatch):

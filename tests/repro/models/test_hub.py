@@ -16,6 +16,7 @@ from wisparse.method.errors import UserError
 from wisparse.repro import prefetch
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 from wisparse.repro.models.hub import fetch_dataset_file, fetch_model, go_offline_without_hub, load_hub_split
+from wisparse.repro.text import data_sets
 from wisparse.repro.text.data_sets import DataSource, load_split, row_text
 
 from ..benchmark_data import write_split
@@ -29,6 +30,7 @@ def composing():
 
 
 def test_a_split_is_loaded_as_the_hub_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_sets, "check_hub_name", lambda name: None)  # a folder stands for the hub
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_split(tmp_path, "set", "train", [{"text": "one"}])
     write_split(tmp_path, "set", "test", [{"text": "two"}, {"text": "three"}])
@@ -151,3 +153,11 @@ def test_one_copy_of_the_weights_is_fetched(monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert fetch_model("org/model", "main") == tmp_path
+
+
+@pytest.mark.parametrize("name", ["/", ".", "..", "a/b/c", "", "~", "repro"])
+def test_a_data_set_is_no_folder(name, monkeypatch):
+    """`datasets` would walk through a folder of that name, the whole disk under "/"."""
+    monkeypatch.chdir(CONFIGURATION.parent)
+    with pytest.raises(UserError, match="is no data set of the hub"):
+        load_split(DataSource(name, None, "nowhere"), "train", None)

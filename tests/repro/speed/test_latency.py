@@ -52,7 +52,7 @@ def test_a_plan_is_timed_beside_the_dense_engine_and_transformers(tiny_model):
 def test_the_record_says_what_ran_in_the_sparse_engine(llama, monkeypatch):
     plan_at = planner(llama)
     found = latency(baselines=()).measure(llama, plan_at(0.5), plan_at)
-    assert found["kernels"]["attention"] == "torch"
+    assert found["kernels"]["attention"] in ("c++", "torch")  # one call of C++, or without a compiler torch
     assert found["kernels"]["products"] in ("c++", "torch")
     asked = []
     monkeypatch.setattr(DecodeEngine, "ran", lambda engine: asked.append([*engine.rules[0].rules]) or {})
