@@ -136,7 +136,7 @@ class GPUDecodeStep:
             return lambda: F.linear(x, head).float()
         tile = self.tiles.cuda.products.get(LM_HEAD)
         if tile is None:
-            raise KernelError(f"lm_head in {head.format} has no kernel here; leave it as it was: lm_head=false")
+            raise KernelError(f"lm_head in {head.format} has no kernel here; leave it as it was: lm_head=none")
         logits = self._buffers.sums("logits", 1, shape.vocabulary)
         self._add(cuda_product, Given(x), None, CUDAWeight.of(head), (shape.vocabulary,), logits, tile)
         self.cuda_products.append(LM_HEAD)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ...method.errors import UserError
 from ..archive import stored_files
 from ..record import RecordError
@@ -42,6 +44,20 @@ class MeasuredCell:
 def place_of(record: Record) -> Key:
     """Model, method and nominal sparsity of a record."""
     return record["model"]["name"], record["method"]["name"], float(record["sparsity"])
+
+
+def mean_of_records(cells: Iterable[MeasuredCell], *path: str) -> float | None:
+    """Mean of a number of the records by its place there, or of a list of them; None where it is in none."""
+    found: list[Any] = [cell.record for cell in cells]
+    for part in path:
+        found = [None if value is None else value.get(part) for value in found]
+    numbers = [np.mean(value) for value in found if value is not None]
+    return float(np.mean(numbers)) if numbers else None
+
+
+def tasks_of(cells: Iterable[MeasuredCell]) -> list[str]:
+    """Tasks of all cells, each once."""
+    return list(dict.fromkeys(task for cell in cells for task in cell.record["tasks"]))
 
 
 def every_cell(

@@ -5,8 +5,8 @@ Frontier, questions and tables all compare through this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,3 +161,17 @@ class Comparison:
         if known is None:
             known = self._kept[kind, id(cell)] = cell, make()
         return known[1]
+
+
+@dataclass(eq=False)
+class LatestComparison:
+    """The comparison of one group of cells at a time: each is up to a gigabyte, and groups come in turn."""
+
+    _kept: dict[Hashable, Comparison] = field(default_factory=dict, repr=False)
+
+    def of(self, group: Hashable, cells: Callable[[], Iterable[MeasuredCell]]) -> Comparison:
+        """The comparison of a group's cells, made where it is not the one before."""
+        if group not in self._kept:
+            self._kept.clear()
+            self._kept[group] = Comparison(cells())
+        return self._kept[group]

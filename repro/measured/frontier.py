@@ -13,7 +13,7 @@ import numpy as np
 from ...method.errors import UserError
 from ..record_facts import hardware
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
-from .comparison import Between, Comparison, Outside, at_equal_bytes, bytes_of
+from .comparison import Between, Comparison, LatestComparison, Outside, at_equal_bytes, bytes_of
 from .deciding import check_names
 from .paired_bootstrap import Interval
 from .rise import Rises, mean_of
@@ -64,7 +64,7 @@ class FrontierData:
     """Cells with a perplexity, in the order of the table."""
 
     cells: dict[Key, MeasuredCell]
-    _comparisons: dict[str, Comparison] = field(default_factory=dict, repr=False)
+    _comparisons: LatestComparison = field(default_factory=LatestComparison, repr=False)
 
     @cached_property
     def groups(self) -> dict[tuple[str, float, str], list[MeasuredCell]]:
@@ -116,11 +116,9 @@ class FrontierData:
 
     def _compared(self, model: str) -> Comparison:
         """Paired comparisons of a model's cells."""
-        if model not in self._comparisons:
-            self._comparisons.clear()  # half a gigabyte each, and models come one after another
-            cells = [cell for (of_model, *_), cell in self.cells.items() if of_model == model]
-            self._comparisons[model] = Comparison(cells)
-        return self._comparisons[model]
+        return self._comparisons.of(
+            model, lambda: (cell for (of_model, *_), cell in self.cells.items() if of_model == model)
+        )
 
 
 def search_budget(record: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparable import check_comparable, check_one_training, check_same_items, without_seed
-from .comparison import Comparison
+from .comparison import Comparison, LatestComparison
 from .deciding import check_names
 
 ALL = 1.0
@@ -31,7 +31,7 @@ class HeadData:
     """Cells with a perplexity, in the order of the table."""
 
     cells: dict[Place, MeasuredCell]
-    _comparisons: dict[str, Comparison] = field(default_factory=dict, repr=False)
+    _comparisons: LatestComparison = field(default_factory=LatestComparison, repr=False)
 
     def seeds(self, model: str, method: str, sparsity: float, density: float) -> dict[int, MeasuredCell]:
         """Cells of a place by seed."""
@@ -45,10 +45,9 @@ class HeadData:
 
     def comparison(self, model: str) -> Comparison:
         """Paired comparisons of a model's cells."""
-        if model not in self._comparisons:
-            cells = [cell for place, cell in self.cells.items() if place.model == model]
-            self._comparisons[model] = Comparison(cells)
-        return self._comparisons[model]
+        return self._comparisons.of(
+            model, lambda: (cell for place, cell in self.cells.items() if place.model == model)
+        )
 
 
 def density_of(record: dict[str, Any]) -> float:

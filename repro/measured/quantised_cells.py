@@ -13,7 +13,7 @@ import numpy as np
 from ...method.errors import UserError
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparable import check_comparable, check_one_format, check_same_items, without_seed
-from .comparison import Between, Comparison, at_equal_bytes, bytes_of
+from .comparison import Between, Comparison, LatestComparison, at_equal_bytes, bytes_of
 from .deciding import check_names, quantisation_of
 from .paired_bootstrap import Interval
 
@@ -49,7 +49,7 @@ class QuantisedData:
     """Cells with a perplexity, in the order of the table."""
 
     cells: dict[Place, MeasuredCell]
-    _comparisons: dict[str, Comparison] = field(default_factory=dict, repr=False)
+    _comparisons: LatestComparison = field(default_factory=LatestComparison, repr=False)
 
     @cached_property
     def models(self) -> list[str]:
@@ -81,11 +81,9 @@ class QuantisedData:
 
     def comparison(self, model: str) -> Comparison:
         """Paired comparisons of a model's cells."""
-        if model not in self._comparisons:
-            self._comparisons.clear()  # half a gigabyte each, and models come one after another
-            cells = [cell for place, cell in self.cells.items() if place.model == model]
-            self._comparisons[model] = Comparison(cells)
-        return self._comparisons[model]
+        return self._comparisons.of(
+            model, lambda: (cell for place, cell in self.cells.items() if place.model == model)
+        )
 
     def within(self, model: str, quantisation: str, method: str, budget: float) -> AtBytes | None:
         """What a method in a format reaches at `budget` bytes a token; nothing is extrapolated.

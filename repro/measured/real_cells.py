@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..record_facts import suite_choice
-from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, unreachable_sparsities
+from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, tasks_of, unreachable_sparsities
 from .comparable import check_comparable, check_same_items, without_seed
-from .comparison import Comparison
+from .comparison import Comparison, LatestComparison
 from .deciding import check_names
 
 
@@ -50,7 +50,7 @@ class RealData:
     """Largest sparsity that a method reaches on a model, for cells beyond it."""
     reference: str = "teal"
     """The method that others are compared with."""
-    _comparisons: dict[tuple[str, str], Comparison] = field(default_factory=dict, repr=False)
+    _comparisons: LatestComparison = field(default_factory=LatestComparison, repr=False)
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -60,7 +60,7 @@ class RealData:
     @cached_property
     def tasks(self) -> list[str]:
         """Tasks of every suite."""
-        return _distinct(task for cell in self.cells.values() for task in cell.record["tasks"])
+        return tasks_of(self.cells.values())
 
     def cells_of(self, section: Section) -> dict[Place, MeasuredCell]:
         """Cells of a section, the dense one among them."""
@@ -84,12 +84,9 @@ class RealData:
     def comparison(self, section: Section) -> Comparison:
         """Paired comparisons of the cells of a suite."""
         suite = section.model, section.suite
-        if suite not in self._comparisons:
-            self._comparisons.clear()  # up to a gigabyte each, and suites come one after another
-            self._comparisons[suite] = Comparison(
-                cell for (where, *_), cell in self.cells.items() if where[:2] == suite
-            )
-        return self._comparisons[suite]
+        return self._comparisons.of(
+            suite, lambda: (cell for (where, *_), cell in self.cells.items() if where[:2] == suite)
+        )
 
 
 def read_real(*folders: Path) -> RealData:
@@ -108,18 +105,7 @@ def read_readings(*folders: Path) -> RealData:
     """
     command = "`python repro/run.py experiment=readings`"
     data = _read(folders, command, varied=("search", "search budget", "calibration"))
-    asked = {section for section, method, *_ in data.cells if method.startswith(READING)}
-    suites = {section[:2] for section in asked}
-
-    def shown(section: Section, method: str) -> bool:
-        if method == "dense":
-            return section[:2] in suites
-        return section in asked and (method.startswith(READING) or method in BESIDE_READINGS)
-
-    cells = {place: cell for place, cell in data.cells.items() if shown(*place[:2])}
-    methods = {method for _, method, *_ in cells}
-    unreachable = {key: most for key, most in data.unreachable.items() if key[1] in methods}
-    return replace(data, cells=cells, unreachable=unreachable)
+    return _about(data, lambda name: name.startswith(READING), BESIDE_READINGS)
 
 
 def read_own(*folders: Path) -> RealData:
@@ -129,17 +115,24 @@ def read_own(*folders: Path) -> RealData:
     """
     command = "`python repro/run.py experiment=method_real`"
     data = _read(folders, command, varied=("search", "search budget", "calibration"))
-    measured = {section for section, method, *_ in data.cells if method in NEW}
-    suites = {section[:2] for section in measured}
+    beside = (*BESIDE_OWN, *(name for _, name, *_ in data.cells if name.startswith(OWN)))
+    return replace(_about(data, lambda name: name in NEW, beside), unreachable={})
+
+
+def _about(data: RealData, asked: Callable[[str], bool], beside: Collection[str]) -> RealData:
+    """Cells of the methods asked for, and of those beside them where any of these was measured."""
+    sections = {section for section, method, *_ in data.cells if asked(method)}
+    suites = {section[:2] for section in sections}
 
     def shown(section: Section, method: str) -> bool:
         if method == "dense":
             return section[:2] in suites
-        return section in measured and (method.startswith(OWN) or method in BESIDE_OWN)
+        return section in sections and (asked(method) or method in beside)
 
-    return replace(
-        data, cells={place: cell for place, cell in data.cells.items() if shown(*place[:2])}, unreachable={}
-    )
+    cells = {place: cell for place, cell in data.cells.items() if shown(*place[:2])}
+    methods = {method for _, method, *_ in cells}
+    unreachable = {key: most for key, most in data.unreachable.items() if key[1] in methods}
+    return replace(data, cells=cells, unreachable=unreachable)
 
 
 def _read(folders: Iterable[Path], command: str, varied: Collection[str]) -> RealData:

@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
-from ..measured.cells import MeasuredCell
+from ..measured.cells import MeasuredCell, mean_of_records, tasks_of
 from ..measured.head_cells import HeadData, read_heads
 from ..measured.paired_bootstrap import RESAMPLES, Interval
 from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
@@ -35,11 +33,7 @@ class HeadEntry:
 
     def mean(self, *path: str) -> float | None:
         """Mean over the seeds of a number of the records, or of a list of them; None where it is in none."""
-        found = [cell.record for cell in self.cells]
-        for part in path:
-            found = [None if value is None else value.get(part) for value in found]
-        numbers = [np.mean(value) for value in found if value is not None]
-        return float(np.mean(numbers)) if numbers else None
+        return mean_of_records(self.cells, *path)
 
     @property
     def key_value_share(self) -> float:
@@ -122,8 +116,6 @@ HEADS = Table(
     read=read_heads,
     entries=entries,
     columns=columns,
-    tasks=lambda data: list(
-        dict.fromkeys(task for cell in data.cells.values() for task in cell.record["tasks"])
-    ),
+    tasks=lambda data: tasks_of(data.cells.values()),
     above=above,
 )

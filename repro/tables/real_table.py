@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..measured.cells import MeasuredCell, method_rank
+from ..measured.cells import MeasuredCell, mean_of_records, method_rank
 from ..measured.comparison import Between, Comparison, at_equal_bytes, bytes_of
+from ..measured.frontier import search_seconds
 from ..measured.paired_bootstrap import RESAMPLES, Interval
 from ..measured.real_cells import RealData, Section, read_readings, read_real
 from ..measured.rise import Rises, mean_of
@@ -61,11 +62,7 @@ class RealEntry:
 
     def of_record(self, *path: str) -> float | None:
         """The mean of a number of the records by its place there; None where it is in none."""
-        found: list[Any] = [cell.record for cell in self.cells.values()]
-        for part in path:
-            found = [None if value is None else value.get(part) for value in found]
-        numbers = [value for value in found if value is not None]
-        return float(np.mean(numbers)) if numbers else None
+        return mean_of_records(self.cells.values(), *path)
 
     @property
     def trained(self) -> bool:
@@ -75,7 +72,7 @@ class RealEntry:
     @property
     def plan_seconds(self) -> float | None:
         """Seconds of everything that making the plan took, mean over the seeds."""
-        found = [sum(cell.record["plan"]["seconds_by_stage"].values()) for cell in self.cells.values()]
+        found = [search_seconds(cell.record) for cell in self.cells.values()]
         return float(np.mean(found)) if found else None
 
     @property

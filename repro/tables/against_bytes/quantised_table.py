@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import numpy as np
-
-from ...measured.cells import MeasuredCell
+from ...measured.cells import MeasuredCell, mean_of_records, tasks_of
 from ...measured.paired_bootstrap import RESAMPLES, Interval
 from ...measured.quantised_cells import OWN, AtBytes, QuantisedData, read_quantised
 from ..table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
@@ -41,11 +38,7 @@ class QuantisedEntry:
 
     def mean(self, *path: str) -> float | None:
         """Mean over the seeds of a number of the records by its place there; None where it is in none."""
-        found: list[Any] = [cell.record for cell in self.cells]
-        for part in path:
-            found = [None if value is None else value.get(part) for value in found]
-        numbers = [value for value in found if value is not None]
-        return float(np.mean(numbers)) if numbers else None
+        return mean_of_records(self.cells, *path)
 
     def ratio(self, quantisation: str) -> Interval | None:
         """Perplexity over that of the dense model in a format; None for that model itself."""
@@ -151,9 +144,7 @@ QUANTISED = Table(
     read=read_quantised,
     entries=entries,
     columns=columns,
-    tasks=lambda data: list(
-        dict.fromkeys(task for cell in data.cells.values() for task in cell.record["tasks"])
-    ),
+    tasks=lambda data: tasks_of(data.cells.values()),
     above=above,
     figure=quantised_figure,
 )
