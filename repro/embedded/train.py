@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +262,16 @@ def evaluate_and_save(
     return record
 
 
+def check_arguments(
+    parser: argparse.ArgumentParser, device: str, names: Collection[str], known: Collection[str]
+) -> None:
+    """End with one line and code 2 where there is no GPU for the training, or no recipe of a name."""
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "error: training needs a CUDA GPU; run this on a machine that has one\n")
+    if unknown := set(names) - set(known):
+        parser.exit(2, f"error: no recipe for {', '.join(unknown)}; there are {', '.join(known)}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
@@ -269,10 +279,7 @@ def main() -> None:
     parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text"))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "error: training needs a CUDA GPU; run this on a machine that has one\n")
-    if unknown := set(arguments.models) - set(RECIPES):
-        parser.exit(2, f"error: no recipe for {', '.join(unknown)}; there are {', '.join(RECIPES)}\n")
+    check_arguments(parser, arguments.device, arguments.models, RECIPES)
     torch.set_float32_matmul_precision("high")
     for name in arguments.models or RECIPES:
         train_and_save(name, arguments.output, arguments.text_cache, arguments.device)

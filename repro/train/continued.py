@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
-from ..embedded.train import HELD_OUT_LENGTH, evaluate_and_save, fit, prepare, token_losses
+from ..embedded.train import HELD_OUT_LENGTH, check_arguments, evaluate_and_save, fit, prepare, token_losses
 from .recipes import CONTINUATIONS, START, Continuation, recipe
 
 MODELS = Path(__file__).parents[1] / "embedded" / "models"
@@ -133,10 +133,7 @@ def main() -> None:
     parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "error: training needs a CUDA GPU; run this on a machine that has one\n")
-    if unknown := set(arguments.names) - set(CONTINUATIONS):
-        parser.exit(2, f"error: no recipe for {', '.join(unknown)}; there are {', '.join(CONTINUATIONS)}\n")
+    check_arguments(parser, arguments.device, arguments.names, CONTINUATIONS)
     torch.set_float32_matmul_precision("high")
     for name in arguments.names or CONTINUATIONS:
         train_and_save(name, arguments.tokens, arguments.output, arguments.text_cache, arguments.device)

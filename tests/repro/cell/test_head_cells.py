@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from wisparse.repro.record import Record
 
-CELL = [
-    "model=llama-mini", "model.device=cpu", "model.dtype=float32", "suite=heldout", "suite.documents=1",
-    "search=minimal", "calibration.sequences=2", "calibration.length=64", "logger=none", "reference=false",
-]  # fmt: skip
+from .conftest import CELL
 
 
 @pytest.mark.slow
-def test_records_and_plans(start):
-    def cell(*overrides: str) -> tuple[dict, str]:
-        code, out, _ = start(*CELL, *overrides)
-        assert code == 0
-        record = json.loads(out[-1])
-        assert Record.from_json(record).to_json() == record
-        return record, " ".join(out[:-1])
-
+def test_records_and_plans(cell):
     quick = ("heads=polar", "heads.training.epoch_tokens=1")
     own, _ = cell("method=dense")
     assert "heads" not in own
