@@ -55,6 +55,14 @@ def pack(
     return torch.tensor([begin + stream[row * room : (row + 1) * room] for row in range(sequences)])
 
 
+def in_turn(texts: Sequence[Tensor]) -> Tensor:
+    """Sequences (rows, length) of several texts in one, so that any share of it has its part of every text."""
+    places = [
+        ((row + 0.5) / len(text), number, row) for number, text in enumerate(texts) for row in range(len(text))
+    ]
+    return torch.stack([texts[number][row] for _, number, row in sorted(places)])
+
+
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> set[int]:
     """Every end-of-text token known to the tokenizer, the configuration or the generation configuration.
 

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..running.precision import coarse_products
+from ..tokens import in_turn
 
 FREE = -1
 """Where a prompt leaves the token to the model."""
@@ -88,5 +89,4 @@ class OnOwnText(Method):
         """Both texts, their sequences in turn, so that any share of them has its part of both."""
         given, model = calibration.input_ids, calibration.model
         own = own_text(model, given, self.own_sequences, self.prompt, self.seed)
-        places = torch.cat([(torch.arange(len(rows)) + 0.5) / len(rows) for rows in (given, own)])
-        return replace(calibration, input_ids=torch.cat([given.cpu(), own])[places.argsort(stable=True)])
+        return replace(calibration, input_ids=in_turn([given.cpu(), own]))

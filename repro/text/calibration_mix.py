@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...method.errors import UserError
-from ...method.tokens import pack
+from ...method.tokens import in_turn, pack
 from .data_sets import DataSource, load_split, read_files
 
 if TYPE_CHECKING:
@@ -89,14 +89,13 @@ class MixedText:
 
     def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(sequences, length) token ids; raises UserError when a source is missing or too short."""
-        import torch
-
-        rows: list[tuple[float, int, Tensor]] = []
-        for number, (name, source) in enumerate(self.sources.items()):
+        packed = []
+        for name, source in self.sources.items():
             documents = source.documents(self.data_root, random.Random(f"{self.seed}:{name}"))
-            packed = pack(documents, tokenizer, source.sequences, self.length, f"calibration.sources.{name}")
-            rows += [((index + 0.5) / len(packed), number, row) for index, row in enumerate(packed)]
-        return torch.stack([row for *_, row in sorted(rows, key=lambda entry: entry[:2])])
+            packed.append(
+                pack(documents, tokenizer, source.sequences, self.length, f"calibration.sources.{name}")
+            )
+        return in_turn(packed)
 
 
 def _articles(lines: Iterator[str]) -> Iterator[str]:

@@ -1,0 +1,58 @@
+"""Calibration text out of several texts: their turns, their files, and what Hydra builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor
+from wisparse.method.errors import UserError
+from wisparse.method.tokens import in_turn
+from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.text.joined_text import JoinedText
+
+
+@dataclass(frozen=True)
+class Constant:
+    """So many sequences of one token."""
+
+    token: int
+    sequences: int
+
+    def files(self) -> list[Path]:
+        return [Path(str(self.token))]
+
+    def input_ids(self, _: object) -> Tensor:
+        return torch.full((self.sequences, 2), self.token)
+
+
+def test_sequences_of_the_texts_take_turns():
+    turns = in_turn([torch.full((2, 1), 7), torch.full((4, 1), 9)])
+    # Middles of halves are 1/4 and 3/4, of quarters 1/8, 3/8, 5/8 and 7/8.
+    assert turns[:, 0].tolist() == [9, 7, 9, 9, 7, 9]
+
+
+def test_all_sequences_of_all_texts_and_all_their_files():
+    joined = JoinedText("both", {"a": Constant(1, 3), "b": Constant(2, 3)}, 3, 2, 1)
+    assert joined.input_ids(None)[:, 0].tolist() == [1, 2, 1, 2, 1, 2]
+    assert joined.files() == [Path("1"), Path("2")]
+
+
+def test_one_text_is_not_joined():
+    with pytest.raises(UserError, match="at least two texts"):
+        JoinedText("one", {"a": Constant(1, 3)}, 3, 2, 1)
+
+
+def test_each_text_of_the_configuration_has_as_many_sequences():
+    register_resolvers()
+    with initialize_config_dir(version_base=None, config_dir=str(CONFIGURATION)):
+        overrides = ["calibration=english_wikipedia", "calibration.sequences=5", "calibration.length=32"]
+        config = compose("config", overrides).calibration
+    joined = instantiate(config)
+    assert joined.texts["english"].sequences == 5
+    assert joined.texts["wikipedia"].sources["boolq"].sequences == 5
+    assert {text.length for text in joined.texts.values()} == {32}
