@@ -15,6 +15,7 @@ class Mechanism(Enum):
     GATE = "thresholds on the gate"
     ROTATION = "rotated bases"
     SIGNS = "a predictor of zeros by signs"
+    PROXY = "proxies that choose neurons"
     HEADS = "key-value groups chosen for each token"
     FOLDED = "folded bases"
     BIAS = "biases of sparse tokens"

@@ -13,6 +13,7 @@ from torch import Tensor
 from .decoder import SITES
 from .heads.rule import HeadRule
 from .mechanism import Mechanism
+from .proxies.rule import ProxyRule
 from .signs.rule import SignRule
 
 ORTHOGONAL = 1e-2
@@ -187,6 +188,7 @@ class BlockPlan:
     """Basis of each site that has one, by its name."""
     heads: HeadRule | None = None
     signs: SignRule | None = None
+    proxies: ProxyRule | None = None
 
     def of(self, projection: str) -> ProjectionRule | None:
         """The rule of a projection, None where it is dense."""
@@ -196,9 +198,8 @@ class BlockPlan:
         """The plan with these projections dense; a gate's neurons go with up."""
         rules = {name: rule for name, rule in self.rules.items() if name not in projections}
         dense = "up" in projections
-        return replace(
-            self, rules=rules, gate=None if dense else self.gate, signs=None if dense else self.signs
-        )
+        neurons = {"gate": self.gate, "signs": self.signs, "proxies": self.proxies}
+        return replace(self, rules=rules, **(dict.fromkeys(neurons) if dense else neurons))
 
     def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
         """What does not fit a block of projections of these (out, in), or excludes each other; else None."""
@@ -208,8 +209,10 @@ class BlockPlan:
             if problem := rule.misfit(shapes[projection]):
                 return f"{projection}: {problem}"
         problem = None if self.gate is None else self._gate_misfit(self.gate, shapes)
-        if self.signs is not None and not problem:
-            problem = self._signs_misfit(self.signs, shapes)
+        deciding = {"predicts zeros by signs": self.signs, "chooses neurons by proxies": self.proxies}
+        for what, part in deciding.items():
+            if part is not None and not problem:
+                problem = self._clash(what, part) or part.misfit(shapes)
         for site, rotation in self.rotations.items():
             inner = next((shapes[name][1] for name in SITES.get(site, ()) if name in shapes), None)
             wrong = "there is no such site" if inner is None else rotation.misfit(inner)
@@ -229,16 +232,18 @@ class BlockPlan:
             return f"it has {found} gate thresholds, expected {expected}"
         return None
 
-    def _signs_misfit(self, signs: SignRule, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+    def _clash(self, what: str, part: SignRule | ProxyRule) -> str | None:
+        """What else decides on the neurons of the same block; None where nothing does."""
         others = sorted(self.rules.keys() & {"gate", "up", "down"}) + (["the gate"] if self.gate else [])
+        others += ["signs"] if self.signs is not None and part is not self.signs else []
         if others or "mlp_input" in self.rotations:
-            return f"it predicts zeros by signs and has {', '.join(others) or 'a basis'} of its own; take one"
-        return signs.misfit(shapes)
+            return f"it {what} and has {', '.join(others) or 'a basis'} of its own; take one"
+        return None
 
     def mechanisms(self) -> Counter[Mechanism]:
         """What the block's plan is made of, and the weights that each reads for every token besides."""
         found: Counter[Mechanism] = Counter()
-        others = [part for part in (self.gate, self.heads, self.signs) if part is not None]
+        others = [part for part in (self.gate, self.heads, self.signs, self.proxies) if part is not None]
         for part in (*self.rules.values(), *others, *self._products()):
             found.update(part.mechanisms())
         return found

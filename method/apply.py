@@ -29,6 +29,7 @@ from .projections import (
     projection_shapes,
     split_key,
 )
+from .proxies.hooks import on_proxies
 from .quantisation.model import description_of
 from .rotation import folded_into, rotated
 from .running.acting import ENGINE, PLAN, acting_on
@@ -181,6 +182,8 @@ class SparseSession:
         for block, rule in self._plan.signs.items():
             placed = replace(rule, signs=rule.signs.to(device))
             yield from on_signs(block, decoder.blocks[block], placed, self._hooks[block])
+        for block, proxies in self._plan.proxies.items():
+            yield from on_proxies(block, decoder.blocks[block], proxies, self._hooks[block])
         # On the inner decoder, so that callers who leave lm_head out are covered too.
         yield decoder.inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..kernels.plan_data import (
     GateRule,
     HeadRule,
     ProjectionRule,
+    ProxyRule,
     Rotation,
     SignRule,
     of_another_model,
@@ -63,6 +64,8 @@ class SparsityPlan:
     """Whether what is rotated has the norm's gains; else the weights behind the norm take them over."""
     signs: dict[int, SignRule] = field(default_factory=dict)
     """Which neurons of a block are taken to be zero by signs alone."""
+    proxies: dict[int, ProxyRule] = field(default_factory=dict)
+    """How proxies of gate and up choose the neurons of a block."""
     heads: dict[int, HeadRule] = field(default_factory=dict)
     """Which key-value groups attention looks at, by block; a block without a rule looks at all."""
     provenance: PlanProvenance = field(default_factory=PlanProvenance)
@@ -95,10 +98,9 @@ class SparsityPlan:
             block, site = split_key(name)
             rotations[block][site] = Rotation(basis, self.gains_kept)
         gates = {block: GateRule(thresholds) for block, thresholds in self.gate_thresholds.items()}
+        others = (self.heads, self.signs, self.proxies)
         return tuple(
-            BlockPlan(
-                rules[block], gates.get(block), rotations[block], self.heads.get(block), self.signs.get(block)
-            )
+            BlockPlan(rules[block], gates.get(block), rotations[block], *(part.get(block) for part in others))
             for block in range(blocks)
         )
 
@@ -114,6 +116,7 @@ class SparsityPlan:
             rules={name: rule for name, rule in self.rules.items() if name not in names},
             gate_thresholds={b: t for b, t in self.gate_thresholds.items() if f"{b}.up" not in names},
             signs={block: rule for block, rule in self.signs.items() if f"{block}.up" not in names},
+            proxies={block: rule for block, rule in self.proxies.items() if f"{block}.up" not in names},
         )
 
     def not_a_number(self) -> str | None:
@@ -137,7 +140,7 @@ class SparsityPlan:
         for name in (
             *self.rules,
             *self.rotations,
-            *map(str, (*self.gate_thresholds, *self.heads, *self.signs)),
+            *map(str, (*self.gate_thresholds, *self.heads, *self.signs, *self.proxies)),
         ):
             if name.partition(".")[0] not in blocks:
                 return f"{name} is of no block of its model"
@@ -237,6 +240,7 @@ class SparsityPlan:
             **({"heads": self._heads_document()} if self.heads else {}),
             **({"gains_kept": True} if self.gains_kept else {}),
             **({"signs": {str(block): rule.limit for block, rule in self.signs.items()}} if self.signs else {}),
+            **({"proxies": {str(b): asdict(rule) for b, rule in self.proxies.items()}} if self.proxies else {}),
         }
 
     def _heads_document(self) -> dict[str, dict[str, int]]:
@@ -278,6 +282,7 @@ class SparsityPlan:
                 block: HeadRule(**router, **document["heads"][str(block)]) for block, router in routers.items()
             },
             signs=signs,
+            proxies={int(b): ProxyRule(**given) for b, given in document.get("proxies", {}).items()},
             gains_kept=document.get("gains_kept", False),
             quantisation=document.get("quantisation"),
             folded=_folded(folded),

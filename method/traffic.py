@@ -14,7 +14,12 @@ from .plan import SparsityPlan
 from .projections import PROJECTIONS, decoder_of, key, model_projections, split_key
 from .quantisation.model import LM_HEAD, quantisation_of
 
-NEURONS = {"gate_activation": ("up", "down"), "predicted": ("gate", "up"), "activated": ("down",)}
+NEURONS = {
+    "gate_activation": ("up", "down"),
+    "predicted": ("gate", "up"),
+    "activated": ("down",),
+    "chosen": ("gate", "up", "down"),
+}
 """Projections whose weights belong to the neurons of a mask, by how the mask is counted."""
 
 
@@ -40,6 +45,9 @@ class TrafficCounter:
         """Weights that a mechanism reads for every sparse token beside the kept channels."""
         for block in plan.block_plans():
             self._besides.update(block.mechanisms())
+        # A product with a proxy has a factor for each value, however few its bits.
+        values = sum(2 * rule.read * rule.neurons for rule in plan.proxies.values())
+        self._unlike_weights = values - self._besides[Mechanism.PROXY]
         self._sign_bytes = sum(rule.signs.nbytes for rule in plan.signs.values())
         self._always_read = sum(  # biases and norms of the blocks, the last norm and lm_head, as weights
             parameter.numel() for parameter in decoder.blocks.parameters() if parameter.ndim == 1
@@ -186,14 +194,20 @@ class TrafficCounter:
             ],
             "low_rank_share": self._besides[Mechanism.LOW_RANK] / dense_weights,
             "rotation_share": self._besides[Mechanism.ROTATION] / dense_weights,
+            **self._proxy_figures(dense_weights),
             **self._head_figures(dense_weights),
             "bytes_per_token": self._bytes(shares, kept, besides, sparse_tokens),
             "dense_bytes_per_token": self._bytes(dict.fromkeys(shares, 1.0), dense_weights, 0),
-            "flops_per_token": 2 * (read + self._lm_head),
+            "flops_per_token": 2 * (read + self._unlike_weights + self._lm_head),
             "dense_flops_per_token": 2 * (dense_weights + self._lm_head),
             "tokens": tokens,
             "sparse_tokens": sparse_tokens,
         }
+
+    def _proxy_figures(self, dense_weights: int) -> dict[str, float]:
+        """Size of what is read of proxies, a value of theirs as a quarter of a weight; none without any."""
+        read = self._besides[Mechanism.PROXY]
+        return {"proxy_share": read / dense_weights} if read else {}
 
     def _head_figures(self, dense_weights: int) -> dict[str, float]:
         """Share of keys and values that a sparse token looks at, and size of the routers; none without any."""

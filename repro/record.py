@@ -121,6 +121,8 @@ class Realised:
     """Share of the key-value groups that sparse tokens looked at; not there where they looked at all."""
     router_share: float | None = field(default=None, kw_only=True, metadata=LATER)
     """Size of the routers of heads, as `low_rank_share`."""
+    proxy_share: float | None = field(default=None, kw_only=True, metadata=LATER)
+    """What is read of proxies in 4 bits, as `low_rank_share`; not there where there are none."""
     bytes_per_token: float
     dense_bytes_per_token: float
     flops_per_token: float | None = field(default=None, kw_only=True, metadata=LATER)

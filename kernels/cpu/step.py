@@ -10,7 +10,8 @@ from .native_step import NativeDecodeStep
 from .plain import TorchKernels
 from .torch_step import TorchDecodeStep
 
-MECHANISMS = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS, Mechanism.SIGNS})
+LACKING = {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS, Mechanism.SIGNS, Mechanism.PROXY}
+MECHANISMS = frozenset(set(Mechanism) - LACKING)
 """What of a plan a step executes."""
 
 

@@ -43,7 +43,9 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
-    supports = frozenset(set(Mechanism) - {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.SIGNS})
+    supports = frozenset(
+        set(Mechanism) - {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.SIGNS, Mechanism.PROXY}
+    )
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ def test_every_method_on_every_family(name, family):
     wanted = 0.0 if name == "dense" else SPARSITY
     # Some of a method's budget may be read as low-rank factors or rotations instead of as channels.
     net = report["realised_sparsity"] - report["low_rank_share"] - report["rotation_share"]
+    net -= report.get("proxy_share", 0.0)
     # What earlier sparse layers do to later ones grows with the sparsity that rotations leave to the channels.
     assert net == pytest.approx(wanted, abs=0.06 if plan.rotations else 0.03)
     assert report["sparse_token_share"] == 1.0
@@ -99,12 +100,17 @@ def test_realised_sparsity_is_nominal_on_calibration_data(name):
         dropped[key(block, "gate")] = dropped[key(block, "up")] = predicted.float().mean().item()
         zero = predicted | (inputs[f"{block}.gate_activation"] == 0)
         dropped[key(block, "down")] = zero.float().mean().item()
+    for block, rule in plan.proxies.items():
+        for projection in ("gate", "up", "down"):
+            dropped[key(block, projection)] = 1.0 - rule.kept / rule.neurons
     mean = sum(value * shares[split_key(n)[1]] for n, value in dropped.items()) / blocks
-    rotations = sum(block.mechanisms()[Mechanism.ROTATION] for block in plan.block_plans())
-    mean -= rotations / sum(map(math.prod, plan.shapes.values()))
+    besides = (Mechanism.ROTATION, Mechanism.PROXY)
+    products = sum(block.mechanisms()[one] for block in plan.block_plans() for one in besides)
+    mean -= products / sum(map(math.prod, plan.shapes.values()))
     top_k = [name for name, rule in plan.rules.items() if rule.top_k is not None]
     channel = max((1 / calibration.shapes[name][1] for name in top_k), default=0.0)
-    step = 1 / 48 if plan.signs else channel  # limits are whole numbers of products
+    # Limits are whole numbers of products, and neurons are whole ones.
+    step = 1 / 48 if plan.signs or plan.proxies else channel
     assert -0.01 <= mean - (0.0 if name == "dense" else SPARSITY) <= 0.01 + step
 
 

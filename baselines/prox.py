@@ -1,0 +1,85 @@
+"""Prox (arXiv 2607.27591), as far as published: 4-bit proxies of gate and up choose a token's neurons.
+
+Its abstract was read, and what others wrote of its stages: a product of the largest |x| with the proxies ranks
+the neurons, which gate, up and down then compute exactly. Attention is dense.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..kernels.mechanism import Mechanism
+from ..kernels.proxies.rule import ProxyRule
+from ..method.base import Method
+from ..method.calibration import Calibration
+from ..method.errors import OutOfReachError, UserError
+from ..method.plan import SparsityPlan
+from ..method.projections import decoder_blocks, key, parameter_shares
+from ..method.provenance import PlanProvenance, SearchCost
+
+
+@dataclass(frozen=True)
+class Prox(Method):
+    """The ⌊(1 − s)·n⌋ neurons of the highest |act(x̂·Ĝ)·(x̂·Û)| of each token, Ĝ and Û in 4 bits.
+
+    x̂ has the largest |x| of a token, the others are zero. What is read of the proxies comes out of the
+    sparsity asked for: s is higher by it. Where the model's own weights are in 4 bits the proxies are these,
+    and read all the same.
+    """
+
+    name: str = "prox"
+    input_share: float = 0.5
+    """Share of the input's channels that meet the proxies; it is not published where this was read."""
+    group: int = 64
+    """Neurons that share a scale of the proxies; not published."""
+    needs = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.input_share <= 1.0:
+            raise UserError(f"method.input_share must be above 0 and at most 1, not {self.input_share}")
+        if type(self.group) is not int or self.group < 1:
+            raise UserError(f"method.group must be a whole number of neurons, not {self.group!r}; try 64")
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """Proxies."""
+        return frozenset({Mechanism.PROXY})
+
+    def mechanisms_at(self, sparsity: float) -> frozenset[Mechanism]:
+        """See `Method`: at 0 there is nothing to choose."""
+        return self.mechanisms if sparsity else frozenset()
+
+    def _rule(self, calibration: Calibration, kept_share: float) -> ProxyRule:
+        neurons, channels = calibration.shapes[key(0, "gate")]
+        kept = int(neurons * kept_share + 1e-9)
+        return ProxyRule(neurons, channels, kept, max(1, int(channels * self.input_share + 1e-9)), self.group)
+
+    def _shares(self, calibration: Calibration) -> tuple[float, float]:
+        """Shares of a block's weights: those of gate, up and down, and what is read of the proxies."""
+        shapes = [shape for name, shape in calibration.shapes.items() if name.startswith("0.")]
+        read = self._rule(calibration, 1.0).mechanisms()[Mechanism.PROXY]
+        by_name = parameter_shares(decoder_blocks(calibration.model)[0])
+        neurons = sum(by_name[name] for name in ("gate", "up", "down"))
+        return neurons, read / sum(out * inner for out, inner in shapes)
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """Attention is dense, and proxies are read."""
+        neurons, proxies = self._shares(calibration)
+        if sparsity and sparsity >= neurons - proxies:
+            raise OutOfReachError(
+                f"{self.name} leaves attention dense, reads proxies of {proxies:.3f} of the blocks' weights "
+                f"and cannot reach block sparsity {sparsity} on this model; the maximum is below "
+                f"{neurons - proxies:.3f}",
+                maximum=neurons - proxies,
+            )
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        plan = SparsityPlan(shapes=calibration.shapes)
+        if not sparsity:
+            return plan
+        neurons, proxies = self._shares(calibration)
+        dropped = (sparsity + proxies) / neurons
+        rule = self._rule(calibration, 1.0 - dropped)
+        found = {"neurons_dropped": dropped, "proxy_share": proxies}
+        rules = dict.fromkeys(range(calibration.blocks), rule)
+        return replace(plan, proxies=rules, provenance=PlanProvenance(details=found))

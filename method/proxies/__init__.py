@@ -1,0 +1,1 @@
+"""Proxies of gate and up on a transformers model."""

@@ -1,0 +1,56 @@
+"""Neurons that proxies of gate and up choose, on a transformers model: the others are zero, and not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ...kernels.proxies.rule import ProxyRule
+from ...kernels.quantised.int4 import int4_rounded
+from ...kernels.reference import dropped_by_top_k
+from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
+
+if TYPE_CHECKING:
+    from ..apply import ProjectionHooks
+
+
+def proxy_of(weight: Tensor, group: int) -> Tensor:
+    """What a weight (out, in) is in 4 bits, (in, out) in its own type; the last group may be a smaller one."""
+    rows = weight.detach().T
+    padded = nn.functional.pad(rows, (0, -rows.shape[1] % group))
+    return int4_rounded(padded, group, symmetric=True).dequantised()[:, : rows.shape[1]].to(weight)
+
+
+def dropped_neurons(x: Tensor, gate: Tensor, up: Tensor, activation: nn.Module, rule: ProxyRule) -> Tensor:
+    """Neurons (..., neurons) bool that the rule does not choose for inputs x (..., channels).
+
+    gate, up: proxies (channels, neurons). A neuron's score is |act(x̂·gate)·(x̂·up)|, x̂ being the largest
+    |x| of each token.
+    """
+    largest = x.masked_fill(dropped_by_top_k(x, gate.new_ones(rule.channels), rule.read), 0.0)
+    # The module's own forward: what hooks see is the model's activation alone.
+    scores = activation.forward(largest @ gate) * (largest @ up)
+    return dropped_by_top_k(scores, gate.new_ones(rule.neurons), rule.kept)
+
+
+def on_proxies(
+    index: int, block: nn.Module, rule: ProxyRule, hooks: ProjectionHooks
+) -> Iterator[RemovableHandle]:
+    """Register what zeroes a block's neurons that are not chosen, whose gate, up and down are not read."""
+    linears = {name: block.get_submodule(PROJECTION_PATHS[name]) for name in ("gate", "up")}
+    gate, up = (proxy_of(linear.weight, rule.group) for linear in linears.values())
+    activation = block.get_submodule(GATE_ACTIVATION_PATH)
+    kept: list[Tensor] = []  # from gate's input to its activated output in the same pass
+
+    def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()
+        kept[:] = [dropped_neurons(x, gate, up, activation, rule).logical_not_().to(x.dtype)]
+
+    def drop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return hooks.selected(f"{index}.chosen", output, kept.pop())
+
+    yield linears["gate"].register_forward_pre_hook(choose)
+    yield activation.register_forward_hook(drop)
