@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LARGEST_RATIO = 3.0
 """Ratio of a perplexity to the dense one at the top of the plot: beyond it a model is of no use."""
 
+MOST_INSIDE = 8
+"""Methods whose legend has its place inside of a panel."""
+
 MEASURES = {"perplexity": "perplexity ÷ dense", "average": "average accuracy, %"}
 """Columns of the table that have a row of panels each, where anything was measured, and their labels."""
 
@@ -32,27 +35,43 @@ Points = dict[str, list[tuple[float, float]]]
 
 
 def frontier_figure(rows: list[Row]) -> Figure:
-    """One column a model; perplexity over dense above, average accuracy below; means over the seeds."""
+    """One column a model and protocol: perplexity over dense above, average accuracy below.
+
+    Means over the seeds; lines of methods that are trained are broken.
+    """
     from matplotlib.figure import Figure
 
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    parts = list(dict.fromkeys(_part(row) for row in rows))
     methods = sorted({row["method"] for row in rows} - {"dense"}, key=method_rank)
-    styles = {method: line_style(place) for place, method in enumerate(methods)}
+    trained = {row["method"] for row in rows if row.get("trained") == "True"}
+    styles = {
+        method: line_style(place) | ({"ls": "--"} if method in trained else {})
+        for place, method in enumerate(methods)
+    }
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
-    figure = Figure(figsize=(max(4.5, 3.6 * len(models)), 3.0 * len(measures)), layout="constrained")
-    axes = figure.subplots(len(measures), len(models), squeeze=False, sharex="col", sharey="row")
-    for column, model in enumerate(models):
-        mine = [row for row in rows if row["model"] == model]
+    figure = Figure(figsize=(max(4.5, 3.6 * len(parts)), 3.0 * len(measures)), layout="constrained")
+    axes = figure.subplots(len(measures), len(parts), squeeze=False, sharex="col", sharey="row")
+    for column, part in enumerate(parts):
+        mine = [row for row in rows if _part(row) == part]
         for axis, measure in zip(axes[:, column], measures, strict=True):
             _draw(axis, _points(mine, measure), styles)
-        axes[0, column].set(title=model, yscale="log", ylim=(0.99, LARGEST_RATIO))
+        axes[0, column].set(title=part, yscale="log", ylim=(0.99, LARGEST_RATIO))
         axes[0, column].set_yticks([1, 1.2, 1.5, 2, 3], ["1", "1.2", "1.5", "2", "3"], minor=False)
         axes[0, column].minorticks_off()
         axes[-1, column].set(xlabel="MB a token reads")
     for axis, measure in zip(axes[:, 0], measures, strict=True):
         axis.set_ylabel(MEASURES[measure])
-    axes[0, 0].legend(fontsize=8)
+    if len(methods) > MOST_INSIDE:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    else:
+        axes[0, 0].legend(fontsize=8)
     return figure
+
+
+def _part(row: Row) -> str:
+    """Title of the panel that a row is in: its model, and its protocol in a table that has several."""
+    protocol = row.get("protocol")
+    return row["model"] if protocol is None else f"{row['model']}, protocol {protocol}"
 
 
 def _points(rows: list[Row], figure: str) -> Points:

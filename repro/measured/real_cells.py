@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ...method.errors import UserError
 from ..record_facts import suite_choice
 from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, tasks_of, unreachable_sparsities
 from .comparable import check_comparable, check_same_items, without_seed
@@ -119,6 +120,22 @@ def read_own(*folders: Path) -> RealData:
     return replace(_about(data, lambda name: name in NEW, beside), unreachable={})
 
 
+def read_real_frontier(
+    *folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True
+) -> RealData:
+    """Read cells of every method on one suite, under all protocols. keep: which of them.
+
+    Raises as `read_real`, and UserError for several suites or search budgets.
+    """
+    command = "`python repro/run.py experiment=method_real`"
+    data = _read(folders, command, varied=("search", "search budget", "calibration"), keep=keep)
+    if len({(section.suite, section.budget) for section in data.sections}) > 1:
+        raise UserError(
+            "a frontier is of one suite and search budget; choose with --where suite=NAME search=NAME"
+        )
+    return data
+
+
 def _about(data: RealData, asked: Callable[[str], bool], beside: Collection[str]) -> RealData:
     """Cells of the methods asked for, and of those beside them where any of these was measured."""
     sections = {section for section, method, *_ in data.cells if asked(method)}
@@ -135,14 +152,19 @@ def _about(data: RealData, asked: Callable[[str], bool], beside: Collection[str]
     return replace(data, cells=cells, unreachable=unreachable)
 
 
-def _read(folders: Iterable[Path], command: str, varied: Collection[str]) -> RealData:
+def _read(
+    folders: Iterable[Path],
+    command: str,
+    varied: Collection[str],
+    keep: Callable[[dict[str, Any]], bool] = lambda record: True,
+) -> RealData:
     def place(record: dict[str, Any]) -> Place:
         model, method, sparsity = place_of(record)
         suite, protocol = suite_choice(record["suite"]["name"]), record["protocol"]["name"]
         section = Section(model, suite, protocol, record["config"]["search"]["name"])
         return section, method, sparsity, record["seed"]
 
-    found = stored_cells(folders, place, command=command)
+    found = stored_cells(folders, place, keep=keep, command=command)
     cells = dict(sorted(found.items(), key=lambda pair: _order(pair[0])))
     data = RealData(cells, unreachable_sparsities(folders, cells.values()))
     named = ((cell.folder, cell.record) for cell in map(without_seed, cells.values()))

@@ -55,6 +55,12 @@ SECTIONS = (
     ("claims", "What the papers print, checked", "make verify-claims"),
 )
 """Id, title, and what would measure it. A section of one table shows the CSV of its id."""
+KINDS = {
+    ("real", "table1"): "real",
+    ("real", "frontier"): "real_frontier",
+    ("real", "method_text"): "method",
+}
+"""Tables of folders whose files bear another name than the table that they are, by folder and file."""
 SAME_TABLE = {"frontier_long": "frontier"}
 """Sections whose table is declared under another name."""
 PLOTTED = ("speed", "kernels", "frontier", "quantised")
@@ -96,7 +102,7 @@ def read_sections(results: Path) -> list[Section]:
     _fill_questions(sections["questions"], results / "questions")
     for name in ("real", "paper"):
         for path in sorted((results / name).glob("*.csv")):
-            kind = "real" if (name, path.stem) == ("real", "table1") else path.stem
+            kind = KINDS.get((name, path.stem), path.stem)
             table = display_table(kind, f"{name}-{path.stem}", read_rows(path))
             sections[name].tables.append((path.stem, table))
     sections["real"].notes = _notes(results / "real" / "table1.md")

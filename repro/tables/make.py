@@ -23,6 +23,7 @@ from .against_bytes.frontier_table import FRONTIER
 from .against_bytes.given_loss_table import GIVEN_LOSS
 from .against_bytes.own_table import OWN
 from .against_bytes.quantised_table import QUANTISED
+from .against_bytes.real_frontier_table import REAL_FRONTIER
 from .full_size_table import FULL_SIZE
 from .heads_table import HEADS
 from .plot_style import ink, write_figure
@@ -49,6 +50,7 @@ TABLES: dict[str, Table[Any]] = {
         READINGS,
         OWN,
         FRONTIER,
+        REAL_FRONTIER,
         GIVEN_LOSS,
         QUANTISED,
         HEADS,
@@ -143,13 +145,13 @@ def main() -> None:
         default=[],
         type=_part_of_records,
         metavar="GROUP=NAME",
-        help="frontier, quantised, heads: records of these alone, such as suite=wikitext protocol=half",
+        help="frontiers, quantised, heads: records of these alone, such as suite=wikitext protocol=half",
     )
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
-    if arguments.where and table not in (FRONTIER, QUANTISED, HEADS):
-        parser.error("--where chooses records of frontier, quantised and heads alone")
-    of_several = (FRONTIER, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN)
+    if arguments.where and table not in (FRONTIER, REAL_FRONTIER, QUANTISED, HEADS):
+        parser.error("--where chooses records of the frontiers, quantised and heads alone")
+    of_several = (FRONTIER, REAL_FRONTIER, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN)
     if len(arguments.records) > 1 and table not in of_several:
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():

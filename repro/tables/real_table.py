@@ -67,7 +67,7 @@ class RealEntry:
     @property
     def trained(self) -> bool:
         """Whether anything of its plan was trained."""
-        return any("training" in cell.record["plan"]["seconds_by_stage"] for cell in self.cells.values())
+        return any(map(is_trained, self.cells.values()))
 
     @property
     def plan_seconds(self) -> float | None:
@@ -129,6 +129,11 @@ class RealEntry:
         if not self.compared:
             return INCOMPARABLE
         return f"{len(self.compared)} of {len(self.cells)}"
+
+
+def is_trained(cell: MeasuredCell) -> bool:
+    """Whether anything of a cell's plan was trained."""
+    return "training" in cell.record["plan"]["seconds_by_stage"]
 
 
 def rows(data: RealData, section: Section) -> Iterator[RealEntry]:

@@ -1,0 +1,79 @@
+"""The frontier on a real model, from committed records of published and own methods."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from wisparse.method.errors import UserError
+from wisparse.repro.archive import unpacked
+from wisparse.repro.figures.frontier_plot import frontier_figure
+from wisparse.repro.measured.real_cells import read_real_frontier
+from wisparse.repro.report.tables import display_table
+from wisparse.repro.tables.against_bytes.frontier_table import FRONTIER
+from wisparse.repro.tables.against_bytes.real_frontier_table import REAL_FRONTIER
+
+from ...conftest import ROOT
+
+RECORDS = unpacked(ROOT / "results" / "real" / "records" / "method")
+SPARSITIES = (0.0, 0.5, 0.6)
+
+
+def of_half(record):
+    """Some cells of WikiText-2 under one protocol: enough to compare at equal bytes."""
+    return (
+        (record["suite"]["name"], record["protocol"]["name"], record["seed"]) == ("wikitext", "half", 0)
+        and record["method"]["name"] in ("dense", "teal", "equal_loss_folded", "equal_loss_trained")
+        and record["sparsity"] in (*SPARSITIES, 0.4)
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    return read_real_frontier(RECORDS, keep=of_half)
+
+
+@pytest.fixture(scope="module")
+def rows(data):
+    return list(csv.DictReader(io.StringIO(REAL_FRONTIER.csv(data))))
+
+
+def test_columns_are_those_of_every_frontier_and_two_more(rows):
+    of_frontier = [column.name for column in FRONTIER.columns(())]
+    assert list(rows[0]) == [*of_frontier, "protocol", "trained"]
+
+
+def test_every_row_says_under_which_protocol_and_whether_it_was_trained(rows):
+    assert {row["protocol"] for row in rows} == {"half"}
+    trained = {row["method"]: row["trained"] for row in rows}
+    assert trained["equal_loss_trained"] == "True"
+    assert {trained["teal"], trained["equal_loss_folded"]} == {"False"}
+
+
+def test_the_page_compares_with_teal_at_equal_bytes(data):
+    page = REAL_FRONTIER.markdown(data)
+    (line,) = [line for line in page.splitlines() if "| 50 % | equal_loss_trained |" in line]
+    share = float(line.split("|")[-2].split()[0])
+    assert 0.3 < share < 1.0  # TEAL itself is 1
+    assert not [line for line in page.splitlines() if "| 50 % | teal |" in line]
+
+
+def test_methods_that_are_trained_have_broken_lines(rows):
+    axis = frontier_figure(rows).axes[0]
+    styles = {line.get_label(): line.get_linestyle() for line in axis.get_lines()}
+    assert (styles["equal_loss_trained"], styles["equal_loss_folded"]) == ("--", "-")
+    assert axis.get_title() == "smollm2-135m, protocol half"
+
+
+def test_the_report_shows_its_columns(rows):
+    shown = display_table("real_frontier", "real-frontier", rows)
+    assert {"protocol", "trained"} <= {column.name for column in shown.columns}
+
+
+def test_several_suites_are_not_one_frontier():
+    def both(record):
+        return record["seed"] == 0 and record["method"]["name"] == "equal_loss_folded"
+
+    with pytest.raises(UserError, match="one suite"):
+        read_real_frontier(RECORDS, keep=both)
