@@ -13,7 +13,8 @@
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
 // FLOAT16      1: float16 instead of bfloat16
 // KEEP_ALL     1: all channels are kept, and there are no bounds
-// AHEAD        then: rows of a lane that are asked for before the activation is there
+// AHEAD        rows of a lane that are asked for before the activation is there: the first ones that it reads if all
+//              channels are kept; else some of them in vain, while nothing else keeps the memory busy
 // BITS         bits of a stored value: 16 (rows.h), 8 or 4 (few_bits.h, which has more constants)
 //
 // The sums are added in a fixed order: over a warp's rows, over warps, over thread blocks of a cluster.
@@ -21,10 +22,10 @@
 #ifndef EMULATED
 #include "device.h"
 #endif
+constexpr int THREADS = WARPS * 32;
 #include "norm.h"
 
 constexpr int LISTS = HIDDEN ? 2 : 1;
-constexpr int THREADS = WARPS * 32;
 constexpr int STEPS = (SHARE + THREADS - 1) / THREADS;
 constexpr int PROJECTION_WIDTHS[] = WIDTHS;
 constexpr int PROJECTIONS = HIDDEN ? 1 : sizeof(PROJECTION_WIDTHS) / sizeof(int);
@@ -44,6 +45,7 @@ struct Shared {
     int kept[LISTS][WARPS];
     float sums[LISTS][WARPS][TILE];
     float parts[CLUSTER][LISTS][TILE];
+    float squares[SQUARE_SUMS];
     Arrivals arrivals;  // of the parts
 };
 
@@ -95,20 +97,22 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
     for (int list = 0; list < LISTS; ++list)
         column_scale[list] = mine ? of_column(weight, start + list * WIDTH + to) : 0.0f;
     if (STORE && finishes && bias) before = widened(bias[start + to]);
-    if (KEEP_ALL)
-        for (int list = 0; list < LISTS; ++list)
-            ask_ahead(weight, start + list * WIDTH, width, tile, begin, end, warp, lane);
+    for (int list = 0; list < LISTS; ++list)
+        ask_ahead(weight, start + list * WIDTH, width, tile, begin, end, warp, lane);
     wait_for_producer();
     start_consumer();
     if (RESIDUAL && finishes) before = from_producer(static_cast<const float*>(out) + to);
+    Squares own_squares;
+    if (NORM) own_squares.ask(squares, warp, lane);
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const int channel = begin + step * THREADS + thread;
-        x[step] = 0.0f;
-        if (channel < end) x[step] = from_source(source, channel);
+        x[step] = from_source(source, channel < end ? channel : end - 1);  // what is beyond the end is not kept
     }
     if (NORM) {
-        const float inverse = inverse_norm(squares, lane);
+        own_squares.leave(s.squares, warp, lane);
+        block_barrier();
+        const float inverse = inverse_norm(s.squares);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) x[step] = normalised(x[step], inverse, scale[step]);
     }

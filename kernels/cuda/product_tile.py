@@ -29,7 +29,7 @@ class CUDATile(StoredTile):
     resident: int = 2
     """Thread blocks that a multiprocessor must have registers for."""
     ahead: int = 0
-    """Rows of a lane that are brought into the second cache before x is there, where all are kept."""
+    """Rows of a lane that are brought into the second cache before x is there, kept or not."""
 
     def __post_init__(self) -> None:
         if self.columns not in (64, 128, 256):
@@ -46,7 +46,8 @@ class CUDATile(StoredTile):
         words = self.warps + (self.warps + self.cluster) * self.columns
         if storage.bits < 16:
             words += self.warps * storage.scales_of_tile(self.columns)
-        return lists * (entries + 4 * words)
+        squares = blocks_of(blocks_of(channels, LANES), LANES)  # sums of the residual stream's, in float32
+        return lists * (entries + 4 * words) + 4 * squares
 
     def fits(self, channels: int, widths: tuple[int, ...], storage: Storage = HALF) -> bool:
         """Whether it is a tile for values so stored, and a thread block has shared memory for its lists.

@@ -29,7 +29,9 @@ WS_DEVICE void ask_ahead(const Weight& weight, int start, int width, int tile, i
     const unsigned short* columns = static_cast<const unsigned short*>(weight.values) + start + column;
 #pragma unroll
     for (int turn = 0; turn < AHEAD; ++turn) {
-        const int channel = begin + (turn * WARPS + warp) * AT_ONCE + lane / LANES;
+        // The order in which the channels of a thread block are listed, if it keeps all.
+        const int entry = (turn * WARPS + warp) * AT_ONCE + lane / LANES, own = entry % (STEPS * 32);
+        const int channel = begin + own / 32 * THREADS + entry / (STEPS * 32) * 32 + own % 32;
         if (channel < end && column < width) ask_for(columns + static_cast<size_t>(channel) * COLUMNS);
     }
 }

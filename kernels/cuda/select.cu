@@ -11,9 +11,9 @@
 #ifndef EMULATED
 #include "device.h"
 #endif
+constexpr int THREADS = WARPS * 32;
 #include "norm.h"
 
-constexpr int THREADS = WARPS * 32;
 constexpr int STEPS = (IN + THREADS - 1) / THREADS;
 constexpr int DIGITS = 3;
 constexpr int BITS[DIGITS] = {11, 10, 10};  // of the 31 below the sign
@@ -25,6 +25,7 @@ struct Shared {
     int bins[DIGITS][BINS];
     int totals[WARPS];
     int digit, below;
+    float squares[SQUARE_SUMS];
 };
 
 // The digit of the `wanted`-th highest score, and how many scores have a higher one; the same in all threads.
@@ -71,13 +72,17 @@ WS_KERNEL(THREADS, 1) select_kernel(const void* source, const float* squares, co
     start_consumer();
 
     float x[STEPS];
+    Squares own_squares;
+    if (NORM) own_squares.ask(squares, thread / 32, thread % 32);
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const int channel = step * THREADS + thread;
         x[step] = channel < IN ? from_source(source, channel) : 0.0f;
     }
     if (NORM) {
-        const float inverse = inverse_norm(squares, thread % 32);
+        own_squares.leave(s.squares, thread / 32, thread % 32);
+        block_barrier();
+        const float inverse = inverse_norm(s.squares);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) x[step] = normalised(x[step], inverse, scale[step]);
     }

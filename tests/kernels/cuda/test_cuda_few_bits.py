@@ -78,17 +78,19 @@ def test_a_product_of_three_projections(tile: CUDATile, format: str) -> None:
     assert_close(out, masked_product(x, bounds, exact, widths) + bias.double(), TOLERANCE)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("format", ["bfloat16", *FORMATS])
-def test_all_channels_are_kept_without_bounds(format: str) -> None:
-    """Rows that are asked for ahead change nothing, more of them than there are neither."""
+def test_rows_that_are_asked_for_ahead_change_nothing(format: str, sparse: bool) -> None:
+    """More of them than there are neither; without bounds all channels are kept."""
     tile, multiples = CUDATile(columns=128, warps=4, cluster=6, unroll=2, ahead=3), (3, 1)
     widths = widths_of(format, multiples)
-    x, _, weight, exact = case("int8" if format == "bfloat16" else format, 70, multiples)
+    x, bounds, weight, exact = case("int8" if format == "bfloat16" else format, 70, multiples)
     weight = exact.bfloat16() if format == "bfloat16" else weight
     exact = exact.bfloat16() if format == "bfloat16" else exact
     out = torch.zeros(1, sum(widths), device=DEVICE)
-    cuda_product(Given(x), None, weight, widths, out, tile)
-    assert_close(out, x.double() @ exact.double(), 2 * TOLERANCE)
+    cuda_product(Given(x), bounds if sparse else None, weight, widths, out, tile)
+    kept = bounds if sparse else torch.zeros_like(bounds)
+    assert_close(out, masked_product(x, kept, exact.double(), widths), 2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("format", FORMATS)

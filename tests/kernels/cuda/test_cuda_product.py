@@ -110,6 +110,16 @@ def test_behind_rmsnorm(tile: CUDATile) -> None:
     assert_close(out, exact, 2e-3)
 
 
+def test_a_warp_adds_squares_of_several_parts_of_a_long_residual_stream() -> None:
+    """There are more parts than lanes of all warps: 66 and two warps."""
+    source, x = normed(2112, torch.bfloat16)
+    assert source.squares.shape[1] == 66
+    _, _, weight = case(2112, (64,), torch.bfloat16)
+    out = torch.zeros(1, 64, device=DEVICE)
+    cuda_product(source, None, weight, (64,), out, CUDATile(columns=64, warps=2))
+    assert_close(out, x.double() @ weight.double(), 2e-3)
+
+
 @pytest.mark.parametrize("tile", TILES)
 def test_neurons(tile: CUDATile) -> None:
     """silu(gate)·up of 72 neurons, rounded in between like the model rounds."""
