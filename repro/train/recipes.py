@@ -46,6 +46,11 @@ CONTINUATIONS = {
         # The paper tunes factors by model. These are for mean |x| of all channels of a block, and are ours.
         stages=((0.1, 0.05), (0.4, 0.3), (0.75, 0.8), (1.0, 0.8)),
     ),
+    "prosparse_strong": Continuation(
+        "ProSparse with four times the penalty.",
+        activation="relu",
+        stages=((0.1, 0.2), (0.4, 1.2), (0.75, 3.2), (1.0, 3.2)),
+    ),
     "qsparse": Continuation(
         "Q-Sparse (arXiv 2407.10969): squared ReLU, and top-k of every projection's input, straight through.",
         activation="relu2",
