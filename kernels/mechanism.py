@@ -10,6 +10,7 @@ class Mechanism(Enum):
 
     THRESHOLD = "static thresholds"
     TOP_K = "top-k for each token"
+    BOUNDED = "thresholds within bounds on k"
     SHARED_TOP_K = "top-k shared by a batch"
     LOW_RANK = "low-rank paths"
     GATE = "thresholds on the gate"

@@ -35,6 +35,9 @@ class ProjectionRule:
     """(in,) float32; channel i is kept where |x_i| ≥ thresholds[i]."""
     top_k: int | None = None
     """Number of channels kept for each token."""
+    bounds: tuple[int, int] | None = None
+    """Fewest and most channels that a token keeps of what the thresholds say: those of the highest
+    |x_i|/thresholds[i]. None: as many as reach theirs."""
     weights: Tensor | None = None
     """(in,) channel weights of the top-k score |x_i|·weights[i]."""
     shared: str | None = None
@@ -56,6 +59,8 @@ class ProjectionRule:
             raise ValueError(
                 f"a mask is shared by top-k over the {' or the '.join(SHARED)}, not {self.shared!r}"
             )
+        if self.bounds is not None and self.thresholds is None:
+            raise ValueError("bounds on the channels kept are of thresholds; top-k says how many by itself")
         if (self.left is None) != (self.right is None):
             raise ValueError("a low-rank path needs both of its factors")
 
@@ -69,6 +74,8 @@ class ProjectionRule:
         mask = Mechanism.THRESHOLD if self.top_k is None else Mechanism.TOP_K
         if self.shared is not None:
             mask = Mechanism.SHARED_TOP_K
+        if self.bounds is not None:
+            mask = Mechanism.BOUNDED
         found = {mask: 0}
         if self.left is not None:
             found[Mechanism.LOW_RANK] = self.left.numel() + self.right.numel()
@@ -82,6 +89,10 @@ class ProjectionRule:
         k = self.top_k
         if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= inner):
             return f"top_k is {k!r}, not a number of its {inner} channels"
+        if (bounds := self.bounds) is not None and not (
+            all(type(bound) is int for bound in bounds) and 0 <= bounds[0] <= bounds[1] <= inner
+        ):
+            return f"bounds {list(bounds)} are not two numbers of its {inner} channels in order"
         expected = {
             "thresholds": (inner,),
             "weights": (inner,),

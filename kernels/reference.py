@@ -60,6 +60,17 @@ def dropped_by_shared_top_k(x: Tensor, weights: Tensor, k: int, combined: str, v
     return dropped_by_top_k(together, weights, k)
 
 
+def dropped_within_bounds(x: Tensor, thresholds: Tensor, fewest: int, most: int) -> Tensor:
+    """Channels dropped by a static threshold, but for those that make up for fewer kept ones than `fewest`.
+
+    Beyond `most` kept ones those of the lowest |x|/t are dropped, too; ties and zeros as in `dropped_by_top_k`.
+    x: (..., channels); thresholds: (channels,). Returns bool of x's shape.
+    """
+    scores = x.abs() / thresholds.clamp_min(torch.finfo(thresholds.dtype).smallest_normal)
+    proposed = _smallest_kept(scores, fewest).clamp_max(1.0)
+    return scores < torch.maximum(proposed, _smallest_kept(scores, most))
+
+
 def _smallest_kept(scores: Tensor, k: int) -> Tensor:
     """The k-th highest score but no zero, (..., 1): the smallest normal number for all, infinity for none."""
     positive = torch.finfo(scores.dtype).smallest_normal

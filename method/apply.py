@@ -14,7 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..kernels.held_weights import check_held
-from ..kernels.reference import dropped_by_shared_top_k, dropped_by_top_k, kept_by_threshold, low_rank_product
+from ..kernels.reference import (
+    dropped_by_shared_top_k,
+    dropped_by_top_k,
+    dropped_within_bounds,
+    kept_by_threshold,
+    low_rank_product,
+)
 from .candidates import CandidateRules
 from .errors import UserError
 from .heads.hooks import check_heads, on_heads
@@ -91,6 +97,8 @@ class ProjectionHooks:
 
     def _mask(self, x: Tensor, rule: Rule) -> Tensor:
         """1 where the rule keeps a channel and 0 where it drops it; x's shape and type."""
+        if rule.bounds is not None:
+            return dropped_within_bounds(x, rule.thresholds, *rule.bounds).logical_not_().to(x.dtype)
         if rule.thresholds is not None:
             return kept_by_threshold(x, rule.thresholds)
         if rule.shared is not None and self._rows_sharing > 1:

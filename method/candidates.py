@@ -29,7 +29,8 @@ class CandidateRules:
     """How rows share the rule that is chosen; see `ProjectionRule`. In a search each row has its own."""
     left: ClassVar[None] = None
     bias: ClassVar[None] = None
-    """No low-rank path and no bias: searches compare masks alone."""
+    bounds: ClassVar[None] = None
+    """No low-rank path, no bias and no bounds on k: searches compare thresholds or top-k alone."""
 
     def __post_init__(self) -> None:
         if (self.thresholds is None) == (self.top_k is None):

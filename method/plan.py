@@ -229,6 +229,7 @@ class SparsityPlan:
     def _document(self) -> dict[str, Any]:
         """All of the plan that is no tensor; JSON-able."""
         shared = {name: rule.shared for name, rule in self.rules.items() if rule.shared is not None}
+        bounds = {name: rule.bounds for name, rule in self.rules.items() if rule.bounds is not None}
         return {
             "format": FORMAT_VERSION,
             "shapes": self.shapes,
@@ -236,6 +237,7 @@ class SparsityPlan:
             "top_k": {name: int(rule.top_k) for name, rule in self.rules.items() if rule.top_k is not None},
             "provenance": self.provenance.to_dict(),
             **({"shared": shared} if shared else {}),
+            **({"bounds": bounds} if bounds else {}),
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
             **({"heads": self._heads_document()} if self.heads else {}),
             **({"gains_kept": True} if self.gains_kept else {}),
@@ -273,6 +275,8 @@ class SparsityPlan:
             parts[name]["top_k"] = k
         for name, combined in document.get("shared", {}).items():
             parts[name]["shared"] = combined
+        for name, pair in document.get("bounds", {}).items():
+            parts[name]["bounds"] = tuple(pair)
         return cls(
             shapes={name: tuple(shape) for name, shape in document["shapes"].items()},
             rules={name: ProjectionRule(**fields) for name, fields in parts.items()},

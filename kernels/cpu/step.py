@@ -10,7 +10,8 @@ from .native_step import NativeDecodeStep
 from .plain import TorchKernels
 from .torch_step import TorchDecodeStep
 
-LACKING = {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS, Mechanism.SIGNS, Mechanism.PROXY}
+LACKING = {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS}
+LACKING |= {Mechanism.SIGNS, Mechanism.PROXY, Mechanism.BOUNDED}
 MECHANISMS = frozenset(set(Mechanism) - LACKING)
 """What of a plan a step executes."""
 

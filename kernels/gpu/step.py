@@ -36,6 +36,8 @@ from .sites import Reads, Site, make_site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
+LACKING = {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.SIGNS, Mechanism.PROXY, Mechanism.BOUNDED}
+
 
 class GPUDecodeStep:
     """Logits of the next token from one token a row; appends to the cache and increases its length by one.
@@ -43,9 +45,7 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
-    supports = frozenset(
-        set(Mechanism) - {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.SIGNS, Mechanism.PROXY}
-    )
+    supports = frozenset(set(Mechanism) - LACKING)
 
     def __init__(
         self,

@@ -1,10 +1,12 @@
 """Allocations over blocks on fitness functions whose best answer is known, and through WiSparse."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from wisparse.method.search.blocks import BlockCurves, EvolutionarySearch, GreedyBlocks
+from wisparse.method.search.parzen import ParzenSearch
 
 from ..conftest import make_calibration, make_method
 
@@ -14,6 +16,7 @@ ALLOCATORS = [
     GreedyBlocks(**BOUNDS),
     BlockCurves(**BOUNDS),
     EvolutionarySearch(generations=60, offspring=16, elitism=True, **BOUNDS),
+    ParzenSearch(rounds=30, trials=16, spread=0.2, bandwidth=0.1, **BOUNDS),
 ]
 
 
@@ -45,6 +48,31 @@ def test_curves_find_the_least_of_any_separable_loss():
         found, history = BlockCurves(**BOUNDS).run(4, 0.5, 0, fitness)
         assert fitness(torch.tensor(found)[None]).item() == pytest.approx(brute_force(fitness, 0.5), abs=1e-6)
         assert history == pytest.approx([brute_force(fitness, 0.5)])
+
+
+def test_parzen_estimators_find_the_least_of_an_uneven_one_among_thousands():
+    search = ParzenSearch(rounds=30, trials=16, spread=0.2, bandwidth=0.1, **BOUNDS)
+    asked = []
+
+    def counted(sparsities):
+        asked.extend(map(tuple, sparsities.tolist()))
+        return uneven(sparsities)
+
+    found, history = search.run(4, 0.5, 0, counted)
+    assert uneven(torch.tensor(found)[None]).item() == pytest.approx(brute_force(uneven, 0.5), abs=1e-6)
+    assert asked[0] == pytest.approx((0.5,) * 4)  # never worse than uniform
+    assert len(asked) == len(set(asked)) <= 31 * 16
+    assert history == sorted(history, reverse=True)
+    again, _ = search.run(4, 0.5, 0, uneven)
+    assert again == found
+
+
+def test_parzen_estimators_by_hand():
+    """One trial at +1 of three numbers of steps: a kernel of its own, and a uniform one beside it."""
+    search = ParzenSearch(step=0.1, bandwidth=0.1)
+    near, far = math.exp(-0.5), math.exp(-2.0)
+    kernel = torch.tensor([far, near, 1.0], dtype=torch.float64) / (far + near + 1.0)
+    assert torch.allclose(search._densities(torch.tensor([[1]]), (-1, 1)), (kernel + 1 / 3) / 2)
 
 
 def test_greedy_finds_the_least_of_a_convex_one():

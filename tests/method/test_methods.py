@@ -121,7 +121,7 @@ def test_kept_channels_have_the_highest_scores(name):
     inputs = recorded_inputs(llama, calibration.input_ids, plan)
     for full_name, rule in plan.rules.items():
         scores, keep = scores_and_mask(inputs[full_name], rule)
-        if rule.top_k is not None:  # within each token
+        if rule.top_k is not None or rule.bounds is not None:  # within each token
             kept = scores.masked_fill(~keep, torch.inf).amin(-1)
             lost = scores.masked_fill(keep, -torch.inf).amax(-1)
             assert (kept >= lost).all()
@@ -161,7 +161,11 @@ def scores_and_mask(x, rule):
         return scores, keep
     positive = rule.thresholds > 0
     scores = torch.where(positive, x.abs() / rule.thresholds.clamp_min(1e-30), torch.inf)
-    return scores, (x.abs() >= rule.thresholds)
+    keep = x.abs() >= rule.thresholds
+    if rule.bounds is not None:
+        rank = scores.argsort(dim=-1, descending=True).argsort(dim=-1)
+        keep = (keep | (rank < rule.bounds[0])) & (rank < rule.bounds[1])
+    return scores, keep
 
 
 @pytest.mark.parametrize("name", METHODS)
