@@ -44,6 +44,10 @@ class InstalledPackageText:
     batch_size: int
     seed: int
 
+    def files(self) -> list[Path]:
+        """The manifest that the text is checked against."""
+        return [MANIFEST]
+
     def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(sequences, length) token ids; raises UserError when the package is not the expected one."""
         texts = expected_package_texts()

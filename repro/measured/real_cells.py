@@ -27,7 +27,7 @@ class Section(NamedTuple):
 
 READING = "wisparse_"
 """How the names of readings of WiSparse's paper begin."""
-BESIDE_READINGS = ("teal", "teal_uniform", "wisparse")
+BESIDE_READINGS = ("teal", "teal_uniform", "teal_calibration_mix", "wisparse")
 """Methods that readings are shown beside."""
 
 OWN = ("equal_loss", "spon", "teal_folded")

@@ -47,12 +47,29 @@ def test_one_text_is_not_joined():
         JoinedText("one", {"a": Constant(1, 3)}, 3, 2, 1)
 
 
-def test_each_text_of_the_configuration_has_as_many_sequences():
+def composed(*overrides):
     register_resolvers()
     with initialize_config_dir(version_base=None, config_dir=str(CONFIGURATION)):
-        overrides = ["calibration=english_wikipedia", "calibration.sequences=5", "calibration.length=32"]
-        config = compose("config", overrides).calibration
-    joined = instantiate(config)
+        return compose("config", list(overrides))
+
+
+def test_a_reading_mixes_english_code_and_mathematics(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "train.parquet").touch()
+    chosen = composed("experiment=readings", "reading=calibration_mix", f"data.root={tmp_path}", "seed=2")
+    joined = instantiate(chosen.calibration)
+    assert chosen.method.name == "wisparse_calibration_mix"
+    assert [type(text).__name__ for text in joined.texts.values()] == [
+        "EnglishText", "InstalledPackageText", "MixedText",
+    ]  # fmt: skip
+    assert {text.seed for text in joined.texts.values()} == {2}
+    assert joined.sequences == joined.texts["code"].sequences == 21
+    assert len(joined.files()) == 3
+
+
+def test_each_text_of_the_configuration_has_as_many_sequences():
+    overrides = ["calibration=english_wikipedia", "calibration.sequences=5", "calibration.length=32"]
+    joined = instantiate(composed(*overrides).calibration)
     assert joined.texts["english"].sequences == 5
     assert joined.texts["wikipedia"].sources["boolq"].sequences == 5
     assert {text.length for text in joined.texts.values()} == {32}
