@@ -54,7 +54,6 @@ WS_DEVICE void start_consumer() { asm volatile("griddepcontrol.launch_dependents
 
 // Say that this thread block runs. Nothing is ordered by that, which an arrival below waits for all its stores to be.
 WS_DEVICE void cluster_announce() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-WS_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 WS_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // Where the same place lies in the shared memory of another thread block of the cluster.
@@ -62,9 +61,6 @@ WS_DEVICE unsigned place_in_block(const void* at, int rank) {
     unsigned here = static_cast<unsigned>(__cvta_generic_to_shared(at)), there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
     return there;
-}
-WS_DEVICE void store_in_block(float* at, int rank, float value) {
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_block(at, rank)), "f"(value) : "memory");
 }
 
 // A count of bytes that other thread blocks of the cluster will have stored here; no barrier of all stores is needed.

@@ -16,7 +16,6 @@ from ..decoder_weights import LM_HEAD, DecoderWeights
 from ..errors import KernelError
 from ..plan_data import Mechanism
 from ..quantised.packed import PackedWeight
-from .shared_masks import batch_tiles
 from .step_tiles import LONGEST_SHORT, Auto, Chosen, Never
 
 TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
@@ -99,7 +98,7 @@ def chosen(
     selecting = {}
     if attention is not None:
         selecting = {kept: tile_of_contexts(shape, batch * kept) for kept in range(1, shape.kv_heads)}
-    return Chosen(cuda_tiles(*common, storages), attention, batch_tiles(*common), selecting)
+    return Chosen(cuda_tiles(*common, storages), attention, selecting)
 
 
 def cuda_tiles(

@@ -120,14 +120,7 @@ def make_site(
         reads = _reads(widths, product.inner, rules, producer_block, tiles.list_block, buffers)
     tile = (tiles.dense if reads.lists is None else tiles.listed)[product.name]
     if reads.shared is not None and isinstance(weight, Tensor):
-        return Site(
-            product.name,
-            weight,
-            product.widths,
-            reads,
-            tiles.shared_by(product),
-            tiles.cuda.of_batch.get(product.name),
-        )
+        return Site(product.name, weight, product.widths, reads, tiles.shared_by(product), cuda=None)
     cuda = tiles.cuda.products.get(product.name) if _by_one_rule(reads) else None
     if isinstance(weight, PackedWeight):
         if cuda is None:
@@ -162,7 +155,6 @@ def _shared(widths: dict[str, int], channels: int, rules: BlockPlan, buffers: Bu
         torch.stack([ones if rule is None else rule.weights for rule in found]),
         torch.tensor(kept, dtype=torch.int32, device=buffers.device),
         buffers.sums(("magnitudes", name), channels),
-        buffers.sums(("smallest", name), len(found), 1),
         maximum=combined == {"maximum"},
     )
     lists = buffers.shared_lists(name, len(found), channels)

@@ -31,7 +31,7 @@ from ..triton.select import select_smallest
 from .block_attention import BlockAttention
 from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
-from .shared_masks import OF_A_BATCH, deciding
+from .shared_masks import deciding
 from .sites import Reads, Site, make_site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
@@ -196,9 +196,8 @@ class GPUDecodeStep:
         if gated:
             return self._lay_out_gated(mlp, down, packed, rules, squares)
         if mlp.cuda and (down.cuda or not down.fused):  # it has nobody to list down's channels for
-            together = self._together(down.reads) if mlp.reads.shared is not None else {}
-            self._add_cuda(mlp, cuda_neurons, down.reads.x, behind=(squares, packed.mlp_norm), **together)
-            return self._onto_residual(down, counted=bool(together))
+            self._add_cuda(mlp, cuda_neurons, down.reads.x, behind=(squares, packed.mlp_norm))
+            return self._onto_residual(down)
         self._after_norm(mlp, packed.mlp_norm, squares)
         self._add_neurons(mlp, **down.written)
         return self._onto_residual(down)
@@ -221,7 +220,7 @@ class GPUDecodeStep:
         """RMSNorm, the site's lists, its low-rank path; `whole`: something reads all of x beside the lists."""
         epsilon, reads = self.weights.shape.norm_epsilon, site.reads
         if reads.shared is not None:
-            self._add_deciding(reads, (squares, gain, epsilon), by_list=True)
+            self._add_deciding(reads, (squares, gain, epsilon))
             return
         if reads.kept is not None:
             self._add_select(reads, self._residual, (squares, gain, epsilon))
@@ -229,19 +228,16 @@ class GPUDecodeStep:
         self._add(norm_compact, self._residual, squares, gain, epsilon, reads.rules, reads.lists, x_out=x)
         self._add_low_rank(reads)
 
-    def _onto_residual(self, site: Site, counted: bool = False) -> Tensor:
-        """The lists that were not made with the activation, then the product; returns squares of the sum.
-
-        counted: the magnitudes of all rows together were made with the activation.
-        """
+    def _onto_residual(self, site: Site) -> Tensor:
+        """The lists that were not made with the activation, then the product; returns squares of the sum."""
         reads = site.reads
         if site.cuda:
             columns = site.weight.shape[1]
             squares = self._buffers.sums(("squares", site.name), self.batch, squares_of(columns))
-            self._add_cuda(site, cuda_onto, self._residual, squares, counted=counted)
+            self._add_cuda(site, cuda_onto, self._residual, squares)
             return squares
         if reads.shared is not None:
-            self._add_deciding(reads, None, by_list=True, counted=counted)
+            self._add_deciding(reads, None)
         elif reads.lists is not None and not site.fused:
             if reads.kept is not None:
                 self._add_select(reads, reads.x, None)
@@ -252,17 +248,8 @@ class GPUDecodeStep:
     def _add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
         self.launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
 
-    def _together(self, reads: Reads) -> dict[str, object]:
-        """Where a product of all rows leaves their magnitudes together for the next one, and how."""
-        shared = reads.shared
-        if shared is None:
-            return {"magnitudes": self._buffers.sums("unread", reads.x.shape[1]), "maximum": False}
-        return {"magnitudes": shared.magnitudes, "maximum": shared.maximum}
-
-    def _add_deciding(
-        self, reads: Reads, norm: tuple[Tensor, Tensor, float] | None, by_list: bool, counted: bool = False
-    ) -> None:
-        for start in deciding(reads, self._residual, norm, by_list, counted):
+    def _add_deciding(self, reads: Reads, norm: tuple[Tensor, Tensor, float] | None) -> None:
+        for start in deciding(reads, self._residual, norm):
             self._add(start)
 
     def _add_cuda(
@@ -271,17 +258,9 @@ class GPUDecodeStep:
         function: Callable[..., None],
         *arguments: object,
         behind: tuple[Tensor, Tensor] | None = None,
-        counted: bool = False,
         **keywords: object,
     ) -> None:
         """A product that lists its channels itself: of x, or behind RMSNorm (squares and gain)."""
-        if site.reads.shared is not None:
-            norm = None if behind is None else (*behind, self.weights.shape.norm_epsilon)
-            self._add_deciding(site.reads, norm, by_list=False, counted=counted)
-            of_batch, x = OF_A_BATCH[function], site.reads.x
-            self._add(of_batch, x, site.reads.shared, site.weight, *arguments, site.cuda, **keywords)
-            self.cuda_products.append(site.name)
-            return
         source, bounds, smallest = self._source(site.reads, behind)
         keywords |= {"smallest": smallest}
         self._add(function, source, bounds, site.weight, *arguments, site.cuda, **keywords)

@@ -9,7 +9,6 @@ from ..cuda.product import Normed
 
 PARTS = {
     "attention": "attention",
-    "batch_product": "products",
     "compact": "norms",
     "gemv": "products",
     "low_rank": "products",

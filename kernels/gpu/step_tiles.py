@@ -44,8 +44,6 @@ class Chosen:
     alone or top-k alone decide."""
     attention: CUDAAttentionTile | None = None
     """Tile of the attention that takes over where the whole activation is written; None: Triton's always."""
-    of_batch: dict[str, CUDATile] = field(default_factory=dict)
-    """Tiles by product of those of several rows that share a mask."""
     selecting: dict[int, CUDAAttentionTile] = field(default_factory=dict)
     """Tiles of attention over chosen key-value groups by how many a row looks at; `attention` for others."""
 

@@ -99,8 +99,6 @@ class SharedTopK:
     """(lists,) int32 numbers k."""
     magnitudes: Tensor
     """(channels,) float32 buffer: |x| of all rows together."""
-    smallest: Tensor
-    """(lists, 1) float32 buffer of the smallest kept score, for a product that lists its channels itself."""
     maximum: bool
     """Together by the maximum; else by the sum."""
 

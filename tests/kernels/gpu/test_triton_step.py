@@ -86,24 +86,6 @@ def test_a_mask_that_a_batch_shares(combined, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cuda_kernels_run")
-@pytest.mark.parametrize(
-    ("names", "combined"), [("qkv o gate_up down", "sum"), ("gate_up", "maximum"), ("qkv down", "maximum")]
-)
-def test_products_of_a_batch_that_list_the_channels_of_a_shared_mask(names, combined):
-    """The same decode as over lists that a launch before has made, whichever products are CUDA C++."""
-    model = make_tiny_model("qwen2", blocks=1).half()
-    plan = sharing(make_plan(model, "wina"), combined)
-    tile = CUDATile(warps=2, cluster=2, unroll=2)
-    plain = replace(SMALL_TILES, cuda=Never())
-    tiles = replace(plain, cuda=Chosen({}, of_batch=dict.fromkeys(names.split(), tile)))
-    (expected, lists), (_, found) = (both_decode(model, plan, 3, each) for each in (plain, tiles))
-    assert torch.allclose(found, lists, atol=4e-3)
-    assert torch.allclose(found, expected.float(), atol=2e-2)
-    assert step_of(model, plan, 3, tiles).cuda_products == names.split()
-
-
-@pytest.mark.slow
 def test_one_row_has_the_top_k_of_its_own_under_a_shared_mask():
     model = make_tiny_model("llama", blocks=1)
     plan = make_plan(model, "wina")
