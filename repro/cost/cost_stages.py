@@ -26,7 +26,7 @@ from ...method.token_policy import TokenPolicy
 from ...method.wisparse.alpha_search import search_alphas
 from ...method.wisparse.method import WiSparse
 from ..evaluation.passes.context import reproducible_attention
-from ..evaluation.passes.generation import greedy_tokens
+from ..evaluation.passes.generation import continued_tokens
 from .cost_bench import Bench, Measurement, Watch
 
 ROWS, LENGTH = 8, 512
@@ -157,7 +157,7 @@ def generation(bench: Bench, method: Method) -> list[Measurement]:
     ids = bench.random_ids(ROWS, LENGTH, seed=1)
 
     def generate(new_tokens: int) -> None:
-        greedy_tokens(bench.model, ids, torch.ones_like(ids), new_tokens)
+        continued_tokens(bench.model, ids, torch.ones_like(ids), new_tokens)
 
     with applied(bench.model, bench.plan(method), EVERY_TOKEN), reproducible_attention():
         generate(2)

@@ -1,4 +1,4 @@
-"""Greedy answers of a batch of prompts, decoded under nothing but the model: no default of its checkpoint acts.
+"""Answers to a batch of prompts, decoded under nothing but the model: no default of its checkpoint acts.
 
 transformers' `generate` fills whatever a caller leaves open from the checkpoint's generation_config.json, a
 repetition penalty or a number of beams as well. Hence a loop of our own.
@@ -68,7 +68,7 @@ def greedy_answers(
     def stopped(answer: list[int]) -> bool:
         return _stopped(tokenizer, answer, settings.stop_strings)
 
-    answers = greedy_tokens(model, tokens, mask, settings.new_tokens, end_tokens, stopped)
+    answers = continued_tokens(model, tokens, mask, settings.new_tokens, end_tokens, stopped)
     return [
         settings.cut(continuation_text(tokenizer, prompt, answer))
         for prompt, answer in zip(prompts, answers, strict=True)
@@ -76,17 +76,19 @@ def greedy_answers(
 
 
 @torch.inference_mode()
-def greedy_tokens(
+def continued_tokens(
     model: PreTrainedModel,
     tokens: torch.Tensor,
     mask: torch.Tensor,
     new_tokens: int,
     end_tokens: Collection[int] = (),
     stopped: Callable[[list[int]], bool] = lambda answer: False,
+    draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of prompts (rows, length) padded on the left, without their end tokens.
+    """Continuations of prompts (rows, length) padded on the left, without their end tokens.
 
-    stopped: whether an answer ends with its last token. Raises NotFiniteError that names the row.
+    stopped: whether an answer ends with its last token. draw: the next tokens (rows,) out of float32 logits
+    (rows, vocabulary); None takes the likeliest. Raises NotFiniteError that names the row.
     """
     answers: list[list[int]] = [[] for _ in tokens]
     running = set(range(len(answers)))
@@ -100,9 +102,12 @@ def greedy_tokens(
             use_cache=True,
             logits_to_keep=1,
         )
-        largest, chosen = output.logits[:, -1].float().max(dim=-1)  # the largest is nan where any logit is
+        logits = output.logits[:, -1].float()
+        largest, chosen = logits.max(dim=-1)  # the largest is nan where any logit is
         largest, chosen = torch.stack([largest.double(), chosen.double()]).cpu()
         require_finite(model, [float(largest[row]) if row in running else 0.0 for row in range(len(answers))])
+        if draw is not None:
+            chosen = draw(logits).cpu()
         for row in sorted(running):
             token = int(chosen[row])
             if token not in end_tokens:
