@@ -9,7 +9,7 @@ from typing import Any
 
 from ..tables.csv_rows import Row
 from ..tables.make import TABLES
-from ..tables.table import Column, is_number
+from ..tables.table import Column, Table, is_number
 from ..tables.text import NOT_MEASURED
 
 CLAIMS = "claims"
@@ -60,7 +60,7 @@ class DisplayTable:
 
 
 def display_table(kind: str, name: str, rows: list[Row]) -> DisplayTable:
-    """Rows of a kind of table under an id; a kind that is no declared table shows every column as it stands."""
+    """Rows of a kind of table under an id; what no table declares shows every column as it stands."""
     columns = _columns(kind, rows)
     shown = tuple(tuple(Cell(column.shown(row), row[column.name]) for column in columns) for row in rows)
     return DisplayTable(name, kind, columns, shown)
@@ -69,6 +69,19 @@ def display_table(kind: str, name: str, rows: list[Row]) -> DisplayTable:
 def _columns(kind: str, rows: list[Row]) -> Sequence[Column[Any]]:
     if kind == CLAIMS:
         return CLAIM_COLUMNS
-    if kind in TABLES:
-        return TABLES[kind].shown_columns(rows)
+    if declared := _declared(kind, rows):
+        return declared.shown_columns(rows)
     return [_of_csv(name, name.replace("_", " ")) for name in rows[0]]
+
+
+def _declared(kind: str, rows: list[Row]) -> Table[Any] | None:
+    """The table whose columns the CSV has, of several the one of most; else the table of that name.
+
+    A file may bear another name than its table: `batch_half` is a question's.
+    """
+    found: dict[int, Table[Any]] = {}
+    for table in TABLES.values():
+        names = [column.name for column in table.columns(()) if not column.optional]
+        if rows and rows[0].keys() >= set(names):
+            found.setdefault(len(names), table)
+    return found[max(found)] if found else TABLES.get(kind)

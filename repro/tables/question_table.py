@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..measured.comparison import REACH, Outside
 from ..measured.paired_bootstrap import RESAMPLES
+from ..record_facts import is_embedded
 from .plot_style import INK, line_style
 from .question_data import METHOD, Place, QuestionData, read_question
 from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Form, Table, number
@@ -149,8 +150,10 @@ def question_figure(data: QuestionData) -> Figure:
     lines = {
         name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6, fontsize=8)
-    figure.suptitle(f"{data.question['title']} (embedded models)")
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 * len(models), fontsize=8)
+    embedded = all(is_embedded(cell.record["config"]) for cell in data.cells.values())
+    # Wrapped: a title may be wider than the one plot of a single model.
+    figure.suptitle(data.question["title"] + (" (embedded models)" if embedded else ""), wrap=True)
     return figure
 
 

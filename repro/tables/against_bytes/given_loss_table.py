@@ -35,14 +35,15 @@ def columns(_: Sequence[str]) -> list[Column[AtLoss]]:
         Column("search_budget", "Budget", lambda found: found.section.budget),
         Column("method", "Method", lambda found: found.method),
         Column("loss", "Loss", lambda found: found.loss),
-        Column("sparsity", "Sparsity", lambda found: found.sparsity, 4, PERCENT_1, bounds=True),
+        Column("sparsity", "Sparsity", lambda found: found.sparsity, 4, PERCENT_1, bounds=True,
+               absent="status"),
         Column("bytes_per_token", "MB/token", lambda found: found.bytes_per_token, 0, MEGABYTES, bounds=True),
         Column("seeds", "Seeds", lambda found: ", ".join(map(str, found.seeds))),
         Column("cells", "Sparse cells", lambda found: found.cells),
         Column("first_cell_sparsity", "", lambda found: found.ends[0], 4),
         Column("last_cell_sparsity", "", lambda found: found.ends[1], 4),
         Column("status", "", lambda found: found.status),
-    ]
+    ]  # fmt: skip
 
 
 Row = tuple[AtLoss, ...]

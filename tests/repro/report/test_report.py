@@ -126,6 +126,11 @@ def fuller(results, tmp_path):
     write_text(folder / "speed.csv", f"{SPEED_HEADER}\n{SPEED}\n")
     write_text(folder / "search-cost.csv", "model,stage,seconds\nx<b>,coarse,12.5\n")
     write_text(folder / "paper" / "table2.csv", PAPER_TABLE2)
+    for ending in (".csv", ".md", ".svg"):
+        (folder / "real").mkdir(exist_ok=True)
+        shutil.copyfile(folder / "questions" / f"method{ending}", folder / "real" / f"batch_half{ending}")
+        if ending != ".svg":
+            shutil.copyfile(folder / f"table1{ending}", folder / "real" / f"table1{ending}")
     (folder / "speed-cpu.png").write_bytes(b"\x89PNG")
     write_text(folder / "figure2.svg", SVG)
     return folder
@@ -191,10 +196,22 @@ def test_what_is_there_has_a_section_and_what_is_not_says_so(results, fuller):
 
 def test_the_questions_and_the_frontier_hold_their_tables_rows(results):
     page = Page(page_text(results))
-    tables = {f"question-{path.stem}": path for path in (results / "questions").glob("*.csv")}
+    tables = {f"questions-{path.stem}": path for path in (results / "questions").glob("*.csv")}
     for name, path in (tables | {"frontier-rows": results / "frontier.csv"}).items():
         shown = [row["perplexity"][1] for row in table_rows(page, name)]
         assert shown == [row["perplexity"] for row in read_rows(path)], name
+
+
+def test_the_real_models_tables_stand_in_order_with_their_pages_and_plots(fuller):
+    text = page_text(fuller)
+    page = Page(text)
+    assert [name for name in page.columns if name.startswith("real-")] == ["real-table1", "real-batch_half"]
+    # By the columns that its table declares, though the file bears another name.
+    assert table_rows(page, "real-batch_half")[0]["sparsity"] == ("0 %", "0.0")
+    part = text[text.index("results/real/batch_half.csv") : text.index('id="real-batch_half"')]
+    assert "How to read this" in part
+    assert "<svg" in part
+    assert "settings_tried" not in text
 
 
 def test_ids_are_unique_and_links_lead_somewhere(results):

@@ -79,6 +79,14 @@ def test_few_cells_make_a_table_a_plot_and_a_summary(tmp_path):
     assert sum("not measured" in line for line in lines) == asked - 1
 
 
+@pytest.mark.parametrize(("path", "ending"), [(None, " (embedded models)"), ("/models/of-others", "")])
+def test_a_plot_says_embedded_of_embedded_models_alone(tmp_path, path, ending):
+    for name in ("llama-mini-teal-0.5", "llama-mini-wisparse-0.5"):
+        give(tmp_path, name, **({"model": {"path": path, "name": "llama-mini"}} if path else {}))
+    figure = question_figure(read_question(tmp_path))
+    assert figure.get_suptitle() == QUESTION["title"] + ending
+
+
 def test_a_line_looks_alike_for_every_model(tmp_path):
     for name in ("llama-mini-teal-0.5", "llama-mini-wisparse-0.5", "qwen-mini-wisparse-0.5"):
         give(tmp_path, name)
