@@ -64,6 +64,8 @@ class Site:
     """Tile of the Triton product, over lists or over the whole activation."""
     cuda: CUDATile | None
     """Tile of the CUDA C++ product, which lists its channels itself; None where launches before it do."""
+    library: bool = False
+    """Whether torch computes it."""
     whole: bool = False
     """Whether the kernel that computes x can write all of it alone, and lists are made behind it."""
 
@@ -129,7 +131,9 @@ def make_site(
                 "plan: it takes multiples of 64 outputs, one kind of rule for all projections, no low-rank path"
             )
         weight = CUDAWeight.of(weight)
-    return Site(product.name, weight, product.widths, reads, tile, cuda)
+    plain = reads.lists is None and cuda is None and isinstance(weight, Tensor)
+    library = plain and product.name in tiles.library
+    return Site(product.name, weight, product.widths, reads, tile, cuda, library)
 
 
 def _by_one_rule(reads: Reads) -> bool:

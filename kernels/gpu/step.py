@@ -24,6 +24,7 @@ from ..plan_data import BlockPlan, Mechanism
 from ..quantised.packed import PackedWeight
 from ..static_cache import StaticCache
 from ..triton.compact import compact, embed, norm_compact
+from ..triton.from_sums import neurons_of_sums, onto_residual, squares_of_sums
 from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import neurons, times_rows
@@ -31,6 +32,7 @@ from ..triton.select import select_smallest
 from .block_attention import BlockAttention
 from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
+from .library_product import library_product
 from .shared_masks import deciding
 from .sites import Reads, Site, make_site
 from .step_languages import languages_of
@@ -173,6 +175,9 @@ class GPUDecodeStep:
             )
             return sums, None
         self._after_norm(qkv, packed.input_norm, squares)
+        if qkv.library:
+            self._add(library_product, qkv.reads.x, qkv.weight, sums[0])
+            return sums, packed.qkv_bias
         if self.tiles.consumer_adds_qkv and qkv.reads.low_rank is None:
             splits = qkv.tile.splits(qkv.activation.lists, self.weights.shape.hidden)
             sums = buffers.sums("qkv", splits, self.batch, columns)
@@ -292,12 +297,24 @@ class GPUDecodeStep:
             self._add(reads.low_rank.run, tiles["right"], tiles["left"], self._buffers.workspace)
 
     def _add_neurons(self, site: Site, **written: object) -> None:
+        if site.library:
+            sums = self._buffers.sums("neurons", self.batch, site.weight.shape[1])
+            self._add(library_product, site.reads.x, site.weight, sums)
+            self._add(neurons_of_sums, sums, site.weight, site.tile.columns, **written)
+            return
         self._add(
             neurons, site.activation, site.weight, self.weights.shape.ffn, site.tile, self._buffers.workspace,
             addend=site.addend, **written,
         )  # fmt: skip
 
     def _add_onto_residual(self, site: Site) -> Tensor:
+        if site.library:
+            columns = site.weight.shape[1]
+            sums = self._buffers.sums("onto", self.batch, columns)
+            squares = self._buffers.sums(("squares", site.name), self.batch, squares_of_sums(columns))
+            self._add(library_product, site.reads.x, site.weight, sums)
+            self._add(onto_residual, sums, self._residual, squares)
+            return squares
         tiles = tiles_of(site.columns, site.tile)
         squares = self._buffers.sums(("squares", site.name), self.batch, tiles)
         self._add(

@@ -10,7 +10,9 @@ from ..cuda.product import Normed
 PARTS = {
     "attention": "attention",
     "compact": "norms",
+    "from_sums": "products",
     "gemv": "products",
+    "library_product": "products",
     "low_rank": "products",
     "neurons": "products",
     "product": "products",
@@ -20,6 +22,8 @@ PARTS = {
     "short_attention": "attention",
 }
 """Part of a step that launches belong to, by their module."""
+LANGUAGES = {"cuda": "cuda", "library_product": "torch"}
+"""Language of launches by their folder or module; of all others it is Triton."""
 
 
 def languages_of(launches: Iterable[partial[None]]) -> dict[str, str]:
@@ -30,7 +34,7 @@ def languages_of(launches: Iterable[partial[None]]) -> dict[str, str]:
         while isinstance(function, partial):
             function = function.func
         *_, folder, module = function.__module__.split(".")
-        language = "cuda" if folder == "cuda" else "triton"
+        language = LANGUAGES.get(module) or LANGUAGES.get(folder, "triton")
         found.setdefault(PARTS[module], set()).add(language)
         if any(isinstance(argument, Normed) for argument in launch.args):
             found.setdefault("norms", set()).add(language)

@@ -60,6 +60,8 @@ class StepTiles:
     """Channels of one list block after RMSNorm; a power of two."""
     consumer_adds_qkv: bool = False
     """Attention adds the partial sums of q, k and v itself, instead of the last program of each tile."""
+    library: frozenset[str] = frozenset()
+    """Products that torch computes where they read all of an activation."""
     cuda: Auto | Never | Chosen = field(default_factory=Auto)
     """Which launches are CUDA C++."""
 

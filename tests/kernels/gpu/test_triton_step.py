@@ -86,6 +86,21 @@ def test_a_mask_that_a_batch_shares(combined, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "dense"), [("qwen2", "q k v o"), ("llama", "gate up"), ("mistral", None)])
+def test_dense_products_by_a_library(family, dense):
+    """What reads all of its activation is torch's, what is listed is Triton's; either follows the other."""
+    model = make_tiny_model(family, blocks=1)
+    plan = None if dense is None else make_plan(model, "teal").without([f"0.{name}" for name in dense.split()])
+    tiles = replace(SMALL_TILES, library=frozenset({"qkv", "o", "gate_up", "down"}))
+    expected, found = both_decode(model, plan, 3, tiles)
+    assert torch.allclose(found, expected, atol=1e-4)
+    step = step_of(model, plan, 3, tiles)
+    assert step.ran()["products"] == "torch and triton"
+    taken = [launch.func.__name__ for launch in step.launches].count("library_product")
+    assert taken == {"q k v o": 2, "gate up": 1, None: 4}[dense]
+
+
+@pytest.mark.slow
 def test_one_row_has_the_top_k_of_its_own_under_a_shared_mask():
     model = make_tiny_model("llama", blocks=1)
     plan = make_plan(model, "wina")
