@@ -136,6 +136,16 @@ def read_real_frontier(
     return data
 
 
+def read_generation(*folders: Path) -> RealData:
+    """Read cells of suites on generated text, of every method. Raises as `read_real`."""
+
+    def generated(record: dict[str, Any]) -> bool:
+        return record["suite"]["name"] == "generation"
+
+    varied = ("search", "search budget", "calibration")
+    return _read(folders, "`python repro/run.py experiment=generation_real`", varied, keep=generated)
+
+
 def _about(data: RealData, asked: Callable[[str], bool], beside: Collection[str]) -> RealData:
     """Cells of the methods asked for, and of those beside them where any of these was measured."""
     sections = {section for section, method, *_ in data.cells if asked(method)}

@@ -20,6 +20,7 @@ from ..measured.cells import MeasuredCell
 from ..record_facts import suite_choice
 from ..records import ITEMS, RECORD, UNREACHABLE, write_text
 from .against_bytes.frontier_table import FRONTIER
+from .against_bytes.generation_table import GENERATION
 from .against_bytes.given_loss_table import GIVEN_LOSS
 from .against_bytes.own_table import OWN
 from .against_bytes.quantised_table import QUANTISED
@@ -51,6 +52,7 @@ TABLES: dict[str, Table[Any]] = {
         OWN,
         FRONTIER,
         REAL_FRONTIER,
+        GENERATION,
         GIVEN_LOSS,
         QUANTISED,
         HEADS,
@@ -151,7 +153,7 @@ def main() -> None:
     table = TABLES[arguments.table]
     if arguments.where and table not in (FRONTIER, REAL_FRONTIER, QUANTISED, HEADS):
         parser.error("--where chooses records of the frontiers, quantised and heads alone")
-    of_several = (FRONTIER, REAL_FRONTIER, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN)
+    of_several = (FRONTIER, REAL_FRONTIER, GENERATION, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN)
     if len(arguments.records) > 1 and table not in of_several:
         parser.error(f"{arguments.table} is made from one folder of records")
     with mistakes_in_one_line():
