@@ -16,6 +16,7 @@ from ..candidates import CandidateRules
 from ..hooks import hooked
 from ..projections import block_projections, decoder_of, parameter_shares
 from .block_error import BlockError
+from .turns import Turns
 
 
 @dataclass
@@ -31,7 +32,9 @@ class BlockProbe:
     output: Tensor
     """(rows, length, hidden) dense output."""
     batch_tokens: int
-    """Tokens a forward pass; more candidates than fit are evaluated in turns."""
+    """Tokens a forward pass."""
+    turns: Turns
+    """Of candidates, where there are more than fit into a pass."""
     sparse_positions: Tensor | None
     """(1, length) bool, tokens computed sparsely; None: every token."""
     sparse_output: Tensor | None = None
@@ -48,18 +51,19 @@ class BlockProbe:
         A rule with one candidate serves all. Returns (candidates,) on the CPU, float64.
         """
         rows, length = self.hidden.shape[:2]
-        turn = max(1, self.batch_tokens // (rows * length))
         linears = block_projections(self.block)
-        found = []
-        for index in torch.arange(candidates).split(turn):
+
+        def measured(part: slice) -> Tensor:
+            index = torch.arange(part.start, part.stop)
             chosen = {
                 name: (rule if len(rule) == 1 else rule.select(index)).for_rows(rows)
                 for name, rule in rules.items()
             }
             with sparse_projections(linears, chosen, self.sparse_positions):
                 output = self.block(self.hidden.repeat(len(index), 1, 1), **self.keywords)
-            found.append(error(output.view(len(index), rows, length, -1) - self.output, self.output))
-        return torch.cat(found).double().cpu()
+            return error(output.view(len(index), rows, length, -1) - self.output, self.output)
+
+        return torch.cat([found for _, found in self.turns.over(candidates, measured)]).double().cpu()
 
     def settle(self, rules: Mapping[str, CandidateRules]) -> None:
         """Let the next block's input be this block's output under rules of one candidate, by projection."""
@@ -84,9 +88,10 @@ def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Ite
     keywords = block_keywords(calibration.model, input_ids[:1])
     hidden = dense = decoder.embedding(input_ids)
     rows = max(1, batch_tokens // input_ids.shape[1])
+    turns = Turns(batch_tokens // input_ids.numel())
     for index, block in enumerate(decoder.blocks):
         dense = torch.cat([block(part, **keywords[index]) for part in dense.split(rows)])
-        probe = BlockProbe(index, block, hidden, keywords[index], dense, batch_tokens, positions)
+        probe = BlockProbe(index, block, hidden, keywords[index], dense, batch_tokens, turns, positions)
         yield probe
         hidden = dense if probe.sparse_output is None else probe.sparse_output
 

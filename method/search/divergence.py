@@ -14,6 +14,7 @@ from ..projections import block_projections, decoder_of, key
 from .block_error import Positions, counted
 from .block_probe import block_keywords
 from .logits import tokens_at_once
+from .turns import Turns
 
 
 class OutputDivergence:
@@ -38,7 +39,7 @@ class OutputDivergence:
         self._positions = calibration.search_positions(self._input_ids)
         self._counted = counted(positions, self._input_ids.shape[1])
         self._keywords = block_keywords(self._model, self._input_ids[:1])
-        self._batch_tokens = batch_tokens
+        self._turns = Turns(batch_tokens // self._input_ids.numel())
         rows = max(1, batch_tokens // self._input_ids.shape[1])
         normed = [
             self._decoder.inner(input_ids=part, use_cache=False).last_hidden_state[:, self._counted]
@@ -70,12 +71,13 @@ class OutputDivergence:
         linears = block_projections(block)
         rules = {name: tables[key(index, name)] for name in linears}
         behind = hidden.new_empty(len(parents), *hidden.shape[1:])
-        turn = max(1, self._batch_tokens // self._input_ids.numel())
-        for first in range(0, len(parents), turn):
-            part = slice(first, first + turn)
+
+        def passed(part: slice) -> Tensor:
             chosen = {name: rule.select(choices[part]).for_rows(rows) for name, rule in rules.items()}
             with sparse_projections(linears, chosen, self._positions):
-                output = block(hidden[parents[part]].flatten(0, 1), **self._keywords[index])
+                return block(hidden[parents[part]].flatten(0, 1), **self._keywords[index])
+
+        for part, output in self._turns.over(len(parents), passed):
             behind[part] = output.view_as(behind[part])
         return behind
 
