@@ -32,7 +32,7 @@ SAY_LEFT_OUT = $(if $(OF_TASKS),echo "$@ asks no tasks; left out: $(OF_TASKS)")
 PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed verify-claims report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-accidents test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
+.PHONY: help setup test test-fast test-accidents fuzz test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
 	reproduce-real reproduce-speed reproduce-search-cost given-loss verify-claims report bench prefetch fetch-smollm2 readme installed \
 	train-embedded train-relu check-pins wheel clean
 
@@ -76,10 +76,10 @@ fuzz: $(INSTALLED) ## draw new configurations and checkpoints for MINUTES=10; pr
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
 	@tests/slurm/single_node.sh
 
-# A pip of its own: one of today reads metadata without fetching gigabytes of wheels.
 train-relu: $(INSTALLED) ## train llama-mini on to ReLU, ProSparse and Q-Sparse, beside a dense control, into outputs/relu-models (CUDA GPU)
 	@$(RUN) -m wisparse.repro.train.continued outputs/relu-models
 
+# A pip of its own: one of today reads metadata without fetching gigabytes of wheels.
 check-pins: ## resolve every pin to a wheel for Python 3.10 to 3.14 on x86_64 and aarch64 (asks the package index; minutes)
 	@test -x .cache/pip/bin/python || { $(PYTHON) -m venv .cache/pip && \
 		.cache/pip/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25' packaging tomli; }

@@ -1,4 +1,4 @@
-"""The README's own code, run as it stands but for a smaller calibration."""
+"""The code of README.md and CONTRIBUTING.md, run as it stands but for a smaller calibration."""
 
 import importlib.util
 import re
@@ -13,19 +13,19 @@ from wisparse.method.apply import applied
 
 from ..conftest import ROOT, make_calibration, make_protocol
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 
 
-def block(language: str, text: str) -> str:
-    """The README's only block of a language with this text in it."""
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def block(page: str, language: str, text: str) -> str:
+    """The page's only block of a language with this text in it."""
+    found = re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
     (only,) = [one for one in found if text in one]
     return only
 
 
 @pytest.mark.slow
 def test_the_lines_for_a_users_own_model_run(monkeypatch):
-    code = block("python", "import wisparse")
+    code = block("README.md", "python", "import wisparse")
     smaller = code.replace("sparsity=0.5", 'sparsity=0.5, search="minimal", sequences=2, length=64')
     smaller = smaller.replace("new_tokens=200", "new_tokens=20")
     assert smaller != code
@@ -40,9 +40,10 @@ def test_the_lines_for_a_users_own_model_run(monkeypatch):
 @pytest.fixture
 def example(tmp_path, monkeypatch):
     """The example of a method as its configuration makes it, imported as if it lay in baselines/."""
-    code, settings = block("python", "(Method)"), block("yaml", "_target_")
-    (name,) = re.findall(r"^`conf/method/(\w+)\.yaml`", README, re.MULTILINE)
-    assert f"`baselines/{name}.py`:" in README
+    page = "CONTRIBUTING.md"
+    code, settings = block(page, "python", "(Method)"), block(page, "yaml", "_target_")
+    (name,) = re.findall(r"^`conf/method/(\w+)\.yaml`:", PAGES[page], re.MULTILINE)
+    assert f"`baselines/{name}.py`:" in PAGES[page]
     path = tmp_path / f"{name}.py"
     path.write_text(code, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"wisparse.baselines.{name}", path)
