@@ -4,6 +4,7 @@ Run as a program, without TRITON_INTERPRET: the interpreter accepts more than th
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 import triton
@@ -36,7 +37,9 @@ def main(batch):
     triton_launch.require_runnable = lambda device: None
     from wisparse.kernels.decoder import DecoderShape
     from wisparse.kernels.decoder_weights import BlockWeights, DecoderWeights
+    from wisparse.kernels.gpu import step as gpu_step
     from wisparse.kernels.gpu.step import GPUDecodeStep
+    from wisparse.kernels.gpu.step_tiles import default_tiles
     from wisparse.kernels.plan_data import BlockPlan, GateRule, HeadRule, ProjectionRule
     from wisparse.kernels.static_cache import StaticCache
 
@@ -85,8 +88,12 @@ def main(batch):
     cache = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
     router = HeadRule(weight(heads, hidden), weight(heads), kv_heads, 1)
     plans = (BlockPlan(rules), BlockPlan({}, GateRule(torch.zeros(ffn)), heads=router), BlockPlan(shared))
-    step = GPUDecodeStep(weights, plans, cache)
-    step(torch.zeros(batch, dtype=torch.int64))
+    gpu_step.library_product = lambda *_, **__: None  # torch's product in half precision needs a GPU
+    library = frozenset({"qkv", "o", "gate_up", "down"}) if batch > 1 else frozenset()
+    tiles = default_tiles(shape, batch, 256)
+    for of_blocks in (plans, (BlockPlan(), plans[1], BlockPlan())):
+        step = GPUDecodeStep(weights, of_blocks, cache, replace(tiles, library=library))
+        step(torch.zeros(batch, dtype=torch.int64))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ import pytest
 from ..triton_cases import DEVICE
 
 KERNELS = {"embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention"}
-OF_BATCH = {1: {"short_attention"}, 3: {"attention", "magnitudes", "shared_lists"}}
+OF_BATCH = {
+    1: {"short_attention"},
+    3: {"attention", "magnitudes", "shared_lists", "neurons_of_sums", "onto_residual"},
+}
 """Kernels of one row, and those of several."""
 
 
