@@ -15,7 +15,7 @@ from ..calibration import Calibration, InputProducts
 from ..errors import UserError
 from ..projections import decoder_of
 from .block_by_block import check_finite, stored_block_by_block
-from .gptq import gptq, inverse_factor
+from .gptq import check_damped_by, gptq, inverse_factor
 from .model import LM_HEAD, QuantisedWeights, stored_by
 from .quantisers import Int4
 
@@ -30,12 +30,19 @@ class CalibratedInt4(Int4):
     """GPTQ on the calibration text; a block's inputs are what the quantised blocks before it make."""
 
     damping: float
-    """Share of the mean of XᵀX's diagonal that is added to it, above 0."""
+    """Share of XᵀX's diagonal that is added to it, above 0."""
+    damped_by: str = "mean"
+    """What it is a share of: see `damped_channels`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_damped_by(self.damped_by)
 
     @property
     def description(self) -> str:
         """See `Quantiser`."""
-        return f"{super().description}, calibrated by GPTQ with damping {self.damping:g}"
+        own = " of each channel" if self.damped_by == "own" else ""
+        return f"{super().description}, calibrated by GPTQ with damping {self.damping:g}{own}"
 
     def check_method(self, mechanisms: Collection[Mechanism]) -> None:
         """See `Quantiser`: rotated bases are refused."""
@@ -62,7 +69,7 @@ class CalibratedInt4(Int4):
 
     def _factor(self, place: str, products: Tensor) -> Tensor:
         check_finite(self.name, place, products)
-        return inverse_factor(products, self.damping)
+        return inverse_factor(products, self.damping, self.damped_by)
 
     def _calibrated(self, name: str, weight: Tensor, factor: Tensor) -> StoredWeight:
         try:

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.quantised.int4 import Int4Weight, int4_rounded
+from ..errors import UserError
+
+DAMPED_BY = ("mean", "own")
+"""What the share that is added to the diagonal of XᵀX is of."""
 
 
 def gptq(weight: Tensor, factor: Tensor, group: int, symmetric: bool) -> Int4Weight:
@@ -51,15 +55,33 @@ def compensated(weight: Tensor, factor: Tensor, stored: Callable[[int, Tensor], 
     return exact
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Upper triangular U (in, in) float64 with UᵀU = (H + λI)⁻¹ of H = XᵀX (in, in).
+def damped_channels(diagonal: Tensor, damping: float, damped_by: str) -> Tensor:
+    """What is added to H's diagonal (in,) float64, by one of DAMPED_BY; above 0 everywhere.
 
-    λ is `damping`, above 0, times the mean of H's diagonal; 1 where no input was other than zero, so that
-    nothing is made up for.
+    `mean`: a share of the diagonal's mean, as GPTQ and SparseGPT have it. `own`: a share of each channel's own
+    entry, so that it does not matter how channels are scaled: beside one of massive activations the mean is
+    larger than what all others hold, and nothing would be made up for there. Channels that no input reached get
+    that of the least other one. Where no input was other than zero it is 1, so that nothing is made up for.
+    """
+    if not (reached := diagonal > 0).any():
+        return torch.ones_like(diagonal)
+    if damped_by == "mean":
+        return torch.full_like(diagonal, damping * float(diagonal.mean()))
+    return damping * diagonal.where(reached, diagonal[reached].min())
+
+
+def check_damped_by(damped_by: str) -> None:
+    """Raises UserError for a name that is none of DAMPED_BY."""
+    if damped_by not in DAMPED_BY:
+        raise UserError(f"quantisation.damped_by is {damped_by!r}; choose {' or '.join(DAMPED_BY)}")
+
+
+def inverse_factor(hessian: Tensor, damping: float, damped_by: str = "mean") -> Tensor:
+    """Upper triangular U (in, in) float64 with UᵀU = (H + Λ)⁻¹ of H = XᵀX (in, in).
+
+    Λ is the diagonal of `damped_channels`, damping above 0.
     """
     exact = hessian.double()
-    mean = exact.diagonal().mean()
-    ridge = damping * mean if mean > 0 else 1.0
-    damped = exact + ridge * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
+    damped = exact + damped_channels(exact.diagonal(), damping, damped_by).diag()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)

@@ -19,7 +19,7 @@ from ..calibration import Calibration, ChannelMoments, collected_inputs
 from ..errors import UserError
 from ..projections import SITE_OF_PROJECTION, model_projections, projections_of_site, split_key
 from .block_by_block import check_finite, stored_block_by_block
-from .gptq import compensated, inverse_factor
+from .gptq import check_damped_by, compensated, inverse_factor
 from .model import QuantisedWeights
 from .quantisers import Weights
 
@@ -115,16 +115,23 @@ class SensitivityPruner(Pruner):
     spread: float
     """Most that a projection's sparsity may lie from the middle one; 0: all the same."""
     damping: float
-    """Share of the mean of XᵀX's diagonal that is added to it, above 0."""
+    """Share of XᵀX's diagonal that is added to it, above 0."""
     block: int
     """Input channels among which the least salient weights are chosen together."""
+    damped_by: str = "own"
+    """What `damping` is a share of: see `damped_channels`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_damped_by(self.damped_by)
 
     @property
     def description(self) -> str:
         """See `Pruner`."""
+        of = " of each channel" if self.damped_by == "own" else ""
         return (
             f"{self.sparsity:.0%} zeros by optimal brain surgery, ±{self.spread:.0%} by sensitivity, "
-            f"damping {self.damping:g}, {self.block} channels at once"
+            f"damping {self.damping:g}{of}, {self.block} channels at once"
         )
 
     def _sparsities(self, calibration: Calibration) -> Mapping[str, float]:
@@ -142,7 +149,7 @@ class SensitivityPruner(Pruner):
 
     def _prepare(self, place: str, products: Tensor) -> Tensor:
         check_finite(self.name, place, products)
-        return inverse_factor(products, self.damping)
+        return inverse_factor(products, self.damping, self.damped_by)
 
     def _pruned(self, weight: Tensor, prepared: Tensor, sparsity: float) -> Tensor:
         return surgically_pruned(weight, prepared, sparsity, self.block)

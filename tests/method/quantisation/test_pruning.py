@@ -6,7 +6,7 @@ from wisparse.kernels.quantised.pruned import PrunedWeight
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.projections import model_projections
-from wisparse.method.quantisation.gptq import inverse_factor
+from wisparse.method.quantisation.gptq import damped_channels, inverse_factor
 from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.pruning import (
     SensitivityPruner,
@@ -76,6 +76,35 @@ def test_channel_by_channel_is_surgery_on_what_is_left():
     assert int((found == 0).sum()) == 8
     plain = torch.where(dropped, 0.0, weight)
     assert (x @ (weight - found)).square().sum() < 0.9 * (x @ (weight - plain)).square().sum()
+
+
+def test_the_scale_of_channels_does_not_matter_to_surgery():
+    """Inputs of one channel a thousand times as large and its weights as much smaller: the same function.
+
+    Damped by the mean, which is then that channel's, the others are pruned by their magnitude alone.
+    """
+    x, _ = four_by_four()
+    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    scales = torch.tensor([1.0, 1000.0, 1.0, 0.01], dtype=torch.float64)
+    large = x * scales
+
+    def pruned(x, weight, damped_by):
+        return surgically_pruned(weight, inverse_factor(x.T @ x, 0.01, damped_by), 0.5, 4)
+
+    found = pruned(large, weight / scales[:, None], "own") * scales[:, None]
+    assert torch.allclose(found, pruned(x, weight, "own"), atol=1e-9)
+    by_mean = pruned(large, weight / scales[:, None], "mean") * scales[:, None]
+    errors = [(x @ (weight - one)).square().sum() for one in (found, by_mean)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_channels_that_nothing_reaches_are_damped_like_the_least_of_the_others():
+    diagonal = torch.tensor([4.0, 0.0, 2.0], dtype=torch.float64)
+    assert damped_channels(diagonal, 0.5, "own").tolist() == [2.0, 1.0, 1.0]
+    assert damped_channels(diagonal, 0.5, "mean").tolist() == [1.0, 1.0, 1.0]
+    assert damped_channels(torch.zeros(2), 0.5, "own").tolist() == [1.0, 1.0]
+    with pytest.raises(UserError, match="choose mean or own"):
+        SensitivityPruner("obs", 0.5, "none", **OBS, damped_by="all")
 
 
 def test_wanda_drops_the_lowest_scores_of_each_output():
