@@ -15,7 +15,8 @@ from typing import Any
 
 from ..kernels.shared_files import replacing
 from .configuration import INSTALLED, PACKAGES, digest, portable
-from .record import OBJECTS, SCHEMA, SECTIONS, GitState, Record, RecordError, Surroundings
+from .record import OBJECTS, SCHEMA, SECTIONS, Record, RecordError
+from .record_sections import GitState, Surroundings
 from .typed_json import misfit
 
 RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"

@@ -21,8 +21,8 @@ from .. import processes
 from ..configuration import digest, portable
 from ..models.checkpoint import LoadedModel, load_model
 from ..models.weights import ATTENTION
-from ..record import (
-    SCHEMA,
+from ..record import SCHEMA, Record, RecordError, UnfinishedError
+from ..record_sections import (
     CalibrationFacts,
     CellName,
     Configured,
@@ -34,10 +34,7 @@ from ..record import (
     ProtocolFacts,
     QuantisationFacts,
     Realised,
-    Record,
-    RecordError,
     Scores,
-    UnfinishedError,
 )
 from ..records import EVALUATED, load_items, load_record, save_evaluated, save_record, sealed, surroundings
 from ..text.overlap import Overlap, checked_overlap

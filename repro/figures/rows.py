@@ -17,7 +17,7 @@ from ..measured.paired_bootstrap import PairedResamples, interval
 from ..models.architecture import PAPER_MODELS, decode_tflops, projection_sizes
 from ..record_facts import suite_choice
 from ..tables.csv_rows import read_rows
-from ..tables.speed_table import ENGINE_DENSE
+from ..tables.speed.speed_data import ENGINE_DENSE
 from ..tables.text import NOT_MEASURED
 
 Row = dict[str, Any]

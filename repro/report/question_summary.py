@@ -11,8 +11,8 @@ import yaml
 
 from ..configuration import CONFIGURATION, REPOSITORY
 from ..tables.csv_rows import read_rows
-from ..tables.question_data import METHOD
-from ..tables.question_table import NOT_COMPARABLE
+from ..tables.questions.question_data import METHOD
+from ..tables.questions.question_table import NOT_COMPARABLE
 from ..tables.text import NOT_MEASURED, table_row
 
 MOST_ENTRIES = 12

@@ -8,7 +8,7 @@ from typing import Any
 from ..configuration import REPOSITORY
 from ..measured.cells import method_rank
 from ..record_facts import hardware
-from ..tables.speed_table import (
+from ..tables.speed.speed_data import (
     ENGINE_DENSE,
     PlainPyTorch,
     SpeedData,

@@ -20,7 +20,7 @@ from ..figures.make import write_figures
 from ..figures.rows import read_figures
 from ..figures.speed_plots import write_plots
 from ..tables.make import TABLES, keep_records, write_tables
-from ..tables.speed_table import read_speed
+from ..tables.speed.speed_data import read_speed
 from .kernel_table import write_kernels
 
 EXPERIMENTS = {

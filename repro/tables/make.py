@@ -28,9 +28,9 @@ from .against_bytes.real_frontier_table import REAL_FRONTIER
 from .full_size_table import FULL_SIZE
 from .heads_table import HEADS
 from .plot_style import ink, write_figure
-from .question_table import QUESTION
+from .questions.question_table import QUESTION
 from .real_table import READINGS, REAL
-from .speed_table import SPEED
+from .speed.speed_table import SPEED
 from .table import Table
 from .table1 import TABLE1
 from .table2 import TABLE2

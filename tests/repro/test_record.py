@@ -14,7 +14,8 @@ from wisparse.repro.measured.comparable import check_comparable
 from wisparse.repro.record import Record, RecordError
 from wisparse.repro.record_facts import comparable, model_notes, suite_choice
 from wisparse.repro.records import RECORD
-from wisparse.repro.tables.speed_table import SpeedData, speed_markdown
+from wisparse.repro.tables.speed.speed_data import SpeedData
+from wisparse.repro.tables.speed.speed_table import speed_markdown
 from wisparse.repro.tables.text import model_lines
 
 from ..conftest import ROOT

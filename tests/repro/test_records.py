@@ -23,7 +23,8 @@ from wisparse.repro.cell.job import outcomes_folder
 from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.configuration import REPOSITORY, digest, portable, user_mistake
 from wisparse.repro.locks import LOCKS
-from wisparse.repro.record import SCHEMA, SECTIONS, GitState, RecordError
+from wisparse.repro.record import SCHEMA, SECTIONS, RecordError
+from wisparse.repro.record_sections import GitState
 from wisparse.repro.records import (
     ITEMS,
     RECORD,

@@ -13,7 +13,7 @@ from wisparse.repro.archive import unpacked
 from wisparse.repro.measured.cells import MeasuredCell, every_cell, stored_cells
 from wisparse.repro.measured.comparison import Between, Comparison, Outside, at_equal_bytes, bytes_of
 from wisparse.repro.measured.frontier import read_frontier
-from wisparse.repro.tables.question_data import read_question
+from wisparse.repro.tables.questions.question_data import read_question
 
 from ...conftest import ROOT
 

@@ -7,7 +7,7 @@ from wisparse.method.errors import UserError
 from wisparse.repro.measured.frontier import read_frontier
 from wisparse.repro.measured.real_cells import read_real
 from wisparse.repro.records import write_json
-from wisparse.repro.tables.speed_table import read_speed
+from wisparse.repro.tables.speed.speed_data import read_speed
 from wisparse.repro.tables.table_data import read_table
 
 from ..tables.made_up_cells import CONFIG, write_cell

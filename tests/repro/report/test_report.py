@@ -19,7 +19,7 @@ from wisparse.repro.report.page import render
 from wisparse.repro.report.plots import colours
 from wisparse.repro.tables.csv_rows import read_rows
 from wisparse.repro.tables.make import TABLES, write_tables
-from wisparse.repro.tables.question_data import METHOD
+from wisparse.repro.tables.questions.question_data import METHOD
 
 from ..tables.made_up_cells import CONFIG, write_cell
 

@@ -13,8 +13,8 @@ from wisparse.repro.records import load_items, save_record
 from wisparse.repro.report.question_summary import question_summary
 from wisparse.repro.tables.csv_rows import read_rows
 from wisparse.repro.tables.make import TABLES, main, write_tables
-from wisparse.repro.tables.question_data import METHOD, read_question
-from wisparse.repro.tables.question_table import question_figure
+from wisparse.repro.tables.questions.question_data import METHOD, read_question
+from wisparse.repro.tables.questions.question_table import question_figure
 
 from ...conftest import ROOT
 

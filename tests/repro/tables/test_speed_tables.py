@@ -13,7 +13,8 @@ from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.record_facts import hardware
 from wisparse.repro.report.speed_summary import DEVICE, _is_front, speed_by_model, speed_by_setting
 from wisparse.repro.speed.kernel_table import kernels_csv, renewed
-from wisparse.repro.tables.speed_table import SPEED, SpeedData, read_speed, speed_markdown
+from wisparse.repro.tables.speed.speed_data import SpeedData, read_speed
+from wisparse.repro.tables.speed.speed_table import SPEED, speed_markdown
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...method.errors import UserError
-from ..measured.cells import MeasuredCell, method_rank, stored_cells
-from ..measured.comparable import without_seed
-from ..measured.comparison import REACH, Between, Comparison, Outside, at_equal_bytes, bytes_of
-from ..measured.deciding import check_names, protocol_of, without_machine
-from ..measured.paired_bootstrap import Interval
+from ....method.errors import UserError
+from ...measured.cells import MeasuredCell, method_rank, stored_cells
+from ...measured.comparable import without_seed
+from ...measured.comparison import REACH, Between, Comparison, Outside, at_equal_bytes, bytes_of
+from ...measured.deciding import check_names, protocol_of, without_machine
+from ...measured.paired_bootstrap import Interval
 
 METHOD = "method.name"
 """The factor of a question that compares methods."""

@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..measured.comparison import REACH, Outside
-from ..measured.paired_bootstrap import RESAMPLES
-from ..record_facts import is_embedded
-from .plot_style import INK, line_style
+from ...measured.comparison import REACH, Outside
+from ...measured.paired_bootstrap import RESAMPLES
+from ...record_facts import is_embedded
+from ..plot_style import INK, line_style
+from ..table import MEGABYTES, PERCENT, PERCENT_1, Column, Form, Table, number
+from ..text import commit_text, device_text, distinct, headed, joined, model_lines
 from .question_data import METHOD, Place, QuestionData, read_question
-from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Form, Table, number
-from .text import commit_text, device_text, distinct, headed, joined, model_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
