@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,14 @@ LEAST_ON_ITS_WAY = 3 << 20
 """Bytes: what a memory of 3 TB/s with a microsecond to wait has to be asked for ahead."""
 SAMPLE = 48
 ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Faster(StoredTile):
+    """Which of two products of a whole activation is the faster one."""
+
+    library: bool
+    """Torch's; else Triton's."""
 
 
 class TuningCache:
@@ -238,7 +246,39 @@ def tuned_tiles(
             asked = (one, dtype, device, batch, wanted, block)
             search = partial(_search, *asked, start=target[one.name], clock=clock)
             target[one.name] = cache.tuned(tuning_key(*asked), Tile, search)
-    return replace(tiles, listed=listed, dense=dense)
+    library = tiles.library
+    if batch > 1:
+        library = frozenset(
+            one.name
+            for one in products_of(shape)
+            if _library(cache, one, dtype, device, batch, dense[one.name], clock)
+        )
+    return replace(tiles, listed=listed, dense=dense, library=library)
+
+
+def _library(
+    cache: TuningCache,
+    launched: Product,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    tile: Tile,
+    clock: Clock,
+) -> bool:
+    """Whether torch's dense product of several rows, with what follows it, is faster than this tile."""
+
+    def search() -> tuple[Faster, float]:
+        workload = Workload(launched, dtype, device, batch)
+        times = {
+            False: clock(lambda copy: workload.start(tile, copy), workload.copies),
+            True: clock(workload.start_library, workload.copies),
+        }
+        library = times[True] < times[False]
+        return Faster(library), times[library]
+
+    made_with = f"torch {torch.__version__}"
+    key = f"{launch_key(made_with, launched, dtype, device)} | batch {batch} | library or {tile.key()}"
+    return cache.tuned(key, Faster, search).library
 
 
 def _search(

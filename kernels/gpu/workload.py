@@ -9,10 +9,15 @@ from torch import Tensor
 from ..cuda.product import CUDATile, Given, cuda_neurons, cuda_onto, cuda_product, squares_of
 from ..decoder import Product
 from ..triton.channel_lists import ChannelLists
+from ..triton.from_sums import neurons_of_sums, onto_residual, squares_of_sums
 from ..triton.gemv import Activation, Columns, gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.gemv_tiles import Tile, Workspace
 from ..triton.neurons import neurons
+from .library_product import library_product
 from .timing import cold_copies
+
+NEURONS = 128
+"""Neurons of a program behind a product of torch's."""
 
 
 class Workload:
@@ -51,7 +56,7 @@ class Workload:
         self._hidden_bounds = torch.full((product.widths[0],), self._bound * 0.4, device=device)
         self._hidden = torch.zeros(1, product.widths[0], dtype=dtype, device=device)
         self._squares = torch.zeros(1, squares_of(product.out), device=device)
-        self._buffers: dict[int, object] = {}
+        self._buffers: dict[int | str, object] = {}
 
     def start(self, tile: Tile | CUDATile, copy: int = 0, pdl: bool = False) -> None:
         """Launch the product with its epilogue of a decode step; in CUDA C++ it makes its lists, too."""
@@ -69,6 +74,19 @@ class Workload:
             squares = torch.empty(self.batch, tiles_of(self._columns, tile), device=weight.device)
             squares = self._buffers.setdefault(tile.columns, squares)
             gemv_onto(self.activation, weight, self._out, squares, tile, **common)
+
+    def start_library(self, copy: int = 0) -> None:
+        """Launch torch's product of the whole activation, and what follows it in a decode step."""
+        weight, name = self.weights[copy], self.product.name
+        sums = self._buffers.setdefault("sums", torch.empty(self.batch, self.product.out, device=weight.device))
+        library_product(self.x, weight, sums)
+        if name == "gate_up":
+            x_out = torch.empty(self.batch, self.product.widths[0], dtype=weight.dtype, device=weight.device)
+            neurons_of_sums(sums, weight, NEURONS, x_out=self._buffers.setdefault("x_out", x_out))
+        elif name != "qkv":
+            parts = squares_of_sums(self.product.out)
+            squares = torch.empty(self.batch, parts, device=weight.device)
+            onto_residual(sums, self._out, self._buffers.setdefault("squares", squares))
 
     def _start_cuda(self, tile: CUDATile, weight: Tensor, pdl: bool) -> None:
         source, name = Given(self.x), self.product.name

@@ -9,6 +9,7 @@ import torch
 from wisparse.kernels.bench.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
 from wisparse.kernels.decoder import DecoderShape, products_of
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.gpu import tuning
 from wisparse.kernels.gpu.step_tiles import default_tiles
 from wisparse.kernels.gpu.timing import graph_clock
 from wisparse.kernels.gpu.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
@@ -101,6 +102,41 @@ def test_tiles_are_tuned_once_and_kept(tmp_path):
     assert tuned_tiles(SHAPE, torch.float32, DEVICE, sparsity=0.48, cache=cache, clock=clock) == first
     assert clock.calls == 8
     assert sorted(path.name for path in cache.path.parent.iterdir()) == ["tiles.json"]
+
+
+@pytest.mark.slow
+def test_torch_computes_the_dense_products_of_a_batch_where_it_is_faster(tmp_path, monkeypatch):
+    cache = TuningCache(tmp_path)
+    monkeypatch.setattr(tuning, "candidates", lambda *_: [])
+
+    def clock(function, copies):
+        function(copies - 1)
+        library = getattr(function, "__name__", "") == "start_library"
+        return 5.0 if not library else 4.0 if function.__self__.product.name in ("qkv", "down") else 6.0
+
+    arguments = (SHAPE, torch.float32, DEVICE, 3)
+    found = tuned_tiles(*arguments, cache=cache, clock=clock)
+    assert found.library == {"qkv", "down"}
+    assert tuned_tiles(*arguments, cache=cache, clock=None).library == found.library  # nothing is timed again
+    monkeypatch.undo()
+    assert not default_tiles(SHAPE, 1).library
+
+
+@pytest.mark.parametrize("name", ["qkv", "o", "gate_up", "down"])
+def test_torchs_product_and_what_follows_it_are_those_of_a_tile(name):
+    product = next(one for one in products_of(SHAPE) if one.name == name)
+    workload = Workload(product, torch.float32, DEVICE, 3)
+    exact = workload.x.double() @ workload.weights[0].double()
+    workload.start_library()
+    if name == "gate_up":
+        gate, up = exact.split(product.widths, dim=1)
+        found, exact = workload._buffers["x_out"], torch.nn.functional.silu(gate) * up
+    else:
+        found = workload._buffers["sums"] if name == "qkv" else workload._out
+    assert torch.allclose(found.double(), exact, atol=1e-5)
+    if name in ("o", "down"):
+        squares = workload._buffers["squares"].double().sum(1)
+        assert torch.allclose(squares, exact.square().sum(1), rtol=1e-5)
 
 
 def test_a_broken_cache_is_an_empty_one(tmp_path, monkeypatch):
