@@ -109,20 +109,20 @@ template <int COUNT>
 struct alignas(4 * COUNT) Words {
     unsigned words[COUNT];
 };
-// Zeros where it is not wanted, without a branch.
+// Zeros where it is not wanted, without a branch; asked for where it stands.
 template <int COUNT>
 WS_DEVICE Words<COUNT> streamed_words(const void* at, bool wanted) {
     Words<COUNT> read{};
     if constexpr (COUNT == 4)
-        asm("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
             : "+r"(read.words[0]), "+r"(read.words[1]), "+r"(read.words[2]), "+r"(read.words[3])
             : "l"(at), "r"(static_cast<unsigned>(wanted)));
     else if constexpr (COUNT == 2)
-        asm("{.reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];}"
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];}"
             : "+r"(read.words[0]), "+r"(read.words[1])
             : "l"(at), "r"(static_cast<unsigned>(wanted)));
     else
-        asm("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.L1::no_allocate.u32 %0, [%1];}"
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.L1::no_allocate.u32 %0, [%1];}"
             : "+r"(read.words[0])
             : "l"(at), "r"(static_cast<unsigned>(wanted)));
     return read;

@@ -7,14 +7,14 @@
 // CLUSTER      thread blocks that share a tile, each a part of the channels
 // UNROLL       rows that a lane has on their way     SHARE     channels of one thread block
 // RESIDENT     thread blocks that a multiprocessor has registers for
-// NORM, EPSILON, SQUARES  see norm.h
+// NORM, EPSILON, SQUARES, COPIES  see norm.h
 // TOP_K        1: bounds are weights of a score |x|·w, and channels are kept whose score is not below `smallest`
-// STORE, HIDDEN, RESIDUAL  one of them is 1: what becomes of the sums (see the end of the kernel)
+// STORE, HIDDEN, RESIDUAL  one of them is not 0: what becomes of the sums (see the end of the kernel); RESIDUAL leaves
+//              as many copies of the squares
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
 // FLOAT16      1: float16 instead of bfloat16
 // KEEP_ALL     1: all channels are kept, and there are no bounds
-// AHEAD        rows of a lane that are asked for before the activation is there: the first ones that it reads if all
-//              channels are kept; else some of them in vain, while nothing else keeps the memory busy
+// AHEAD        then: rows of a lane that are brought into the second cache before the activation is there
 // BITS         bits of a stored value: 16 (rows.h), 8 or 4 (few_bits.h, which has more constants)
 //
 // The sums are added in a fixed order: over a warp's rows, over warps, over thread blocks of a cluster.
@@ -36,13 +36,11 @@ constexpr int PROJECTIONS = HIDDEN ? 1 : sizeof(PROJECTION_WIDTHS) / sizeof(int)
 #include "few_bits.h"
 #endif
 
-// Whether every warp lists and multiplies channels of its own, and waits for no other before the sums. A warp may then
-// have more rows than another, which where rows are long costs more than waiting.
-constexpr bool OWN_LISTS = BITS < 16;
+// The first `count` lanes of a warp.
+WS_DEVICE unsigned first_lanes(int count) { return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1u; }
 
 struct Shared {
     Rows rows;  // kept channels of each list, and what their rows are multiplied with
-    int kept[LISTS][WARPS];
     float sums[LISTS][WARPS][TILE];
     float parts[CLUSTER][LISTS][TILE];
     float squares[SQUARE_SUMS];
@@ -97,8 +95,18 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
     for (int list = 0; list < LISTS; ++list)
         column_scale[list] = mine ? of_column(weight, start + list * WIDTH + to) : 0.0f;
     if (STORE && finishes && bias) before = widened(bias[start + to]);
-    for (int list = 0; list < LISTS; ++list)
-        ask_ahead(weight, start + list * WIDTH, width, tile, begin, end, warp, lane);
+    unsigned kept[LISTS][STEPS];
+    Lists lists;
+    if (KEEP_ALL) {
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+            for (int list = 0; list < LISTS; ++list)
+                kept[list][step] = first_lanes(end - begin - step * THREADS - warp * 32);
+        lists.begin(s.rows, kept, weight, start, width, tile, begin, warp, lane);
+        for (int list = 0; list < LISTS; ++list)
+            ask_ahead(weight, start + list * WIDTH, width, tile, begin, end, warp, lane);
+    }
     wait_for_producer();
     start_consumer();
     if (RESIDUAL && finishes) before = from_producer(static_cast<const float*>(out) + to);
@@ -117,52 +125,23 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
         for (int step = 0; step < STEPS; ++step) x[step] = normalised(x[step], inverse, scale[step]);
     }
 
-    unsigned kept[LISTS][STEPS];
-    int total[LISTS];
+    if (!KEEP_ALL) {
 #pragma unroll
-    for (int list = 0; list < LISTS; ++list) {
-        const float cut = TOP_K ? from_producer(smallest + projection + list) : 0.0f;
-        int count = 0;
+        for (int list = 0; list < LISTS; ++list) {
+            const float cut = TOP_K ? from_producer(smallest + projection + list) : 0.0f;
 #pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            const bool real = begin + step * THREADS + thread < end;
-            // NaN compares false, so a broken activation is kept and shows in the output.
-            const bool dropped = TOP_K ? fabsf(x[step]) * bound[list][step] < cut : fabsf(x[step]) < bound[list][step];
-            kept[list][step] = warp_ballot(real && (KEEP_ALL || !dropped));
-            count += bits_of(kept[list][step]);
-        }
-        total[list] = count;
-        if (!OWN_LISTS && lane == 0) s.kept[list][warp] = count;
-        factors[list].survey(s.rows, list, kept[list], x, warp, lane);
-    }
-    if (!OWN_LISTS) block_barrier();
-#pragma unroll
-    for (int list = 0; list < LISTS; ++list) {
-        int place = warp * STEPS * 32;
-        if (!OWN_LISTS) {
-            place = total[list] = 0;
-#pragma unroll
-            for (int other = 0; other < WARPS; ++other) {
-                place += other < warp ? s.kept[list][other] : 0;
-                total[list] += s.kept[list][other];
+            for (int step = 0; step < STEPS; ++step) {
+                const bool real = begin + step * THREADS + thread < end;
+                // NaN compares false, so a broken activation is kept and shows in the output.
+                const bool dropped = TOP_K ? fabsf(x[step]) * bound[list][step] < cut : fabsf(x[step]) < bound[list][step];
+                kept[list][step] = warp_ballot(real && !dropped);
             }
         }
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            const unsigned before = kept[list][step] & ((1u << lane) - 1u);
-            if (kept[list][step] >> lane & 1u) {
-                const unsigned channel = begin + step * THREADS + thread;
-                factors[list].put(s.rows, list, place + bits_of(before), channel, step, x[step]);
-            }
-            place += bits_of(kept[list][step]);
-        }
+        lists.begin(s.rows, kept, weight, start, width, tile, begin, warp, lane);
     }
-    if (OWN_LISTS)
-        warp_barrier();
-    else
-        block_barrier();
+    lists.fill(s.rows, kept, factors, x, begin, warp, lane);
 
-    multiply(s.rows, total, weight, start, width, tile, factors, warp, lane, s.sums);
+    lists.multiply(s.rows, weight, start, width, tile, factors, warp, lane, s.sums);
     block_barrier();
 
     float sum[LISTS] = {};
@@ -197,10 +176,10 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
             const float activated = widened(rounded(gate / (1.0f + expf(-gate))));
             static_cast<unsigned short*>(out)[to] = rounded(activated * up);
         }
-    } else {  // out (COLUMNS) float32 += sum, and the sum of squares of every 32 columns
+    } else {  // out (COLUMNS) float32 += sum, and the sum of squares of every 32 columns, in copies
         const float value = mine ? before + sum[0] : 0.0f;
         if (mine) static_cast<float*>(out)[to] = value;
         const float square = warp_sum(value * value);
-        if (lane == 0 && mine) out_squares[to / 32] = square;
+        if (lane < RESIDUAL && to - lane < width) out_squares[lane * ((COLUMNS + 31) / 32) + to / 32] = square;
     }
 }

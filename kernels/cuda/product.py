@@ -24,6 +24,8 @@ from .stored_weight import HALF, CUDAWeight, Storage
 
 log = logging.getLogger(__name__)
 
+SQUARE_COPIES = 8
+"""Copies of the squares that a step lets `cuda_onto` leave."""
 MOST_CHANNELS = 1 << 16
 """A channel has 16 bits in a list."""
 
@@ -35,7 +37,7 @@ class Normed:
     residual: Tensor
     """(1, channels) float32"""
     squares: Tensor
-    """(1, parts) float32: sums of squares of parts of the residual stream."""
+    """(copies, parts) float32: sums of squares of parts of the residual stream."""
     gain: Tensor
     """(channels,) in the weight's dtype, to which x is rounded as the model rounds it."""
     epsilon: float
@@ -43,7 +45,8 @@ class Normed:
     @property
     def constants(self) -> dict[str, object]:
         """Constants that the kernel is compiled for."""
-        return {"NORM": 1, "EPSILON": f"{self.epsilon:.9e}f", "SQUARES": self.squares.numel()}
+        copies, parts = self.squares.shape
+        return {"NORM": 1, "EPSILON": f"{self.epsilon:.9e}f", "SQUARES": parts, "COPIES": copies}
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -66,7 +69,7 @@ class Given:
     @property
     def constants(self) -> dict[str, object]:
         """Constants that the kernel is compiled for."""
-        return {"NORM": 0, "EPSILON": "0.0f", "SQUARES": 1}
+        return {"NORM": 0, "EPSILON": "0.0f", "SQUARES": 1, "COPIES": 1}
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -160,13 +163,16 @@ def cuda_onto(
     smallest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Add x · weight (in, out) to residual (1, out) float32; squares (1, ⌈out / 32⌉) are those of its parts.
+    """Add x · weight (in, out) to residual (1, out) float32, and leave the squares of its parts.
 
-    bounds (1, in) float32, smallest as for `cuda_product`. Raises KernelError for tensors that do not fit.
+    squares (copies, ⌈out / 32⌉), of up to 32 copies: thread blocks that want the same lines at once wait for
+    each other. bounds (1, in) float32, smallest as for `cuda_product`. Raises KernelError for tensors that do
+    not fit.
     """
     check_tensor("residual", residual, (1, weight.shape[1]), torch.float32)
-    check_tensor("squares", squares, (1, squares_of(weight.shape[1])), torch.float32)
-    constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": 1, "WIDTH": 0}
+    copies = min(len(squares), LANES)
+    check_tensor("squares", squares, (copies, squares_of(weight.shape[1])), torch.float32)
+    constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": copies, "WIDTH": 0}
     _start(
         source, (bounds, smallest), weight, (weight.shape[1],), tile, constants, (None, residual, squares), pdl
     )
@@ -211,7 +217,7 @@ def check_source(source: Source, channels: int, dtype: torch.dtype) -> None:
     check_tensor("x", x, (1, channels), dtype if gain is None else torch.float32)
     if gain is not None:
         check_tensor("gain", gain, (channels,), dtype)
-        check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
+        check_tensor("squares", squares, tuple(squares.shape), torch.float32)
 
 
 def _check(

@@ -29,7 +29,7 @@ class CUDATile(StoredTile):
     resident: int = 2
     """Thread blocks that a multiprocessor must have registers for."""
     ahead: int = 0
-    """Rows of a lane that are brought into the second cache before x is there, kept or not."""
+    """Rows of a lane that are brought into the second cache before x is there, where all are kept."""
 
     def __post_init__(self) -> None:
         if self.columns not in (64, 128, 256):

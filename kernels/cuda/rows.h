@@ -12,15 +12,12 @@ struct Weight {
 };
 struct Rows {
     unsigned list[LISTS][STEPS * THREADS];  // channel above, x in its own 16 bits below
+    int kept[LISTS][WARPS];
 };
 
 // What x is multiplied with before its row is: nothing here.
 struct Factors {
     WS_DEVICE void read(const Weight&, int, int, int, int, int, int) {}
-    WS_DEVICE void survey(Rows&, int, const unsigned (&)[STEPS], const float (&)[STEPS], int, int) {}
-    WS_DEVICE void put(Rows& rows, int list, int place, unsigned channel, int, float x) {
-        rows.list[list][place] = channel << 16 | rounded(x);
-    }
 };
 
 // Bring a warp's first rows into the second cache.
@@ -73,13 +70,54 @@ WS_DEVICE void multiply_list(const Rows& rows, int list, int kept, const Weight&
     }
 }
 
-// The sums of a warp's share of every list's rows, (LISTS, TILE).
-WS_DEVICE void multiply(const Rows& rows, const int (&kept)[LISTS], const Weight& weight, int start, int width, int tile,
-                        const Factors (&)[LISTS], int warp, int lane, float (&found)[LISTS][WARPS][TILE]) {
+// Lists that the warps of a thread block share: rows are long, and a warp that had more of them than others would be
+// waited for.
+struct Lists {
+    int total[LISTS];
+
+    WS_DEVICE void begin(Rows& rows, const unsigned (&kept)[LISTS][STEPS], const Weight&, int, int, int, int, int warp,
+                         int lane) {
 #pragma unroll
-    for (int list = 0; list < LISTS; ++list)
-        multiply_list(rows, list, kept[list], weight, start + list * WIDTH, width, tile, warp, lane, found[list][warp]);
-}
+        for (int list = 0; list < LISTS; ++list) {
+            int count = 0;
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) count += bits_of(kept[list][step]);
+            if (lane == 0) rows.kept[list][warp] = count;
+        }
+    }
+
+    WS_DEVICE void fill(Rows& rows, const unsigned (&kept)[LISTS][STEPS], const Factors (&)[LISTS],
+                        const float (&x)[STEPS], int begin, int warp, int lane) {
+        block_barrier();
+#pragma unroll
+        for (int list = 0; list < LISTS; ++list) {
+            int place = total[list] = 0;
+#pragma unroll
+            for (int other = 0; other < WARPS; ++other) {
+                place += other < warp ? rows.kept[list][other] : 0;
+                total[list] += rows.kept[list][other];
+            }
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) {
+                const unsigned before = kept[list][step] & ((1u << lane) - 1u);
+                if (kept[list][step] >> lane & 1u) {
+                    const unsigned channel = begin + step * THREADS + warp * 32 + lane;
+                    rows.list[list][place + bits_of(before)] = channel << 16 | rounded(x[step]);
+                }
+                place += bits_of(kept[list][step]);
+            }
+        }
+        block_barrier();
+    }
+
+    // The sums of a warp's share of every list's rows, (LISTS, TILE).
+    WS_DEVICE void multiply(const Rows& rows, const Weight& weight, int start, int width, int tile,
+                            const Factors (&)[LISTS], int warp, int lane, float (&found)[LISTS][WARPS][TILE]) {
+#pragma unroll
+        for (int list = 0; list < LISTS; ++list)
+            multiply_list(rows, list, total[list], weight, start + list * WIDTH, width, tile, warp, lane, found[list][warp]);
+    }
+};
 
 WS_DEVICE float of_column(const Weight&, int) { return 0.0f; }
 WS_DEVICE float completed(const Rows&, int, int, float, float sum) { return sum; }

@@ -9,13 +9,15 @@ from dataclasses import replace
 import torch
 
 from ..cuda.attention import CUDAAttentionTile, suits_cuda_attention
+from ..cuda.head import RESIDENT as BLOCKS_OF_A_MULTIPROCESSOR
+from ..cuda.head import suits_cuda_head
 from ..cuda.product import CUDATile, runs_cuda_products, suits_cuda_products
-from ..cuda.stored_weight import HALF, Storage, storage_of
+from ..cuda.stored_weight import HALF, LEAST_GROUP, Storage, storage_of
 from ..decoder import DecoderShape, Product, products_of
 from ..decoder_weights import LM_HEAD, DecoderWeights
 from ..errors import KernelError
 from ..plan_data import Mechanism
-from ..quantised.packed import PackedWeight
+from ..quantised.packed import PackedInt8, PackedWeight
 from .step_tiles import LONGEST_SHORT, Auto, Chosen, Never
 
 TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
@@ -98,7 +100,9 @@ def chosen(
     selecting = {}
     if attention is not None:
         selecting = {kept: tile_of_contexts(shape, batch * kept) for kept in range(1, shape.kv_heads)}
-    return Chosen(cuda_tiles(*common, storages), attention, selecting)
+    heads = batch == 1 and runs_cuda_products(device) and suits_cuda_head(dtype, shape.hidden)
+    blocks = BLOCKS_OF_A_MULTIPROCESSOR * multiprocessors_of(device) if heads else 0
+    return Chosen(cuda_tiles(*common, storages), attention, blocks, selecting)
 
 
 def cuda_tiles(
@@ -165,6 +169,23 @@ def check_few_bits(
             f"with weights in few bits the decode engine does not execute {' and '.join(lacking)} on a GPU; "
             "take a method without, quantisation=none, or latency=none"
         )
+
+
+def check_groups(shape: DecoderShape, formats: Mapping[str, int]) -> None:
+    """Raise KernelError for projections of sizes or groups that no kernel reads in few bits.
+
+    formats: how many outputs share a scale; 0: all do.
+    """
+    for format, group in formats.items():
+        storage = Storage(8 if format == PackedInt8.format else 4, group)
+        for one in products_of(shape):
+            if not storage.suits(one.widths):
+                widths = ", ".join(map(str, one.widths))
+                raise KernelError(
+                    f"on a GPU weights in {storage} need projections of multiples of {storage.multiple} "
+                    f"outputs, and groups of multiples of {LEAST_GROUP}; {one.name} has {widths}: take another "
+                    "quantisation.group, or evaluate the plan without the engine (latency=none)"
+                )
 
 
 def multiprocessors_of(device: torch.device) -> int:

@@ -41,8 +41,8 @@ LEAST_ON_ITS_WAY = {16: 40 << 10, 8: 16 << 10, 4: 12 << 10}
 """Bytes that a multiprocessor has to ask for ahead, to keep its share of the memory busy, by bits of a value. A
 product of few bits is short, and how soon its thread blocks start counts as much."""
 
-AHEAD = (0, 1, 2, 4, 8, 16, 32)
-"""Rows that a lane asks for ahead, as far as tuning goes."""
+AHEAD = (1, 2, 4, 8, 16)
+"""Rows that a dense product asks for ahead, as far as tuning goes."""
 
 StepClock = Callable[[GPUDecodeStep], float]
 """Milliseconds of one call."""
@@ -83,7 +83,7 @@ def cuda_candidates(launched: Product, multiprocessors: int, storage: Storage = 
 
 _CHOICES: dict[int, tuple[tuple[int, ...], ...]] = {
     16: ((64, 128), (2, 4, 8), (1, 2, 3, 4, 6, 8), (3, 4, 6, 8)),
-    8: ((64, 128), (4, 8, 16), (1, 2, 3, 4, 5, 6, 7, 8), (2, 4, 8)),
+    8: ((64, 128, 256), (4, 8, 16), (1, 2, 3, 4, 5, 6, 7, 8), (2, 4, 8)),
     4: ((128, 256), (4, 8, 16), (1, 2, 3, 4, 5, 6, 7, 8), (2, 4, 8)),
 }
 """Columns, warps, clusters and rows on their way that are tried, by bits of a stored value."""
@@ -125,17 +125,20 @@ def tuned_step_tiles(
             every = [tiles.cuda.products[one.name], *candidates]
             bits = "" if storage == HALF else f" | {storage}"
             key = f"{launch_key('cuda', one, weights.dtype, weights.device)}{bits} | {bucket_of(sparsity):g}"
-            tile = stored.tuned(key, CUDATile, partial(fastest, every, measure, one.name, _next_to))
+            next_to = _asking_ahead if sparsity == 0.0 or one.name == LM_HEAD else _alone
+            tile = stored.tuned(key, CUDATile, partial(fastest, every, measure, one.name, next_to))
             tiles = _with_tile(tiles, one.name, tile)
     return tiles
 
 
-def _next_to(tile: CUDATile) -> list[CUDATile]:
-    """The tile with other numbers of rows asked for ahead, and with registers for one thread block more.
+def _asking_ahead(tile: CUDATile) -> list[CUDATile]:
+    """The tile with other numbers of rows that are asked for before the activation is there."""
+    return [replace(tile, ahead=rows) for rows in AHEAD]
 
-    Where a thread block needs fewer registers, one of the next launch may start beside it.
-    """
-    return [*(replace(tile, ahead=rows) for rows in AHEAD), replace(tile, resident=tile.resident + 1)]
+
+def _alone(_: CUDATile) -> list[CUDATile]:
+    """Which rows a sparse product reads, the activation says: none is asked for before."""
+    return []
 
 
 def _with_tile(tiles: StepTiles, product: str, tile: CUDATile) -> StepTiles:

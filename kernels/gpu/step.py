@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cuda.product import Given, Normed, Source, cuda_neurons, cuda_onto, cuda_product, squares_of
+from ..cuda.head import cuda_head
+from ..cuda.product import (
+    SQUARE_COPIES,
+    Given,
+    Normed,
+    Source,
+    cuda_neurons,
+    cuda_onto,
+    cuda_product,
+    squares_of,
+)
 from ..cuda.select import cuda_select
 from ..cuda.stored_weight import CUDAWeight
 from ..decoder import Product
@@ -126,16 +136,23 @@ class GPUDecodeStep:
         for index, (packed, block_rules) in enumerate(zip(weights.blocks, rules, strict=True)):
             squares = self._lay_out_attention(index, packed, block_rules, squares)
             squares = self._lay_out_mlp(index, packed, block_rules, squares)
+        self._logits = self._lay_out_head(squares)
+
+    def _lay_out_head(self, squares: Tensor) -> Callable[[], Tensor]:
+        """What gives the logits behind all launches: torch's product, or what the last launch has written."""
+        weights, blocks = self.weights, self.tiles.cuda.head_blocks
+        head, shape, length = weights.lm_head, weights.shape, self.cache.length
+        if blocks and isinstance(head, Tensor):
+            logits = self._buffers.sums("logits", 1, shape.vocabulary)
+            normed = Normed(self._residual, squares, weights.final_norm, shape.norm_epsilon)
+            self._add(cuda_head, normed, head, length, logits, blocks)
+            self.cuda_products.append(LM_HEAD)
+            return lambda: logits
         x = self._buffers.x("final", shape.hidden)
         self._add(
             norm_compact, self._residual, squares, weights.final_norm, shape.norm_epsilon, None, None,
-            x_out=x, length=self.cache.length,
+            x_out=x, length=length,
         )  # fmt: skip
-        self._logits = self._lay_out_head(x)
-
-    def _lay_out_head(self, x: Tensor) -> Callable[[], Tensor]:
-        """What gives the logits behind all launches: torch's product, or what the last launch has written."""
-        head, shape = self.weights.lm_head, self.weights.shape
         if not isinstance(head, PackedWeight):
             return lambda: F.linear(x, head).float()
         tile = self.tiles.cuda.products.get(LM_HEAD)
@@ -238,7 +255,7 @@ class GPUDecodeStep:
         reads = site.reads
         if site.cuda:
             columns = site.weight.shape[1]
-            squares = self._buffers.sums(("squares", site.name), self.batch, squares_of(columns))
+            squares = self._buffers.sums(("squares", site.name), SQUARE_COPIES, squares_of(columns))
             self._add_cuda(site, cuda_onto, self._residual, squares)
             return squares
         if reads.shared is not None:

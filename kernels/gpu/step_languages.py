@@ -12,6 +12,7 @@ PARTS = {
     "compact": "norms",
     "from_sums": "products",
     "gemv": "products",
+    "head": "lm_head",
     "library_product": "products",
     "low_rank": "products",
     "neurons": "products",

@@ -44,6 +44,8 @@ class Chosen:
     alone or top-k alone decide."""
     attention: CUDAAttentionTile | None = None
     """Tile of the attention that takes over where the whole activation is written; None: Triton's always."""
+    head_blocks: int = 0
+    """Thread blocks of the launch that computes final norm and a head in half precision; 0: launches apart."""
     selecting: dict[int, CUDAAttentionTile] = field(default_factory=dict)
     """Tiles of attention over chosen key-value groups by how many a row looks at; `attention` for others."""
 

@@ -69,13 +69,13 @@ def test_every_product_is_tuned_beside_the_others_and_once(setting, tmp_path):
     arguments = setting("teal")
     tiles = tuned_step_tiles(*arguments, 0.52, stored, clock)
     assert tiles.cuda.products == WANTED
-    assert len(clock.steps) == 4 * 10  # the default, two candidates and seven next to the best, each
+    assert len(clock.steps) == 4 * 3  # the default and two candidates each
     assert clock.steps[-1]["gate_up"] == WANTED["gate_up"]
     kept = json.loads(stored.path.read_text())
     assert len(kept) == 4
     assert all("| cuda |" in key and key.endswith("| 0.5") for key in kept)
     assert tuned_step_tiles(*arguments, 0.48, stored, clock).cuda.products == WANTED
-    assert len(clock.steps) == 4 * 10
+    assert len(clock.steps) == 4 * 3
 
 
 def test_a_tile_that_the_driver_refuses_is_passed_over(setting, tmp_path):

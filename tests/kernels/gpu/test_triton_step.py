@@ -123,14 +123,15 @@ LISTING = {"teal": ("qkv", "o", "gate_up", ALL), "wina": ("qkv down", "o gate_up
 
 def listing_themselves(names: str):
     tile = CUDATile(warps=2, cluster=2, unroll=2)
-    return replace(SMALL_TILES, cuda=Chosen(dict.fromkeys(names.split(), tile)) if names else Never())
+    cuda = Chosen(dict.fromkeys(names.split(), tile), head_blocks=3 if names == ALL else 0)
+    return replace(SMALL_TILES, cuda=cuda if names else Never())
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_kernels_run")
 @pytest.mark.parametrize("method", LISTING)
 def test_products_that_list_their_channels_themselves(method):
-    """The same decode, dense too; the second token behind what the first one left where all do."""
+    """The same decode, dense too; the second token behind what the first one left where all do, head too."""
     model = make_tiny_model("qwen2", blocks=1).half()
     plan = make_plan(model, method) if method else None
     _, expected = both_decode(model, plan, tiles=listing_themselves(""))
@@ -270,3 +271,6 @@ def test_it_says_where_cuda_ran():
         cuda = Chosen(dict.fromkeys(names.split(), CUDATile(warps=2)), CUDAAttentionTile(warps=1))
         found = step_of(model, plan, 1, replace(SMALL_TILES, cuda=cuda)).ran()
         assert found == {"products": products, "norms": norms, "attention": "cuda", "lm_head": "torch"}
+    cuda = Chosen(dict.fromkeys(ALL.split(), CUDATile(warps=2)), CUDAAttentionTile(warps=1), head_blocks=3)
+    found = step_of(model.half(), plan, 1, replace(SMALL_TILES, cuda=cuda)).ran()
+    assert found == dict.fromkeys(("products", "attention", "lm_head"), "cuda") | {"norms": "cuda and triton"}
