@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol
 
 import torch
@@ -91,12 +91,12 @@ def check_decodable(
     batch: int,
     capacity: int,
     mechanisms: Collection[Mechanism] = (),
-    formats: Collection[str] = (),
+    formats: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Raise KernelError for what an engine would refuse of a model, before a plan is made or weights are moved.
 
     capacity: tokens of prompt and continuation; mechanisms: what the plan will be made of, as far as is known;
-    formats: those of weights in few bits.
+    formats: those of weights in few bits, and how many outputs share a scale; 0: all do.
     """
     decoder = Decoder.of(model)
     shape = decoder.shape  # raises for an activation or a rotary embedding that no kernel has
@@ -125,9 +125,10 @@ def check_decodable(
         for names in SITES.values():
             check_widths([shape.projection_shapes()[name][0] for name in names])
     if formats and device == "cuda":
-        from .gpu.cuda_tiles import check_few_bits
+        from .gpu.cuda_tiles import check_few_bits, check_groups
 
         check_few_bits(weight.dtype, weight.device, batch, mechanisms)
+        check_groups(shape, formats)
 
 
 def _check_same_weights(made_on: str | None, given: str | None) -> None:
@@ -179,7 +180,7 @@ class DecodeEngine:
         if quantised is not None:
             _check_own_bases(model, plan)
             stored = quantised.weights
-        formats = {weight.format for weight in (stored or {}).values()}
+        formats = {weight.format: weight.group for weight in (stored or {}).values()}
         check_decodable(model, batch, capacity, needed(blocks), formats)
         self.model = model
         self.closed = False

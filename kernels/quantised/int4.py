@@ -49,6 +49,11 @@ class Int4Weight:
     format = "int4"
 
     @property
+    def group(self) -> int:
+        """Outputs of a row that share a scale."""
+        return self.outputs // self.scales.shape[1]
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(in, out)."""
         return self.values.shape[0], self.outputs

@@ -29,6 +29,7 @@ class Int8Weight:
     column_scales: Tensor
     """(out,) float32."""
     format = "int8"
+    group = 0
 
     @property
     def shape(self) -> tuple[int, int]:

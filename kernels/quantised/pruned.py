@@ -23,6 +23,7 @@ class PrunedWeight:
     index: str
     """One of INDICES."""
     format = "pruned"
+    group = 0
 
     @property
     def shape(self) -> tuple[int, int]:

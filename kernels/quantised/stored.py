@@ -39,6 +39,11 @@ class StoredWeight(Protocol):
     """Name of the format in files."""
 
     @property
+    def group(self) -> int:
+        """Outputs of a row that share a scale; 0: all do."""
+        ...
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(in, out)."""
         ...

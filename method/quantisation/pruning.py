@@ -40,9 +40,9 @@ class Pruner(Weights, ABC):
             raise UserError(f"quantisation.sparsity must be at least 0 and below 1, not {self.sparsity}")
 
     @property
-    def formats(self) -> tuple[str, ...]:
+    def formats(self) -> dict[str, int]:
         """See `Weights`."""
-        return (PrunedWeight.format,)
+        return {PrunedWeight.format: PrunedWeight.group}
 
     @property
     @abstractmethod

@@ -31,9 +31,12 @@ class Weights:
     name: str
 
     @property
-    def formats(self) -> tuple[str, ...]:
-        """Formats of the weights that the decode engine would read; none where they are the model's own."""
-        return ()
+    def formats(self) -> dict[str, int]:
+        """Formats of the weights that the decode engine would read, and how many outputs share a scale.
+
+        0: all do. None where they are the model's own.
+        """
+        return {}
 
     def check_method(self, mechanisms: Collection[Mechanism]) -> None:
         """Raises UserError for a method whose plans this cannot go with; asked before weights are loaded."""
@@ -69,9 +72,14 @@ class Quantiser(Weights, ABC):
             raise UserError(f"quantisation.lm_head is {self.lm_head!r}; choose {', '.join(HEADS)}")
 
     @property
-    def formats(self) -> tuple[str, ...]:
+    def formats(self) -> dict[str, int]:
         """See `Weights`."""
-        return tuple(dict.fromkeys([self._format, *([Int8Weight.format] if self.lm_head == "int8" else [])]))
+        return {self._format: self._group} | ({Int8Weight.format: 0} if self.lm_head == "int8" else {})
+
+    @property
+    def _group(self) -> int:
+        """Outputs that share a scale; 0: all do."""
+        return 0
 
     @property
     @abstractmethod
@@ -148,6 +156,11 @@ class Int4(Quantiser):
     symmetric: bool
     """Whether groups have no zero point."""
     _format = Int4Weight.format
+
+    @property
+    def _group(self) -> int:
+        """See `Quantiser`."""
+        return self.group
 
     @property
     def description(self) -> str:

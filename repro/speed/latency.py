@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,10 +108,11 @@ class DecodeLatency:
         """The kernels' C++ and CUDA sources."""
         return sorted(path for folder in KERNELS for path in folder.iterdir() if path.suffix in SOURCES)
 
-    def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Collection[str] = ()) -> None:
+    def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Mapping[str, int]) -> None:
         """Raise KernelError for what `measure` would refuse, before any plan is made.
 
-        mechanisms: what the method's plans are made of, as far as is known; formats: of weights in few bits.
+        mechanisms: what the method's plans are made of, as far as is known; formats: see
+        `check_decodable`.
         """
         check_decodable(model, self.batch, self.prompt + self.new_tokens, mechanisms, formats)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ class NoLatency:
 
     name: str
 
-    def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Collection[str] = ()) -> None:
+    def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Mapping[str, int]) -> None:
         """Nothing to refuse."""
 
     def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: Callable[[float], SparsityPlan]) -> None:

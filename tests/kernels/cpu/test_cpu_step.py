@@ -131,21 +131,21 @@ def test_quantised_weights_in_bfloat16_are_nearer_to_exact_ones_than_dequantised
 def test_gated_blocks_of_quantised_weights_are_refused_before_a_plan_is_made():
     model = make_tiny_model("llama")
     with pytest.raises(KernelError, match="does not read neurons of quantised weights by their gate"):
-        check_decodable(model, 1, 8, [Mechanism.GATE], ["int8"])
+        check_decodable(model, 1, 8, [Mechanism.GATE], {"int8": 0})
 
 
 def test_folded_bases_of_quantised_weights_are_refused_before_a_plan_is_made():
     model = make_tiny_model("llama")
     check_decodable(model, 1, 8, [Mechanism.FOLDED])
     with pytest.raises(KernelError, match="stored in the model's own bases, and this plan has folded ones"):
-        check_decodable(model, 1, 8, [Mechanism.FOLDED], ["int8"])
+        check_decodable(model, 1, 8, [Mechanism.FOLDED], {"int8": 0})
 
 
 def test_odd_outputs_in_4_bits_are_refused_before_a_plan_is_made():
     model = make_tiny_model("llama", sizes=(48, 81))
-    check_decodable(model, 1, 8, (), ["int8"])
+    check_decodable(model, 1, 8, (), {"int8": 0})
     with pytest.raises(KernelError, match="projections of 81, 81 outputs do not lie side by side; take 8 bits"):
-        check_decodable(model, 1, 8, (), ["int4", "int8"])
+        check_decodable(model, 1, 8, (), {"int4": 27, "int8": 0})
 
 
 @pytest.mark.parametrize("token", [-1, 128])

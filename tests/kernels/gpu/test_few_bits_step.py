@@ -7,9 +7,10 @@ import torch
 from transformers import DynamicCache
 from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.product import CUDATile
+from wisparse.kernels.decoder import Decoder
 from wisparse.kernels.decoder_weights import LM_HEAD, pack
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gpu.cuda_tiles import check_few_bits
+from wisparse.kernels.gpu.cuda_tiles import check_few_bits, check_groups
 from wisparse.kernels.gpu.step import GPUDecodeStep
 from wisparse.kernels.gpu.step_tiles import Chosen, Never
 from wisparse.kernels.plan_data import Mechanism, ProjectionRule
@@ -103,3 +104,15 @@ def test_what_no_kernel_reads_is_refused_in_one_line(monkeypatch):
         with pytest.raises(KernelError, match=message):
             check_few_bits(dtype, DEVICE, batch, mechanisms)
     check_few_bits(torch.float16, DEVICE, 1, [Mechanism.THRESHOLD])
+
+
+def test_groups_that_no_kernel_reads_are_refused_before_a_plan_is_made():
+    shape = Decoder.of(make_tiny_model("llama", blocks=1, heads=(2, 2), sizes=(64, 192))).shape
+    check_groups(shape, {"int4": 64, "int8": 0})
+    with pytest.raises(KernelError, match=r"groups of 32 need .* qkv has 64, 64, 64: take another"):
+        check_groups(shape, {"int4": 32})
+    with pytest.raises(KernelError, match="in groups of 128 need projections of multiples of 128 outputs"):
+        check_groups(shape, {"int4": 128})
+    odd = Decoder.of(make_tiny_model("llama", blocks=1, heads=(2, 2), sizes=(64, 200))).shape
+    with pytest.raises(KernelError, match=r"weights in 8 bits need .* multiples of 16 outputs"):
+        check_groups(odd, {"int8": 0})
