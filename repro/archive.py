@@ -91,14 +91,21 @@ def check_keepable(target: Path | None, sources: Iterable[Path]) -> None:
 
 
 def read_from(target: Path, sources: Iterable[Path]) -> bool:
-    """Whether `target` is itself one of the sources, so that nothing is to be kept.
+    """Whether `target` is itself the source, so that nothing is to be kept.
 
-    Raises UserError where the one contains the other, or lies there in the other form: keeping would delete it.
+    Raises UserError where the one contains the other, or lies there in the other form: keeping would delete it;
+    and where it is one of several sources, of which the others would not be kept.
     """
+    sources = list(sources)
     forms = [form.resolve() for form in _forms(target)]
     for source in sources:
         stored = (source if source.exists() else _forms(source)[1]).resolve()
         if stored == target.resolve():
+            if len(sources) > 1:
+                raise UserError(
+                    f"{target} is read beside other records, which it would not get: keep them all in another "
+                    "place, and put that in its place"
+                )
             return True
         for form in forms:
             if form == stored or form in stored.parents or stored in form.parents:

@@ -164,6 +164,9 @@ def test_records_are_not_kept_where_they_are_read_from(folder, tmp_path):
     assert read_from(archived, [archived.with_name("archived")])
     assert read_from(folder, [folder])
     assert not read_from(folder.with_name("table10"), [folder, archived])
+    for target in (archived, folder):  # what the other source has would be missing without a word
+        with pytest.raises(UserError, match="is read beside other records, which it would not get"):
+            read_from(target, [folder, archived])
 
 
 def test_the_checkout_is_small():
