@@ -30,8 +30,8 @@ READING = "wisparse_"
 BESIDE_READINGS = ("teal", "teal_uniform", "teal_calibration_mix", "wisparse")
 """Methods that readings are shown beside."""
 
-OWN = ("equal_loss", "spon", "teal_folded")
-"""How the names of this project's methods begin, of the rival that is trained as they are, and of a control."""
+OWN = ("equal_loss", "equal_error", "spon", "teal_folded")
+"""How the names of this project's methods begin, of the rival that is trained as they are, and of controls."""
 NEW = ("equal_loss_folded", "equal_loss_folded_given", "equal_loss_trained", "equal_loss_trained_given")
 """Methods that a part of the page is about."""
 BESIDE_OWN = ("teal", "wina", "wisparse", "wisparse_tokens_protocol")
