@@ -24,9 +24,11 @@ HALVINGS = 40
 class SparseInfer(Method):
     """A neuron with more negative products than α times its positive ones is left out; α by block.
 
-    Every block's α keeps the same share of its active neurons on the calibration text: the one at which the
-    blocks have the sparsity asked for. At 0 nothing is predicted; exact zeros never cost a column of down. The
-    packed signs of gate are read for every token. Made for ReLU: elsewhere negative gates are lost as well.
+    Its rows of gate and up and its column of down are not read. Where gate turns out to be zero all the same,
+    up and down are not read either, which for up goes beyond the release. Every block's α keeps the same share
+    of its active neurons on the calibration text: the one at which the blocks have the sparsity asked for. At 0
+    nothing is predicted, and exact zeros alone are left out. The packed signs of gate are read for every token.
+    Made for ReLU: elsewhere negative gates are lost as well.
     """
 
     name: str = "sparseinfer"
@@ -56,7 +58,7 @@ class SparseInfer(Method):
         def reached(recall: float) -> float:
             limits = [one.limit(recall) for one in counted]
             by_block = [
-                (shares["gate"] + shares["up"]) * one.predicted(limit) + shares["down"] * one.zeros(limit)
+                shares["gate"] * one.predicted(limit) + (shares["up"] + shares["down"]) * one.zeros(limit)
                 for one, limit in zip(counted, limits, strict=True)
             ]
             return sum(by_block) / len(by_block)

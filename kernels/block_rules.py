@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ PAYS_BELOW = 0.6
 """Share of a site's weights up to which a batch is faster over lists than densely."""
 
 GATED_SITES = (SITES["attention_input"], SITES["attention_output"], ("gate", "up", "down"))
-"""Projections that are dense together in a block whose gate chooses the neurons of up and down."""
+"""Projections that are dense together in a block that chooses neurons by their gate or by signs."""
 
 
 def block_rules(
@@ -56,7 +56,7 @@ def dense_for_a_batch(plan: Plan | None, batch: int, device: torch.device) -> fr
     full = (
         [f"{index}.{name}" for name in names]
         for index, block in enumerate(plan.block_plans())
-        for names in (SITES.values() if block.gate is None else GATED_SITES)
+        for names in (SITES.values() if block.gate is None and block.signs is None else GATED_SITES)
         if (share := _expected_share(plan, index, block, names, batch)) is not None and share > PAYS_BELOW
     )
     return frozenset(name for names in full for name in names)
@@ -64,15 +64,30 @@ def dense_for_a_batch(plan: Plan | None, batch: int, device: torch.device) -> fr
 
 def gated_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
     """Blocks whose gate chooses neurons, but for those where these are dense."""
+    return _blocks_by_neurons(plan, dense, lambda block: block.gate is not None)
+
+
+def predicted_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
+    """Blocks whose neurons are predicted by signs, but for those where these are dense."""
+    return _blocks_by_neurons(plan, dense, lambda block: block.signs is not None)
+
+
+def _blocks_by_neurons(
+    plan: Plan | None, dense: Collection[str], chosen: Callable[[BlockPlan], bool]
+) -> list[int]:
     blocks = () if plan is None else plan.block_plans()
-    gated = (index for index, block in enumerate(blocks) if block.gate is not None)
-    return [index for index in gated if f"{index}.up" not in dense]
+    return [index for index, block in enumerate(blocks) if chosen(block) and f"{index}.up" not in dense]
 
 
 def _expected_share(
     plan: Plan, index: int, block: BlockPlan, names: Collection[str], batch: int
 ) -> float | None:
-    """Share of a site's weights that a batch reads, all for a shared mask; None where nothing is dropped."""
+    """Share of a site's weights that a batch reads, all for a shared mask; None where nothing is dropped.
+
+    Neurons that signs predict are read for one row alone: each row of a batch has its own.
+    """
+    if block.signs is not None and "up" in names:
+        return 1.0
     gated = block.gate is not None and "up" in names
     rules = {name: block.of(name) for name in names if not gated or name != "gate"}
     if not (gated or any(rules.values())):
@@ -126,7 +141,8 @@ def _placed(
             )
         heads = heads.to(device, dtype)
     rules = {projection: rule.to(device, dtype) for projection, rule in block.rules.items()}
-    block = replace(block, rules=rules, heads=heads)
+    signs = None if block.signs is None else block.signs.to(device)
+    block = replace(block, rules=rules, heads=heads, signs=signs)
     if block.gate is None:
         return block
     thresholds = block.gate.thresholds.to(device, torch.float32).contiguous()

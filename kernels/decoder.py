@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import KernelError
@@ -72,6 +73,8 @@ HEAD_NORM_PATHS = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
 """Norm of a projection's heads, in families that have one."""
 
 GATE_ACTIVATION_PATH = "mlp.act_fn"
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
+"""What kernels know by `hidden_act` of config.json."""
 ATTENTION_PATH = "self_attn"
 
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
@@ -123,6 +126,8 @@ class DecoderShape:
     norm_epsilon: float
     windows: tuple[int | None, ...]
     """Sliding window of each block's attention; None: the whole context."""
+    activation: str = "silu"
+    """What gates pass through, one of ACTIVATIONS."""
 
     @property
     def attention_width(self) -> int:
@@ -218,8 +223,9 @@ def shape_from(config: Any) -> DecoderShape:
     """
     family = family_of(config.model_type)
     check_windows(config)
-    if (activation := getattr(config, "hidden_act", "silu")) != "silu":
-        raise KernelError(f"the decode engine knows the activation silu, not '{activation}'")
+    if (activation := getattr(config, "hidden_act", "silu")) not in ACTIVATIONS:
+        known = " and ".join(ACTIVATIONS)
+        raise KernelError(f"the decode engine knows the activations {known}, not '{activation}'")
     if (rotary := config.rope_parameters["rope_type"]) not in ROTARY_TYPES:
         raise KernelError(f"rotary embedding '{rotary}' is not supported; known are {', '.join(ROTARY_TYPES)}")
     blocks, heads = config.num_hidden_layers, config.num_attention_heads
@@ -233,6 +239,7 @@ def shape_from(config: Any) -> DecoderShape:
         vocabulary=config.vocab_size,
         norm_epsilon=config.rms_norm_eps,
         windows=tuple(_window(family, config, block) for block in range(blocks)),
+        activation=activation,
     )
 
 

@@ -17,8 +17,8 @@ from .quantised.stored import StoredWeight
 LM_HEAD = "lm_head"
 """Name of the head beside the keys of projections."""
 NO_GATES_IN_FEW_BITS = (
-    "the decode engine does not read neurons of quantised weights by their gate; take another method or the "
-    "model's own weights, or evaluate the plan without the engine (latency=none)"
+    "the decode engine does not read neurons of quantised weights by their gate or by signs; take another "
+    "method or the model's own weights, or evaluate the plan without the engine (latency=none)"
 )
 NO_FOLDED_BASES_IN_FEW_BITS = (
     "weights in few bits are stored in the model's own bases, and this plan has folded ones; take a method "
@@ -41,17 +41,20 @@ class BlockWeights:
     """(heads · head_dim, hidden)"""
     mlp_norm: Tensor
     gate_up: Tensor | PackedWeight | None
-    """(hidden, 2·ffn), gate first; None in a gated block."""
+    """(hidden, 2·ffn), gate first; None in a gated block and in a predicted one."""
     gate: Tensor | None
     """(hidden, ffn); given in a gated block."""
     up_rows: Tensor | None
-    """(ffn, hidden), one row a neuron; given in a gated block, which reads up by neurons (CHESS, CATS)."""
+    """(ffn, hidden), one row a neuron; given in a gated block (CHESS, CATS) and in a predicted one, which read
+    up by neurons."""
     down: Tensor | PackedWeight
     """(ffn, hidden)"""
     query_norm: Tensor | None = None
     """(head_dim,) gains of the RMSNorm of every head of q before it is rotated; None: there is none."""
     key_norm: Tensor | None = None
     """(head_dim,) gains of the same norm of k."""
+    gate_rows: Tensor | None = None
+    """(ffn, hidden), one row a neuron; given in a predicted block, which reads gate by neurons."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +91,29 @@ class DecoderWeights:
 @torch.inference_mode(False)  # a weight made under it could never be trained again
 @torch.no_grad()
 def pack(
-    model: nn.Module, gated_blocks: Collection[int] = (), stored: Mapping[str, StoredWeight] | None = None
+    model: nn.Module,
+    gated_blocks: Collection[int] = (),
+    stored: Mapping[str, StoredWeight] | None = None,
+    predicted_blocks: Collection[int] = (),
 ) -> DecoderWeights:
     """Lay a transformers model's weights out for the kernels; the model goes on working on the same storage.
 
     Its projections become transposed views, so that prefill, hooks and `generate` read what the kernels read.
-    `gated_blocks` read up by neurons. With `stored`, weights in few bits by key and maybe of `lm_head`, kernels
-    read these, and the model's own projections stay as they are. Raises KernelError for a model that cannot be
-    executed, and for stored weights that are not all of its projections.
+    `gated_blocks` read up by neurons, `predicted_blocks` gate as well. With `stored`, weights in few bits by
+    key and maybe of `lm_head`, kernels read these, and the model's own projections stay as they are. Raises
+    KernelError for a model that cannot be executed, and for stored weights that are not all of its projections.
     """
     decoder = Decoder.of(model)
     check_executable(decoder)
     if stored is not None:
         check_stored(stored, decoder.shape)
+    if stored is not None and (gated_blocks or predicted_blocks):
+        raise KernelError(NO_GATES_IN_FEW_BITS)
     return DecoderWeights(
         decoder.shape,
         tuple(
-            _pack_block(decoder, index, index in gated_blocks, stored) for index in range(len(decoder.blocks))
+            _pack_block(decoder, index, index in gated_blocks, index in predicted_blocks, stored)
+            for index in range(len(decoder.blocks))
         ),
         embedding=decoder.embedding.weight.data,
         final_norm=decoder.final_norm.weight.data,
@@ -135,12 +144,10 @@ def unpack(model: nn.Module) -> None:
 
 
 def _pack_block(
-    decoder: Decoder, index: int, gated: bool, stored: Mapping[str, StoredWeight] | None
+    decoder: Decoder, index: int, gated: bool, predicted: bool, stored: Mapping[str, StoredWeight] | None
 ) -> BlockWeights:
     linears = block_projections(decoder.blocks[index])
     qkv = [linears[name] for name in ("q", "k", "v")]
-    if gated and stored is not None:
-        raise KernelError(NO_GATES_IN_FEW_BITS)
 
     def packed(*names: str) -> Tensor | PackedWeight:
         if stored is None:
@@ -153,12 +160,13 @@ def _pack_block(
         qkv_bias=torch.cat([linear.bias.data for linear in qkv]) if decoder.family.qkv_bias else None,
         o=packed("o"),
         mlp_norm=decoder.gains(index, "mlp_input"),
-        gate_up=None if gated else packed("gate", "up"),
+        gate_up=None if gated or predicted else packed("gate", "up"),
         gate=packed("gate") if gated else None,
-        up_rows=_by_neuron(linears["up"]) if gated else None,
+        up_rows=_by_neuron(linears["up"]) if gated or predicted else None,
         down=packed("down"),
         query_norm=decoder.gains(index, "q"),
         key_norm=decoder.gains(index, "k"),
+        gate_rows=_by_neuron(linears["gate"]) if predicted else None,
     )
 
 

@@ -10,7 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .block_rules import block_rules, check_supported, dense_for_a_batch, gated_blocks, needed
+from .block_rules import (
+    block_rules,
+    check_supported,
+    dense_for_a_batch,
+    gated_blocks,
+    needed,
+    predicted_blocks,
+)
 from .decoder import SITES, Decoder
 from .decoder_weights import NO_FOLDED_BASES_IN_FEW_BITS, NO_GATES_IN_FEW_BITS, DecoderWeights, pack, unpack
 from .errors import KernelError
@@ -117,7 +124,7 @@ def check_decodable(
             f"the decode engine has no kernels for weights in {' and '.join(lacking)} yet; "
             "evaluate the plan without the engine (latency=none)"
         )
-    if formats and Mechanism.GATE in mechanisms:
+    if formats and {Mechanism.GATE, Mechanism.SIGNS} & set(mechanisms):
         raise KernelError(NO_GATES_IN_FEW_BITS)
     if formats and Mechanism.FOLDED in mechanisms:
         raise KernelError(NO_FOLDED_BASES_IN_FEW_BITS)
@@ -190,7 +197,8 @@ class DecodeEngine:
         self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
         self._holder = hold(model, "an engine", in_place=True)
         try:
-            self.weights: DecoderWeights = pack(model, gated_blocks(plan, self.dense), stored)
+            chosen = gated_blocks(plan, self.dense), predicted_blocks(plan, self.dense)
+            self.weights: DecoderWeights = pack(model, chosen[0], stored, chosen[1])
             remember(model)
             weights = self.weights
             self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)

@@ -23,6 +23,9 @@ OBSERVERS = ("transformers.utils.output_capturing", "transformers.modeling_utils
 """Modules of hooks that transformers leaves on a model that was asked for its hidden states, or for gradient
 checkpoints. They change no number."""
 
+ACTIVATION_CLASSES = {"silu": ("SiLU", "SiLUActivation"), "relu": ("ReLU",)}
+"""Classes of modules that compute an activation, by its name in config.json."""
+
 OWN = ("transformers.models.", "torch.nn.")
 """Where the classes of a family's modules are from."""
 
@@ -85,7 +88,7 @@ def _classes(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
         if id(module) in linears:
             usual = kind is nn.Linear
         elif id(module) in activations:
-            usual = kind.__name__ in ("SiLU", "SiLUActivation")
+            usual = kind.__name__ in ACTIVATION_CLASSES[decoder.shape.activation]
         else:
             usual = kind.__module__.startswith(OWN)
         if not usual:

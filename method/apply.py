@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -188,8 +187,7 @@ class SparseSession:
             name = f"{block}.gate_activation"
             yield from self._hooks[block].on_gate(name, activation, thresholds.to(device))
         for block, rule in self._plan.signs.items():
-            placed = replace(rule, signs=rule.signs.to(device))
-            yield from on_signs(block, decoder.blocks[block], placed, self._hooks[block])
+            yield from on_signs(block, decoder.blocks[block], rule.to(device), self._hooks[block])
         for block, proxies in self._plan.proxies.items():
             yield from on_proxies(block, decoder.blocks[block], proxies, self._hooks[block])
         # On the inner decoder, so that callers who leave lm_head out are covered too.

@@ -16,8 +16,8 @@ from .quantisation.model import LM_HEAD, quantisation_of
 
 NEURONS = {
     "gate_activation": ("up", "down"),
-    "predicted": ("gate", "up"),
-    "activated": ("down",),
+    "predicted": ("gate",),
+    "activated": ("up", "down"),
     "chosen": ("gate", "up", "down"),
 }
 """Projections whose weights belong to the neurons of a mask, by how the mask is counted."""

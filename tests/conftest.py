@@ -72,10 +72,12 @@ def make_tiny_model(
     seed: int = 0,
     heads: tuple[int, int] = (4, 2),
     sizes: tuple[int, int] = (48, 80),
+    activation: str = "silu",
 ):
     """A random model of a family whose activations can be sparsified.
 
-    heads: of q, of k and v; sizes: hidden and intermediate, where the family's settings leave them open.
+    heads: of q, of k and v; sizes: hidden and intermediate, where the family's settings leave them open;
+    activation: of gate.
     """
     configuration = FAMILIES[family](
         hidden_size=sizes[0],
@@ -86,6 +88,7 @@ def make_tiny_model(
         max_position_embeddings=128,
         tie_word_embeddings=False,
         initializer_range=0.2,
+        hidden_act=activation,
         **{"intermediate_size": sizes[1]} | OWN_SETTINGS.get(family, {}),
     )
     torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from ..decoder_weights import BlockWeights, DecoderWeights
 from ..errors import KernelError
 from ..plan_data import BlockPlan, ProjectionRule
 from ..quantised.packed import PackedWeight, separate
+from ..signs.rule import SignRule
 from ..static_cache import StaticCache
 from .compiled import CompiledKernels, check_layout
 from .sites import Part, parts_of
@@ -21,6 +22,8 @@ from .weights import WeightFields, check_weight, fields_of
 
 LARGEST_HEAD = 1024
 """Dimensions of one head for which step.cpp has room."""
+WORD_BYTES = 8
+"""A word of packed signs (signs.h)."""
 ALL, THRESHOLD, TOP_K, SHARED_SUM, SHARED_MAXIMUM = range(5)
 SHARED = {None: TOP_K, "sum": SHARED_SUM, "maximum": SHARED_MAXIMUM}
 """How channels are kept, by how the rows of a step share a top-k."""
@@ -51,7 +54,8 @@ class BlockFields(Structure):
 
     _fields_ = tuple((name, c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm"))
     _fields_ += tuple((name, SiteFields) for name in ("qkv", "o", "gate_up", "down"))
-    _fields_ += (("gate_thresholds", c_void_p), ("up_rows", WeightFields))
+    _fields_ += (("gate_thresholds", c_void_p), ("up_rows", WeightFields), ("gate_rows", WeightFields))
+    _fields_ += (("signs", c_void_p), ("sign_limit", c_int64))
     _fields_ += (("keys", c_void_p), ("values", c_void_p), ("window", c_int64))
 
 
@@ -67,6 +71,7 @@ class ModelFields(Structure):
         ("sines", c_void_p),
         ("first", c_void_p),
         ("cache_is_bfloat16", c_int64),
+        ("relu", c_int64),
     )
 
 
@@ -136,6 +141,7 @@ class NativeDecodeStep:
             sines=self._floats(cache.sines),
             first=cache.first.data_ptr(),
             cache_is_bfloat16=cache.keys.dtype is torch.bfloat16,
+            relu=shape.activation == "relu",
         )
         if isinstance(weights.lm_head, Tensor):
             fields.head = self._weight(weights.lm_head)
@@ -155,7 +161,11 @@ class NativeDecodeStep:
         def site(weight: Tensor | PackedWeight, *names: str, bias: Tensor | None = None) -> SiteFields:
             return self._site(parts_of(weight, names, shape, rules), bias)
 
-        gated = block.gate is not None
+        gated, predicted = block.gate is not None, block.gate_rows is not None
+        if predicted:
+            gate_up = SiteFields()
+        else:
+            gate_up = site(block.gate, "gate") if gated else site(block.gate_up, *SITES["mlp_input"])
         return BlockFields(
             input_norm=self._floats(block.input_norm),
             mlp_norm=self._floats(block.mlp_norm),
@@ -163,10 +173,13 @@ class NativeDecodeStep:
             key_norm=self._floats(block.key_norm),
             qkv=site(block.qkv, *SITES["attention_input"], bias=block.qkv_bias),
             o=site(block.o, "o"),
-            gate_up=site(block.gate, "gate") if gated else site(block.gate_up, *SITES["mlp_input"]),
+            gate_up=gate_up,
             down=site(block.down, "down"),
             gate_thresholds=self._floats(rules.gate.thresholds) if gated else None,
-            up_rows=self._weight(block.up_rows) if gated else WeightFields(),
+            up_rows=self._weight(block.up_rows) if gated or predicted else WeightFields(),
+            gate_rows=self._weight(block.gate_rows) if predicted else WeightFields(),
+            signs=self._signs(rules.signs) if predicted else None,
+            sign_limit=rules.signs.limit if predicted else 0,
             keys=cache.keys[index].data_ptr(),
             values=cache.values[index].data_ptr(),
             window=shape.windows[index] or 0,
@@ -206,6 +219,14 @@ class NativeDecodeStep:
         values = values.float().contiguous()
         self._alive.append(values)
         return values.data_ptr()
+
+    def _signs(self, rule: SignRule) -> int:
+        """Address of the packed signs, each row filled up to whole words."""
+        neurons, own = rule.signs.shape
+        words = torch.zeros(neurons, -(-own // WORD_BYTES) * WORD_BYTES, dtype=torch.uint8)
+        words[:, :own] = rule.signs
+        self._alive.append(words)
+        return words.data_ptr()
 
     def _array(self, kind: type[Structure], fields: list[Any]) -> int:
         array: Array[Any] = (kind * len(fields))(*fields)

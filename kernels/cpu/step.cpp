@@ -9,6 +9,7 @@
 #include "dots.h"
 #include "product.h"
 #include "selection.h"
+#include "signs.h"
 #include "team.h"
 
 #include <omp.h>
@@ -20,7 +21,8 @@ namespace {
 constexpr int64_t MOST_PARTS = 3;   // q, k and v
 constexpr int64_t PHASES = 20;      // most of a block: seven low-rank paths add two each
 constexpr int64_t DOT_ROWS = 64;    // rows of lm_head, or of a factor, that are one unit
-constexpr int64_t NEURON_ROWS = 16; // of up
+constexpr int64_t NEURON_ROWS = 16; // of gate and of up
+constexpr int64_t SIGN_ROWS = 256;  // whose signs are one unit
 
 // Room of one part's selection.
 struct List {
@@ -34,12 +36,14 @@ struct Own {
   List lists[MOST_PARTS];
   std::vector<float> hidden, x, room;
   Arranged arranged[MOST_PARTS];
+  std::vector<uint64_t> signs;
 };
 
 struct Step {
   explicit Step(const Model &given)
       : model(given), team((given.block_count + 1) * PHASES),
-        iota(std::max({given.hidden, given.ffn, given.heads * given.head_dim})) {
+        iota(std::max({given.hidden, given.ffn, given.heads * given.head_dim})),
+        least(given.ffn, std::numeric_limits<float>::min()) {
     std::iota(iota.begin(), iota.end(), 0);
     int64_t columns = 0, partials = 0;
     const auto measure = [&](const Site &site) {
@@ -60,7 +64,7 @@ struct Step {
     partial.resize(partials);
     done.reset(new std::atomic<int32_t>[columns + MOST_PARTS]());
     for (auto *out : {&wide, &narrow}) out->resize(model.batch * columns);
-    neurons.resize(model.batch * model.ffn);
+    for (auto *of_neurons : {&neurons, &gates, &predicted}) of_neurons->resize(model.batch * model.ffn);
     const int64_t splits = (model.capacity + SPLIT - 1) / SPLIT;
     found.resize(model.batch * model.heads * splits * Attention<float>::floats_of_a_split(model));
   }
@@ -68,7 +72,9 @@ struct Step {
   Model model;
   Team team;
   std::vector<int32_t> iota; // every channel
+  std::vector<float> least;  // thresholds that zero alone does not reach
   std::vector<float> partial, low_rank, wide, narrow, neurons, found;
+  std::vector<float> gates, predicted; // of a predicted block: see Thread::predicted
   std::unique_ptr<std::atomic<int32_t>[]> done;
   std::vector<Own> owns;
 };
@@ -120,8 +126,12 @@ private:
     products(block.o, step.narrow.data());
     add_to_stream(step.narrow);
     norm(block.mlp_norm);
-    products(block.gate_up, step.wide.data());
-    block.gate_thresholds ? gated(block) : products_of_gated_values(block);
+    if (block.signs) {
+      predicted(block);
+    } else {
+      products(block.gate_up, step.wide.data());
+      block.gate_thresholds ? gated(block) : products_of_gated_values(block);
+    }
     add_to_stream(step.narrow);
   }
 
@@ -129,7 +139,7 @@ private:
     for (int64_t b = 0; b < model.batch; ++b) {
       const float *const gate = step.wide.data() + b * 2 * model.ffn, *const up = gate + model.ffn;
       float *const x = own.x.data() + b * model.ffn;
-      silu(gate, model.ffn, x);
+      activate(gate, model.ffn, x);
       for (int64_t i = 0; i < model.ffn; ++i) x[i] *= up[i];
     }
     products(block.down, step.narrow.data());
@@ -140,13 +150,63 @@ private:
     List &list = own.lists[0];
     own.arranged[0].fill(block.up_rows.stored, own.x.data(), model.hidden, model.batch, model.hidden);
     for (int64_t b = 0; b < model.batch; ++b)
-      silu(step.wide.data() + b * model.ffn, model.ffn, own.x.data() + b * model.ffn);
+      activate(step.wide.data() + b * model.ffn, model.ffn, own.x.data() + b * model.ffn);
     const Rule rule{THRESHOLD, block.gate_thresholds, 0};
     Kept kept = select(rule, own.x.data(), model.ffn, list);
     rows(block.up_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.neurons.data(), model.batch,
          1, false);
     for (int64_t i = 0; i < kept.count * model.batch; ++i) list.values[i] *= step.neurons[i];
     run(block.down, &kept, step.narrow.data());
+  }
+
+  // Neurons with few unlike signs: their dot products with gate; those that are not zero then, with up; and the
+  // rows of down of these alone.
+  void predicted(const Block &block) {
+    List &list = own.lists[0];
+    const int64_t words = sign_words(model.hidden);
+    own.arranged[0].fill(block.up_rows.stored, own.x.data(), model.hidden, model.batch, model.hidden);
+    own.signs.resize(model.batch * words);
+    for (int64_t b = 0; b < model.batch; ++b)
+      pack_signs(own.x.data() + b * model.hidden, model.hidden, own.signs.data() + b * words);
+    share((model.ffn + SIGN_ROWS - 1) / SIGN_ROWS, [&](int64_t unit) {
+      const int64_t last = std::min((unit + 1) * SIGN_ROWS, model.ffn);
+      for (int64_t neuron = unit * SIGN_ROWS; neuron < last; ++neuron)
+        for (int64_t b = 0; b < model.batch; ++b)
+          step.predicted[b * model.ffn + neuron] =
+              unlike_signs(block.signs + neuron * words, own.signs.data() + b * words, words) <= block.sign_limit;
+    });
+    const Rule nonzero{THRESHOLD, step.least.data(), 0};
+    Kept kept = select(nonzero, step.predicted.data(), model.ffn, list);
+    rows(block.gate_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.gates.data(), model.batch,
+         1, false);
+    own.room.resize(kept.count * model.batch);
+    activate(step.gates.data(), kept.count * model.batch, own.room.data());
+    kept.count = drop_zeros(kept.count, list);
+    rows(block.up_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.neurons.data(), model.batch,
+         1, false);
+    for (int64_t i = 0; i < kept.count * model.batch; ++i) list.values[i] *= step.neurons[i];
+    run(block.down, &kept, step.narrow.data());
+  }
+
+  // A list of neurons that are predicted becomes one of neurons that some row has above zero, with their values,
+  // which are in own.room. Returns how many there are.
+  int64_t drop_zeros(int64_t count, List &list) const {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      bool any = false;
+      list.channels[found] = list.channels[i];
+      for (int64_t b = 0; b < model.batch; ++b) {
+        const float value = list.values[i * model.batch + b] == 0.0f ? 0.0f : own.room[i * model.batch + b];
+        list.values[found * model.batch + b] = value;
+        any |= value != 0.0f;
+      }
+      found += any;
+    }
+    return found;
+  }
+
+  void activate(const float *gate, int64_t count, float *out) const {
+    model.relu ? relu(gate, count, out) : silu(gate, count, out);
   }
 
   void products(const Site &site, float *out) {

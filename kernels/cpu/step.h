@@ -34,7 +34,10 @@ struct Block {
   const float *query_norm, *key_norm; // null: there is none
   Site qkv, o, gate_up, down;
   const float *gate_thresholds; // null: not gated; else gate_up is the gate alone
-  Weight up_rows;               // (ffn, hidden) of a gated block
+  Weight up_rows;               // (ffn, hidden) of a gated block, and of a predicted one
+  Weight gate_rows;             // (ffn, hidden) of a predicted block
+  const uint64_t *signs;        // (ffn, words) of gate's rows, see signs.h; null: not predicted
+  int64_t sign_limit;           // most unlike signs of a neuron that is computed
   void *keys, *values;          // (batch, kv_heads, capacity, head_dim)
   int64_t window;               // slots that a token sees, all of them where 0
 };
@@ -51,4 +54,5 @@ struct Model {
   const float *cosines, *sines; // (capacity, head_dim)
   const int32_t *first;         // (batch,) first slot of each row that is no padding
   int64_t cache_is_bfloat16;
+  int64_t relu; // gates pass through ReLU instead of SiLU
 };

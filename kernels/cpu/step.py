@@ -10,8 +10,7 @@ from .native_step import NativeDecodeStep
 from .plain import TorchKernels
 from .torch_step import TorchDecodeStep
 
-LACKING = {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS}
-LACKING |= {Mechanism.SIGNS, Mechanism.PROXY, Mechanism.BOUNDED}
+LACKING = {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS, Mechanism.PROXY, Mechanism.BOUNDED}
 MECHANISMS = frozenset(set(Mechanism) - LACKING)
 """What of a plan a step executes."""
 

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decoder import SITES, DecoderShape
+from ..decoder import ACTIVATIONS, SITES, DecoderShape
 from ..decoder_weights import BlockWeights, DecoderWeights
 from ..plan_data import BlockPlan, ProjectionRule
 from ..quantised.packed import PackedWeight, separate
 from ..reference import dropped_by_shared_top_k, low_rank_product
+from ..signs.products import negative_products, plus_minus
 from ..static_cache import StaticCache
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
 from .kept_channels import KeptChannels
@@ -75,11 +76,15 @@ class TorchBlock:
 
         self._qkv, self._o = columns(weights.qkv, *SITES["attention_input"]), columns(weights.o, "o")
         self._down = columns(weights.down, "down")
-        if weights.gate is None:
+        self._least = torch.full((shape.ffn,), torch.finfo(torch.float32).tiny)
+        self._activation = ACTIVATIONS[shape.activation]
+        self._neurons = KeptChannels(shape.ffn, cache.batch)
+        if weights.gate_rows is not None:
+            self._signs = plus_minus(rules.signs.signs, shape.hidden)
+        elif weights.gate is None:
             self._gate_up = columns(weights.gate_up, *SITES["mlp_input"])
         else:
             self._gate = columns(weights.gate, "gate")
-            self._neurons = KeptChannels(shape.ffn, cache.batch)
 
     def __call__(self, hidden: Tensor, position: _Position) -> Tensor:
         """hidden: (batch, hidden) float32, the residual stream; returns it behind the block."""
@@ -111,12 +116,25 @@ class TorchBlock:
         return context.reshape(batch, -1).float()
 
     def _mlp(self, x: Tensor) -> Tensor:
-        if self._rules.gate is None:
+        if self._weights.gate_rows is not None:
+            gates, thresholds = self._predicted_gates(x), self._least
+        elif self._rules.gate is None:
             gate, up = self._gate_up(x).chunk(2, dim=1)
-            return self._down(F.silu(gate) * up)
-        neurons = compact_by_threshold(F.silu(self._gate(x)), self._rules.gate.thresholds, self._neurons)
+            return self._down(self._activation(gate) * up)
+        else:
+            gates, thresholds = self._activation(self._gate(x)), self._rules.gate.thresholds
+        neurons = compact_by_threshold(gates, thresholds, self._neurons)
         neurons.values.mul_(row_dots(x, self._weights.up_rows, neurons))
         return gather_gemv(neurons, self._weights.down)
+
+    def _predicted_gates(self, x: Tensor) -> Tensor:
+        """Activated gates (batch, ffn); zeros where signs say so, whose rows of gate are not read."""
+        computed = (negative_products(x, self._signs) <= self._rules.signs.limit).float()
+        neurons = compact_by_threshold(computed, self._least, self._neurons)
+        neurons.values.mul_(self._activation(row_dots(x, self._weights.gate_rows, neurons)))
+        gates = torch.zeros_like(computed)
+        gates[:, neurons.channels] = neurons.values.T
+        return gates
 
 
 class _Position:

@@ -198,6 +198,11 @@ inline Sixteen exponential(Sixteen x) {
   return y * scales[0] * scales[1];
 }
 
+// The values above zero and NaN; zero for the others. In place or not.
+inline void relu(const float *x, int64_t count, float *out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = x[i] <= 0.0f ? 0.0f : x[i];
+}
+
 // x · sigmoid(x) of `count` values, in place or not.
 inline void silu(const float *x, int64_t count, float *out) {
   for (int64_t i = 0; i < count; i += DOT_LANES) {

@@ -13,7 +13,7 @@ from ..mechanism import Mechanism
 
 @dataclass(frozen=True, eq=False)
 class SignRule:
-    """A neuron that is taken to be zero skips a row of gate, a row of up and a column of down."""
+    """A neuron that is taken to be zero skips a row of gate; any zero one of up and a column of down."""
 
     signs: Tensor
     """(ffn, hidden / 8 rounded up) uint8, a bit for each weight of gate: 1 where it is negative."""
@@ -30,6 +30,10 @@ class SignRule:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 0 <= self.limit <= inner:
             return f"its limit of negative products is {self.limit!r}, not a number of {inner} channels"
         return None
+
+    def to(self, device: torch.device | str) -> SignRule:
+        """The same rule on `device`."""
+        return SignRule(self.signs.to(device), self.limit)
 
     @staticmethod
     def mechanisms() -> dict[Mechanism, int]:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def on_signs(index: int, block: nn.Module, rule: SignRule, hooks: ProjectionHooks) -> Iterator[RemovableHandle]:
-    """Register what zeroes a block's predicted neurons, whose gate and up are not read.
+    """Register what zeroes a block's predicted neurons, whose rows of gate are not read.
 
-    Columns of down are not read for any neuron that is zero, predicted or not.
+    Rows of up and columns of down are not read for any neuron that is zero, predicted or not.
     """
     gate = block.get_submodule(PROJECTION_PATHS["gate"])
     unpacked = plus_minus(rule.signs, gate.in_features)
@@ -30,12 +30,8 @@ def on_signs(index: int, block: nn.Module, rule: SignRule, hooks: ProjectionHook
         kept[:] = [(negative_products(x, unpacked) <= rule.limit).to(x.dtype)]
 
     def drop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return hooks.selected(f"{index}.predicted", output, kept.pop())
-
-    def skip_zeros(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = inputs[0]
-        return (hooks.selected(f"{index}.activated", x, (x.detach() != 0).to(x.dtype)), *inputs[1:])
+        left = hooks.selected(f"{index}.predicted", output, kept.pop())
+        return hooks.selected(f"{index}.activated", left, (left.detach() != 0).to(left.dtype))
 
     yield gate.register_forward_pre_hook(predict)
     yield block.get_submodule(GATE_ACTIVATION_PATH).register_forward_hook(drop)
-    yield block.get_submodule(PROJECTION_PATHS["down"]).register_forward_pre_hook(skip_zeros)

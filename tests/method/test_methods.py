@@ -97,9 +97,9 @@ def test_realised_sparsity_is_nominal_on_calibration_data(name):
         weight = llama.model.layers[block].mlp.gate_proj.weight
         unlike = (inputs[key(block, "gate")][..., None, :] < 0) ^ (weight < 0)
         predicted = unlike.sum(-1) > rule.limit
-        dropped[key(block, "gate")] = dropped[key(block, "up")] = predicted.float().mean().item()
+        dropped[key(block, "gate")] = predicted.float().mean().item()
         zero = predicted | (inputs[f"{block}.gate_activation"] == 0)
-        dropped[key(block, "down")] = zero.float().mean().item()
+        dropped[key(block, "up")] = dropped[key(block, "down")] = zero.float().mean().item()
     for block, rule in plan.proxies.items():
         for projection in ("gate", "up", "down"):
             dropped[key(block, projection)] = 1.0 - rule.kept / rule.neurons

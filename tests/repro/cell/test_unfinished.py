@@ -28,12 +28,12 @@ def no_plans(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def relu(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("relu")
+def gelu(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("gelu")
     for path in (REPOSITORY / "repro/embedded/models/llama-mini").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     return folder
 
 
@@ -48,14 +48,14 @@ def relu(tmp_path_factory) -> Path:
         (["model.dtype=float16"], "on cpu the decode engine reads weights in float32 or bfloat16"),
         (["latency.prompt=2040", "latency.new_tokens=20"], "the model has positions for 2048 tokens"),
         (["latency.baselines=[egaer]"], "there is no egaer"),
-        (["model=local", "model.path={relu}"], "the decode engine knows the activation silu, not 'relu'"),
+        (["model=local", "model.path={gelu}"], "knows the activations silu and relu, not 'gelu'"),
         (["suite.length=4000"], "this model takes from 2 to 2048 tokens"),
         (["suite.length=2000"], "is shorter than one window of 2000 tokens"),
         (["calibration.length=3000"], "calibration.length=3000: this model takes up to 2048 tokens"),
     ],
 )  # fmt: skip
-def test_what_suite_and_speed_refuse_is_refused_before_a_plan(start, no_plans, relu, overrides, message):
-    code, out, err = start(*CELL, "model.device=cpu", *[one.format(relu=relu) for one in overrides])
+def test_what_suite_and_speed_refuse_is_refused_before_a_plan(start, no_plans, gelu, overrides, message):
+    code, out, err = start(*CELL, "model.device=cpu", *[one.format(gelu=gelu) for one in overrides])
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, out) == (2, [])
     assert message in line
