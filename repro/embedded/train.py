@@ -65,11 +65,12 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
 
 
 def prepare(
-    cache: Path, known: Tokenizer | None = None
+    cache: Path, known: Tokenizer | None = None, files: int | None = None
 ) -> tuple[Tokenizer, torch.Tensor, torch.Tensor, dict[str, float]]:
     """Tokenizer, training ids, held-out ids and facts on the text; kept in `cache` between runs.
 
-    known: the tokenizer of a model that is trained on; without it one is trained on the text.
+    known: the tokenizer of a model that is trained on; without it one is trained on the text. files: training
+    files that are taken, and as large a share of the held-out ones; None: all.
     """
     if (cache / "facts.json").exists():
         tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
@@ -78,6 +79,9 @@ def prepare(
     else:
         started = time.time()
         training_texts, held_out_texts = training_and_held_out_texts()
+        if files is not None and files < len(training_texts):
+            held_out_texts = held_out_texts[: -(-len(held_out_texts) * files // len(training_texts))]
+            training_texts = training_texts[:files]
         tokenizer = known or train_tokenizer(training_texts)
         training, held_out = encode(tokenizer, training_texts), encode(tokenizer, held_out_texts)
         facts = {

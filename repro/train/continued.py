@@ -99,10 +99,15 @@ def zero_shares(model: PreTrainedModel, held_out: torch.Tensor) -> list[float]:
     return [total / windows for total in zeros]
 
 
-def train_and_save(name: str, tokens: int, output: Path, cache: Path, device: str) -> dict[str, object]:
-    """Train one continuation, evaluate the weights as they are stored (bf16) and save them."""
+def train_and_save(
+    name: str, tokens: int, output: Path, cache: Path, device: str, files: int | None = None
+) -> dict[str, object]:
+    """Train one continuation, evaluate the weights as they are stored (bf16) and save them.
+
+    files: training files that are taken; None: all.
+    """
     known = Tokenizer.from_file(str(MODELS / START / "tokenizer.json"))
-    tokenizer, training, held_out, facts = prepare(cache, known)
+    tokenizer, training, held_out, facts = prepare(cache, known, files)
     how, settings = CONTINUATIONS[name], recipe(tokens)
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(
@@ -130,13 +135,21 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CONTINUATIONS)}; all")
     parser.add_argument("--tokens", type=int, default=150_000_000, help="tokens that each is trained on")
+    parser.add_argument("--files", type=int, help="training files that are taken; all")
     parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
     check_arguments(parser, arguments.device, arguments.names, CONTINUATIONS)
     torch.set_float32_matmul_precision("high")
     for name in arguments.names or CONTINUATIONS:
-        train_and_save(name, arguments.tokens, arguments.output, arguments.text_cache, arguments.device)
+        train_and_save(
+            name,
+            arguments.tokens,
+            arguments.output,
+            arguments.text_cache,
+            arguments.device,
+            arguments.files,
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 from wisparse.repro.embedded import train
 from wisparse.repro.embedded.corpus import package_sources
@@ -47,6 +48,14 @@ def test_the_penalty_is_the_mean_of_what_enters_down(llama):
             (plain + 0.7 * torch.stack([x.abs().mean() for x in seen]).mean()).item()
         )
     assert not llama.model.layers[0].mlp.down_proj._forward_pre_hooks
+
+
+def test_some_of_the_files_are_a_share_of_both_texts(tmp_path, monkeypatch):
+    texts = ["import os\n"] * 10, ["import re\n"] * 4
+    monkeypatch.setattr(train, "training_and_held_out_texts", lambda: texts)
+    known = Tokenizer.from_file(str(continued.MODELS / continued.START / "tokenizer.json"))
+    facts = [train.prepare(tmp_path / str(files), known, files)[3] for files in (5, 1, None)]
+    assert [(fact["training_files"], fact["held_out_files"]) for fact in facts] == [(5, 2), (1, 1), (10, 4)]
 
 
 @pytest.mark.slow
