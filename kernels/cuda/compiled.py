@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import KernelError
 
 FOLDER = Path(__file__).parent
-HEADERS = ("device.h", "norm.h", "new_token.h", "rows.h", "few_bits.h")
+HEADERS = ("device.h", "norm.h", "new_token.h", "rows.h", "few_bits.h", "activation.h")
 
 
 def launch(

@@ -9,8 +9,8 @@
 // RESIDENT     thread blocks that a multiprocessor has registers for
 // NORM, EPSILON, SQUARES, COPIES  see norm.h
 // TOP_K        1: bounds are weights of a score |x|·w, and channels are kept whose score is not below `smallest`
-// STORE, HIDDEN, RESIDUAL  one of them is not 0: what becomes of the sums (see the end of the kernel); RESIDUAL leaves
-//              as many copies of the squares
+// STORE, HIDDEN, RESIDUAL  one of them is not 0: what becomes of the sums (see the end of the kernel); HIDDEN says by
+//              which activation (activation.h); RESIDUAL leaves as many copies of the squares
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
 // FLOAT16      1: float16 instead of bfloat16
 // KEEP_ALL     1: all channels are kept, and there are no bounds
@@ -24,6 +24,7 @@
 #endif
 constexpr int THREADS = WARPS * 32;
 #include "norm.h"
+#include "activation.h"
 
 constexpr int LISTS = HIDDEN ? 2 : 1;
 constexpr int STEPS = (SHARE + THREADS - 1) / THREADS;
@@ -169,12 +170,11 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
     if (thread >= TILE) return;
     if (STORE) {  // out (sum of WIDTHS) float32 = sum + bias
         if (mine) static_cast<float*>(out)[start + to] = sum[0] + before;
-    } else if (HIDDEN) {  // out (WIDTH) = silu(gate) * up, rounded where the model rounds
+    } else if (HIDDEN) {  // out (WIDTH) = activated(gate) * up, rounded where the model rounds
         if (mine) {
             const float gate = widened(rounded(sum[0]));
             const float up = widened(rounded(sum[LISTS - 1]));
-            const float activated = widened(rounded(gate / (1.0f + expf(-gate))));
-            static_cast<unsigned short*>(out)[to] = rounded(activated * up);
+            static_cast<unsigned short*>(out)[to] = rounded(activated(gate) * up);
         }
     } else {  // out (COLUMNS) float32 += sum, and the sum of squares of every 32 columns, in copies
         const float value = mine ? before + sum[0] : 0.0f;

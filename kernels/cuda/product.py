@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 SQUARE_COPIES = 8
 """Copies of the squares that a step lets `cuda_onto` leave."""
+HIDDEN_BY = {"silu": 1, "relu": 2}
+"""Numbers of activations in activation.h."""
 MOST_CHANNELS = 1 << 16
 """A channel has 16 bits in a list."""
 
@@ -140,16 +142,17 @@ def cuda_neurons(
     hidden: Tensor,
     tile: CUDATile,
     smallest: Tensor | None = None,
+    nonlinearity: str = "silu",
     pdl: bool = False,
 ) -> None:
-    """Hidden (1, ffn) = silu(x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
+    """Hidden (1, ffn) = activated (x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
 
     bounds (2, in) float32 of gate and up, smallest as for `cuda_product`. Raises KernelError for tensors that
     do not fit.
     """
     ffn = weight.shape[1] // 2
     check_tensor("hidden", hidden, (1, ffn), source.dtype)
-    constants = {"STORE": 0, "HIDDEN": 1, "RESIDUAL": 0, "WIDTH": ffn}
+    constants = {"STORE": 0, "HIDDEN": HIDDEN_BY[nonlinearity], "RESIDUAL": 0, "WIDTH": ffn}
     _start(source, (bounds, smallest), weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
 
 

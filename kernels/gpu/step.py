@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cuda.head import cuda_head
+from ..cuda.predicted import PredictedTile, SignWords, cuda_predicted
 from ..cuda.product import (
     SQUARE_COPIES,
     Given,
@@ -22,6 +23,7 @@ from ..cuda.product import (
     cuda_neurons,
     cuda_onto,
     cuda_product,
+    runs_cuda_products,
     squares_of,
 )
 from ..cuda.select import cuda_select
@@ -30,7 +32,7 @@ from ..decoder import Product
 from ..decoder_weights import LM_HEAD, BlockWeights, DecoderWeights
 from ..errors import KernelError
 from ..heads.router import group_scores
-from ..plan_data import BlockPlan, Mechanism
+from ..plan_data import BlockPlan, Mechanism, ProjectionRule
 from ..quantised.packed import PackedWeight
 from ..static_cache import StaticCache
 from ..triton.compact import compact, embed, norm_compact
@@ -48,7 +50,7 @@ from .sites import Reads, Site, make_site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
-LACKING = {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.SIGNS, Mechanism.PROXY, Mechanism.BOUNDED}
+LACKING = {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.PROXY, Mechanism.BOUNDED}
 
 
 class GPUDecodeStep:
@@ -207,18 +209,27 @@ class GPUDecodeStep:
         return sums, None
 
     def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
-        gated = rules.gate is not None
-        if gated == (packed.gate_up is not None):
+        gated, predicted = rules.gate is not None, rules.signs is not None
+        if (gated, predicted) != (packed.gate is not None, packed.gate_rows is not None):
             raise KernelError(
-                f"block {index}: pack the weights with the plan's gated blocks, pack(model, gated_blocks)"
+                f"block {index}: pack the weights with the plan's gated and predicted blocks, "
+                "pack(model, gated_blocks, None, predicted_blocks)"
             )
+        if predicted:
+            return self._lay_out_predicted(packed, rules, squares)
         name, weight = ("gate", packed.gate) if gated else ("gate_up", packed.gate_up)
         mlp = self._site(name, weight, rules, self.tiles.list_block)
         down = self._site("down", packed.down, rules, mlp.tile.columns)
         if gated:
             return self._lay_out_gated(mlp, down, packed, rules, squares)
         if mlp.cuda and (down.cuda or not down.fused):  # it has nobody to list down's channels for
-            self._add_cuda(mlp, cuda_neurons, down.reads.x, behind=(squares, packed.mlp_norm))
+            self._add_cuda(
+                mlp,
+                cuda_neurons,
+                down.reads.x,
+                behind=(squares, packed.mlp_norm),
+                nonlinearity=self.weights.shape.activation,
+            )
             return self._onto_residual(down)
         self._after_norm(mlp, packed.mlp_norm, squares)
         self._add_neurons(mlp, **down.written)
@@ -234,6 +245,26 @@ class GPUDecodeStep:
         self._add(times_rows, lists, packed.up_rows, gate.reads.x, self.tiles.up_rows)
         reads = Reads(down.reads.x, lists)
         return self._add_onto_residual(replace(down, reads=reads, tile=self.tiles.listed["down"], cuda=None))
+
+    def _lay_out_predicted(self, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
+        """One launch for the neurons, most of which are zero; down reads the columns of the others."""
+        shape, device = self.weights.shape, self.weights.device
+        if self.batch != 1:
+            raise KernelError(f"signs predict the neurons of one row, not of {self.batch}; take them as dense")
+        if device.type == "cuda" and not runs_cuda_products(device):
+            raise KernelError(
+                "on a GPU, signs are counted from compute capability 9.0 on and with cuda-bindings; evaluate "
+                "the plan without the engine (latency=none)"
+            )
+        least = torch.full((shape.ffn,), torch.finfo(torch.float32).tiny, device=device)
+        nonzero = BlockPlan({"down": ProjectionRule(thresholds=least)})
+        down = replace(self._site("down", packed.down, nonzero, self.tiles.list_block), whole=True)
+        self._add(
+            cuda_predicted, Normed(self._residual, squares, packed.mlp_norm, shape.norm_epsilon),
+            SignWords.of(rules.signs), packed.gate_rows, packed.up_rows, down.reads.x, PredictedTile(),
+            nonlinearity=shape.activation,
+        )  # fmt: skip
+        return self._onto_residual(down)
 
     def _site(self, name: str, weight: Tensor | PackedWeight, rules: BlockPlan, block: int) -> Site:
         return make_site(self._products[name], weight, rules, self.tiles, block, self._buffers)
@@ -317,11 +348,12 @@ class GPUDecodeStep:
         if site.library:
             sums = self._buffers.sums("neurons", self.batch, site.weight.shape[1])
             self._add(library_product, site.reads.x, site.weight, sums)
-            self._add(neurons_of_sums, sums, site.weight, site.tile.columns, **written)
+            through = {"nonlinearity": self.weights.shape.activation}
+            self._add(neurons_of_sums, sums, site.weight, site.tile.columns, **through, **written)
             return
         self._add(
             neurons, site.activation, site.weight, self.weights.shape.ffn, site.tile, self._buffers.workspace,
-            addend=site.addend, **written,
+            addend=site.addend, nonlinearity=self.weights.shape.activation, **written,
         )  # fmt: skip
 
     def _add_onto_residual(self, site: Site) -> Tensor:

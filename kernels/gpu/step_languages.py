@@ -16,6 +16,7 @@ PARTS = {
     "library_product": "products",
     "low_rank": "products",
     "neurons": "products",
+    "predicted": "products",
     "product": "products",
     "router": "selection",
     "select": "selection",

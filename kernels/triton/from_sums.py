@@ -1,4 +1,4 @@
-"""What follows a dense product of a library: SiLU and product of gate and up, the residual stream."""
+"""What follows a dense product of a library: activation and product of gate and up, the residual stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = 128
 def neurons_of_sums_kernel(
     sums, like, x_out, bounds, to_index, to_values, to_counts,
     WIDTH: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    COMPACT: tl.constexpr, PDL: tl.constexpr,
+    COMPACT: tl.constexpr, RELU: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of neurons of all rows; gate's columns come first in the sums, up's WIDTH later."""
     tile = tl.program_id(0)
@@ -34,7 +34,7 @@ def neurons_of_sums_kernel(
     gate = tl.load(at, mask=live, other=0.0)
     up = tl.load(at + WIDTH, mask=live, other=0.0)
     store_hidden(gate, up, like, None, x_out, bounds, to_index, to_values, to_counts, tile, column, inside,
-                 True, COMPACT, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
+                 True, COMPACT, RELU, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
 
 
 @triton.jit
@@ -64,9 +64,10 @@ def neurons_of_sums(
     bounds: Tensor | None = None,
     lists: ChannelLists | None = None,
     x_out: Tensor | None = None,
+    nonlinearity: str = "silu",
     pdl: bool = False,
 ) -> None:
-    """silu(gate)·up of sums (batch, 2·ffn) float32, rounded to the dtype of `like`: as a list, or all of it.
+    """Activated gate times up of sums (batch, 2·ffn) float32, rounded to the dtype of `like`: as a list, or all of it.
 
     columns: neurons of a program, and of a list block. Else as `neurons`.
     """
@@ -82,6 +83,7 @@ def neurons_of_sums(
         sums, like, x_out, bounds,
         *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
         WIDTH=ffn, TILES=tiles, BATCH=batch, ROWS=power_of_two(batch), TILE=columns, COMPACT=lists is not None,
+        RELU=nonlinearity == "relu",
         warps=warps_of(batch), pdl=pdl,
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The MLP's first half: gate and up of the same neurons in one program, and what down reads of them.
 
-The last program of a tile of neurons applies SiLU and the product, and appends the kept ones to down's list.
+The last program of a tile of neurons applies SiLU or ReLU and the product, and appends the kept ones to down's
+list.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from .product import share_of_product, store_partial
 
 @triton.jit
 def store_hidden(gate, up, like, addend, x_out, bounds, index, values, counts, tile, column, inside,
-                 PAIRED: tl.constexpr, COMPACT: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
-                 BATCH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """silu(gate)·up, or silu(gate) alone, rounded like the model does: listed, or all of it in x_out."""
+                 PAIRED: tl.constexpr, COMPACT: tl.constexpr, RELU: tl.constexpr,
+                 WIDTH: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
+                 TILE: tl.constexpr):  # fmt: skip
+    """Activated gate times up, or alone, rounded like the model does: listed, or all of it in x_out."""
     row = tl.arange(0, ROWS)
     live = inside[None, :] & (row[:, None] < BATCH)
     if addend is not None:
@@ -31,7 +33,8 @@ def store_hidden(gate, up, like, addend, x_out, bounds, index, values, counts, t
         gate += tl.load(at, mask=live, other=0.0)
         if PAIRED:
             up += tl.load(at + WIDTH, mask=live, other=0.0)
-    x = rounded(silu(rounded(gate, like)), like)
+    x = rounded(gate, like)
+    x = tl.where(x <= 0.0, 0.0, x) if RELU else rounded(silu(x), like)
     if PAIRED:
         x = rounded(x * rounded(up, like), like)
     if COMPACT:
@@ -48,7 +51,7 @@ def store_hidden(gate, up, like, addend, x_out, bounds, index, values, counts, t
 def neurons_kernel(
     weight, x, index, values, counts, partials, counters, addend, x_out, bounds, to_index, to_values, to_counts,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, EVEN: tl.constexpr, PAIRED: tl.constexpr,
-    COMPACT: tl.constexpr,
+    COMPACT: tl.constexpr, RELU: tl.constexpr,
     IN: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
     ACC_ROWS: tl.constexpr, TILE: tl.constexpr, CHANNELS: tl.constexpr, GROUP: tl.constexpr,
     PARTS: tl.constexpr, SHARE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
@@ -72,7 +75,7 @@ def neurons_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     if SPLITS == 1:
         store_hidden(gate, up, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile, column,
-                     inside, PAIRED, COMPACT, WIDTH, TILES, BATCH, ACC_ROWS, TILE)  # fmt: skip
+                     inside, PAIRED, COMPACT, RELU, WIDTH, TILES, BATCH, ACC_ROWS, TILE)  # fmt: skip
     else:
         store_partial(gate, partials, split, column, inside, COLUMNS, BATCH, ACC_ROWS)
         if PAIRED:
@@ -83,7 +86,7 @@ def neurons_kernel(
             if PAIRED:
                 ups = added(partials + WIDTH, column, inside, COLUMNS, SPLITS, BATCH, ROWS)
             store_hidden(gates, ups, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile,
-                         column, inside, PAIRED, COMPACT, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
+                         column, inside, PAIRED, COMPACT, RELU, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
 
 
 def neurons(
@@ -97,9 +100,10 @@ def neurons(
     lists: ChannelLists | None = None,
     x_out: Tensor | None = None,
     addend: Tensor | None = None,
+    nonlinearity: str = "silu",
     pdl: bool = False,
 ) -> None:
-    """silu(gate)·up of weight (in, 2·ffn), or silu(gate) of weight (in, ffn): as a list, or all of it.
+    """Activated gate times up of weight (in, 2·ffn), or alone of weight (in, ffn): as a list, or all of it.
 
     With `bounds` (ffn,) the neurons with |x| ≥ bound go to `lists`, whose blocks are the tiles of columns; else
     x_out (batch, ffn) is written. addend (batch, weight's columns) float32 is added to the products.
@@ -124,7 +128,7 @@ def neurons(
         workspace.counters(tiles) if splits > 1 else None,
         addend, x_out, bounds, *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
         WIDTH=ffn, COLUMNS=weight.shape[1], TILES=tiles, EVEN=ffn % tile.columns == 0, PAIRED=paired,
-        COMPACT=lists is not None, **meta, warps=tile.warps, pdl=pdl,
+        COMPACT=lists is not None, RELU=nonlinearity == "relu", **meta, warps=tile.warps, pdl=pdl,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda import compiled as cuda_compiled
@@ -20,7 +19,7 @@ from wisparse.kernels.cuda.product import (
     cuda_product,
     squares_of,
 )
-from wisparse.kernels.decoder import Product, products_of
+from wisparse.kernels.decoder import ACTIVATIONS, Product, products_of
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.cuda_tiles import tile_of
 from wisparse.kernels.gpu.workload import Workload
@@ -120,15 +119,16 @@ def test_a_warp_adds_squares_of_several_parts_of_a_long_residual_stream() -> Non
     assert_close(out, x.double() @ weight.double(), 2e-3)
 
 
+@pytest.mark.parametrize("nonlinearity", ACTIVATIONS)
 @pytest.mark.parametrize("tile", TILES)
-def test_neurons(tile: CUDATile) -> None:
-    """silu(gate)·up of 72 neurons, rounded in between like the model rounds."""
+def test_neurons(tile: CUDATile, nonlinearity: str) -> None:
+    """Activated gate times up of 72 neurons, rounded in between like the model rounds."""
     source, x = normed(136, torch.bfloat16)
     _, bounds, weight = case(136, (72, 72), torch.bfloat16)
     hidden = torch.zeros(1, 72, device=DEVICE, dtype=torch.bfloat16)
-    cuda_neurons(source, bounds, weight, hidden, tile)
+    cuda_neurons(source, bounds, weight, hidden, tile, nonlinearity=nonlinearity)
     gate, up = masked_product(x, bounds, weight, (72, 72)).split(72, dim=1)
-    exact = F.silu(gate.bfloat16().float()).bfloat16() * up.bfloat16()
+    exact = ACTIVATIONS[nonlinearity](gate.bfloat16().float()).bfloat16() * up.bfloat16()
     assert_close(hidden, exact.double(), 1e-2)
 
 
