@@ -67,7 +67,7 @@ def neurons_of_sums(
     nonlinearity: str = "silu",
     pdl: bool = False,
 ) -> None:
-    """Activated gate times up of sums (batch, 2·ffn) float32, rounded to the dtype of `like`: as a list, or all of it.
+    """Activated gate times up of sums (batch, 2·ffn) float32, in the dtype of `like`: as a list, or all of it.
 
     columns: neurons of a program, and of a list block. Else as `neurons`.
     """
