@@ -41,7 +41,9 @@ def settings_lines(cells: Iterable[MeasuredCell]) -> list[str]:
     seeds = sorted({record["seed"] for record in records})
     documents = f"perplexity on {record['n_documents']} held-out documents, {record['n_tokens']} tokens"
     asked = [f"Items: {joined(items)}"] if items else []
-    measured = "; ".join([*asked, *([documents] if record["n_documents"] else [])])
+    left_out = [task for task in suite["config"].get("tasks") or () if task not in items]
+    lacking = [f"{NOT_MEASURED}: {', '.join(left_out)}"] if left_out else []
+    measured = "; ".join([*asked, *([documents] if record["n_documents"] else []), *lacking])
     lines = [
         f"Protocol `{protocol['name']}`, the same for every method: {protocol['description']}.",
         f"Suite `{suite['name']}`{limited}. {measured[:1].upper()}{measured[1:]}.",

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from wisparse.method.errors import UserError
+from wisparse.repro.measured.cells import every_cell
 from wisparse.repro.measured.real_cells import Section, read_readings, read_real
 from wisparse.repro.report.real_summary import readings_table, real_table
 from wisparse.repro.tables.make import keep_records, main
 from wisparse.repro.tables.real_table import INCOMPARABLE, REAL, rows
+from wisparse.repro.tables.text import settings_lines
 
 from .made_up_cells import CONFIG, TASKS, write_cell
 
@@ -63,6 +65,13 @@ def test_shares_at_the_bytes_that_the_cell_itself_reads_by_hand(records):
     assert chess.minus_reference.value == pytest.approx((0 + 1) / 2)
     assert chess.of_record("average") == data.cells[SECTION, "chess", 0.5, 1].record["average"]
     assert chess.seeds_text == "0, 1"
+
+
+def test_tasks_that_were_left_out_are_named(tmp_path):
+    suite = {"name": "embedded", "config": {"tasks": [*TASKS, "lambada", "sciq"]}}
+    write_cell(tmp_path, "dense", 0.0, 0, suite=suite)
+    lines = settings_lines(every_cell([tmp_path]))
+    assert next(line for line in lines if line.startswith("Suite")).endswith("; not measured: lambada, sciq.")
 
 
 def test_beyond_the_reference_nothing_is_compared(records):
