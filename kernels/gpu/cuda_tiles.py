@@ -38,7 +38,7 @@ TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
             CUDATile(columns=128, cluster=2, unroll=4, resident=3),
         ),
         "down": (CUDATile(columns=128, cluster=8, unroll=4),),
-        LM_HEAD: (CUDATile(columns=128, warps=4, resident=4, ahead=2),),
+        LM_HEAD: (CUDATile(columns=128, ahead=2),),
     },
     4: {
         "qkv": (
@@ -52,7 +52,7 @@ TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
             CUDATile(columns=128, cluster=4, unroll=4, resident=4),
         ),
         "down": (CUDATile(columns=256, warps=16, cluster=6, resident=1), CUDATile(columns=128, cluster=8)),
-        LM_HEAD: (CUDATile(columns=128, warps=4, resident=4, ahead=2),),
+        LM_HEAD: (CUDATile(columns=128, ahead=2),),
     },
 }
 """Tiles by bits of a stored value and by product; of each the first that fits and whose thread blocks all run
