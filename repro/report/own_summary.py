@@ -8,13 +8,20 @@ from statistics import fmean
 
 from ..configuration import REPOSITORY
 from ..measured.cells import method_rank
+from ..tables.against_bytes.generation_table import GENERATION
 from ..tables.csv_rows import Row, read_rows
+from ..tables.table import markdown_table
 from ..tables.text import NOT_MEASURED, table_row
 from .real_summary import SHOWN, SPARSITIES, mean_shown
 
 COLUMNS = (*SHOWN, ("english", "rise_share", "English rise ÷ TEAL's {}", 2))
 """Suite, column of the CSV, title, and decimals shown."""
 OWN = REPOSITORY / "results" / "real" / "method.csv"
+OTHER_TEXT = OWN.with_name("method_text.csv")
+"""The same of other calibration text."""
+GENERATED = OWN.with_name("generation.csv")
+LEFT_OUT = {"model", "protocol", "seeds", "realised_sparsity", "unchanged"}
+"""Columns of the table of generated text that its page alone shows."""
 TRIED = REPOSITORY / "results" / "real" / "settings_tried.csv"
 
 
@@ -32,6 +39,15 @@ def own_table(path: Path = OWN) -> str:
             mine = [row for row in of_protocol if row["method"] == method]
             lines.append(table_row([method, protocol, *_shown(mine)]))
     return "\n".join(lines)
+
+
+def generation_table(path: Path = GENERATED) -> str:
+    """What sparse models write, by method and sparsity."""
+    rows = read_rows(path)
+    if not rows:
+        return f"*{NOT_MEASURED.capitalize()}.*"
+    shown = [column for column in GENERATION.shown_columns(rows) if column.name not in LEFT_OUT]
+    return markdown_table(shown, rows)
 
 
 def _shown(rows: list[Row]) -> Iterator[str]:

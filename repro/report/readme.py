@@ -17,7 +17,7 @@ from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .field_summary import field_table
-from .own_summary import own_table, tried_table
+from .own_summary import OTHER_TEXT, generation_table, own_table, tried_table
 from .pruned_summary import pruned_table
 from .question_summary import question_summary
 from .real_summary import readings_table, real_table
@@ -110,7 +110,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/findings.md": {"accuracy": accuracy}
     | {name: partial(frontier, *of) for name, of in FRONTIERS.items()},
     "docs/wisparse-reproduction.md": {"readings": readings_table},
-    "docs/method.md": {"own": own_table, "tried": tried_table},
+    "docs/method.md": {
+        "own": own_table,
+        "text": partial(own_table, OTHER_TEXT),
+        "generation": generation_table,
+        "tried": tried_table,
+    },
     "docs/field.md": {"measured": field_table},
     "docs/quantisation.md": {"pruned": pruned_table},
     "docs/speed.md": {"settings": speed_by_setting},

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wisparse.repro.report.own_summary import own_table, tried_table
+from wisparse.repro.report.own_summary import generation_table, own_table, tried_table
 
 HEAD = (
     "method,sparsity,seed,protocol,search_budget,suite,perplexity,average,rise_share,status,compared,reference,"
@@ -55,3 +55,17 @@ def test_settings_tried_stand_in_one_row_a_sparsity(tmp_path):
     ).splitlines()
     assert table[0] == "|  | sparsity | held out | other |"
     assert table[2:] == ["| ours | 50% | 0.61 | *0.90* |", "| ours | 60% | 0.70 | not measured |"]
+
+
+def test_generated_text_is_shown_in_short(tmp_path):
+    path = write(
+        tmp_path / "generation.csv",
+        "model,protocol,method,trained,sparsity,seeds,realised_sparsity,bytes_per_token,same_tokens,unchanged,"
+        "agreement,divergence_1_8,sum,sum_vote,sum_consistency",
+        "m,half,teal,False,0.5,1,0.49,2000000,12.5,0.1,0.75,0.25,50,75,0.6",
+    )
+    heads, _, row = generation_table(path).splitlines()
+    assert "KL, 1-8" in heads
+    assert "Protocol" not in heads
+    assert "| 12.5 |" in row
+    assert generation_table(tmp_path / "absent.csv") == "*Not measured.*"
