@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 TORCH_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 SOURCES = ("kernels.cpp", "product.cpp", "dots.cpp", "step.cpp")
-HEADERS = ("attention.h", "dots.h", "product.h", "selection.h", "signs.h", "step.h", "team.h", "types.h")
-HEADERS += ("vectors.h", "with_constants.h", "words.h")
+HEADERS = ("attention.h", "dots.h", "few_bits.h", "integers.h", "product.h", "rows.h", "selection.h", "signs.h")
+HEADERS += ("step.h", "team.h", "types.h", "vectors.h", "with_constants.h", "words.h")
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra")
 FLAGS += ("-Wno-psabi", "-Wno-maybe-uninitialized")  # vectors are never passed on; GCC 12's own headers
 FLAGS += ("-ffp-contract=off",)  # the sources say which products are fused with their addition

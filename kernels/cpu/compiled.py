@@ -75,14 +75,14 @@ class CompiledKernels:
             kept.row_counts_pointer,
         )
 
-    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor) -> None:
-        """out[b] = the sum over kept channels of value · row of the weight."""
+    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor, by_integers: bool) -> None:
+        """out[b] = the sum over kept channels of value · row of the weight; by_integers: see `fields_of`."""
         self._gather_gemv(
             kept.channels_pointer,
             kept.values_pointer,
             kept.count,
             kept.batch,
-            byref(fields_of(weight)),
+            byref(fields_of(weight, by_integers)),
             out.data_ptr(),
             torch.get_num_threads(),
         )

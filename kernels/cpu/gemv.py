@@ -44,7 +44,7 @@ class Kernels(Protocol):
 
     def compact_by_threshold(self, x: Tensor, thresholds: Tensor, kept: KeptChannels) -> None: ...
     def compact_by_top_k(self, x: Tensor, weights: Tensor, k: int, kept: KeptChannels) -> None: ...
-    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor) -> None: ...
+    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor, by_integers: bool) -> None: ...
     def row_dots(self, x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor) -> None: ...
 
 
@@ -123,11 +123,14 @@ def _no_thresholds(channels: int) -> Tensor:
     return torch.zeros(channels)
 
 
-def gather_gemv(kept: KeptChannels, weight: AnyWeight, out: Tensor | None = None) -> Tensor:
+def gather_gemv(
+    kept: KeptChannels, weight: AnyWeight, out: Tensor | None = None, by_integers: bool = False
+) -> Tensor:
     """Sum over the kept channels of value · row of the weight: x @ weight without the dropped rows.
 
     weight: (in, out) float32, bfloat16, or stored in int8 or int4; columns adjacent, rows at any distance; out:
-    (batch, out) float32, contiguous, overwritten. Returns out. C++ gives the same bits on any
+    (batch, out) float32, contiguous, overwritten. by_integers: C++ rounds values times the scales of int8 and
+    int4 to 16 bits (few_bits.h), as a model in bfloat16 can bear. Returns out. C++ gives the same bits on any
     number of threads. Raises KernelError.
     """
     check_weight(weight, kept.capacity)
@@ -136,7 +139,7 @@ def gather_gemv(kept: KeptChannels, weight: AnyWeight, out: Tensor | None = None
         out = torch.empty(shape)
     else:
         _check_out(out, shape)
-    kernels().gather_gemv(kept, weight, out)
+    kernels().gather_gemv(kept, weight, out, by_integers)
     return out
 
 

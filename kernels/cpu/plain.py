@@ -27,8 +27,8 @@ class TorchKernels:
         x = x.float()
         _fill(kept, x, dropped_by_top_k(x, weights, k))
 
-    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor) -> None:
-        """out[b] = the sum over kept channels of value · row of the weight."""
+    def gather_gemv(self, kept: KeptChannels, weight: AnyWeight, out: Tensor, by_integers: bool) -> None:
+        """out[b] = the sum over kept channels of value · row of the weight, in float32 in any case."""
         torch.mm(kept.values.t(), _rows(weight, kept.channels), out=out)
 
     def row_dots(self, x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor) -> None:

@@ -21,6 +21,7 @@
 // NaN and infinity must survive: never compile this with -ffast-math.
 
 #include "product.h"
+#include "few_bits.h"
 #include "vectors.h"
 #include "with_constants.h"
 #include "words.h"
@@ -29,37 +30,51 @@
 
 namespace {
 
-constexpr int ROWS = 8;                // kept rows that stream at the same time
 constexpr int64_t NARROWEST = 512;     // columns of a tile that more threads do not make narrower
 constexpr int64_t ROWS_OF_A_PART = 96; // fewer would have their sums added up for little
 
-// A way to store weights: its bits, how a block is loaded, and the place of its columns among the loaded lanes.
+// A way to store weights: its bits, how a block is loaded, and how its sums are put in the order of the columns.
 template <int64_t STORED> struct Format;
 template <> struct Format<FLOAT> {
   static constexpr int bits = 32, block = BLOCK;
-  static constexpr int place(int column) { return column; }
   static Pair load_block(const uint8_t *source) { return load(reinterpret_cast<const float *>(source)); }
+  static void put_in_order(const float *sums, float *ordered) { std::memcpy(ordered, sums, block * sizeof(float)); }
 };
 template <> struct Format<BFLOAT16> {
   static constexpr int bits = 16, block = BLOCK;
-  static constexpr int place(int column) { return column / 2 + column % 2 * LANES; }
   static Pair load_block(const uint8_t *source) { return load(reinterpret_cast<const bfloat16 *>(source)); }
+  static void put_in_order(const float *sums, float *ordered) {
+    for (int lane = 0; lane < LANES; ++lane) {
+      ordered[2 * lane] = sums[lane];
+      ordered[2 * lane + 1] = sums[LANES + lane];
+    }
+  }
 };
 template <> struct Format<INT8> {
   static constexpr int bits = 8, block = BLOCK;
-  static constexpr int place(int column) { return column; }
   static Pair load_block(const uint8_t *source) { return load(reinterpret_cast<const int8_t *>(source)); }
+  static void put_in_order(const float *sums, float *ordered) { std::memcpy(ordered, sums, block * sizeof(float)); }
 };
-template <> struct Format<INT4> { // each word has eight columns
-  static constexpr int bits = 4, block = 8 * LANES;
-  static constexpr int place(int column) { return column % 8 * LANES + column / 8; }
+template <> struct Format<INT4> {
+  static constexpr int bits = 4, block = WORD_BLOCK;
+  static void put_in_order(const float *sums, float *ordered) {
+    for (int column = 0; column < block; ++column) ordered[column] = sums[column % WORD * LANES + column / WORD];
+  }
+};
+template <> struct Format<INT8_BY_INTEGERS> {
+  static constexpr int bits = 8, block = VECTOR_BYTES;
+  static void put_in_order(const float *sums, float *ordered) { columns_in_order<1>(sums, ordered); }
+};
+template <> struct Format<INT4_BY_INTEGERS> {
+  static constexpr int bits = 4, block = 2 * VECTOR_BYTES;
+  static void put_in_order(const float *sums, float *ordered) { columns_in_order<2>(sums, ordered); }
 };
 
-// sums += the products of COUNT rows, BLOCK columns at a time. The rows of one step are added up apart from the
+// sums += the products of the first COUNT rows, BLOCK columns at a time. The rows of one step are added up apart from the
 // running sum: shorter chains, smaller rounding error.
 template <int64_t STORED, int COUNT, int BATCH>
-inline void add_pairs(const Rows<COUNT> &rows, const float (&values)[COUNT][BATCH], int64_t columns,
-                      float *sums) {
+inline void add_pairs(const uint8_t *const (&rows)[2 * COUNT], const float (&values)[COUNT][BATCH],
+                      int64_t columns, float *sums) {
   using Stored = Format<STORED>;
   constexpr int bytes = BLOCK * Stored::bits / 8;
   const auto add_block = [&](auto &&load_row) {
@@ -85,34 +100,34 @@ inline void add_pairs(const Rows<COUNT> &rows, const float (&values)[COUNT][BATC
   int64_t column = 0;
   for (; column + BLOCK <= columns; column += BLOCK) {
     const int64_t offset = column * Stored::bits / 8;
-    ask_ahead(rows, offset, bytes);
-    add_block([&](int i) { return Stored::load_block(rows.starts[i] + offset); });
+    ask_ahead<COUNT>(rows + COUNT, offset, bytes);
+    add_block([&](int i) { return Stored::load_block(rows[i] + offset); });
   }
   if (const int64_t rest = columns - column)
     add_block([&](int i) {
       uint8_t padded[bytes] = {};
-      std::memcpy(padded, rows.starts[i] + column * Stored::bits / 8, rest * Stored::bits / 8);
+      std::memcpy(padded, rows[i] + column * Stored::bits / 8, rest * Stored::bits / 8);
       return Stored::load_block(padded);
     });
+}
+
+// The first byte of a tile's columns in the first row.
+template <int64_t STORED> const uint8_t *tile_of(const Weight &weight, int64_t begin) {
+  return weight.values + begin * Format<STORED>::bits / 8;
 }
 
 // sums[block][row of the batch][lane] += the products of COUNT kept rows with `columns` columns from `begin` on.
 template <int64_t STORED, int COUNT, int BATCH>
 void add_rows(const Kept &kept, int64_t index, int64_t last, const Weight &weight, int64_t begin,
               int64_t columns, float *sums) {
-  Rows<COUNT> rows;
+  const uint8_t *rows[2 * COUNT]; // and those that are read after them
+  find_rows<2 * COUNT>(kept, index, last, tile_of<STORED>(weight, begin), weight.stride, rows);
   float values[COUNT][BATCH];
-  for (int i = 0; i < COUNT; ++i) {
-    rows.channels[i] = kept.channels[index + i];
-    const int64_t next = kept.channels[std::min(index + COUNT + i, last - 1)];
-    const uint8_t *const tile = weight.values + begin * Format<STORED>::bits / 8;
-    rows.starts[i] = tile + rows.channels[i] * weight.stride;
-    rows.next[i] = tile + next * weight.stride;
+  for (int i = 0; i < COUNT; ++i)
     for (int b = 0; b < BATCH; ++b) values[i][b] = kept.values[(index + i) * BATCH + b];
-  }
   if constexpr (STORED == INT4)
-    (weight.zeros ? add_words<false, COUNT, BATCH> : add_words<true, COUNT, BATCH>)(rows, values, weight, begin,
-                                                                                    columns, sums);
+    (weight.zeros ? add_words<false, COUNT, BATCH> : add_words<true, COUNT, BATCH>)(
+        rows, kept.channels + index, values, weight, begin, columns, sums);
   else
     add_pairs<STORED>(rows, values, columns, sums);
 }
@@ -120,16 +135,25 @@ void add_rows(const Kept &kept, int64_t index, int64_t last, const Weight &weigh
 template <int64_t STORED, int BATCH>
 void add_all(const Kept &kept, int64_t index, int64_t last, const Weight &weight, int64_t begin,
              int64_t columns, float *sums) {
-  for (; index + ROWS <= last; index += ROWS)
-    add_rows<STORED, ROWS, BATCH>(kept, index, last, weight, begin, columns, sums);
-  for (; index < last; ++index) add_rows<STORED, 1, BATCH>(kept, index, last, weight, begin, columns, sums);
+  if constexpr (STORED == INT8_BY_INTEGERS || STORED == INT4_BY_INTEGERS) {
+    Run<STORED, BATCH == 1> run(weight, BATCH, tile_of<STORED>(weight, begin), begin, columns);
+    for (; index < last; index += RUN) run.add(kept, index, last, sums);
+  } else {
+    for (; index + ROWS <= last; index += ROWS)
+      add_rows<STORED, ROWS, BATCH>(kept, index, last, weight, begin, columns, sums);
+    for (; index < last; ++index) add_rows<STORED, 1, BATCH>(kept, index, last, weight, begin, columns, sums);
+  }
 }
 
 int64_t parts_of(const Kept &kept) {
   return std::clamp<int64_t>(kept.count / ROWS_OF_A_PART, 1, LARGEST_PARTS);
 }
 
-int64_t block_of(const Weight &weight) { return weight.stored == INT4 ? Format<INT4>::block : BLOCK; }
+int64_t block_of(const Weight &weight) {
+  int64_t block = 0;
+  with_constant<INT4_BY_INTEGERS + 1>(weight.stored, [&](auto stored) { block = Format<stored()>::block; });
+  return block;
+}
 
 // Columns filled up to whole blocks.
 int64_t padded(const Weight &weight, int64_t columns) {
@@ -148,7 +172,7 @@ void write_tile(const Product &product, const float *sums, int64_t part_floats, 
       std::memcpy(total, sums, sizeof total);
       for (int64_t part = 1; part < parts; ++part)
         for (int lane = 0; lane < block; ++lane) total[lane] += sums[part * part_floats + lane];
-      for (int lane = 0; lane < block; ++lane) ordered[lane] = total[Format<STORED>::place(lane)];
+      Format<STORED>::put_in_order(total, ordered);
       const int64_t count = std::min<int64_t>(block, columns - column), first = begin + column;
       if (scales)
         for (int64_t lane = 0; lane < count; ++lane) ordered[lane] *= scales[first + lane];
@@ -191,7 +215,7 @@ void run_unit(const Product &product, int64_t unit) {
   alignas(64) float own[TILE_FLOATS]; // what stays in the L1 cache must not share lines with others
   const int64_t floats = padded(weight, columns) * product.batch;
   std::memset(own, 0, floats * sizeof(float));
-  with_constant<INT4 + 1>(weight.stored, [&](auto stored) {
+  with_constant<INT4_BY_INTEGERS + 1>(weight.stored, [&](auto stored) {
     with_constant<LARGEST_BATCH + 1>(product.batch, [&](auto batch) {
       if constexpr (batch() > 0) add_all<stored(), batch()>(kept, first, last, weight, begin, columns, own);
     });
@@ -199,7 +223,7 @@ void run_unit(const Product &product, int64_t unit) {
   std::memcpy(sums + part * part_floats, own, floats * sizeof(float));
   if (product.done[tile].fetch_add(1, std::memory_order_acq_rel) + 1 < parts) return;
   product.done[tile].store(0, std::memory_order_relaxed);
-  with_constant<INT4 + 1>(weight.stored, [&](auto stored) {
+  with_constant<INT4_BY_INTEGERS + 1>(weight.stored, [&](auto stored) {
     write_tile<stored()>(product, sums, part_floats, parts, begin, columns);
   });
 }

@@ -47,8 +47,9 @@ inline float half_to_float(uint16_t half) {
 #endif
 }
 
-// How a weight is stored: weights.py numbers them likewise.
-enum Stored : int64_t { FLOAT, BFLOAT16, INT8, INT4 };
+// How a weight is stored, and in few bits how it is multiplied: by floats, or by integers of 16 bits that
+// activations are rounded to (few_bits.h). weights.py numbers them likewise.
+enum Stored : int64_t { FLOAT, BFLOAT16, INT8, INT4, INT8_BY_INTEGERS, INT4_BY_INTEGERS };
 
 // A weight (in, out), a row for each input channel; weights.py fills it. All fields are 8 bytes wide.
 struct Weight {
@@ -56,12 +57,12 @@ struct Weight {
   int64_t stored;
   int64_t stride; // bytes from row to row
   int64_t rows, columns;
-  const float *row_scales;    // INT8: (rows,)
-  const float *column_scales; // INT8: (columns,)
-  const uint16_t *scales;     // INT4: (rows, groups) float16
-  const uint8_t *zeros;       // INT4: (rows, groups); null: 8 for all
-  int64_t group;              // INT4: columns that share a scale
-  int64_t scale_stride;       // INT4: groups from row to row
+  const float *row_scales;    // 8 bits: (rows,)
+  const float *column_scales; // 8 bits: (columns,)
+  const uint16_t *scales;     // 4 bits: (rows, groups) float16
+  const uint8_t *zeros;       // 4 bits: (rows, groups); null: 8 for all
+  int64_t group;              // 4 bits: columns that share a scale
+  int64_t scale_stride;       // 4 bits: groups from row to row
 };
 
 // Channels whose rows a product reads, and what they are multiplied by.

@@ -35,6 +35,16 @@ inline Floats multiply_add(Floats a, Floats b, Floats sum) {
 #endif
 }
 
+template <class Vector, class Value> inline Vector load_vector(const Value *source) {
+  Vector result;
+  std::memcpy(&result, source, sizeof result);
+  return result;
+}
+
+template <class Vector, class Value> inline void store_vector(Vector vector, Value *place) {
+  std::memcpy(place, &vector, sizeof vector);
+}
+
 // BLOCK weights as two vectors of float. Which column a lane holds depends on how they are stored: column_of.
 struct Pair {
   Floats first, second;
@@ -73,21 +83,22 @@ inline void store(const Pair &pair, float *target) {
   std::memcpy(target + LANES, &pair.second, sizeof pair.second);
 }
 
-// out[i] = value · the float16 source[i], whose conversion is exact.
-inline void times_halves(float value, const uint16_t *source, int64_t count, float *out) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  const auto eight = [&](int64_t at) {
-    const __m256 halves = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(source + at)));
-    _mm256_storeu_ps(out + at, _mm256_mul_ps(halves, _mm256_set1_ps(value)));
-  };
-  for (; i + 8 <= count; i += 8) eight(i);
-  if (count >= 8 && i < count) { // the last eight, some of them once more
-    eight(count - 8);
-    i = count;
-  }
+// LANES float16, whose conversion is exact; of them `count` may be read, and zeros stand for those behind.
+inline Floats load_halves(const uint16_t *source, int64_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const __mmask16 readable = count >= LANES ? 0xffff : (1u << count) - 1;
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(readable, source));
+#else
+  uint16_t halves[LANES] = {};
+  std::memcpy(halves, source, sizeof(uint16_t) * (count >= LANES ? LANES : count));
+#if defined(__F16C__) && !defined(__AVX512F__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+#else
+  Floats result;
+  for (int lane = 0; lane < LANES; ++lane) result[lane] = half_to_float(halves[lane]);
+  return result;
 #endif
-  for (; i < count; ++i) out[i] = value * half_to_float(source[i]);
+#endif
 }
 
 // LANES bytes as integers, with their signs or without.
@@ -113,14 +124,19 @@ inline Pair load(const int8_t *source) {
   return {as_floats(widened(source)), as_floats(widened(source + LANES))};
 }
 
-// LANES words of eight values of 4 bits, of which `bytes` may be read; zeros stand for those behind.
+// LANES words, of which `bytes` may be read; zeros stand for those behind.
 inline Words load_words(const uint8_t *source, int64_t bytes) {
+  if (bytes >= VECTOR_BYTES) {
+    Words words;
+    std::memcpy(&words, source, sizeof words);
+    return words;
+  }
 #if defined(__AVX512BW__)
-  const __mmask64 readable = bytes >= VECTOR_BYTES ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
+  const __mmask64 readable = (__mmask64{1} << bytes) - 1;
   return reinterpret_cast<Words>(_mm512_maskz_loadu_epi8(readable, source));
 #else
   Words words = {};
-  std::memcpy(&words, source, bytes >= VECTOR_BYTES ? VECTOR_BYTES : bytes);
+  std::memcpy(&words, source, bytes);
   return words;
 #endif
 }

@@ -16,7 +16,8 @@ from ..quantised.stored import StoredWeight
 AnyWeight = Tensor | StoredWeight
 """A weight (in, out) in floating point or in few bits."""
 DTYPES = (torch.float32, torch.bfloat16)
-FLOAT, BFLOAT16, INT8, INT4 = range(4)
+FLOAT, BFLOAT16, INT8, INT4, INT8_BY_INTEGERS, INT4_BY_INTEGERS = range(6)
+"""`Stored` of types.h."""
 
 
 class WeightFields(ctypes.Structure):
@@ -37,17 +38,18 @@ class WeightFields(ctypes.Structure):
     )
 
 
-def fields_of(weight: AnyWeight) -> WeightFields:
-    """Fields of a weight that `check_weight` has passed."""
+def fields_of(weight: AnyWeight, by_integers: bool = False) -> WeightFields:
+    """Fields of a weight that `check_weight` has passed. by_integers: see `gemv.gather_gemv`."""
     if isinstance(weight, Tensor):
         stored = BFLOAT16 if weight.dtype is torch.bfloat16 else FLOAT
         return WeightFields(weight.data_ptr(), stored, weight.stride(0) * weight.element_size(), *weight.shape)
     rows, columns = weight.shape
-    fields = WeightFields(weight.values.data_ptr(), INT8, weight.values.stride(0), rows, columns)
+    fields = WeightFields(weight.values.data_ptr(), 0, weight.values.stride(0), rows, columns)
     if isinstance(weight, Int8Weight):
+        fields.stored = INT8_BY_INTEGERS if by_integers else INT8
         fields.row_scales, fields.column_scales = weight.row_scales.data_ptr(), weight.column_scales.data_ptr()
         return fields
-    fields.stored = INT4
+    fields.stored = INT4_BY_INTEGERS if by_integers else INT4
     fields.scales, fields.scale_stride = weight.scales.data_ptr(), weight.scales.stride(0)
     fields.zeros = None if weight.zeros is None else weight.zeros.data_ptr()
     fields.group = columns // weight.scales.shape[1]
