@@ -31,6 +31,7 @@
 namespace {
 
 constexpr int64_t NARROWEST = 512;     // columns of a tile that more threads do not make narrower
+constexpr int64_t NARROWEST_IN_FEW_BITS = 2048; // 5 % faster than 512 at SmolLM2's sizes: longer pieces of rows
 constexpr int64_t ROWS_OF_A_PART = 96; // fewer would have their sums added up for little
 
 // A way to store weights: its bits, how a block is loaded, and how its sums are put in the order of the columns.
@@ -187,7 +188,8 @@ void write_tile(const Product &product, const float *sums, int64_t part_floats, 
 int64_t product_tile(const Weight &weight, int64_t batch, int64_t threads) {
   const int64_t block = block_of(weight), blocks = padded(weight, weight.columns) / block;
   const int64_t widest = TILE_FLOATS / batch / block;
-  const int64_t wanted = std::clamp(blocks / (2 * threads), std::min(NARROWEST / block, widest), widest);
+  const int64_t narrowest = (weight.stored < INT8 ? NARROWEST : NARROWEST_IN_FEW_BITS) / block;
+  const int64_t wanted = std::clamp(blocks / (2 * threads), std::min(narrowest, widest), widest);
   const int64_t tiles = std::max(blocks / wanted, (blocks + widest - 1) / widest); // as wide as each other
   return (blocks + tiles - 1) / std::max<int64_t>(tiles, 1) * block;
 }
