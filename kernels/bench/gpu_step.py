@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-from dataclasses import replace
+import os
+from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
+from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -88,46 +91,80 @@ def bytes_read(weights: DecoderWeights, sparsity: float) -> float:
     return blocks * (1.0 - sparsity) + weights.lm_head.nbytes
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is timed."""
+
+    shape: str
+    dtype: torch.dtype
+    bits: int
+    head_bits: int
+    sparsity: float
+    context: int
+
+
+def step_row(
+    setting: Setting, weights: DecoderWeights, bandwidth: float, tune: bool = False, repeats: int = 3
+) -> dict[str, object]:
+    """A row of steps.csv: the fastest of some medians of a captured step.
+
+    bandwidth: bytes a second that a plain reduction reads. Raises KernelError without a GPU.
+    """
+    shape, sparsity, device = weights.shape, setting.sparsity, weights.device
+    rules = dropping(shape, sparsity, device) or block_rules(None, shape, device, weights.dtype)
+    cache = filled_cache(shape, weights.dtype, device, setting.context)
+    tiles = tuned_step_tiles(weights, rules, cache, sparsity) if tune else None
+    step = GPUDecodeStep(weights, rules, cache, tiles)
+    milliseconds = min(step_clock(step) for _ in range(repeats))
+    return {
+        "device": device_name(device),
+        "shape": setting.shape,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "bits": setting.bits,
+        "group": GROUP if setting.bits == 4 else None,
+        "head_bits": setting.head_bits,
+        "sparsity": sparsity,
+        "context": setting.context,
+        "tiles": "tuned" if tune else "default",
+        "ms": f"{milliseconds:.4f}",
+        "tok_s": f"{1e3 / milliseconds:.1f}",
+        "gb_s": f"{bytes_read(weights, sparsity) / milliseconds / 1e6:.1f}",
+        "read_gb_s": f"{bandwidth / 1e9:.1f}",
+        "commit": os.environ.get("GIT_COMMIT", ""),
+    }
+
+
 def main() -> None:
-    """Print a line of JSON for each sparsity: milliseconds, tokens a second, share of the bandwidth, tiles."""
+    """Print a line of JSON for each sparsity and context: milliseconds, tokens a second, bytes a second."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama3.1-8b")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--bits", type=int, choices=(16, 8, 4), default=16)
     parser.add_argument("--head-bits", type=int, choices=(16, 8, 4), default=None, help="as --bits")
-    parser.add_argument("--blocks", type=int, default=None, help="blocks of the model; as it has")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.5])
-    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128])
     parser.add_argument("--tune", action="store_true", help="tune the launches first; minutes")
+    parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args()
     device, dtype = torch.device("cuda"), getattr(torch, options.dtype)
-    shape = MODEL_SHAPES[options.shape]
-    blocks = options.blocks or shape.blocks
-    shape = replace(shape, blocks=blocks, windows=shape.windows[:blocks])
-    bandwidth = read_bandwidth(device)
-    weights = random_weights(shape, options.bits, options.head_bits or options.bits, dtype, device)
-    for sparsity in options.sparsities:
-        rules = dropping(shape, sparsity, device) or block_rules(None, shape, device, dtype)
-        cache = filled_cache(shape, dtype, device, options.context)
-        started = perf_counter()
-        tiles = tuned_step_tiles(weights, rules, cache, sparsity) if options.tune else None
-        step = GPUDecodeStep(weights, rules, cache, tiles)
-        milliseconds = step_clock(step)
-        found = {
-            "device": device_name(device),
-            "shape": options.shape,
-            "blocks": blocks,
-            "bits": options.bits,
-            "head_bits": options.head_bits or options.bits,
-            "sparsity": sparsity,
-            "ms": milliseconds,
-            "tok_s": 1e3 / milliseconds,
-            "share_of_bandwidth": bytes_read(weights, sparsity) / milliseconds * 1e3 / bandwidth,
-            "read_gb_s": bandwidth / 1e9,
-            "seconds": perf_counter() - started,
-            "tiles": {name: tile.key() for name, tile in step.tiles.cuda.products.items()},
-        }
-        print(json.dumps(found), flush=True)
+    head_bits, bandwidth = options.head_bits or options.bits, read_bandwidth(device)
+    weights = random_weights(MODEL_SHAPES[options.shape], options.bits, head_bits, dtype, device)
+    for sparsity, context in product(options.sparsities, options.contexts):
+        setting = Setting(options.shape, dtype, options.bits, head_bits, sparsity, context)
+        row = step_row(setting, weights, bandwidth, options.tune)
+        print(json.dumps(row), flush=True)
+        if options.csv:
+            append(row, options.csv)
+
+
+def append(row: dict[str, object], path: Path) -> None:
+    """Add a row to a CSV, whose first line names the columns."""
+    begins = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if begins:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def filled_cache(

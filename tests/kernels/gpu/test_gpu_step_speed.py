@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.kernels.bench.gpu_step import bytes_read, dropping, random_weights
+from wisparse.kernels.bench.gpu_step import append, bytes_read, dropping, random_weights
 from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.decoder import DecoderShape
@@ -42,3 +42,9 @@ def test_a_step_of_random_weights(bits, sparsity):
     assert values * (1 - sparsity) <= read <= 1.2 * values
     kept = [(rule.thresholds == 0).float().mean() for plan in rules for rule in plan.rules.values()]
     assert all(share == 1 - sparsity for share in kept)
+
+
+def test_rows_are_added_to_a_table_under_one_header(tmp_path):
+    for milliseconds in ("2.5", "2.4"):
+        append({"bits": 8, "group": None, "ms": milliseconds}, tmp_path / "steps.csv")
+    assert (tmp_path / "steps.csv").read_text() == "bits,group,ms\n8,,2.5\n8,,2.4\n"
