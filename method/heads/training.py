@@ -108,6 +108,11 @@ def trained_routers(
         known, unseen = observed.split(learnt)
         heads = kept * (observed.norms.shape[1] // groups)
         weight, bias = fitted(known.inputs, known.labels(heads), training, seed)
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise UserError(
+                f"block {index}: the router of heads did not stay finite in its training; lower "
+                f"heads.training.learning_rate={training.learning_rate:g}"
+            )
         rules[index] = HeadRule(weight.cpu(), bias.cpu(), groups, kept)
         of_model = rules[index].to(unseen.inputs.device, unseen.inputs.dtype)  # as it is executed
         for name, value in checked(of_model, unseen, heads).items():

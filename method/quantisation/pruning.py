@@ -124,6 +124,8 @@ class SensitivityPruner(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damped_by(self.damped_by)
+        if self.block < 1:
+            raise UserError(f"quantisation.block={self.block} must be at least 1; try 128")
 
     @property
     def description(self) -> str:

@@ -37,10 +37,11 @@ ABOVE_0 = Bound("above 0", lambda value: value > 0)
 SHARE = Bound("from 0 to 1", lambda value: 0 <= value <= 1)
 
 COUNTS = (
-    "batch", "batch_size", "batch_tokens", "block_tokens", "bytes", "divergence_tokens", "epoch_tokens",
-    "epochs", "group", "limit", "longest_answer", "memory_mb", "norm_order", "offspring", "piece",
-    "population", "prompt", "repeats", "rows", "search_tokens", "seconds", "sequences", "share_population",
-    "windows", "workers",
+    "basis_sequences", "batch", "batch_size", "batch_tokens", "block_tokens", "bytes",
+    "correction_sequences", "divergence_tokens", "epoch_tokens", "epochs", "group", "limit", "longest_answer",
+    "memory_mb", "norm_order", "offspring", "own_sequences", "piece", "population", "prompt", "repeats", "rows",
+    "search_tokens", "seconds", "sensitivity_sequences", "sequences", "share_population", "tokens",
+    "tokens_a_step", "windows", "workers",
 )  # fmt: skip
 STEPS = (
     "alpha_step", "damping", "evolution_step", "greedy_step", "learning_rate", "realised_tolerance", "step",
@@ -55,6 +56,7 @@ BOUNDS = {
     **dict.fromkeys(STEPS, ABOVE_0),
     **dict.fromkeys(SHARES, SHARE),
     **dict.fromkeys(("length", "max_length", "new_tokens"), FROM_2),
+    "dropped": Bound("above 0 and below 1", lambda value: 0 < value < 1),
     "density": Bound("above 0 up to 1; 0.5 keeps half of the key-value groups", lambda value: 0 < value <= 1),
     # As the cell's name has it: 0.99999999 would be called 1, and is.
     "sparsity": Bound("in [0, 1); 0.5 leaves half of the block weights unread",

@@ -61,6 +61,12 @@ def test_ones_and_zeros_weigh_as_in_the_published_loss():
     assert torch.allclose(after - before, torch.tensor([0.5]), atol=1e-4)
 
 
+def test_a_router_that_does_not_stay_finite_is_refused(llama):
+    training = replace(QUICK, learning_rate=1e30, epochs=2)
+    with pytest.raises(UserError, match=r"block 0: the router .* lower heads\.training\.learning_rate=1e\+30"):
+        trained_routers(make_calibration(llama), 1, 0, training, seed=0)
+
+
 @pytest.mark.slow
 def test_how_long_training_is_and_what_shortens_it_is_said_before_it_begins(tiny_model, caplog, capsys):
     calibration = make_calibration(tiny_model)  # 6 of its 8 sequences of 32 tokens are trained on

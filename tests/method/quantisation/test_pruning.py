@@ -105,6 +105,8 @@ def test_channels_that_nothing_reaches_are_damped_like_the_least_of_the_others()
     assert damped_channels(torch.zeros(2), 0.5, "own").tolist() == [1.0, 1.0]
     with pytest.raises(UserError, match="choose mean or own"):
         SensitivityPruner("obs", 0.5, "none", **OBS, damped_by="all")
+    with pytest.raises(UserError, match=r"^quantisation\.block=0 must be at least 1"):
+        SensitivityPruner("obs", 0.5, "none", **(OBS | {"block": 0}))
 
 
 def test_wanda_drops_the_lowest_scores_of_each_output():

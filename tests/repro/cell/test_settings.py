@@ -22,7 +22,8 @@ def composed(*overrides: str) -> DictConfig:
     return compose("config", overrides=as_meant(overrides))
 
 
-GROUPS = ("method", "suite", "calibration", "model", "latency", "logger", "protocol", "allocation")
+GROUPS = ("method", "suite", "calibration", "model", "latency", "logger", "protocol", "allocation",
+          "quantisation", "heads", "search")  # fmt: skip
 NEEDED = {"perplexity": ["suite.text=x"]}
 
 
@@ -90,6 +91,22 @@ def test_what_is_of_another_type_or_out_of_bounds_is_refused_in_one_line(overrid
         check_settings(composed(override))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "bound"),
+    [
+        ("own_sequences=0", "a whole number from 1 up"),
+        ("inner.basis_sequences=0", "a whole number from 1 up"),
+        ("inner.basis.tokens=0", "a whole number from 1 up"),
+        ("inner.basis.tokens_a_step=0", "a whole number from 1 up"),
+        ("inner.basis.dropped=2", "a number above 0 and below 1"),
+        ("inner.inner.sensitivity_sequences=0", "a whole number from 1 up"),
+    ],
+)
+def test_settings_of_inner_methods_are_bounded(setting, bound):
+    with pytest.raises(UserError, match=rf"^method\.{setting} is not {bound}$"):
+        check_settings(composed("method=equal_loss_folded", f"method.{setting}"))
 
 
 @pytest.mark.parametrize(
