@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -19,10 +20,16 @@ from ..embedded.card import held_out_sample
 from ..models.tokenizer import load_tokenizer
 from ..records import write_text
 from ..tables.csv_rows import csv_text
+from ..tables.plot_style import ink, line_style, write_figure
 from ..tables.text import table_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ALPHAS = (0.9, 0.95, 1.0, 1.03, 1.05, 1.1, 1.2, 1.3)
 """Negative over positive products beyond which a neuron is taken to be zero; the releases have 1 and 1.03."""
+PRECISION = "neurons taken to be zero that are"
+ACTIVE = "active neurons that are computed"
 NAMES = ("block", "alpha", "zeros", "predicted", "precision", "recall", "active_kept")
 
 
@@ -75,8 +82,28 @@ def page(name: str, found: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def figure(name: str, found: list[dict[str, str]]) -> Figure:
+    """Precision beside the share of active neurons that is computed, against α, a line for each block."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(8, 3.2), layout="constrained")
+    panels = drawn.subplots(1, 2, sharex=True)
+    drawn.suptitle(f"What signs predict of {name}")
+    for axes, part, title in zip(panels, ("precision", "active_kept"), (PRECISION, ACTIVE), strict=True):
+        for place, block in enumerate(dict.fromkeys(row["block"] for row in found)):
+            mine = [row for row in found if row["block"] == block]
+            values = [100 * float(row[part]) for row in mine]
+            alphas = [float(row["alpha"]) for row in mine]
+            axes.plot(alphas, values, label=f"block {block}", markersize=4, **line_style(place))
+        axes.set_title(title)
+        axes.set_xlabel("α: negative over positive products of a neuron taken to be zero")
+    panels[0].set_ylabel("%")
+    panels[1].legend(fontsize=7)
+    return drawn
+
+
 def main() -> None:
-    """Write the table of a model folder."""
+    """Write the table and the plot of a model folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
@@ -87,7 +114,9 @@ def main() -> None:
         found = list(rows(predicted_neurons(calibration), model.config.hidden_size))
         write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, found))
         write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(arguments.model.name, found))
-    print(f"written: {arguments.output}.md and {arguments.output}.csv")
+        with ink(arguments.output.name):
+            write_figure(figure(arguments.model.name, found), arguments.output)
+    print(f"written: {arguments.output}.md, .csv, .png and .svg")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import torch
 from wisparse.method.signs.predictor import PredictedNeurons
-from wisparse.repro.train.predictor import ALPHAS, limit_of, page, rows
+from wisparse.repro.train.predictor import ALPHAS, figure, limit_of, page, rows
 
 
 def test_limits_are_the_last_counts_that_alpha_lets_pass():
@@ -25,3 +25,6 @@ def test_shares_by_hand():
          "recall": "0.8333", "active_kept": "0.8750"}
     ]  # fmt: skip
     assert "91 / 83 / 88" in page("a-model", list(rows([counts], 4)))
+    precision, active = figure("a-model", list(rows([counts], 4))).axes
+    assert precision.lines[0].get_xdata().tolist() == active.lines[0].get_xdata().tolist() == list(ALPHAS)
+    assert (precision.lines[0].get_ydata()[2], active.lines[0].get_ydata()[2]) == (90.91, 87.5)
