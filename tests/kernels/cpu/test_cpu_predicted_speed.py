@@ -1,0 +1,48 @@
+"""The bench of predicted neurons: the share that is computed is forced, and rows hold the same weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from wisparse.kernels.bench.gpu_step import filled_cache, random_weights
+from wisparse.kernels.bench.predicted_neurons import nothing_read, predicting, row_weights, shares_read
+from wisparse.kernels.cpu.step import decode_step
+from wisparse.kernels.decoder import DecoderShape
+from wisparse.kernels.plan_data import BlockPlan
+
+SHAPE = DecoderShape(2, 256, 640, 4, 2, 64, 128, 1e-5, (None, None), "relu")
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(0)
+    return random_weights(SHAPE, 16, 16, torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("wanted", [0.1, 0.3])
+def test_the_share_that_is_computed_is_forced(weights, wanted):
+    rows = row_weights(weights)
+    computed, active = shares_read(rows, predicting(rows, wanted)[0])
+    assert computed == pytest.approx(wanted, abs=0.05)
+    # Of neurons with so few unlike signs most are above zero; of all neurons half are.
+    assert 0.7 * computed < active < computed
+    assert shares_read(rows, predicting(rows, 0.0)[0]) == (0.0, 0.0)
+
+
+@pytest.mark.slow
+def test_with_every_neuron_computed_a_step_is_the_dense_one(compiled, weights):
+    rows, found = row_weights(weights), []
+    every = [replace(plan.signs, limit=SHAPE.hidden) for plan in predicting(rows, 0.5)]
+    dense = (BlockPlan(),) * SHAPE.blocks
+    for given, rules in ((weights, dense), (rows, tuple(BlockPlan(signs=one) for one in every))):
+        torch.manual_seed(1)
+        cache = filled_cache(SHAPE, torch.bfloat16, torch.device("cpu"), 8)
+        found.append(decode_step(given, rules, cache)(torch.tensor([3])).clone())
+    assert torch.allclose(*found, atol=1e-3, rtol=1e-3)
+    none = (nothing_read(SHAPE, torch.device("cpu")), weights), (predicting(rows, 0.0), rows)
+    found = []
+    for rules, given in none:
+        torch.manual_seed(1)
+        cache = filled_cache(SHAPE, torch.bfloat16, torch.device("cpu"), 8)
+        found.append(decode_step(given, rules, cache)(torch.tensor([3])).clone())
+    assert torch.allclose(*found, atol=1e-3, rtol=1e-3)
