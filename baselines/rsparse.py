@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..method.apply import sparse_projections
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import UserError
@@ -18,6 +17,7 @@ from ..method.plan import ProjectionRule, SparsityPlan
 from ..method.projections import model_projections
 from ..method.provenance import PlanProvenance, SearchCost
 from ..method.rules import RuleBuilder, StaticThreshold
+from ..method.running.projection_hooks import sparse_projections
 from ..method.search.budget import QUICK
 
 Shares = tuple[float, ...]

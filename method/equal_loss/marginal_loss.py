@@ -18,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..apply import sparse_projections
 from ..calibration import Calibration
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import decoder_of, model_projections
+from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
 from .block_backward import LogitLoss, backward_through_blocks
 

@@ -14,7 +14,7 @@ from ..plan import PlanError
 from ..projections import NORM_PATHS, PROJECTION_PATHS, key
 
 if TYPE_CHECKING:
-    from ..apply import ProjectionHooks
+    from ..running.projection_hooks import ProjectionHooks
     from ..traffic import TrafficCounter
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..apply import sparse_projections
 from ..calibration import Calibration
 from ..candidates import CandidateRules
 from ..hooks import hooked
 from ..projections import block_projections, decoder_of, parameter_shares
+from ..running.projection_hooks import sparse_projections
 from .block_error import BlockError
 from .turns import Turns
 

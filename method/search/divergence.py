@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..apply import sparse_projections
 from ..calibration import Calibration
 from ..candidates import CandidateRules
 from ..projections import block_projections, decoder_of, key
+from ..running.projection_hooks import sparse_projections
 from .block_error import Positions, counted
 from .block_probe import block_keywords
 from .logits import tokens_at_once

@@ -13,7 +13,7 @@ from ...kernels.signs.rule import SignRule
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
 
 if TYPE_CHECKING:
-    from ..apply import ProjectionHooks
+    from ..running.projection_hooks import ProjectionHooks
 
 
 def on_signs(index: int, block: nn.Module, rule: SignRule, hooks: ProjectionHooks) -> Iterator[RemovableHandle]:

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ...method.apply import sparse_projections
 from ...method.calibration import Calibration
 from ...method.plan import ProjectionRule
 from ...method.projections import PROJECTIONS, decoder_blocks, key, model_projections, split_key
 from ...method.rules import RuleBuilder, StaticThreshold
+from ...method.running.projection_hooks import sparse_projections
 from ...method.tokens import pack
 from ..models.tokenizer import load_tokenizer
 from ..records import write_json, write_text

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import statistics
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,6 +25,7 @@ from ...method.quantisation.model import quantisation_of
 from ...method.token_policy import TokenPolicy
 from .compiled_decoder import COMPILED_DECODER, PRODUCTS, CompiledDecoder
 from .speed_card import print_card
+from .timing import Decoder, Timing, interleaved
 from .transformers_decode import COMPILE_MODES, EAGER, TransformersDecode, finds_compiler
 
 log = logging.getLogger(__name__)
@@ -38,45 +37,6 @@ SOURCES = (".cpp", ".cu", ".h")
 MATCHING_ROUNDS = 6
 PlanAt = Callable[[float], SparsityPlan]
 GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)
-
-
-class Decoder(Protocol):
-    """Interface of a decoder that can be timed."""
-
-    def prefill(self, input_ids: Tensor) -> Tensor:
-        """(batch, length) → logits of the last token (batch, vocabulary)."""
-        ...
-
-    def step(self, token_ids: Tensor) -> Tensor:
-        """(batch,) → logits (batch, vocabulary)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Repeats of one decoder; seconds."""
-
-    prefill: list[float]
-    decode: list[float]
-    """Seconds of all decoded tokens but the first, which prefill gives."""
-    steps: int
-    batch: int
-
-    @property
-    def tok_s(self) -> float:
-        """Tokens a second while decoding, over all rows; median of the repeats."""
-        return self.batch * self.steps / statistics.median(self.decode)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        rates = sorted(self.batch * self.steps / seconds for seconds in self.decode)
-        return {
-            "tok_s": self.tok_s,
-            "tok_s_lowest": rates[0],
-            "tok_s_highest": rates[-1],
-            "prefill_seconds": statistics.median(self.prefill),
-            "repeats": len(rates),
-        }
 
 
 @dataclass(frozen=True)
@@ -135,7 +95,7 @@ class DecodeLatency:
             # The sparse one first: where its plan has folded bases, the dense one decodes in them as well.
             made = {name: stack.enter_context(self._engine(model, own)) for name, own in [*plans.items()][::-1]}
             engines = {name: made[name] for name in plans}
-            found, sequences = self._interleaved(engines, prompt)
+            found, sequences = interleaved(engines, prompt, self.new_tokens, self.repeats)
             measured = list(engines)[-1]
             ran = engines[measured].ran()
             executed = plan.without(engines[measured].dense)
@@ -174,7 +134,8 @@ class DecodeLatency:
         if setting not in known:
             timings: dict[str, Timing] = {}
             for name in names:
-                timings |= self._interleaved(self._baseline(model, name), prompt)[0]
+                decoder = self._baseline(model, name)
+                timings |= interleaved(decoder, prompt, self.new_tokens, self.repeats)[0]
             torch._dynamo.reset()  # what was compiled holds weights, and memory of its graphs
             known[setting] = timings
         return known[setting]
@@ -227,52 +188,12 @@ class DecodeLatency:
             "give latency.realised_tolerance more room, or null for the plan as it is"
         )
 
-    def _interleaved(
-        self, decoders: dict[str, Decoder], prompt: Tensor
-    ) -> tuple[dict[str, Timing], dict[str, Tensor]]:
-        """Time decoders in turn, repeat by repeat; the first round warms up and is not counted."""
-        prefill: dict[str, list[float]] = {name: [] for name in decoders}
-        decode: dict[str, list[float]] = {name: [] for name in decoders}
-        sequences: dict[str, Tensor] = {}
-        for _ in range(1 + self.repeats):
-            for name, decoder in decoders.items():
-                *found, sequences[name] = _timed_generation(decoder, prompt, self.new_tokens)
-                prefill[name].append(found[0])
-                decode[name].append(found[1])
-        timings = {
-            name: Timing(prefill[name][1:], decode[name][1:], self.new_tokens - 1, self.batch)
-            for name in decoders
-        }
-        return timings, sequences
-
 
 _BASELINES: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...], dict[str, Timing]]] = WeakKeyDictionary()
 
 
 def _is_dense(plan: SparsityPlan) -> bool:
     return not plan.rules and not plan.gate_thresholds and not plan.heads
-
-
-def _timed_generation(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[float, float, Tensor]:
-    """Seconds of prefill and of decoding, and (batch, prompt + new) tokens."""
-    device = prompt.device
-    _wait(device)
-    started = time.perf_counter()
-    tokens = decoder.prefill(prompt).argmax(dim=-1)
-    _wait(device)
-    prefilled = time.perf_counter()
-    found = [tokens]
-    for _ in range(new_tokens - 1):
-        tokens = decoder.step(tokens).argmax(dim=-1)
-        found.append(tokens)
-    _wait(device)
-    finished = time.perf_counter()
-    return prefilled - started, finished - prefilled, torch.cat([prompt, torch.stack(found, dim=1)], dim=1)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @torch.inference_mode()
