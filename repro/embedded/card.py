@@ -106,7 +106,7 @@ def card(name: str, training: dict, measured: dict, configuration: dict) -> str:
     ]
     return f"""# {name}
 
-A small {configuration["architectures"][0]} trained from scratch by this project (`make train-embedded`) on
+A small {configuration["architectures"][0]} trained {origin(training)} on
 Python source code. It exists to test sparsity methods end to end in minutes; nothing measured on it is a result
 for models of 7-8 billion parameters.
 
@@ -131,6 +131,7 @@ transformers {training["versions"]["transformers"]} |
 {training["held_out_perplexity_all"]:.3f} on all {text["held_out_tokens"]:,} |
 | held-out bits per byte | {training["held_out_bits_per_byte_all"]:.4f} on all \
 {text["held_out_bytes"] / 1e6:.1f} MB |
+{zeros_row(training)}\
 | licence | as the project; the training text belongs to its authors and is not part of the repository |
 
 Every text must start with the `<|bos|>` token, which the tokenizer does not add by itself.
@@ -152,6 +153,24 @@ Spread of the column norms ‖W[:, i]‖ that weight-aware scores use (first row
 {rule}
 {chr(10).join(spread)}
 """
+
+
+def origin(training: dict) -> str:
+    """How a model came to be: from scratch, or from another one and how."""
+    if "continuation" not in training:
+        return "from scratch by this project (`make train-embedded`)"
+    how = training["continuation"]["title"].rstrip(".")
+    return f"on from `{training['starts_from']}` by this project (`make train-relu`; {how})"
+
+
+def zeros_row(training: dict) -> str:
+    """Row of a model with true zeros; nothing for others."""
+    if "zeros_by_block" not in training:
+        return ""
+    zeros = [100 * share for share in training["zeros_by_block"]]
+    mean = sum(zeros) / len(zeros)
+    spread = f"{mean:.1f} % of neurons on held-out text ({min(zeros):.1f} to {max(zeros):.1f} by block)"
+    return f"| exact zeros behind the gate | {spread} |\n"
 
 
 def tokenizer_note(configuration: dict) -> str:

@@ -22,6 +22,8 @@ from ..tables.text import table_row
 from .recipes import CONTINUATIONS, START
 
 CONTROL = "dense"
+CLAIMED_ZEROS = 0.89
+"""Share of zeros in ProSparse's abstract, of Llama-2-7B."""
 CARD = "training.json"
 NAMES = (
     "model", "zeros", "least_zeros", "most_zeros", "held_out_perplexity", "over_control", "method", "sparsity",
@@ -102,6 +104,7 @@ def page(data: TrainedModels) -> str:
         "- Zeros: exact zeros behind the gate on held-out text, mean over the blocks and least to most. "
         f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens, dense.",
         "- Methods: perplexity of the suite's held-out texts; realised: block weights not read.",
+        *_claims(data),
         "",
         table_row(["model", "zeros", "perplexity", "÷ control", "method", "sparsity", "realised", "MB/token",
                    "perplexity under it"]),
@@ -126,6 +129,24 @@ def page(data: TrainedModels) -> str:
             ]
         lines.append(table_row([*dense, *under]))
     return "\n".join(lines) + "\n"
+
+
+def _claims(data: TrainedModels) -> list[str]:
+    """The headline of ProSparse's paper beside what its recipe gives at this size."""
+    control, found = data.cards[CONTROL]["held_out_perplexity"], []
+    for name, card in data.cards.items():
+        if name.startswith("prosparse"):
+            zeros, ratio = fmean(card["zeros_by_block"]), card["held_out_perplexity"] / control
+            verdict = "so, too" if zeros >= CLAIMED_ZEROS and ratio <= 1.0 else "not so"
+            found.append(
+                f"`{START}-{name}` has {zeros:.1%} at {ratio:.3f} of its control's perplexity: {verdict}"
+            )
+    if not found:
+        return []
+    return [
+        f"- ProSparse (arXiv 2402.13516) claims about {CLAIMED_ZEROS:.0%} of zeros at the quality of its dense "
+        f"model, for 7 billion parameters. At this size, and after so few tokens: {'; '.join(found)}."
+    ]
 
 
 def main() -> None:

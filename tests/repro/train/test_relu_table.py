@@ -38,6 +38,16 @@ def test_models_stand_beside_the_control_and_their_cells(tmp_path):
     )
 
 
+def test_the_papers_claim_stands_beside_what_was_found(tmp_path):
+    card(tmp_path, "dense", 0.1, 8.0)
+    assert "claims" not in page(read_models(tmp_path))
+    card(tmp_path, "prosparse", 0.85, 8.4)
+    assert "has 85.0% at 1.050 of its control's perplexity: not so" in page(read_models(tmp_path))
+    card(tmp_path / "better", "dense", 0.1, 8.0)
+    card(tmp_path / "better", "prosparse", 0.9, 7.9)
+    assert "90.0% at 0.988 of its control's perplexity: so, too" in page(read_models(tmp_path / "better"))
+
+
 def test_what_is_not_comparable_is_refused(tmp_path):
     card(tmp_path, "relu", 0.6, 8.8)
     with pytest.raises(UserError, match=r"has no llama-mini-dense/training\.json"):
