@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.decoder import Decoder, DecoderShape, block_projections
+from ...kernels.decoder import ACTIVATIONS, Decoder, DecoderShape, block_projections
 from ...kernels.executable import check_executable
 from ...kernels.static_cache import StaticCache
 from .compiled_products import FloatProduct, Int4Product, Int8Product, MakeProduct, fixed
@@ -141,7 +141,7 @@ class _CompactBlock(nn.Module):
         """The residual stream x (batch, hidden) behind this block."""
         x = x + self.o(self._attention(self._normed(x, self.input_norm), angles, slots, length))
         gate, up = self.gate_up(self._normed(x, self.mlp_norm)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(ACTIVATIONS[self.shape.activation](gate) * up)
 
     def _attention(self, x: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, length: Tensor) -> Tensor:
         shape = self.shape

@@ -46,6 +46,13 @@ def test_it_continues_as_generate_does(tiny_model, batch):
         assert (logits - exact).abs().max() <= 2e-5 * exact.abs().max()
 
 
+def test_a_relu_model():
+    model = make_tiny_model("llama", blocks=1, activation="relu")
+    sequence, logits = decoded(CompiledDecoder(model, 1, PROMPT + NEW, compiled=False), prompts(1))
+    exact = model(sequence).logits[:, PROMPT : PROMPT + NEW - 1]
+    assert (logits - exact).abs().max() <= 2e-5 * exact.abs().max()
+
+
 def test_the_model_goes_on_working(llama):
     prompt = prompts(1)
     before = llama(prompt).logits
