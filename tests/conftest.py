@@ -45,6 +45,7 @@ BASIS = ["method.inner.basis.steps=2", "method.inner.basis.tokens_a_step=16"]
 TINY_METHOD = {
     "equal_loss_folded": ["method.own_sequences=2", *BASIS],
     "equal_loss_folded_given": ["method.basis.steps=2", "method.basis.tokens_a_step=16"],
+    "equal_loss_folded_long": ["method.basis.steps=2", "method.basis.tokens_a_step=16"],
     "equal_loss_own_text": ["method.own_sequences=2"],
     "equal_loss_trained": [
         *(
@@ -55,6 +56,12 @@ TINY_METHOD = {
         *BASIS,
     ],
     "equal_loss_trained_given": [
+        "method.basis.steps=2",
+        "method.basis.tokens_a_step=16",
+        "method.inner.training.steps=2",
+        "method.inner.training.sequences=2",
+    ],
+    "equal_loss_trained_long": [
         "method.basis.steps=2",
         "method.basis.tokens_a_step=16",
         "method.inner.training.steps=2",

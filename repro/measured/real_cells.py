@@ -32,7 +32,7 @@ BESIDE_READINGS = ("teal", "teal_uniform", "teal_calibration_mix", "wisparse")
 
 OWN = ("equal_loss", "equal_error", "spon", "teal_folded")
 """How the names of this project's methods begin, of the rival that is trained as they are, and of controls."""
-NEW = ("equal_loss_folded", "equal_loss_folded_given", "equal_loss_trained", "equal_loss_trained_given")
+NEW = tuple(f"equal_loss_{kind}{text}" for kind in ("folded", "trained") for text in ("", "_given", "_long"))
 """Methods that a part of the page is about."""
 BESIDE_OWN = ("teal", "wina", "wisparse", "wisparse_tokens_protocol")
 """Published methods that they are shown beside."""
