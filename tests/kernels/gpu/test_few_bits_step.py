@@ -9,18 +9,20 @@ from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.decoder import Decoder
 from wisparse.kernels.decoder_weights import LM_HEAD, pack
+from wisparse.kernels.engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.cuda_tiles import check_few_bits, check_groups
 from wisparse.kernels.gpu.step import GPUDecodeStep
 from wisparse.kernels.gpu.step_tiles import Chosen, Never
 from wisparse.kernels.plan_data import Mechanism, ProjectionRule
 from wisparse.kernels.static_cache import StaticCache
+from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int4, Int8
 
-from ...conftest import make_calibration, make_tiny_model
+from ...conftest import make_calibration, make_protocol, make_tiny_model
 from ..triton_cases import DEVICE, SMALL_TILES
 
 QUANTISERS = {
@@ -84,6 +86,37 @@ def test_logits_are_those_of_the_dequantised_weights(name, kind):
     assert 0 < errors[0] < 1.5 * errors[1] < 0.01 * exact.norm() < errors[2]
     assert step.ran()["lm_head"] == ("cuda" if QUANTISERS[name].lm_head != "none" else "torch")
     assert step.ran()["products"] == "cuda"
+
+
+@torch.no_grad()
+def hooked(model, plan, ids):
+    """Logits (NEW, vocabulary) float32 of transformers under hooks, of tokens behind a dense prompt."""
+    past = model(ids[None, :PROMPT], use_cache=True).past_key_values
+    with applied(model, plan, make_protocol("decode_only")):
+        found = [model(token[None, None], past_key_values=past).logits[0, -1] for token in ids[PROMPT:]]
+    return torch.stack(found).float()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the engine reads few bits on a GPU in CUDA C++")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_the_engine_is_as_near_to_exact_logits_as_hooks_are(name, dtype):
+    """Exact: hooks in float32 on the dequantised values. Of hooks in half precision all linears round."""
+    model, found, plan = setting(QUANTISERS[name], "thresholds")
+    plan = replace(plan, quantisation=found.description)
+    ids = torch.randint(1, 128, (PROMPT + 12,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    with quantised(model, found):
+        exact = hooked(model, plan, ids)
+    model = model.to(dtype)
+    with quantised(model, found):
+        half = hooked(model, plan, ids)
+        with DecodeEngine(model, plan, quantised=found, capacity=len(ids)) as engine:
+            engine.prefill(ids[None, :PROMPT])
+            few = torch.stack([engine.step(token[None])[0].float().clone() for token in ids[PROMPT:]])
+            assert engine.ran()["products"] == "cuda"
+    errors = [(logits - exact).norm().item() for logits in (few, half)]
+    assert 0 < errors[0] < 1.2 * errors[1] < 0.1 * exact.norm()
 
 
 def test_what_no_kernel_reads_is_refused_in_one_line(monkeypatch):
