@@ -111,8 +111,8 @@ WS_DEVICE void ask_ahead(const Weight& weight, int start, int width, int tile, i
     const Columns columns(weight, start, width, tile, lane);
 #pragma unroll
     for (int turn = 0; turn < AHEAD; ++turn) {
-        // The order in which the warp lists its channels, behind those that are on their way.
-        const int own = (UNROLL + turn) * AT_ONCE + lane % 4, channel = begin + own / 32 * THREADS + warp * 32 + own % 32;
+        // The order in which the warp lists its channels.
+        const int own = turn * AT_ONCE + lane % 4, channel = begin + own / 32 * THREADS + warp * 32 + own % 32;
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece)
             if (channel < end && piece * PIECE_COLUMNS < columns.left)

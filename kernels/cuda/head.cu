@@ -7,7 +7,7 @@
 // BLOCKS       thread blocks                        WARPS     warps of a thread block
 // UNROLL       vectors of a row that a lane has on their way, for each of two rows
 // CLUSTER      1                                    RESIDENT  thread blocks that a multiprocessor has registers for
-// NORM (1), EPSILON, SQUARES, COPIES  see norm.h
+// NORM (1), EPSILON, SQUARES  see norm.h
 // FLOAT16      1: float16 instead of bfloat16
 //
 // The sums are added in a fixed order: over a lane's columns, over lanes.

@@ -15,7 +15,7 @@ from .product import Normed, check_source
 from .product_tile import LANES
 from .stored_weight import VECTOR
 
-WARPS, UNROLL, RESIDENT = 8, 4, 3
+WARPS, UNROLL, RESIDENT = 8, 4, 2
 """Warps of a thread block, vectors of a row on their way, thread blocks of a multiprocessor."""
 MOST_CHANNELS = 16384
 """A thread block has shared memory for so many."""

@@ -1,6 +1,6 @@
 // RMSNorm of the residual stream where its consumer reads it, rounded where the model rounds. Constants in capitals:
 // IN channels; NORM 1: x is the normalised residual stream, EPSILON its epsilon, 0: x is given; SQUARES parts of the
-// residual stream's sum of squares, of which there are COPIES; THREADS, WARPS of a thread block.
+// residual stream's sum of squares; THREADS, WARPS of a thread block.
 #pragma once
 
 constexpr int SQUARE_SUMS = NORM ? (SQUARES + 31) / 32 : 1;  // each of 32 parts
@@ -12,13 +12,12 @@ WS_DEVICE float from_source(const void* source, int channel) {
                 : widened(from_producer(static_cast<const unsigned short*>(source) + channel));
 }
 
-// Parts of the sum of squares, each of which one warp of a thread block asks for. Thread blocks all want the same few
-// lines, and would wait in line for them if all their warps did, or if there were one copy.
+// Parts of the sum of squares, each of which one warp of a thread block asks for: thread blocks all read the same few
+// lines, and where each of their warps did they would wait in line for them.
 struct Squares {
     float parts[SQUARE_TURNS];
 
     WS_DEVICE void ask(const float* squares, int warp, int lane) {
-        squares += block_index() % COPIES * SQUARES;
 #pragma unroll
         for (int turn = 0; turn < SQUARE_TURNS; ++turn) {
             const int at = (turn * WARPS + warp) * 32 + lane;

@@ -7,10 +7,10 @@
 // CLUSTER      thread blocks that share a tile, each a part of the channels
 // UNROLL       rows that a lane has on their way     SHARE     channels of one thread block
 // RESIDENT     thread blocks that a multiprocessor has registers for
-// NORM, EPSILON, SQUARES, COPIES  see norm.h
+// NORM, EPSILON, SQUARES  see norm.h
 // TOP_K        1: bounds are weights of a score |x|·w, and channels are kept whose score is not below `smallest`
 // STORE, HIDDEN, RESIDUAL  one of them is not 0: what becomes of the sums (see the end of the kernel); HIDDEN says by
-//              which activation (activation.h); RESIDUAL leaves as many copies of the squares
+//              which activation (activation.h)
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
 // FLOAT16      1: float16 instead of bfloat16
 // KEEP_ALL     1: all channels are kept, and there are no bounds
@@ -36,9 +36,6 @@ constexpr int PROJECTIONS = HIDDEN ? 1 : sizeof(PROJECTION_WIDTHS) / sizeof(int)
 #else
 #include "few_bits.h"
 #endif
-
-// The first `count` lanes of a warp.
-WS_DEVICE unsigned first_lanes(int count) { return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1u; }
 
 struct Shared {
     Rows rows;  // kept channels of each list, and what their rows are multiplied with
@@ -96,18 +93,9 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
     for (int list = 0; list < LISTS; ++list)
         column_scale[list] = mine ? of_column(weight, start + list * WIDTH + to) : 0.0f;
     if (STORE && finishes && bias) before = widened(bias[start + to]);
-    unsigned kept[LISTS][STEPS];
-    Lists lists;
-    if (KEEP_ALL) {
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step)
-#pragma unroll
-            for (int list = 0; list < LISTS; ++list)
-                kept[list][step] = first_lanes(end - begin - step * THREADS - warp * 32);
-        lists.begin(s.rows, kept, weight, start, width, tile, begin, warp, lane);
+    if (KEEP_ALL)
         for (int list = 0; list < LISTS; ++list)
             ask_ahead(weight, start + list * WIDTH, width, tile, begin, end, warp, lane);
-    }
     wait_for_producer();
     start_consumer();
     if (RESIDUAL && finishes) before = from_producer(static_cast<const float*>(out) + to);
@@ -126,20 +114,20 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
         for (int step = 0; step < STEPS; ++step) x[step] = normalised(x[step], inverse, scale[step]);
     }
 
-    if (!KEEP_ALL) {
+    unsigned kept[LISTS][STEPS];
 #pragma unroll
-        for (int list = 0; list < LISTS; ++list) {
-            const float cut = TOP_K ? from_producer(smallest + projection + list) : 0.0f;
+    for (int list = 0; list < LISTS; ++list) {
+        const float cut = TOP_K ? from_producer(smallest + projection + list) : 0.0f;
 #pragma unroll
-            for (int step = 0; step < STEPS; ++step) {
-                const bool real = begin + step * THREADS + thread < end;
-                // NaN compares false, so a broken activation is kept and shows in the output.
-                const bool dropped = TOP_K ? fabsf(x[step]) * bound[list][step] < cut : fabsf(x[step]) < bound[list][step];
-                kept[list][step] = warp_ballot(real && !dropped);
-            }
+        for (int step = 0; step < STEPS; ++step) {
+            const bool real = begin + step * THREADS + thread < end;
+            // NaN compares false, so a broken activation is kept and shows in the output.
+            const bool dropped = TOP_K ? fabsf(x[step]) * bound[list][step] < cut : fabsf(x[step]) < bound[list][step];
+            kept[list][step] = warp_ballot(real && (KEEP_ALL || !dropped));
         }
-        lists.begin(s.rows, kept, weight, start, width, tile, begin, warp, lane);
     }
+    Lists lists;
+    lists.begin(s.rows, kept, weight, start, width, tile, begin, warp, lane);
     lists.fill(s.rows, kept, factors, x, begin, warp, lane);
 
     lists.multiply(s.rows, weight, start, width, tile, factors, warp, lane, s.sums);
@@ -176,10 +164,10 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
             const float up = widened(rounded(sum[LISTS - 1]));
             static_cast<unsigned short*>(out)[to] = rounded(activated(gate) * up);
         }
-    } else {  // out (COLUMNS) float32 += sum, and the sum of squares of every 32 columns, in copies
+    } else {  // out (COLUMNS) float32 += sum, and the sum of squares of every 32 columns
         const float value = mine ? before + sum[0] : 0.0f;
         if (mine) static_cast<float*>(out)[to] = value;
         const float square = warp_sum(value * value);
-        if (lane < RESIDUAL && to - lane < width) out_squares[lane * ((COLUMNS + 31) / 32) + to / 32] = square;
+        if (lane == 0 && mine) out_squares[to / 32] = square;
     }
 }

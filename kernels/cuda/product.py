@@ -24,8 +24,6 @@ from .stored_weight import HALF, CUDAWeight, Storage
 
 log = logging.getLogger(__name__)
 
-SQUARE_COPIES = 8
-"""Copies of the squares that a step lets `cuda_onto` leave."""
 HIDDEN_BY = {"silu": 1, "relu": 2}
 """Numbers of activations in activation.h."""
 MOST_CHANNELS = 1 << 16
@@ -39,7 +37,7 @@ class Normed:
     residual: Tensor
     """(1, channels) float32"""
     squares: Tensor
-    """(copies, parts) float32: sums of squares of parts of the residual stream."""
+    """(1, parts) float32: sums of squares of parts of the residual stream."""
     gain: Tensor
     """(channels,) in the weight's dtype, to which x is rounded as the model rounds it."""
     epsilon: float
@@ -47,8 +45,7 @@ class Normed:
     @property
     def constants(self) -> dict[str, object]:
         """Constants that the kernel is compiled for."""
-        copies, parts = self.squares.shape
-        return {"NORM": 1, "EPSILON": f"{self.epsilon:.9e}f", "SQUARES": parts, "COPIES": copies}
+        return {"NORM": 1, "EPSILON": f"{self.epsilon:.9e}f", "SQUARES": self.squares.numel()}
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -71,7 +68,7 @@ class Given:
     @property
     def constants(self) -> dict[str, object]:
         """Constants that the kernel is compiled for."""
-        return {"NORM": 0, "EPSILON": "0.0f", "SQUARES": 1, "COPIES": 1}
+        return {"NORM": 0, "EPSILON": "0.0f", "SQUARES": 1}
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -166,16 +163,13 @@ def cuda_onto(
     smallest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Add x · weight (in, out) to residual (1, out) float32, and leave the squares of its parts.
+    """Add x · weight (in, out) to residual (1, out) float32; squares (1, ⌈out / 32⌉) are those of its parts.
 
-    squares (copies, ⌈out / 32⌉), of up to 32 copies: thread blocks that want the same lines at once wait for
-    each other. bounds (1, in) float32, smallest as for `cuda_product`. Raises KernelError for tensors that do
-    not fit.
+    bounds (1, in) float32, smallest as for `cuda_product`. Raises KernelError for tensors that do not fit.
     """
     check_tensor("residual", residual, (1, weight.shape[1]), torch.float32)
-    copies = min(len(squares), LANES)
-    check_tensor("squares", squares, (copies, squares_of(weight.shape[1])), torch.float32)
-    constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": copies, "WIDTH": 0}
+    check_tensor("squares", squares, (1, squares_of(weight.shape[1])), torch.float32)
+    constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": 1, "WIDTH": 0}
     _start(
         source, (bounds, smallest), weight, (weight.shape[1],), tile, constants, (None, residual, squares), pdl
     )
@@ -220,7 +214,7 @@ def check_source(source: Source, channels: int, dtype: torch.dtype) -> None:
     check_tensor("x", x, (1, channels), dtype if gain is None else torch.float32)
     if gain is not None:
         check_tensor("gain", gain, (channels,), dtype)
-        check_tensor("squares", squares, tuple(squares.shape), torch.float32)
+        check_tensor("squares", squares, (1, squares.shape[-1]), torch.float32)
 
 
 def _check(

@@ -5,7 +5,7 @@
 //
 // IN           channels                  WARPS     warps of a thread block
 // CLUSTER      1                         WRITE_X   1: x is written by the first thread block
-// NORM, EPSILON, SQUARES, COPIES  see norm.h
+// NORM, EPSILON, SQUARES  see norm.h
 // FLOAT16      1: float16 instead of bfloat16
 
 #ifndef EMULATED

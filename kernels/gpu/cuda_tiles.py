@@ -31,14 +31,21 @@ TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
         "down": (CUDATile(cluster=8, unroll=3),),
     },
     8: {
-        "qkv": (CUDATile(columns=128, warps=16, cluster=2, unroll=4, resident=1),),
-        "o": (CUDATile(cluster=8, unroll=4, resident=4),),
+        "qkv": (
+            CUDATile(columns=256, cluster=8, unroll=4),
+            CUDATile(columns=128, cluster=6, unroll=4, resident=3),
+        ),
+        "o": (CUDATile(cluster=7, resident=4), CUDATile(cluster=8, unroll=4, resident=4)),
         "gate_up": (
+            CUDATile(columns=256, cluster=4, unroll=4),
             CUDATile(columns=128, cluster=2),
             CUDATile(columns=128, cluster=2, unroll=4, resident=3),
         ),
-        "down": (CUDATile(columns=128, cluster=8, unroll=4),),
-        LM_HEAD: (CUDATile(columns=128, ahead=2),),
+        "down": (
+            CUDATile(columns=256, warps=16, cluster=6, unroll=4, resident=1),
+            CUDATile(columns=128, cluster=8, unroll=4),
+        ),
+        LM_HEAD: (CUDATile(columns=256, unroll=4),),
     },
     4: {
         "qkv": (
@@ -58,6 +65,13 @@ TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
 """Tiles by bits of a stored value and by product; of each the first that fits and whose thread blocks all run
 at once. From sweeps of some hundred tiles in a decode step, one H200: of 16 bits at shapes of Llama-3.1-8B and
 Qwen2.5-7B; of 8 and 4, in groups of 128, of Llama-3.1-8B at half sparsity, with lm_head in 8."""
+DENSE_TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
+    4: {
+        "qkv": (CUDATile(columns=256, cluster=8, unroll=4),),
+        "gate_up": (CUDATile(columns=256, cluster=4),),
+    },
+}
+"""Those that come before them where a step keeps all channels, and has more rows to wait for."""
 FEW_BITS = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K})
 """What of a plan goes with weights in few bits."""
 SHORT_ATTENTION = CUDAAttentionTile()
@@ -89,8 +103,9 @@ def chosen(
     batch: int,
     capacity: int,
     storages: Mapping[str, Storage] | None = None,
+    dense: bool = False,
 ) -> Chosen:
-    """Tiles of the CUDA C++ launches of a step over a cache of so many slots; storages: see `cuda_tiles`."""
+    """Tiles of the CUDA C++ launches of a step over a cache of so many slots; for the rest see `cuda_tiles`."""
     if isinstance(cuda, Chosen):
         return cuda
     if isinstance(cuda, Never):
@@ -102,7 +117,7 @@ def chosen(
         selecting = {kept: tile_of_contexts(shape, batch * kept) for kept in range(1, shape.kv_heads)}
     heads = batch == 1 and runs_cuda_products(device) and suits_cuda_head(dtype, shape.hidden)
     blocks = BLOCKS_OF_A_MULTIPROCESSOR * multiprocessors_of(device) if heads else 0
-    return Chosen(cuda_tiles(*common, storages), attention, blocks, selecting)
+    return Chosen(cuda_tiles(*common, storages, dense), attention, blocks, selecting)
 
 
 def cuda_tiles(
@@ -111,10 +126,12 @@ def cuda_tiles(
     device: torch.device,
     batch: int,
     storages: Mapping[str, Storage] | None = None,
+    dense: bool = False,
 ) -> dict[str, CUDATile]:
     """Tiles by product; none for a batch, and where the device or the model's sizes do not allow it.
 
     storages: how weights are stored, by product; those of a block that are not named are in half precision.
+    dense: whether all channels are kept.
     """
     if batch > 1 or not runs_cuda_products(device):
         return {}
@@ -122,7 +139,7 @@ def cuda_tiles(
     found = {}
     for one in cuda_products_of(shape, storages):
         storage = storages.get(one.name, HALF)
-        tile = tile_of(one, multiprocessors, storage)
+        tile = tile_of(one, multiprocessors, storage, dense)
         if suits_cuda_products(dtype, one.widths, one.inner, storage) and tile.fits(
             one.inner, one.widths, storage
         ):
@@ -193,9 +210,10 @@ def multiprocessors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def tile_of(product: Product, multiprocessors: int, storage: Storage = HALF) -> CUDATile:
-    """The tile of a product on a device of so many multiprocessors."""
-    *wanted, last = TILES[storage.bits][product.name]
+def tile_of(product: Product, multiprocessors: int, storage: Storage = HALF, dense: bool = False) -> CUDATile:
+    """The tile of a product on a device of so many multiprocessors; dense: where it keeps all channels."""
+    first = DENSE_TILES.get(storage.bits, {}).get(product.name, ()) if dense else ()
+    *wanted, last = (*first, *TILES[storage.bits][product.name])
     fitting = (
         tile
         for tile in wanted

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..cuda.head import cuda_head
 from ..cuda.predicted import PredictedTile, SignWords, cuda_predicted
 from ..cuda.product import (
-    SQUARE_COPIES,
     Given,
     Normed,
     Source,
@@ -85,7 +84,7 @@ class GPUDecodeStep:
         tiles = tiles or default_tiles(shape, cache.batch, cache.capacity)
         storages = storages_of(weights)
         common = (shape, weights.dtype, weights.device, cache.batch, cache.capacity)
-        cuda = chosen(tiles.cuda, *common, storages)
+        cuda = chosen(tiles.cuda, *common, storages, dense=not any(plan.rules for plan in rules))
         self.tiles = replace(tiles, cuda=cuda)
         self.cuda_products: list[str] = []
         """Names of the products of all blocks that are CUDA C++, which list their channels themselves."""
@@ -286,7 +285,7 @@ class GPUDecodeStep:
         reads = site.reads
         if site.cuda:
             columns = site.weight.shape[1]
-            squares = self._buffers.sums(("squares", site.name), SQUARE_COPIES, squares_of(columns))
+            squares = self._buffers.sums(("squares", site.name), self.batch, squares_of(columns))
             self._add_cuda(site, cuda_onto, self._residual, squares)
             return squares
         if reads.shared is not None:

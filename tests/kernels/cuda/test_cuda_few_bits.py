@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -165,9 +166,9 @@ STORAGES = (Storage(8), Storage(4, 64), Storage(4, 128))
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 def test_every_default_tile_fits_the_large_models(name: str) -> None:
     """Their widths are multiples of both groups; thread blocks of a product run at once on an H200."""
-    for storage in STORAGES:
+    for storage, dense in product(STORAGES, (False, True)):
         for one in cuda_products_of(MODEL_SHAPES[name], {LM_HEAD: storage}):
-            tile = tile_of(one, 132, storage)
+            tile = tile_of(one, 132, storage, dense)
             assert storage.suits(one.widths), (storage, one)
             assert tile.fits(one.inner, one.widths, storage), (storage, one, tile)
             if one.name != LM_HEAD and storage.group != 64:
