@@ -18,7 +18,9 @@ COLUMNS = (*SHOWN, ("english", "rise_share", "English rise ÷ TEAL's {}", 2))
 """Suite, column of the CSV, title, and decimals shown."""
 OWN = REPOSITORY / "results" / "real" / "method.csv"
 OTHER_TEXT = OWN.with_name("method_text.csv")
-"""The same of other calibration text."""
+"""The same of other calibration text, in sequences as long as what is evaluated."""
+SHORT_TEXT = OWN.with_name("method_text_512.csv")
+"""The same text in sequences of 512 tokens."""
 GENERATED = OWN.with_name("generation.csv")
 LEFT_OUT = {"model", "protocol", "seeds", "realised_sparsity", "unchanged"}
 """Columns of the table of generated text that its page alone shows."""

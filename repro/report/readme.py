@@ -17,7 +17,7 @@ from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .field_summary import field_table
-from .own_summary import OTHER_TEXT, generation_table, own_table, tried_table
+from .own_summary import OTHER_TEXT, SHORT_TEXT, generation_table, own_table, tried_table
 from .pruned_summary import pruned_table
 from .question_summary import question_summary
 from .real_summary import readings_table, real_table
@@ -113,6 +113,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/method.md": {
         "own": own_table,
         "text": partial(own_table, OTHER_TEXT),
+        "text_512": partial(own_table, SHORT_TEXT),
         "generation": generation_table,
         "tried": tried_table,
     },

@@ -51,6 +51,7 @@ FIRST = (
     "table1",
     "method",
     "method_text",
+    "method_text_512",
     "frontier",
     "table2",
     "quantised",
