@@ -33,7 +33,7 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast test-accidents fuzz test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
-	reproduce-real reproduce-speed reproduce-search-cost given-loss verify-claims report bench prefetch fetch-smollm2 readme installed \
+	reproduce-real reproduce-speed reproduce-search-cost given-loss relu-tables verify-claims report bench prefetch fetch-smollm2 readme installed \
 	train-embedded train-relu check-pins wheel clean
 
 help: ## list every target
@@ -143,6 +143,12 @@ given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 a
 		--output results/given_loss > /dev/null
 	@$(RUN) -m wisparse.repro.tables given_loss --records results/real/records/table1 \
 		--output results/real/given_loss > /dev/null
+	@$(RUN) -m wisparse.repro.tables given_loss --records results/relu/records \
+		--output results/relu/given_loss > /dev/null
+
+relu-tables: $(INSTALLED) ## models with true zeros: their table, from the committed cards and records
+	@$(RUN) -m wisparse.repro.train.relu_table --cards results/relu/cards --records results/relu/records \
+		--output results/relu/models
 
 verify-claims: $(INSTALLED) ## check what the papers print against what was measured, into results/claims.{md,csv}
 	@$(RUN) -m wisparse.repro.claims

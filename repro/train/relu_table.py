@@ -1,7 +1,7 @@
 """What became of the models that were trained on: zeros, perplexity beside the control, and methods on them.
 
-python -m wisparse.repro.train.relu_table --cards results/relu/cards --records results/relu/records.tar.xz \
-    --output results/relu/models
+python -m wisparse.repro.train.relu_table --cards results/relu/cards --records outputs/relu \
+    --output results/relu/models --keep-records results/relu/records.tar.xz
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from statistics import fmean
 from typing import Any
 
 from ...method.errors import UserError
+from ..archive import check_keepable
 from ..configuration import mistakes_in_one_line
+from ..embedded.card import MODELS
 from ..measured.cells import MeasuredCell, every_cell, method_rank
 from ..records import write_text
 from ..tables.csv_rows import csv_text
+from ..tables.make import keep_records
 from ..tables.text import table_row
 from .recipes import CONTINUATIONS, START
 
@@ -36,11 +39,12 @@ class TrainedModels:
     """Cards of trained models by the name of their continuation, and cells measured on them."""
 
     cards: dict[str, dict[str, Any]]
-    cells: list[MeasuredCell]
+    cells: dict[int, MeasuredCell]
+    """In the order in which they were read."""
 
     def of(self, name: str) -> list[MeasuredCell]:
         """Cells of a model, dense first."""
-        mine = [cell for cell in self.cells if cell.record["model"]["name"] == f"{START}-{name}"]
+        mine = [cell for cell in self.cells.values() if cell.record["model"]["name"] == f"{START}-{name}"]
         return sorted(mine, key=lambda cell: (method_rank(cell.key[1]), cell.key[2]))
 
 
@@ -60,7 +64,9 @@ def read_models(cards: Path, *records: Path) -> TrainedModels:
     for name, card in found.items():
         if other := [part for part in shared if _lasting(card[part]) != _lasting(found[CONTROL][part])]:
             raise UserError(f"{START}-{name} is of another {other[0]} than the control and not comparable")
-    return TrainedModels(found, list(every_cell(records)))
+    names = {f"{START}-{name}" for name in found}
+    cells = [cell for cell in every_cell(records) if cell.record["model"]["name"] in names]
+    return TrainedModels(found, dict(enumerate(cells)))
 
 
 def _lasting(part: Any) -> Any:
@@ -96,13 +102,16 @@ def _of_cell(cell: MeasuredCell) -> tuple[str, ...]:
 def page(data: TrainedModels) -> str:
     """The rows as a page."""
     card = data.cards[CONTROL]
+    start = json.loads((MODELS / START / CARD).read_text(encoding="utf-8"))
     lines = [
         "# Models with true zeros",
         "",
         f"- Each was trained on from `{START}` with {card['tokens_seen']:,} tokens, the control among them; "
         f"text, batches and learning rate are the same. Trained on: {card['device']}.",
         "- Zeros: exact zeros behind the gate on held-out text, mean over the blocks and least to most. "
-        f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens, dense.",
+        f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens, dense; that of "
+        f"`{START}` itself was {start['held_out_perplexity']:.3f}, after {start['tokens_seen']:,} tokens of "
+        "more text.",
         "- Methods: perplexity of the suite's held-out texts; realised: block weights not read.",
         *_claims(data),
         "",
@@ -155,11 +164,15 @@ def main() -> None:
     parser.add_argument("--cards", type=Path, required=True, help="folder with a folder of each model's card")
     parser.add_argument("--records", type=Path, nargs="*", default=[], help="cells measured on them")
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
+    parser.add_argument("--keep-records", type=Path, help="keep the records that were used here: a .tar.xz")
     arguments = parser.parse_args()
     with mistakes_in_one_line():
+        check_keepable(arguments.keep_records, arguments.records)
         data = read_models(arguments.cards, *arguments.records)
         write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, rows(data)))
         write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(data))
+        if arguments.keep_records:
+            keep_records(data, arguments.records, arguments.keep_records)
     print(f"written: {arguments.output}.md and {arguments.output}.csv")
 
 
