@@ -156,6 +156,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    # A shell starts what runs in its background with SIGINT ignored, and sweeps would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as root:
         accidents = Accidents(Path(root), arguments.seed)
         accidents.kills(arguments.kills)
