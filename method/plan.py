@@ -75,6 +75,11 @@ class SparsityPlan:
     folded: FoldedBases | None = None
     """Bases that the model's weights are turned into, for free; rules then are on the new channels."""
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it leaves nothing out, in whatever bases."""
+        return not any((self.rules, self.gate_thresholds, self.heads, self.signs, self.proxies))
+
     def check_model(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises PlanError when a model with projections of these shapes is not the plan's model."""
         if problem := of_another_model(self.shapes, shapes):

@@ -84,13 +84,13 @@ class CellJob:
         """The record of the cell and, of a single run, the dense model's; None for what there is not."""
         from .. import processes
         from .cell import prepare
-        from .settings import check_method_name, check_settings
+        from .settings import check_names, check_settings
 
         cell, debug = None, config.debug is True  # anything else is refused below
         try:
             _check_launcher()
             check_settings(config)
-            check_method_name(config.method.name, HydraConfig.get().runtime.choices.get("method"))
+            check_names(config, HydraConfig.get().runtime.choices)
             logger = _instantiate(config.logger)
             cell = prepare(config)
             record, fresh = _finished_or_measured(cell, logger)

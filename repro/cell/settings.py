@@ -141,13 +141,31 @@ def check_settings(config: DictConfig) -> None:
     check_experiment(settings["experiment_name"])
 
 
-def check_method_name(name: str, choice: str | None) -> None:
-    """Raises UserError where a method that was chosen goes by the name of another choice of conf/method."""
-    if name != choice and name in {path.stem for path in (CONFIGURATION / "method").glob("*.yaml")}:
+NAMED = ("method", "protocol", "quantisation", "heads")
+"""Groups whose choices go by their names in records and tables."""
+
+
+def check_names(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Raises UserError where what was chosen of a group goes by the name of another choice of it."""
+    for group in NAMED:
+        choice, name = choices.get(group), str(config[group]["name"])
+        if (
+            choice is None
+            or name in _names_of(group, choice)
+            or not (CONFIGURATION / group / f"{name}.yaml").is_file()
+        ):
+            continue
         raise UserError(
-            f"method.name={name} would put the numbers of method={choice} under the name of another method; "
-            f"take method={name}, or a method.name that no method has"
+            f"{group}.name={name} would put the numbers of {group}={choice} under the name of another {group}; "
+            f"take {group}={name}, or a {group}.name that none has"
         )
+
+
+def _names_of(group: str, choice: str) -> set[str]:
+    """The choice, and what it goes by where it only changes settings of another."""
+    file = CONFIGURATION / group / f"{choice}.yaml"
+    content = OmegaConf.load(file) if file.is_file() else {}
+    return {choice} if "name" in content else {choice, *map(str, content.get("defaults", []))}
 
 
 def _check_fields(kind: type, settings: Mapping[str, Any], place: str) -> None:

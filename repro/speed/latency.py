@@ -90,7 +90,7 @@ class DecodeLatency:
         # First, while the weights lie as transformers wants them.
         timings = dict(self._baselines(model, prompt))
         plan, nominal = self._matched(model, plan, plan_at, prompt)
-        plans = {"engine-dense": None} if _is_dense(plan) else {"engine-dense": None, "engine-sparse": plan}
+        plans = {"engine-dense": None} if plan.is_dense else {"engine-dense": None, "engine-sparse": plan}
         with ExitStack() as stack:
             # The sparse one first: where its plan has folded bases, the dense one decodes in them as well.
             made = {name: stack.enter_context(self._engine(model, own)) for name, own in [*plans.items()][::-1]}
@@ -170,7 +170,7 @@ class DecodeLatency:
 
         Of each row by itself: what the rows of a batch leave out together is less, and is what is measured.
         """
-        if _is_dense(plan):
+        if plan.is_dense:
             return plan, 0.0
         wanted = nominal = plan.provenance.sparsity
         if self.realised_tolerance is None or plan.heads:  # what heads leave out is no part of the sparsity
@@ -190,10 +190,6 @@ class DecodeLatency:
 
 
 _BASELINES: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...], dict[str, Timing]]] = WeakKeyDictionary()
-
-
-def _is_dense(plan: SparsityPlan) -> bool:
-    return not plan.rules and not plan.gate_thresholds and not plan.heads
 
 
 @torch.inference_mode()

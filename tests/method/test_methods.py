@@ -173,6 +173,7 @@ def test_a_plan_survives_its_file_exactly(name, tmp_path):
     llama, calibration, plan = planned(name)
     plan.save(tmp_path / "plan")
     again = SparsityPlan.load(tmp_path / "plan")
+    assert again.is_dense == plan.is_dense == (name == "dense")
     assert again.shapes == plan.shapes
     assert again.provenance.to_dict() == plan.provenance.to_dict()
     assert list(again.rules) == list(plan.rules)

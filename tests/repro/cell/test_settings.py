@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from wisparse.method.errors import UserError
 from wisparse.repro.cell.overrides import as_meant
-from wisparse.repro.cell.settings import BOUNDS, check_method_name, check_settings
+from wisparse.repro.cell.settings import BOUNDS, NAMED, check_names, check_settings
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 
 
@@ -146,14 +146,32 @@ def test_the_same_value_twice_and_settings_of_hydra_are_taken():
     assert as_meant(arguments) == arguments
 
 
-def test_no_method_goes_by_the_name_of_another():
-    for name, choice in (("wina", "teal"), ("dense", "teal"), ("wisparse", "wisparse_weight")):
-        with pytest.raises(
-            UserError, match=f"^method.name={name} would put the numbers of method={choice} under"
-        ):
-            check_method_name(name, choice)
-    for name, choice in (("teal", "teal"), ("wisparse_error_late", "wisparse"), ("mine", "teal")):
-        check_method_name(name, choice)
+@pytest.mark.parametrize(
+    ("group", "choice", "name"),
+    [
+        ("method", "teal", "wina"),
+        ("method", "teal", "dense"),
+        ("method", "wisparse_weight", "wisparse"),
+        ("quantisation", "int4", "int8"),
+        ("quantisation", "none", "int8"),
+        ("heads", "polar", "none"),
+        ("protocol", "half", "all"),
+    ],
+)
+def test_no_choice_goes_by_the_name_of_another(group, choice, name):
+    config = composed(f"{group}={choice}", f"{group}.name={name}")
+    with pytest.raises(
+        UserError, match=f"^{group}.name={name} would put the numbers of {group}={choice} under"
+    ):
+        check_names(config, {group: choice})
+
+
+def test_every_choice_and_reading_may_bear_its_own_name():
+    for group in NAMED:
+        for path in (CONFIGURATION / group).glob("*.yaml"):
+            check_names(composed(f"{group}={path.stem}"), {group: path.stem})
+    for name in ("wisparse_error_late", "mine"):
+        check_names(composed("method=wisparse", f"method.name={name}"), {"method": "wisparse"})
     readings = {f"wisparse_{path.stem}" for path in (CONFIGURATION / "reading").glob("*.yaml")}
     assert not readings & {path.stem for path in (CONFIGURATION / "method").glob("*.yaml")}
 
