@@ -27,13 +27,22 @@ from .bandwidth import read_bandwidth
 from .model_shapes import MODEL_SHAPES
 
 GROUP = 128
+"""Outputs that share a scale in 4 bits."""
 
 
 def random_weights(
-    shape: DecoderShape, bits: int, head_bits: int, dtype: torch.dtype, device: torch.device
+    shape: DecoderShape,
+    bits: int,
+    head_bits: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: int = GROUP,
 ) -> DecoderWeights:
-    """Weights of a model of this shape whose sums are about as large as what enters."""
-    draw = partial(_drawn, dtype=dtype, device=device)
+    """Weights of a model of this shape whose sums are about as large as what enters.
+
+    bits: 8, 4 in groups of `group` outputs, or 16 for weights in `dtype`.
+    """
+    draw = partial(_drawn, dtype=dtype, device=device, group=group)
     ones = torch.ones(shape.hidden, dtype=dtype, device=device)
     blocks = []
     for _ in range(shape.blocks):
@@ -46,7 +55,7 @@ def random_weights(
 
 
 def _drawn(
-    inner: int, widths: tuple[int, ...], bits: int, dtype: torch.dtype, device: torch.device
+    inner: int, widths: tuple[int, ...], bits: int, dtype: torch.dtype, device: torch.device, group: int
 ) -> Tensor | PackedWeight:
     out, scale = sum(widths), inner**-0.5
     if bits == 16:
@@ -56,7 +65,7 @@ def _drawn(
         rows = torch.full((len(widths), inner), scale / 64, device=device)
         return PackedInt8(values, rows, torch.ones(out, device=device), widths)
     values = torch.randint(0, 256, (inner, out // 2), dtype=torch.uint8, device=device)
-    scales = torch.full((inner, out // GROUP), scale / 4, dtype=torch.float16, device=device)
+    scales = torch.full((inner, out // group), scale / 4, dtype=torch.float16, device=device)
     return PackedInt4(values, scales, None, widths)
 
 

@@ -25,7 +25,7 @@ inline void put(float value, float &place) { place = value; }
 inline void put(float value, bfloat16 &place) { place = to_bfloat16(value); }
 
 // The slots of one split, of one key-value head and the query heads that share it.
-constexpr int64_t SPLIT = 128;
+constexpr int64_t SPLIT = 64;
 
 // What a split found for one query head; its weighted sum of values stands behind.
 struct SplitSums {

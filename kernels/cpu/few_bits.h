@@ -41,11 +41,17 @@ public:
         groups((begin + columns - 1) / group + 1 - first_group),
         stride((groups + LANES - 1) / LANES * LANES + LANES), // room to load a vector behind the last
         even(STORED == INT8_BY_INTEGERS || group % BYTES_BLOCK == 0 || (BYTES_BLOCK % group == 0 && group % 8 == 0)) {
+    if (!even || STORED == INT8_BY_INTEGERS) return;
+    const bool within = group < BYTES_BLOCK; // then both are powers of two
+    const int shift = within ? __builtin_ctzll(group) : 31;
     for (int k = 0; k < QUAD; ++k)
       for (int lane = 0; lane < LANES; ++lane)
-        lane_group[k][lane] = static_cast<int32_t>((lane / 4 * 16 + 4 * k + lane % 4) * VALUES / group);
-    for (int64_t column = 0; column < columns; column += BYTES_BLOCK)
-      block_groups[column / BYTES_BLOCK] = static_cast<int32_t>(group_at(column));
+        lane_group[k][lane] = (lane / 4 * 16 + 4 * k + lane % 4) * VALUES >> shift;
+    int64_t left = within ? 0 : group - begin % group;
+    for (int64_t block = 0, found = 0; block * BYTES_BLOCK < columns; ++block, left -= BYTES_BLOCK) {
+      if (!within && left == 0) ++found, left = group;
+      block_groups[block] = static_cast<int32_t>(within ? block * BYTES_BLOCK >> shift : found);
+    }
   }
 
   // sums[block][row of the batch][place] += the products of RUN kept rows from `first` on, or to before `last`.
@@ -173,6 +179,10 @@ private:
             __builtin_shuffle(load_vector<Words>(found + batch() * stride), lane_group[k])};
   }
 
+  int64_t group_of_block(int64_t column) const {
+    return STORED == INT8_BY_INTEGERS ? 0 : block_groups[column / BYTES_BLOCK];
+  }
+
   int64_t group_at(int64_t column) const { return (begin + column) / group - first_group; }
 
   // ALIKE: the four vectors of a block have the same groups.
@@ -194,7 +204,7 @@ private:
 #pragma GCC unroll 16
     for (int q = 0; q < QUADS; ++q) interleave(loaded + q * QUAD, quads[q]);
     for (int64_t b = 0; b < batch(); ++b) {
-      const int64_t at = b * stride + (STORED == INT8_BY_INTEGERS ? 0 : block_groups[column / BYTES_BLOCK]);
+      const int64_t at = b * stride + group_of_block(column);
       Factors factors[QUADS];
       for (int q = 0; q < QUADS; ++q) factors[q] = factors_at(q, at, 0);
 #pragma GCC unroll 16
@@ -222,7 +232,7 @@ private:
     for (int64_t column = 0; column < columns; column += BYTES_BLOCK)
       for (int64_t b = 0; b < batch(); ++b)
         for (int k = 0; k < QUAD; ++k) {
-          const int64_t at = b * stride + group_at(column);
+          const int64_t at = b * stride + group_of_block(column);
           const Integers from = STORED == INT8_BY_INTEGERS ? Integers{} : lane_group[k];
           const Floats unit = __builtin_shuffle(load_one(units + at), from);
           const Integers zero = __builtin_shuffle(load_vector<Integers>(zero_sums + at), from);

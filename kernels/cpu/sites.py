@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..decoder import DecoderShape
 from ..plan_data import BlockPlan, ProjectionRule
-from ..quantised.packed import PackedWeight, separate
+from ..quantised.packed import PackedInt8, PackedWeight, some_of
 from .weights import AnyWeight
 
 
@@ -30,19 +30,15 @@ def parts_of(
 ) -> tuple[Part, ...]:
     """The parts of projections `names`, whose weights lie side by side in `weight`.
 
-    In few bits each projection is a product of its own, for its rows have scales of their own.
+    In 8 bits each projection is a product of its own, for its rows have scales of their own.
     """
     widths = {name: out for name, (out, _) in shape.projection_shapes().items() if name in names}
-    if not isinstance(weight, Tensor):
-        starts = [sum(packed_before) for packed_before in (weight.widths[:i] for i in range(len(names)))]
-        return tuple(
-            Part(own, rules.of(name), slice(start, start + own.shape[1]))
-            for name, start, own in zip(names, starts, separate(weight), strict=True)
-        )
-    parts, start = [], 0
-    for _, group in groupby(names, key=lambda name: name if rules.of(name) else "dense"):
+    alone = isinstance(weight, PackedInt8)
+    parts, start, first = [], 0, 0
+    for _, group in groupby(names, key=lambda name: name if alone or rules.of(name) else "dense"):
         beside = list(group)
         columns = slice(start, start + sum(widths[name] for name in beside))
-        parts.append(Part(weight[:, columns], rules.of(beside[0]), columns))
-        start = columns.stop
+        own = weight[:, columns] if isinstance(weight, Tensor) else some_of(weight, first, len(beside))
+        parts.append(Part(own, rules.of(beside[0]), columns))
+        start, first = columns.stop, first + len(beside)
     return tuple(parts)

@@ -132,19 +132,24 @@ def check_widths(widths: Sequence[int]) -> None:
 
 def separate(packed: PackedWeight) -> tuple[Int8Weight | Int4Weight, ...]:
     """Each projection's weight (in, out) again: views of what `side_by_side` joined."""
-    found, start = [], 0
-    for index, width in enumerate(packed.widths):
-        end = start + width
-        if isinstance(packed, PackedInt8):
-            values, scales = packed.values[:, start:end], packed.column_scales[start:end]
-            found.append(Int8Weight(values, packed.row_scales[index], scales))
-        else:
-            groups = slice(start // packed.group, end // packed.group)
-            zeros = None if packed.zeros is None else packed.zeros[:, groups]
-            values = packed.values[:, start // 2 : (end + 1) // 2]
-            found.append(Int4Weight(values, packed.scales[:, groups], zeros, width))
-        start = end
-    return tuple(found)
+    return tuple(some_of(packed, index, 1) for index in range(len(packed.widths)))
+
+
+def some_of(packed: PackedWeight, first: int, count: int) -> Int8Weight | Int4Weight:
+    """Weight (in, out) of `count` projections beside each other from number `first` on: a view.
+
+    Raises KernelError for several in 8 bits, whose rows have a scale in each.
+    """
+    start, end = sum(packed.widths[:first]), sum(packed.widths[: first + count])
+    if isinstance(packed, PackedInt8):
+        if count != 1:
+            raise KernelError("projections in 8 bits have row scales of their own, and are one weight each")
+        values, scales = packed.values[:, start:end], packed.column_scales[start:end]
+        return Int8Weight(values, packed.row_scales[first], scales)
+    groups = slice(start // packed.group, end // packed.group)
+    zeros = None if packed.zeros is None else packed.zeros[:, groups]
+    values = packed.values[:, start // 2 : (end + 1) // 2]
+    return Int4Weight(values, packed.scales[:, groups], zeros, end - start)
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:

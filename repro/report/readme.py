@@ -22,7 +22,7 @@ from .pruned_summary import pruned_table
 from .question_summary import question_summary
 from .real_summary import readings_table, real_table
 from .speed_summary import speed_by_model, speed_by_setting
-from .steps_summary import steps_by_sparsity, steps_of_others
+from .steps_summary import cpu_table, steps_by_sparsity, steps_of_others
 
 TABLE = REPOSITORY / "results" / "table1.csv"
 RECORDS = REPOSITORY / "results" / "records"
@@ -119,7 +119,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "tried": tried_table,
     },
     "docs/field.md": {"measured": field_table},
-    "docs/quantisation.md": {"pruned": pruned_table, "steps": steps_by_sparsity, "others": steps_of_others},
+    "docs/quantisation.md": {
+        "pruned": pruned_table,
+        "steps": steps_by_sparsity,
+        "others": steps_of_others,
+        "cpu": cpu_table,
+    },
     "docs/speed.md": {"settings": speed_by_setting},
     "docs/cost.md": {"reproduction": reproduction},
     "results/questions/README.md": {"questions": question_summary},

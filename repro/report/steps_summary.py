@@ -1,6 +1,8 @@
-"""Whole decode steps by bits of the weights: the tables of docs/quantisation.md, from results/steps.csv."""
+"""Whole decode steps by bits of the weights: tables of docs/quantisation.md, from results/steps.csv, cpu_steps.csv."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from ..configuration import REPOSITORY
 from ..tables.csv_rows import Row, read_rows
@@ -12,6 +14,12 @@ NAMES = {"16": "16 bits", "8": "int8", "4": "int4"}
 """Formats by their bits."""
 Place = tuple[str, str, str, str, float]
 """Shape, dtype, context, bits and sparsity."""
+CPU_TABLE = REPOSITORY / "results" / "cpu_steps.csv"
+CPU_HEADS = (
+    "shapes", "built for", "weights", "activations", "llama.cpp, ms", "engine, dense, ms", "50 % sparse, ms",
+    "dense over llama.cpp", "50 % over llama.cpp", "dense, share of bandwidth",
+)  # fmt: skip
+ENGINE, HALF = "engine", 0.5
 
 
 def fastest_steps() -> dict[Place, Row]:
@@ -67,3 +75,52 @@ def _speed(row: Row | None) -> str:
     if row is None:
         return NOT_MEASURED
     return f"{float(row['tok_s']):.0f} ({float(row['gb_s']) / float(row['read_gb_s']):.0%})"
+
+
+def cpu_table(path: Path = CPU_TABLE) -> str:
+    """Milliseconds of a token by shapes, instructions, bits and type of activations."""
+    rows = read_rows(path)
+    lines = [table_row(CPU_HEADS), "|---" * 4 + "|---:" * (len(CPU_HEADS) - 4) + "|"]
+    for dense in rows:
+        if dense["decoder"] != ENGINE or float(dense["sparsity"]):
+            continue
+        beside = [row for row in rows if _cpu_setting(row) == _cpu_setting(dense)]
+        half = [row for row in beside if _is_half(row, dense["dtype"])]
+        llama = [row for row in beside if row["decoder"] != ENGINE]
+        ms = [_milliseconds(found) for found in (llama, [dense], half)]
+        lines.append(
+            table_row(
+                [
+                    dense["shape"],
+                    dense["instructions"],
+                    _cpu_weights(dense, llama),
+                    dense["dtype"],
+                    *(NOT_MEASURED if value is None else f"{value:.2f}" for value in ms),
+                    *(_ratio(ms[0], value) for value in ms[1:]),
+                    f"{float(dense['gb_s']) / float(dense['read_gb_s']):.0%}",
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def _cpu_setting(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("device", "threads", "instructions", "shape", "bits", "context"))
+
+
+def _is_half(row: Row, dtype: str) -> bool:
+    return row["decoder"] == ENGINE and row["dtype"] == dtype and float(row["sparsity"]) == HALF
+
+
+def _milliseconds(found: list[Row]) -> float | None:
+    return float(found[0]["ms"]) if found else None
+
+
+def _cpu_weights(dense: Row, llama: list[Row]) -> str:
+    if dense["bits"] == "16":
+        return dense["dtype"]
+    return f"int{dense['bits']}" + "".join(f", `{row['decoder'].split()[-1]}`" for row in llama)
+
+
+def _ratio(before: float | None, after: float | None) -> str:
+    return "" if before is None or after is None else f"{before / after:.2f}×"
