@@ -18,6 +18,7 @@
 
 constexpr int64_t RUN = 128; // sixteen times its largest sum, 128 · LARGEST_FACTOR · 15, fits 32 bits
 constexpr int QUADS = ROWS / QUAD;
+constexpr int AHEAD = 2; // steps of ROWS rows that are asked for before they are read
 constexpr float SMALLEST_PEAK = 0x1p-100f; // of a unit that float32 holds, with its inverse
 
 // What differs between the formats: vectors of sums of one of four vectors of bytes, zero points without own ones.
@@ -57,9 +58,11 @@ public:
   // sums[block][row of the batch][place] += the products of RUN kept rows from `first` on, or to before `last`.
   void add(const Kept &kept, int64_t first, int64_t last, float *sums) {
     const int64_t count = std::min(RUN, last - first), steps = (count + ROWS - 1) / ROWS;
-    const uint8_t *rows[RUN + ROWS];
-    for (int64_t step = 0; step <= steps; ++step)
+    const uint8_t *rows[RUN + AHEAD * ROWS];
+    for (int64_t step = 0; step < steps + AHEAD; ++step)
       find_rows<ROWS>(kept, first + step * ROWS, last, tile, weight.stride, rows + step * ROWS);
+    for (int64_t offset = 0; offset < columns / VALUES; offset += 64) // they come while factors are found
+      ask_ahead<AHEAD * ROWS>(rows, offset, 64);
     find_factors(kept, first, count);
     std::memset(whole, 0, sizeof(int32_t) * batch() * ((columns + BYTES_BLOCK - 1) / BYTES_BLOCK * BYTES_BLOCK));
     for (int64_t step = 0; step < steps; ++step) {
@@ -189,7 +192,7 @@ private:
   template <bool ALIKE> void add_rows(const uint8_t *const *rows) {
     int64_t column = 0;
     for (; column + BYTES_BLOCK <= columns; column += BYTES_BLOCK) {
-      ask_ahead<ROWS>(rows + ROWS, column / VALUES, VECTOR_BYTES);
+      ask_ahead<ROWS>(rows + AHEAD * ROWS, column / VALUES, VECTOR_BYTES);
       add_block<ALIKE>(column, [&](int i) { return load_vector<Words>(rows[i] + column / VALUES); });
     }
     if (const int64_t bytes = (columns - column + VALUES - 1) / VALUES)

@@ -33,6 +33,7 @@ namespace {
 constexpr int64_t NARROWEST = 512;     // columns of a tile that more threads do not make narrower
 constexpr int64_t NARROWEST_IN_FEW_BITS = 2048; // 5 % faster than 512 at SmolLM2's sizes: longer pieces of rows
 constexpr int64_t ROWS_OF_A_PART = 96; // fewer would have their sums added up for little
+constexpr int64_t ROWS_OF_AN_EVEN_PART = 128; // of integers; two threads share an even number of parts evenly
 
 // A way to store weights: its bits, how a block is loaded, and how its sums are put in the order of the columns.
 template <int64_t STORED> struct Format;
@@ -146,8 +147,9 @@ void add_all(const Kept &kept, int64_t index, int64_t last, const Weight &weight
   }
 }
 
-int64_t parts_of(const Kept &kept) {
-  return std::clamp<int64_t>(kept.count / ROWS_OF_A_PART, 1, LARGEST_PARTS);
+int64_t parts_of(const Weight &weight, const Kept &kept) {
+  if (weight.stored < INT8_BY_INTEGERS) return std::clamp<int64_t>(kept.count / ROWS_OF_A_PART, 1, LARGEST_PARTS);
+  return std::clamp<int64_t>((kept.count / ROWS_OF_AN_EVEN_PART + 1) / 2 * 2, 1, LARGEST_PARTS);
 }
 
 int64_t block_of(const Weight &weight) {
@@ -201,13 +203,13 @@ int64_t partial_floats(const Weight &weight, int64_t batch) {
 }
 
 int64_t product_units(const Product &product) {
-  return product_tiles(product.weight, product.tile) * parts_of(product.kept);
+  return product_tiles(product.weight, product.tile) * parts_of(product.weight, product.kept);
 }
 
 void run_unit(const Product &product, int64_t unit) {
   const Weight &weight = product.weight;
   const Kept &kept = product.kept;
-  const int64_t tiles = product_tiles(weight, product.tile), parts = parts_of(kept);
+  const int64_t tiles = product_tiles(weight, product.tile), parts = parts_of(weight, kept);
   const int64_t tile = unit % tiles, part = unit / tiles;
   const int64_t begin = tile * product.tile, columns = std::min(product.tile, weight.columns - begin);
   const int64_t steps = kept.count / ROWS, part_floats = padded(weight, weight.columns) * product.batch;

@@ -2,8 +2,8 @@
 //
 // A product is cut into units that threads take as they come: tiles of columns, and of each tile parts of the
 // kept rows. Each unit leaves its sums in `partial`; whoever finishes the last part of a tile adds them up, in
-// the order of the parts. How many parts there are depends on the kept rows alone, so results are the same to
-// the bit whatever the number of threads, the columns beside and the load of the machine.
+// the order of the parts. How many parts there are depends on the kept rows and the format alone, so results are
+// the same to the bit whatever the number of threads, the columns beside and the load of the machine.
 #pragma once
 
 #include "types.h"
