@@ -1,4 +1,4 @@
-"""Whole decode steps by bits of the weights: tables of docs/quantisation.md, from results/steps.csv, cpu_steps.csv."""
+"""Whole decode steps by bits of the weights: tables of docs/quantisation.md, from results/*steps.csv."""
 
 from __future__ import annotations
 
