@@ -19,6 +19,8 @@ from ..text import headed, settings_lines
 
 EDGES = (0, 8, 32, 64, 128)
 """Positions at which the parts of a continuation begin, over which divergence is averaged."""
+CONSISTENCY = "_consistency"
+"""What the name of a column on how far drawn answers agree ends with."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ def columns(tasks: Sequence[str]) -> list[Column[Generated]]:
             f"divergence_{name}", f"KL, {title}", lambda one: one.divergence(begin, end), 5, number(3)
         )
 
+    tasks = [
+        task for task in tasks if not task.endswith(CONSISTENCY)
+    ]  # of a CSV whatever is not declared is one
     questions = [task for task in tasks if f"{task}_vote" in tasks]
     return [
         *map(of_entry, [
@@ -97,7 +102,7 @@ def columns(tasks: Sequence[str]) -> list[Column[Generated]]:
         Column("agreement", "Likeliest alike", lambda one: one.agreement, 4, PERCENT_1),
         *(part(begin, end) for begin, end in pairwise((*EDGES, None))),
         *(task_column(task, lambda one, name: one.entry.of_record("tasks", name, "value")) for task in tasks),
-        *(Column(f"{task}_consistency", f"{task}, answers alike",
+        *(Column(task + CONSISTENCY, f"{task}, answers alike",
                  lambda one, task=task: one.consistency(task), 4, PERCENT_1) for task in questions),
     ]  # fmt: skip
 

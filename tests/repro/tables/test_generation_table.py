@@ -62,3 +62,9 @@ def test_arithmetic_and_votes_are_in_percent_and_what_is_trained_is_said(rows):
     teal = rows["teal"]
     assert (float(teal["sum"]), float(teal["sum_vote"]), float(teal["sum_consistency"])) == (50.0, 75.0, 0.6)
     assert [rows[name]["trained"] for name in ("teal", "equal_loss_trained")] == ["False", "True"]
+
+
+def test_how_far_answers_agree_is_shown_once(rows):
+    titles = [column.title for column in GENERATION.shown_columns(list(rows.values()))]
+    assert titles.count("sum, answers alike") == 1
+    assert "sum_consistency" not in titles
