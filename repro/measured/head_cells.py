@@ -59,8 +59,11 @@ def density_of(record: dict[str, Any]) -> float:
 def read_heads(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> HeadData:
     """Read every record with a perplexity below the folders; of a cell measured again the newest counts.
 
-    keep: which of them, of folders that hold several suites or protocols. Raises UserError when there is none,
-    when one is damaged, or when they are not on the same text under the same settings but for density and seed.
+    keep: which of them, of folders that hold several suites or protocols. Methods whose attention looks at all
+    groups in every record are left out beside others, so that a folder of theirs can be given whole.
+
+    Raises UserError when there is none, when one is damaged, or when they are not on the same text under the
+    same settings but for density and seed.
     """
 
     def place(record: dict[str, Any]) -> Place:
@@ -72,6 +75,12 @@ def read_heads(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda r
         keep=lambda record: record["perplexity"] is not None and keep(record),
         command="`python repro/run.py experiment=heads`",
     )
+    routed = {place[:3] for place in found if place.density != ALL}
+    found = {
+        place: cell
+        for place, cell in found.items()
+        if not routed or place.method == "dense" or place[:3] in routed
+    }
     cells = dict(sorted(found.items(), key=lambda pair: _order(pair[0])))
     check_names(((cell.folder, cell.record) for cell in map(without_seed, cells.values())), ("heads",))
     for model in {place.model for place in cells}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..configuration import REPOSITORY
 from ..measured.cells import every_cell
@@ -23,11 +24,12 @@ def pruned_table(records: Path = RECORDS, table: Path = REAL) -> str:
     """Bytes and WikiText-2's perplexity of every pruned model, then of TEAL at the same nominal sparsities."""
     lines = [table_row(["weights", "activations", "MB/token", "perplexity"]), "|---|---|---:|---:|"]
     cells = list(every_cell([records])) if records.exists() else []
-    for cell in sorted(cells, key=lambda cell: cell.record["quantisation"]["name"]):
+    for cell in sorted(cells, key=lambda cell: _weights(cell.record["quantisation"])):
         record = cell.record
         read = record["realised"]["bytes_per_token"] / 1e6
-        name = f"`{record['quantisation']['name']}`"
-        lines.append(table_row([name, "dense", f"{read:.0f}", f"{record['perplexity']:.2f}"]))
+        lines.append(
+            table_row([_weights(record["quantisation"]), "dense", f"{read:.0f}", f"{record['perplexity']:.2f}"])
+        )
     for protocol in PROTOCOLS:
         wanted = SETTINGS | {"protocol": protocol, "suite": "wikitext", "method": "teal"}
         teal = [row for row in read_rows(table) if wanted.items() <= row.items()]
@@ -38,3 +40,9 @@ def pruned_table(records: Path = RECORDS, table: Path = REAL) -> str:
             shown = f"{float(read) / HALF / 1e6:.0f}" if is_number(read) else NOT_MEASURED
             lines.append(table_row(["its own", f"`teal` {sparsity:.0%}, `{protocol}`", shown, perplexity]))
     return "\n".join(lines)
+
+
+def _weights(pruned: dict[str, Any]) -> str:
+    """How weights are pruned, which their name alone does not say of settings that have changed."""
+    how, _, _ = pruned["description"].partition(", with")
+    return f"`{pruned['name']}`" + (f": {how}" if how else "")

@@ -10,7 +10,7 @@ def test_rows_are_those_of_the_records(tmp_path):
     pruned = {
         "name": "wanda-0.5-bitmap",
         "config": {"index": "bitmap"},
-        "description": "",
+        "description": "50% zeros by Wanda, with a bitmap, lm_head as it was",
         "bits_per_weight": 9.0,
     }
     realised = {"realised_sparsity": 0.0, "bytes_per_token": 1.76e8, "dense_bytes_per_token": 1.76e8}
@@ -28,7 +28,7 @@ def test_rows_are_those_of_the_records(tmp_path):
     }
     (tmp_path / "table").write_text(csv_text(list(teal), [teal]))
     lines = pruned_table(tmp_path / "records", tmp_path / "table").splitlines()[2:]
-    assert lines[0].startswith("| `wanda-0.5-bitmap` | dense | 176 | ")
+    assert lines[0].startswith("| `wanda-0.5-bitmap`: 50% zeros by Wanda | dense | 176 | ")
     assert lines[1:4] == [
         "| its own | `teal` 40%, `all` | not measured | not measured |",
         "| its own | `teal` 50%, `all` | 168 | 29.03 |",

@@ -43,6 +43,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_methods_that_were_never_routed_are_left_out(folder):
+    cell(folder, "wina", 0.5, 7)
+    cell(folder, "teal", 0.6, 9)
+    rows = list(csv.DictReader(io.StringIO(HEADS.csv(read_heads(folder)))))
+    assert {(row["method"], row["sparsity"]) for row in rows} == {("dense", "0.0"), ("teal", "0.5")}
+
+
 def test_rows_stand_beside_the_dense_model_and_the_method_with_all_groups(folder):
     cell(folder, "dense", 0.0, 14, kept=2, seed=1)
     rows = list(csv.DictReader(io.StringIO(HEADS.csv(read_heads(folder)))))
