@@ -9,7 +9,7 @@ from ..measured.cells import Key, MeasuredCell
 from ..measured.paired_bootstrap import Interval
 from .table import MEGABYTES, PERCENT_1, Column, number
 from .table_data import TableData
-from .text import NOT_MEASURED
+from .text import MEASURED, NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class AccuracyEntry:
     def status(self) -> str:
         """Whether it was measured, and if not, whether it can be."""
         if self.cell is not None:
-            return "measured"
+            return MEASURED
         maximum = self.data.unreachable.get(self.key)
         return NOT_MEASURED if maximum is None else f"out of reach (max {maximum:.3f})"
 

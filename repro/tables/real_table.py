@@ -23,7 +23,7 @@ from ..measured.real_cells import RealData, Section, read_readings, read_real
 from ..measured.rise import Rises, mean_of
 from .accuracy import AVERAGE, BYTES, PERPLEXITY, REALISED
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
-from .text import NOT_MEASURED, settings_lines
+from .text import MEASURED, NOT_MEASURED, settings_lines
 
 INCOMPARABLE = "not comparable at equal bytes"
 
@@ -56,7 +56,7 @@ class RealEntry:
     def status(self) -> str:
         """Whether it was measured, and if not, whether it can be."""
         if self.cells:
-            return "measured"
+            return MEASURED
         maximum = self.data.unreachable.get((self.section.model, self.method, self.sparsity))
         return NOT_MEASURED if maximum is None else f"out of reach (max {maximum:.3f})"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ..measured.paired_bootstrap import Interval
 from .csv_rows import Row, StoredRow, csv_text
-from .text import number_text, table_row
+from .text import MEASURED, number_text, table_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,8 @@ class Column(Generic[Entry]):
     def shown(self, row: Row) -> str:
         """Text that people see of a row of the CSV."""
         if not row[self.name]:
-            return row.get(self.absent, self.absent)
+            absent = row.get(self.absent, self.absent)
+            return "" if absent == MEASURED else absent  # its row is there, and has no such value
         value = self._formed(row, self.name)
         if not self.bounds or not row.get(f"{self.name}_low"):
             return value

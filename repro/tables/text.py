@@ -10,7 +10,7 @@ from ..measured.comparable import search_settings
 from ..measured.paired_bootstrap import Interval
 from ..record_facts import hardware, is_embedded, model_notes
 
-NOT_MEASURED = "not measured"
+MEASURED, NOT_MEASURED = "measured", "not measured"
 EMBEDDED_NOTE = """\
 These are the models of 8 to 11 million parameters embedded in this repository, **not 7-8B results**: they show
 how the methods compare, not what they score on large models."""

@@ -17,6 +17,7 @@ from wisparse.repro.figures import massive_plot
 from wisparse.repro.measured.paired_bootstrap import PairedResamples, interval
 from wisparse.repro.records import write_json
 from wisparse.repro.tables.make import main
+from wisparse.repro.tables.table import Column
 from wisparse.repro.tables.table1 import TABLE1, columns
 from wisparse.repro.tables.table_data import read_table
 
@@ -230,3 +231,9 @@ def test_pairing_takes_away_what_both_sides_share():
     difference = resamples.log_perplexities(nats, [100] * 50) - resamples.log_perplexities(nats + 1, [100] * 50)
     assert np.allclose(difference, -0.01)
     assert resamples.log_perplexities(nats, [100] * 50).std() > 0.1
+
+
+def test_a_measured_row_without_a_value_shows_none():
+    average = Column("average", "Average", lambda entry: None, absent="status")
+    shown = [average.shown({"average": "", "status": status}) for status in ("measured", "not measured")]
+    assert shown == ["", "not measured"]
