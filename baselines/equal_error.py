@@ -27,7 +27,7 @@ from ..method.rules import RuleBuilder, StaticThreshold
 from ..method.search.budget import QUICK
 
 HALVINGS = 50
-"""Of the interval that the error lies in."""
+"""How often the interval that the error lies in is halved."""
 
 
 @dataclass(frozen=True)

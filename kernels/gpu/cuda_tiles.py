@@ -71,7 +71,7 @@ DENSE_TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
         "gate_up": (CUDATile(columns=256, cluster=4),),
     },
 }
-"""Those that come before them where a step keeps all channels, and has more rows to wait for."""
+"""Tiles that come before them where a step keeps all channels, and has more rows to wait for."""
 FEW_BITS = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K})
 """What of a plan goes with weights in few bits."""
 SHORT_ATTENTION = CUDAAttentionTile()

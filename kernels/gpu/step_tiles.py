@@ -50,6 +50,10 @@ class Chosen:
     """Tiles of attention over chosen key-value groups by how many a row looks at; `attention` for others."""
 
 
+FASTER_IN_TORCH = frozenset({"qkv", "gate_up", "down"})
+"""Dense products of 4 to 32 rows that torch computes faster than these tiles: 1.02 to 1.9 times on an H200."""
+
+
 @dataclass(frozen=True)
 class StepTiles:
     """Tiles by launch, for products over lists and over whole activations."""
@@ -140,7 +144,8 @@ def default_tiles(shape: DecoderShape, batch: int = 1, capacity: int = 2048) -> 
     if batch == 1 and capacity <= LONGEST_SHORT:
         return StepTiles(listed, dense, attention=ShortAttentionTile())
     long = capacity > 2048
-    return StepTiles(listed, dense, attention=AttentionTile(64 if long else 32, 32 if long else 16))
+    attention = AttentionTile(64 if long else 32, 32 if long else 16)
+    return StepTiles(listed, dense, attention=attention, library=FASTER_IN_TORCH if batch >= 4 else frozenset())
 
 
 def _dense_tiles(shape: DecoderShape, batch: int) -> dict[str, Tile]:

@@ -34,7 +34,7 @@ class BlockProbe:
     batch_tokens: int
     """Tokens a forward pass."""
     turns: Turns
-    """Of candidates, where there are more than fit into a pass."""
+    """Candidates, where there are more than fit into a pass."""
     sparse_positions: Tensor | None
     """(1, length) bool, tokens computed sparsely; None: every token."""
     sparse_output: Tensor | None = None

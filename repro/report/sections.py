@@ -131,7 +131,7 @@ def read_sections(results: Path) -> list[Section]:
 
 
 def _ordered(tables: Iterable[Path]) -> list[Path]:
-    """Those of FIRST before the others, which follow by name."""
+    """Sections of FIRST before the others, which follow by name."""
     return sorted(
         tables, key=lambda path: (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
     )

@@ -40,7 +40,7 @@ class TrainedModels:
 
     cards: dict[str, dict[str, Any]]
     cells: dict[int, MeasuredCell]
-    """In the order in which they were read."""
+    """Cells in the order in which they were read."""
 
     def of(self, name: str) -> list[MeasuredCell]:
         """Cells of a model, dense first."""

@@ -41,7 +41,7 @@ class GenerationSuite:
     prompt_tokens: int = 64
     new_tokens: int = 160
     questions: int = 100
-    """Of each arithmetic task."""
+    """Questions of each arithmetic task."""
     samples: int = 5
     """Drawn answers to a question, of which the most frequent counts, of equally frequent ones the first."""
     temperature: float = 0.7

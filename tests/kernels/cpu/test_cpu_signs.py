@@ -37,7 +37,7 @@ def test_a_relu_model_continues_as_under_hooks(implementation, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("march", ["native", "x86-64-v3", "x86-64-v2"])
 def test_signs_are_counted_alike_on_every_machine(compiled, monkeypatch, march):
-    """Of lengths that fill no word, some words, and vectors of them."""
+    """Lengths that fill no word, some words, and vectors of them."""
     if march != "native":
         compile_for(march, monkeypatch)
     for sizes in ((48, 80), (144, 200), SIZES):

@@ -248,7 +248,7 @@ def test_bad_input_ends_in_one_line():
     weights = pack(model)
     cache = StaticCache.for_model(model, weights.shape, 1, 8)
     rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
-    with pytest.raises(KernelError, match="gated blocks"):
+    with pytest.raises(KernelError, match="gated and predicted blocks"):
         GPUDecodeStep(weights, rules, cache, SMALL_TILES)
     with pytest.raises(KernelError, match="rules for 1 blocks"):
         GPUDecodeStep(weights, rules[:1], cache, SMALL_TILES)
