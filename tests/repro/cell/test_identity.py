@@ -204,7 +204,8 @@ def named_files(*overrides: str) -> set[Path]:
 
 @pytest.mark.slow
 def test_a_part_names_the_files_that_are_no_python():
-    embedded = {*(ROOT / "repro/embedded/tasks").glob("*.yaml"), ROOT / "repro/embedded/manifest.json"}
+    manifests = {ROOT / "repro/embedded" / name for name in ("manifest.json", "calibration_manifest.json")}
+    embedded = {*(ROOT / "repro/embedded/tasks").glob("*.yaml"), *manifests}
     kernels = {path for path in (ROOT / "kernels").rglob("*") if path.suffix in (".cu", ".cpp", ".h")}
     assert named_files("method=teal") == embedded
     assert named_files("method=teal", "latency=decode") == embedded | kernels
