@@ -45,10 +45,6 @@ class Prox(Method):
         """Proxies."""
         return frozenset({Mechanism.PROXY})
 
-    def mechanisms_at(self, sparsity: float) -> frozenset[Mechanism]:
-        """See `Method`: at 0 there is nothing to choose."""
-        return self.mechanisms if sparsity else frozenset()
-
     def _rule(self, calibration: Calibration, kept_share: float) -> ProxyRule:
         neurons, channels = calibration.shapes[key(0, "gate")]
         kept = int(neurons * kept_share + 1e-9)

@@ -52,10 +52,6 @@ class TopKGuided(Method):
         """Bounds on k."""
         return frozenset({Mechanism.BOUNDED})
 
-    def mechanisms_at(self, sparsity: float) -> frozenset[Mechanism]:
-        """See `Method`: at 0 nothing is bounded."""
-        return self.mechanisms if sparsity else frozenset()
-
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 1.0))
         blocks = [sparsity] * calibration.blocks

@@ -22,5 +22,7 @@ class Mechanism(Enum):
     BIAS = "biases of sparse tokens"
 
 
-SERVING_RULES = frozenset({Mechanism.ROTATION, Mechanism.FOLDED, Mechanism.BIAS})
-"""Mechanisms that help channel rules: a plan that is to drop nothing has none of them."""
+OF_DROPPING = frozenset(
+    {Mechanism.ROTATION, Mechanism.FOLDED, Mechanism.BIAS, Mechanism.PROXY, Mechanism.BOUNDED}
+)
+"""Mechanisms that choose what is dropped, or help those that do: a plan that is to drop nothing has none."""

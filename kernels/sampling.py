@@ -30,7 +30,7 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Multinomial:
-    """A token drawn by its probability at a temperature, from torch's generator of the device.
+    """A token drawn by its probability at a temperature.
 
     The same draw as transformers' `generate(do_sample=True, top_k=0, top_p=…)` from the same seed.
     """
@@ -38,6 +38,8 @@ class Multinomial:
     temperature: float = 1.0
     top_p: float = 1.0
     """The smallest set of tokens that holds this probability is drawn from."""
+    generator: torch.Generator | None = None
+    """Where draws come from; None: torch's generator of the device."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -53,7 +55,7 @@ class Multinomial:
             tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - self.top_p
             tail[:, -1] = False  # one token always stays
             logits = logits.masked_fill(tail.scatter(1, order, tail), -torch.inf)
-        return torch.multinomial(logits.softmax(dim=-1), num_samples=1)[:, 0]
+        return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=self.generator)[:, 0]
 
 
 def require_finite(largest: Tensor, what: str) -> None:

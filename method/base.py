@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-from ..kernels.mechanism import SERVING_RULES, Mechanism
+from ..kernels.mechanism import OF_DROPPING, Mechanism
 from .calibration import Calibration, Need
 from .errors import UserError
 from .plan import SparsityPlan
@@ -60,7 +60,7 @@ class Method(ABC):
 
     def mechanisms_at(self, sparsity: float) -> frozenset[Mechanism]:
         """Mechanisms of every plan at this sparsity; at 0 those that skip exact zeros, and none for rules."""
-        return self.mechanisms if sparsity else self.mechanisms - SERVING_RULES
+        return self.mechanisms if sparsity else self.mechanisms - OF_DROPPING
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:  # noqa: B027 - most have no limit
         """Raises OutOfReachError where the method cannot reach the sparsity on this model."""

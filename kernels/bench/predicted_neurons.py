@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist, median
-from time import perf_counter
 
 import torch
 
@@ -25,6 +24,7 @@ from ..signs.products import negative_products, packed_signs, plus_minus
 from ..signs.rule import SignRule
 from ..static_cache import StaticCache
 from .bandwidth import read_bandwidth
+from .cpu_clock import cpu_step_times
 from .gpu_step import filled_cache, random_weights
 from .model_shapes import shape_of
 
@@ -96,13 +96,7 @@ def shares_read(weights: DecoderWeights, plan: BlockPlan) -> tuple[float, float]
 
 def cpu_clock(weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> float:
     """Milliseconds of a step on a CPU, the median of some."""
-    step, length, found = decode_step(weights, rules, cache), int(cache.length), []
-    for _ in range(CPU_STEPS):
-        cache.length.fill_(length)
-        started = perf_counter()
-        step(torch.zeros(1, dtype=torch.int64))
-        found.append(1e3 * (perf_counter() - started))
-    return median(found)
+    return median(cpu_step_times(decode_step(weights, rules, cache), cache, int(cache.length), CPU_STEPS))
 
 
 def gpu_clock(weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> float:

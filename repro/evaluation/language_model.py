@@ -28,7 +28,7 @@ from .passes.context import (
     reproducible_attention,
     weights_as_they_are,
 )
-from .passes.generation import AnswerSettings, greedy_answers
+from .passes.generation import AnswerSettings, decoded_answers
 from .passes.scoring import NO_TARGET, ScoredRow, require_finite, row_scores, sharing_a_pass
 
 ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -273,7 +273,7 @@ class SparseLM(HFLM):
         """Answers to the prompts of a batch, padded on the left."""
         ends = stop_tokens(self.model, self.tokenizer)
         with announced(self.session, mask.sum(dim=1)), reproducible_attention():
-            return greedy_answers(self.model, self.tokenizer, tokens, mask, settings, ends)
+            return decoded_answers(self.model, self.tokenizer, tokens, mask, settings, ends)
 
 
 @lru_cache(maxsize=1 << 15)  # a sweep asks the same again: to tokenise takes longer than the model on a GPU

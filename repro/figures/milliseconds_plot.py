@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..configuration import mistakes_in_one_line
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import COLOURS, INK, MARKERS, ink, write_figure
+from ..tables.speed.step_rows import fastest_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BITS = {"none": 16, "int8": 8, "int4": 4, "int4_calibrated": 4}
 """Bits of a weight by how it is quantised."""
-SHAPE, CONTEXT = "llama3.1-8b", 128
-"""Model whose shapes were timed, and tokens in its cache."""
+SHAPE, DTYPE, CONTEXT = "llama3.1-8b", "bfloat16", 128
+"""Model whose shapes were timed, type of its activations, and tokens in its cache."""
 LARGEST_RATIO = 3.0
 """Ratio of perplexities at the top of the plot: beyond it a model is of no use."""
 
@@ -40,19 +41,14 @@ class Timed(NamedTuple):
     milliseconds: float
 
 
-def step_times(rows: Iterable[Row]) -> dict[tuple[int, float], float]:
-    """Milliseconds of a step by bits and sparsity; of several measurements, and tiles, the fastest."""
-    found: dict[tuple[int, float], float] = {}
-    for row in rows:
-        if row["shape"] == SHAPE and int(row["context"]) == CONTEXT and row["dtype"] == "bfloat16":
-            place = int(row["bits"]), float(row["sparsity"])
-            found[place] = min(float(row["ms"]), found.get(place, float("inf")))
-    return found
-
-
 def timed(losses: Iterable[Row], steps: Iterable[Row]) -> list[Timed]:
     """One point for each format and sparsity of the losses that was timed, with the method that loses least."""
-    times, found = step_times(steps), defaultdict(list)
+    times = {
+        place[3:]: float(row["ms"])
+        for place, row in fastest_steps(steps).items()
+        if place[:3] == (SHAPE, DTYPE, CONTEXT)
+    }
+    found = defaultdict(list)
     for row in losses:
         place = BITS.get(row["quantisation"], 0), float(row["sparsity"])
         if place in times:

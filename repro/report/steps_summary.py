@@ -6,14 +6,13 @@ from pathlib import Path
 
 from ..configuration import REPOSITORY
 from ..tables.csv_rows import Row, read_rows
+from ..tables.speed.step_rows import fastest_steps
 from ..tables.text import NOT_MEASURED, table_row
 
 STEPS = REPOSITORY / "results" / "steps.csv"
-SHAPE, DTYPE, CONTEXT = "llama3.1-8b", "bfloat16", "128"
-NAMES = {"16": "16 bits", "8": "int8", "4": "int4"}
+SHAPE, DTYPE, CONTEXT = "llama3.1-8b", "bfloat16", 128
+NAMES = {16: "16 bits", 8: "int8", 4: "int4"}
 """Formats by their bits."""
-Place = tuple[str, str, str, str, float]
-"""Shape, dtype, context, bits and sparsity."""
 CPU_TABLE = REPOSITORY / "results" / "cpu_steps.csv"
 CPU_HEADS = (
     "shapes", "built for", "weights", "activations", "llama.cpp, ms", "engine, dense, ms", "50 % sparse, ms",
@@ -22,20 +21,13 @@ CPU_HEADS = (
 ENGINE, HALF = "engine", 0.5
 
 
-def fastest_steps() -> dict[Place, Row]:
-    """The row of each place; of several, with other tiles, the fastest of those at the newest commit."""
-    found: dict[Place, Row] = {}
-    for row in read_rows(STEPS):  # in the order in which they were measured
-        place = row["shape"], row["dtype"], row["context"], row["bits"], float(row["sparsity"])
-        known = found.get(place)
-        if known is None or row["commit"] != known["commit"] or float(row["ms"]) < float(known["ms"]):
-            found[place] = row
-    return found
-
-
 def steps_by_sparsity() -> str:
     """Tokens a second of Llama-3.1-8B's shapes, one line a format, and what share of the bandwidth that is."""
-    rows = {place[3:]: row for place, row in fastest_steps().items() if place[:3] == (SHAPE, DTYPE, CONTEXT)}
+    rows = {
+        place[3:]: row
+        for place, row in fastest_steps(read_rows(STEPS)).items()
+        if place[:3] == (SHAPE, DTYPE, CONTEXT)
+    }
     sparsities = sorted({sparsity for _, sparsity in rows})
     lines = [
         table_row(["weights", "lm_head", *(f"{sparsity:.0%}" for sparsity in sparsities)]),
@@ -50,11 +42,11 @@ def steps_by_sparsity() -> str:
 
 def steps_of_others() -> str:
     """Tokens a second, dense and at 50 %, of other shapes, dtypes and contexts."""
-    rows = fastest_steps()
+    rows = fastest_steps(read_rows(STEPS))
     settings = [
         place for place in dict.fromkeys(place[:3] for place in rows) if place != (SHAPE, DTYPE, CONTEXT)
     ]
-    bits = list(dict.fromkeys(place[3] for place in rows))
+    bits = list(dict.fromkeys(place.bits for place in rows))
     heads = [f"{NAMES[one]}, {which}" for one in bits for which in ("dense", "50 %")]
     lines = [
         table_row(["shapes", "activations", "context", *heads]),
@@ -63,12 +55,12 @@ def steps_of_others() -> str:
     for setting in settings:
         shape, dtype, context = setting
         shown = [_speed(rows.get((*setting, one, sparsity))) for one in bits for sparsity in (0.0, 0.5)]
-        lines.append(table_row([shape, dtype, context, *shown]))
+        lines.append(table_row([shape, dtype, f"{context}", *shown]))
     return "\n".join(lines)
 
 
 def _format(row: Row) -> str:
-    return NAMES[row["bits"]] + (f", groups of {row['group']}" if row["group"] else "")
+    return NAMES[int(row["bits"])] + (f", groups of {row['group']}" if row["group"] else "")
 
 
 def _speed(row: Row | None) -> str:

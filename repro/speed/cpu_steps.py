@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ...kernels.bench.bandwidth import read_bandwidth
+from ...kernels.bench.cpu_clock import cpu_step_times
 from ...kernels.bench.gpu_step import bytes_read, dropping, filled_cache, random_weights
 from ...kernels.bench.model_shapes import shape_of
 from ...kernels.block_rules import block_rules
@@ -63,13 +64,7 @@ class OwnDecoder:
 
     def clock(self, tokens: int) -> list[float]:
         """Every token stands behind the same context."""
-        found = []
-        for token in range(tokens):
-            self._cache.length.fill_(self._context)
-            started = time.perf_counter()
-            self._step(torch.tensor([token]))
-            found.append(1e3 * (time.perf_counter() - started))
-        return found
+        return cpu_step_times(self._step, self._cache, self._context, tokens)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ....kernels.sampling import Multinomial
 from ....method.apply import SparseSession
 from ....method.errors import UserError
 from ....method.tokens import stop_tokens
@@ -19,7 +20,7 @@ from ..language_model import SparseLM, longest_sequence
 from ..passes.batches import computed, padded
 from ..passes.context import announced, reproducible_attention
 from ..passes.conventions import conventions
-from ..passes.generation import AnswerSettings, continued_tokens
+from ..passes.generation import AnswerSettings, decoded_answers
 from ..suites import Evaluation, Suite, TaskResult, task_result
 from .arithmetic import TASKS, Question, last_number, questions
 from .divergence import Continuation, continuations
@@ -126,16 +127,15 @@ class GenerationSuite:
         prompts = [language_model.tok_encode(question.prompt) for question in asked]
         ends = stop_tokens(model, tokenizer)
 
-        def stopped(answer: list[int]) -> bool:
-            return "\n" in tokenizer.decode(answer[-2:])
-
         def compute(batch: list[int]) -> list[str]:
             tokens, mask = padded([prompts[index] for index in batch], tokenizer.pad_token_id, "left")
             tokens, mask = tokens.to(device), mask.to(device)
-            draw = None if number is None else self._draw(1000 * batch[0] + number, device)
+            draw = None
+            if number is not None:
+                generator = torch.Generator(device).manual_seed(1000 * batch[0] + number)
+                draw = Multinomial(self.temperature, generator=generator)
             with announced(language_model.session, mask.sum(dim=1)), reproducible_attention():
-                answers = continued_tokens(model, tokens, mask, settings.new_tokens, ends, stopped, draw)
-            return [settings.cut(tokenizer.decode(answer)) for answer in answers]
+                return decoded_answers(model, tokenizer, tokens, mask, settings, ends, draw)
 
         found = [""] * len(asked)
         batches = [
@@ -146,15 +146,6 @@ class GenerationSuite:
             for index, answer in zip(batch, answers, strict=True):
                 found[index] = answer
         return found
-
-    def _draw(self, seed: int, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        generator = torch.Generator(device).manual_seed(seed)
-
-        def draw(logits: torch.Tensor) -> torch.Tensor:
-            shares = (logits / self.temperature).softmax(dim=-1)
-            return torch.multinomial(shares, 1, generator=generator)[:, 0]
-
-        return draw
 
 
 def _most_frequent(answers: Sequence[str]) -> tuple[int | None, float]:

@@ -50,25 +50,26 @@ class AnswerSettings:
 
 
 @torch.inference_mode()
-def greedy_answers(
+def decoded_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tokens: torch.Tensor,
     mask: torch.Tensor,
     settings: AnswerSettings,
     end_tokens: Collection[int],
+    draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[str]:
-    """Answers to prompts (rows, length) padded on the left, each the same whatever other rows there are.
+    """Answers to prompts (rows, length) padded on the left; greedy ones do not depend on other rows.
 
-    An answer ends before its first end token. What follows it in the batch's later passes is padding, which the
-    mask says. Raises NotFiniteError that names the row.
+    draw: as in `continued_tokens`. An answer ends before its first end token. What follows it in the batch's
+    later passes is padding, which the mask says. Raises NotFiniteError that names the row.
     """
     prompts = [row[real.bool()].tolist() for row, real in zip(tokens, mask, strict=True)]
 
     def stopped(answer: list[int]) -> bool:
         return _stopped(tokenizer, answer, settings.stop_strings)
 
-    answers = continued_tokens(model, tokens, mask, settings.new_tokens, end_tokens, stopped)
+    answers = continued_tokens(model, tokens, mask, settings.new_tokens, end_tokens, stopped, draw)
     return [
         settings.cut(continuation_text(tokenizer, prompt, answer))
         for prompt, answer in zip(prompts, answers, strict=True)

@@ -1,0 +1,23 @@
+"""Milliseconds of decode steps on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+
+from ..static_cache import StaticCache
+
+
+def cpu_step_times(
+    step: Callable[[torch.Tensor], object], cache: StaticCache, context: int, tokens: int
+) -> list[float]:
+    """Milliseconds of each of so many tokens, every one behind the same `context` tokens."""
+    found = []
+    for token in range(tokens):
+        cache.length.fill_(context)
+        started = perf_counter()
+        step(torch.tensor([token]))
+        found.append(1e3 * (perf_counter() - started))
+    return found
