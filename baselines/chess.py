@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..kernels.mechanism import Mechanism
 from ..method.base import Method
-from ..method.calibration import BlockStatistics, Calibration
+from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError
 from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTIONS, decoder_blocks, key, parameter_shares
 from ..method.provenance import SearchCost
 from ..method.rules import RuleBuilder, StaticThreshold
+from ..method.running.collectors import BlockStatistics
 
 IMPORTANCE_WEIGHTS = {
     "2024": lambda statistics: statistics.up_output.mean_squared().sqrt(),

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 from ..kernels.mechanism import OF_DROPPING, Mechanism
-from .calibration import Calibration, Need
+from .calibration import Calibration
 from .errors import UserError
 from .plan import SparsityPlan
 from .provenance import SearchCost
 from .quantisation.model import description_of
+from .running.dense_pass import Need
 from .running.progress import Progress
 
 
@@ -38,7 +39,8 @@ class Method(ABC):
         cost = SearchCost(progress=progress or Progress())
         if self.needs:
             with cost.stage("calibration"):
-                calibration.prepare(self.needs)
+                calibration.prepare(self.needs, cost.progress.calibration)
+            cost.stages["calibration"] += cost.progress.calibration.seconds  # of the part that was cut off
         plan = self._plan(calibration, sparsity, cost)
         if broken := plan.not_a_number():
             raise UserError(

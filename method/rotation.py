@@ -20,7 +20,7 @@ from ..kernels.errors import KernelError
 from ..kernels.folding import folded
 from ..kernels.held_weights import check_held, held, remember
 from ..kernels.plan_data import FoldedBases
-from .calibration import Calibration, InputProducts, collected_inputs
+from .calibration import Calibration
 from .errors import UserError
 from .hooks import hooked
 from .projections import (
@@ -32,6 +32,7 @@ from .projections import (
     split_key,
 )
 from .quantisation.model import changed_weight
+from .running.collectors import InputProducts, collected_inputs
 
 
 def orthogonal_column_bases(model: PreTrainedModel, projection_of_site: Mapping[str, str]) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..base import Method
-from ..calibration import Calibration, Need
+from ..calibration import Calibration
 from ..errors import UserError
 from ..plan import ProjectionRule, SparsityPlan
 from ..provenance import PlanProvenance, SearchCost
+from ..running.dense_pass import Need
 from .loss_threshold import LossThreshold
 from .marginal_loss import MarginalLosses, marginal_losses
 from .sensitivity import channel_sensitivities

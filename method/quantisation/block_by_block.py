@@ -10,10 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...kernels.quantised.stored import StoredWeight
-from ..calibration import Calibration, InputProducts, input_recorder
+from ..calibration import Calibration
 from ..errors import UserError
 from ..hooks import hooked
 from ..projections import SITE_OF_PROJECTION, block_projections, decoder_of, key, projections_of_site, split_key
+from ..running.collectors import InputProducts, input_recorder
 from ..search.block_probe import block_keywords
 from .model import replaced, stored_by
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from ...kernels.errors import KernelError
 from ...kernels.plan_data import Mechanism
 from ...kernels.quantised.stored import StoredWeight
-from ..calibration import Calibration, InputProducts
+from ..calibration import Calibration
 from ..errors import UserError
 from ..projections import decoder_of
+from ..running.collectors import InputProducts
 from .block_by_block import check_finite, stored_block_by_block
 from .gptq import check_damped_by, gptq, inverse_factor
 from .model import LM_HEAD, QuantisedWeights, stored_by

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.shared_files import make_folder
+from .kept_pass import KeptPass
+
+CALIBRATION = ".calibration"
+"""Ending of the file beside it that a calibration pass is kept in."""
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,8 @@ class Progress:
     def __init__(self, file: Path | None = None) -> None:
         """Read what an earlier search left in the file, which need not be there."""
         self._file = file
+        self.calibration = KeptPass(file and file.with_name(f"{file.name}{CALIBRATION}"))
+        """What the pass over the calibration text has collected so far."""
         self._found: dict[tuple[str, str], Any] = {}
         if file is not None and file.exists():
             self._read(file)
@@ -46,7 +52,8 @@ class Progress:
             self._file = None
 
     def forget(self) -> None:
-        """Remove the file: the search has come to its end."""
+        """Remove the files: the search has come to its end."""
+        self.calibration.forget()
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 

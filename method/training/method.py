@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from ...kernels.plan_data import Mechanism
 from ..base import Method
-from ..calibration import Calibration, Need
+from ..calibration import Calibration
 from ..errors import UserError
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
+from ..running.dense_pass import Need
 from .distillation import Distillation
 
 

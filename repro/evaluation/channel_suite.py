@@ -9,9 +9,9 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...method.calibration import ChannelMoments, collected_inputs
 from ...method.errors import UserError
 from ...method.projections import PROJECTIONS, block_projections, decoder_blocks
+from ...method.running.collectors import ChannelMoments, collected_inputs
 from .passes.context import Session, naming
 from .passes.scoring import require_finite
 from .suites import Evaluation

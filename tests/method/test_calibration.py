@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from wisparse.baselines.teal import TEAL
-from wisparse.method.calibration import Calibration, ChannelMoments, collected_inputs
+from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.hooks import hooked
+from wisparse.method.running.collectors import ChannelMoments, collected_inputs
 
 from ..conftest import make_calibration, make_method
 

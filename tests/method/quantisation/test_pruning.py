@@ -4,7 +4,6 @@ import pytest
 import torch
 from wisparse.kernels.quantised.pruned import PrunedWeight
 from wisparse.method.apply import applied
-from wisparse.method.calibration import InputProducts
 from wisparse.method.errors import UserError
 from wisparse.method.projections import model_projections
 from wisparse.method.quantisation.gptq import damped_channels, inverse_factor
@@ -16,6 +15,7 @@ from wisparse.method.quantisation.pruning import (
     surgically_pruned,
 )
 from wisparse.method.rotation import rotated
+from wisparse.method.running.collectors import InputProducts
 
 from ...conftest import make_calibration, make_method, make_protocol
 

@@ -1,0 +1,107 @@
+"""What is collected of activations while a dense model reads text, and the hooks that collect it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..histogram import ChannelHistogram
+from ..hooks import hooked
+from ..projections import decoder_of
+from ..tokens import check_input_ids
+
+
+@dataclass
+class ChannelMoments:
+    """Running mean of |u| and u² for each channel."""
+
+    absolute: Tensor | float = 0.0
+    squared: Tensor | float = 0.0
+    tokens: int = 0
+
+    def update(self, u: Tensor) -> None:
+        """Add activations (..., channels)."""
+        u = u.detach().flatten(0, -2).double()
+        self.absolute = self.absolute + u.abs().sum(dim=0)
+        self.squared = self.squared + u.square().sum(dim=0)
+        self.tokens += u.shape[0]
+
+    def mean_absolute(self) -> Tensor:
+        """E|u|, (channels,) float64."""
+        return self.absolute / self.tokens
+
+    def mean_squared(self) -> Tensor:
+        """E[u²], (channels,) float64."""
+        return self.squared / self.tokens
+
+
+class InputProducts:
+    """XᵀX of everything that goes into a linear layer.
+
+    first_share: the first tokens of the sequences count as so many times all tokens together, besides as they
+    are. Attention looks at them from everywhere, and they are few.
+    """
+
+    def __init__(self, first_share: float = 0.0) -> None:
+        self.matrix: Tensor | float = 0.0
+        """(in, in) float64."""
+        self._first_share = first_share
+
+    def update(self, x: Tensor) -> None:
+        """Add inputs (..., in); those of sequences (sequences, length, in) where first tokens count more."""
+        x = x.detach().double()
+        every = x.flatten(0, -2)
+        self.matrix = self.matrix + every.T @ every
+        if self._first_share:
+            first, length = x[:, 0], x.shape[1]
+            self.matrix = self.matrix + self._first_share * length * (first.T @ first)
+
+
+@dataclass
+class BlockStatistics:
+    """Statistics of one block's activations: magnitudes at each site, and moments of up's output."""
+
+    magnitudes: dict[str, ChannelHistogram] = field(default_factory=dict)
+    """Histogram of each site: attention_input, attention_output, mlp_input, mlp_hidden, gate_activation."""
+    up_output: ChannelMoments = field(default_factory=ChannelMoments)
+
+
+Collector = TypeVar("Collector", ChannelMoments, InputProducts)
+
+
+@torch.inference_mode()
+def collected_inputs(
+    kind: type[Collector], linears: Mapping[str, nn.Linear], model: PreTrainedModel, ids: Tensor, batch: int
+) -> dict[str, Collector]:
+    """Inputs of linear layers in a collector each, by name: one pass over ids (sequences, length)."""
+    check_input_ids(ids, model)
+    found = {name: kind() for name in linears}
+    with hooked(
+        linear.register_forward_pre_hook(input_recorder(found[name])) for name, linear in linears.items()
+    ):
+        for some in ids.split(batch):
+            decoder_of(model).inner(input_ids=some.to(next(model.parameters()).device), use_cache=False)
+    return found
+
+
+def input_recorder(collector: ChannelHistogram | ChannelMoments | InputProducts) -> Callable[..., None]:
+    """Forward pre-hook that gives every input to a collector."""
+
+    def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collector.update(inputs[0])
+
+    return record
+
+
+def output_recorder(collector: ChannelHistogram | ChannelMoments) -> Callable[..., None]:
+    """Forward hook that gives every output to a collector."""
+
+    def record(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        collector.update(output)
+
+    return record

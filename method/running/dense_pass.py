@@ -1,0 +1,176 @@
+"""A pass of the dense model over the calibration text, which collects what methods need of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+from ..histogram import ChannelHistogram
+from ..hooks import hooked
+from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, SITE_OF_PROJECTION, decoder_of
+from .collectors import BlockStatistics, input_recorder, output_recorder
+from .kept_pass import KeptPass
+
+MEASURED = {
+    "attention_input": "the inputs of q, k and v",
+    "attention_output": "the inputs of o",
+    "mlp_input": "the inputs of gate and up",
+    "gate_activation": "the activated outputs of gate",
+    "mlp_hidden": "the inputs of down",
+}
+"""What there are statistics of in a block, in the order in which it computes."""
+
+Need = Literal["statistics", "final_states"]
+"""What can be collected of the dense model on the calibration text; attributes of `Calibration`."""
+
+
+@dataclass
+class Collected:
+    """What passes over the calibration text have collected; what was not asked for is not there."""
+
+    statistics: list[BlockStatistics] = field(default_factory=list)
+    """By block."""
+    states: list[Tensor] = field(default_factory=list)
+    """What the head reads, (sequences, length, hidden): a batch each, one tensor when the pass has ended."""
+    seconds: float = 0.0
+    """How long it took."""
+    batches: int = 0
+    """Batches that it is from."""
+
+    @property
+    def there(self) -> set[Need]:
+        """What has been collected."""
+        return {
+            need for need, found in (("statistics", self.statistics), ("final_states", self.states)) if found
+        }
+
+    def with_more(self, other: Collected) -> Collected:
+        """All of this and what another pass over the same text has collected."""
+        return Collected(
+            self.statistics or other.statistics,
+            self.states or other.states,
+            self.seconds + other.seconds,
+            other.batches,
+        )
+
+    def keep_in(self, kept: KeptPass, batch_size: int) -> None:
+        """Keep what whole passes have collected, if it was much work and is not kept already."""
+        if self.seconds >= kept.after and kept.batches < self.batches:
+            kept.write(self.tensors(), self.batches, batch_size, self.seconds)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, as a file holds it."""
+        named = {f"states.{batch}": states for batch, states in enumerate(self.states)}
+        for block, one in enumerate(self.statistics):
+            for site, histogram in one.magnitudes.items():
+                named[f"{block}.{site}.counts"] = histogram.counts
+                named[f"{block}.{site}.not_finite"] = histogram.not_finite
+            named[f"{block}.up.absolute"] = torch.as_tensor(one.up_output.absolute)
+            named[f"{block}.up.squared"] = torch.as_tensor(one.up_output.squared)
+            named[f"{block}.up.tokens"] = torch.tensor(one.up_output.tokens)
+        return named
+
+    def restore(self, named: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take what `tensors` gave; the statistics are there and empty."""
+        self.states = [
+            named[f"states.{batch}"].to(device) for batch in range(sum("states." in n for n in named))
+        ]
+        for block, one in enumerate(self.statistics):
+            for site, histogram in one.magnitudes.items():
+                histogram.counts = named[f"{block}.{site}.counts"].to(device)
+                histogram.not_finite = named[f"{block}.{site}.not_finite"].to(device)
+            one.up_output.absolute = named[f"{block}.up.absolute"].to(device)
+            one.up_output.squared = named[f"{block}.up.squared"].to(device)
+            one.up_output.tokens = int(named[f"{block}.up.tokens"])
+
+
+@torch.inference_mode()
+def dense_pass(
+    model: PreTrainedModel, input_ids: Tensor, batch_size: int, wanted: Collection[Need], kept: KeptPass
+) -> Collected:
+    """One pass over `input_ids` (sequences, length), in which all that is wanted is collected.
+
+    It goes on from the batches in `kept`, and keeps there what it collects. Raises UserError that names the
+    first block and projection whose activations are not finite.
+    """
+    device, inner = next(model.parameters()).device, decoder_of(model).inner
+    batches, collected = input_ids.split(batch_size), Collected()
+    before = kept.read(batch_size)
+    if set(wanted) <= (held := _needs_in(before)):
+        wanted = held  # what goes on is a pass that collects all this
+    else:
+        before, kept.batches, kept.seconds = {}, 0, 0.0
+    with hooked(_statistics_hooks(model, collected.statistics) if "statistics" in wanted else ()):
+        if before:
+            collected.restore(before, device)
+            collected.batches, collected.seconds = kept.batches, kept.seconds
+        done, begin = collected.batches, time.perf_counter() - collected.seconds
+        for batch in tqdm(
+            batches[done:], "calibration", total=len(batches), initial=done, unit="batch", leave=False
+        ):
+            found = inner(input_ids=batch.to(device), use_cache=False).last_hidden_state
+            if "final_states" in wanted:
+                collected.states.append(found)
+            collected.batches += 1
+            collected.seconds = time.perf_counter() - begin
+            if collected.batches < len(batches) and kept.is_due():
+                kept.write(collected.tensors(), collected.batches, batch_size, collected.seconds)
+    _check_finite(collected)
+    if collected.states:
+        collected.states = [torch.cat(collected.states)]
+    return collected
+
+
+def _needs_in(named: Mapping[str, Tensor]) -> set[Need]:
+    """What a file's tensors are of."""
+    there = {"final_states" if name.startswith("states.") else "statistics" for name in named}
+    return cast("set[Need]", there)
+
+
+def _check_finite(collected: Collected) -> None:
+    """Raises UserError for what first is not, in the order in which a model computes."""
+    if collected.statistics:
+        counts = [
+            torch.stack([one.magnitudes[site].not_finite for site in MEASURED]) for one in collected.statistics
+        ]
+        for block, site in torch.stack(counts).nonzero().tolist():
+            raise _not_finite(f"block {block}: {list(MEASURED.values())[site]}")
+    if not all(states.isfinite().all() for states in collected.states):
+        raise _not_finite("the final states")
+
+
+def _not_finite(what: str) -> UserError:
+    return UserError(
+        f"{what} are not finite on the calibration text; load the model in float32 or bfloat16 (model.dtype), "
+        "and look at the checkpoint where that does not help"
+    )
+
+
+def _statistics_hooks(model: PreTrainedModel, statistics: list[BlockStatistics]) -> Iterator[RemovableHandle]:
+    """Register what fills the statistics of every block, which are appended."""
+    device = next(model.parameters()).device
+    # One projection of each site stands for all that share its input.
+    site_projection = {site: name for name, site in reversed(SITE_OF_PROJECTION.items())}
+    for block in decoder_of(model).blocks:
+        collected = BlockStatistics()
+        statistics.append(collected)
+        for site, name in site_projection.items():
+            linear = block.get_submodule(PROJECTION_PATHS[name])
+            histogram = ChannelHistogram(linear.in_features, device)
+            collected.magnitudes[site] = histogram
+            yield linear.register_forward_pre_hook(input_recorder(histogram))
+        up = block.get_submodule(PROJECTION_PATHS["up"])
+        gate_histogram = ChannelHistogram(up.out_features, device)
+        collected.magnitudes["gate_activation"] = gate_histogram
+        activation = block.get_submodule(GATE_ACTIVATION_PATH)
+        yield activation.register_forward_hook(output_recorder(gate_histogram))
+        yield up.register_forward_hook(output_recorder(collected.up_output))
