@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.mechanism import Mechanism
+from ..kernels.plan.mechanism import Mechanism
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..kernels.mechanism import Mechanism
-from ..kernels.proxies.rule import ProxyRule
+from ..kernels.plan.mechanism import Mechanism
+from ..kernels.plan.proxies import ProxyRule
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from ..kernels.plan_data import Mechanism
+from ..kernels.plan.mechanism import Mechanism
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..kernels.mechanism import Mechanism
-from ..kernels.signs.products import packed_signs
-from ..kernels.signs.rule import SignRule
+from ..kernels.plan.mechanism import Mechanism
+from ..kernels.plan.signs import SignRule, packed_signs
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError

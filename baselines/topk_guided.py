@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..kernels.mechanism import Mechanism
-from ..kernels.plan_data import ProjectionRule
+from ..kernels.plan.mechanism import Mechanism
+from ..kernels.plan.projection_rule import ProjectionRule
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import UserError

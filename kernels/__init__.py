@@ -1,1 +1,1 @@
-"""Sparse kernels: what each must compute, in plain torch, and matrix-vector products for CPUs in C++."""
+"""Sparse kernels by language, decode steps and an engine of them, and what each must compute."""

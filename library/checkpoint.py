@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .baselines.dense import Dense
 from .catalogue import make_method
-from .kernels.plan_data import Mechanism
+from .kernels.plan.mechanism import Mechanism
 from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.tokens import docstrings

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .catalogue import token_policy
-from .kernels.engine import DecodeEngine
+from .kernels.engine.decode_engine import DecodeEngine
+from .kernels.engine.sampling import Sampler
 from .kernels.errors import KernelError
-from .kernels.sampling import Sampler
 from .method.apply import SparseSession, applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .catalogue import token_policy
 from .decoding import GENERATED
-from .kernels.engine import DecodeEngine, check_decodable
-from .kernels.plan_data import Mechanism
-from .kernels.sampling import require_finite
+from .kernels.engine.backends import check_decodable
+from .kernels.engine.decode_engine import DecodeEngine
+from .kernels.engine.sampling import require_finite
+from .kernels.plan.mechanism import Mechanism
 from .method.apply import applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan

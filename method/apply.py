@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..kernels.held_weights import check_held
+from ..kernels.model.held_weights import check_held
 from .errors import UserError
 from .heads.hooks import check_heads, on_heads
 from .hooks import hooked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-from ..kernels.mechanism import OF_DROPPING, Mechanism
+from ..kernels.plan.mechanism import OF_DROPPING, Mechanism
 from .calibration import Calibration
 from .errors import UserError
 from .plan import SparsityPlan

@@ -16,18 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..kernels.decoder import PROJECTIONS, split_key
-from ..kernels.plan_data import (
-    BlockPlan,
-    FoldedBases,
-    GateRule,
-    HeadRule,
-    ProjectionRule,
-    ProxyRule,
-    Rotation,
-    SignRule,
-    of_another_model,
-)
+from ..kernels.model.decoder import PROJECTIONS, split_key
+from ..kernels.plan.bases import FoldedBases, Rotation
+from ..kernels.plan.block_plan import BlockPlan, GateRule
+from ..kernels.plan.heads import HeadRule
+from ..kernels.plan.projection_rule import ProjectionRule
+from ..kernels.plan.proxies import ProxyRule
+from ..kernels.plan.signs import SignRule
+from ..kernels.plan.whole_plan import of_another_model
 from ..kernels.shared_files import file_mode, make_folder, replacing
 from .provenance import PlanProvenance
 

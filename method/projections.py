@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..kernels.decoder import (
+from ..kernels.errors import KernelError
+from ..kernels.model.decoder import (
     GATE_ACTIVATION_PATH,
     NORM_PATHS,
     PROJECTION_PATHS,
@@ -18,7 +19,6 @@ from ..kernels.decoder import (
     key,
     split_key,
 )
-from ..kernels.errors import KernelError
 from .errors import UserError
 
 __all__ = [

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..kernels.errors import KernelError
-from ..kernels.folding import folded
-from ..kernels.held_weights import check_held, held, remember
-from ..kernels.plan_data import FoldedBases
+from ..kernels.model.held_weights import check_held, held, remember
+from ..kernels.plan.bases import FoldedBases
+from ..kernels.plan.folding import folded
 from .calibration import Calibration
 from .errors import UserError
 from .hooks import hooked

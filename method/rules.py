@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.plan_data import SHARED
+from ..kernels.plan.projection_rule import SHARED
 from .calibration import Calibration
 from .candidates import CandidateRules
 from .errors import UserError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..kernels.plan_data import Mechanism
+from ..kernels.plan.mechanism import Mechanism
 from .plan import SparsityPlan
 from .projections import PROJECTIONS, decoder_of, key, model_projections, split_key
 from .quantisation.model import LM_HEAD, quantisation_of

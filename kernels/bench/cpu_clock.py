@@ -7,7 +7,7 @@ from time import perf_counter
 
 import torch
 
-from ..static_cache import StaticCache
+from ..model.static_cache import StaticCache
 
 
 def cpu_step_times(

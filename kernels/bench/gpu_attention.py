@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decoder import DecoderShape
-from ..gpu.timing import cold_copies
-from ..static_cache import StaticCache
+from ..gpu.tuning.timing import cold_copies
+from ..model.decoder import DecoderShape
+from ..model.static_cache import StaticCache
 
 
 class AttentionWorkload:

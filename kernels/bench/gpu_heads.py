@@ -11,16 +11,17 @@ from functools import partial
 import torch
 
 from ..cuda.attention import CUDAAttentionTile, cuda_attention
-from ..decoder import DecoderShape
-from ..decoder_weights import DecoderWeights
 from ..gpu.cuda_tiles import chosen, tile_of_contexts
-from ..gpu.cuda_tuning import StepClock, step_clock
 from ..gpu.step import GPUDecodeStep
 from ..gpu.step_tiles import default_tiles
-from ..gpu.timing import Clock, device_name, graph_clock
-from ..heads.selection import Selection
-from ..plan_data import BlockPlan, HeadRule
-from ..static_cache import StaticCache
+from ..gpu.tuning.steps import StepClock, step_clock
+from ..gpu.tuning.timing import Clock, device_name, graph_clock
+from ..model.decoder import DecoderShape
+from ..model.decoder_weights import DecoderWeights
+from ..model.static_cache import StaticCache
+from ..plan.block_plan import BlockPlan
+from ..plan.heads import HeadRule
+from ..triton.attention.selection import Selection
 from .bandwidth import read_bandwidth
 from .gpu_attention import AttentionWorkload
 from .gpu_step import bytes_read, filled_cache, random_weights

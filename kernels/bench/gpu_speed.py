@@ -14,12 +14,12 @@ import torch.nn.functional as F
 
 from ..cuda.product import CUDATile, Given, runs_cuda_products, suits_cuda_products
 from ..cuda.select import cuda_select
-from ..decoder import DecoderShape, products_of
 from ..gpu.cuda_tiles import chosen, cuda_attention_tile
 from ..gpu.step_tiles import Chosen, StepTiles, default_tiles
-from ..gpu.timing import Clock, device_name, graph_clock
-from ..gpu.tuning import tuned_tiles
-from ..gpu.workload import Workload
+from ..gpu.tuning.products import tuned_tiles
+from ..gpu.tuning.timing import Clock, device_name, graph_clock
+from ..gpu.tuning.workload import Workload
+from ..model.decoder import DecoderShape, products_of
 from ..triton.channel_lists import ChannelLists
 from ..triton.compact import ListRules, norm_compact
 from ..triton.gemv_tiles import Tile

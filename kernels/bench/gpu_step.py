@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..block_rules import block_rules
-from ..decoder import DecoderShape, products_of
-from ..decoder_weights import BlockWeights, DecoderWeights
-from ..gpu.cuda_tuning import step_clock, tuned_step_tiles
 from ..gpu.step import GPUDecodeStep
-from ..gpu.timing import device_name
-from ..plan_data import BlockPlan, ProjectionRule
+from ..gpu.tuning.steps import step_clock, tuned_step_tiles
+from ..gpu.tuning.timing import device_name
+from ..model.decoder import DecoderShape, products_of
+from ..model.decoder_weights import BlockWeights, DecoderWeights
+from ..model.static_cache import StaticCache
+from ..plan.block_plan import BlockPlan
+from ..plan.block_rules import block_rules
+from ..plan.projection_rule import ProjectionRule
 from ..quantised.packed import PackedInt4, PackedInt8, PackedWeight
-from ..static_cache import StaticCache
 from .bandwidth import read_bandwidth
 from .model_shapes import MODEL_SHAPES
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from ..decoder import DecoderShape, shape_from
+from ..model.decoder import DecoderShape, shape_from
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf"
 

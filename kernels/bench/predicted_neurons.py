@@ -17,12 +17,12 @@ from statistics import NormalDist, median
 import torch
 
 from ..cpu.step import decode_step
-from ..decoder import DecoderShape
-from ..decoder_weights import DecoderWeights
-from ..plan_data import BlockPlan, ProjectionRule
-from ..signs.products import negative_products, packed_signs, plus_minus
-from ..signs.rule import SignRule
-from ..static_cache import StaticCache
+from ..model.decoder import DecoderShape
+from ..model.decoder_weights import DecoderWeights
+from ..model.static_cache import StaticCache
+from ..plan.block_plan import BlockPlan
+from ..plan.projection_rule import ProjectionRule
+from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
 from .bandwidth import read_bandwidth
 from .cpu_clock import cpu_step_times
 from .gpu_step import filled_cache, random_weights
@@ -101,8 +101,8 @@ def cpu_clock(weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: Stat
 
 def gpu_clock(weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> float:
     """Milliseconds of a captured step on a GPU."""
-    from ..gpu.cuda_tuning import step_clock
     from ..gpu.step import GPUDecodeStep
+    from ..gpu.tuning.steps import step_clock
 
     return step_clock(GPUDecodeStep(weights, rules, cache))
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..decoder import SITES
-from ..decoder_weights import BlockWeights, DecoderWeights
 from ..errors import KernelError
-from ..plan_data import BlockPlan, ProjectionRule
+from ..model.decoder import SITES
+from ..model.decoder_weights import BlockWeights, DecoderWeights
+from ..model.static_cache import StaticCache
+from ..plan.block_plan import BlockPlan
+from ..plan.projection_rule import ProjectionRule
+from ..plan.signs import SignRule
 from ..quantised.packed import PackedWeight, separate
-from ..signs.rule import SignRule
-from ..static_cache import StaticCache
 from .compiled import CompiledKernels, check_layout
 from .sites import Part, parts_of
 from .weights import WeightFields, check_weight, fields_of

@@ -7,8 +7,9 @@ from itertools import groupby
 
 from torch import Tensor
 
-from ..decoder import DecoderShape
-from ..plan_data import BlockPlan, ProjectionRule
+from ..model.decoder import DecoderShape
+from ..plan.block_plan import BlockPlan
+from ..plan.projection_rule import ProjectionRule
 from ..quantised.packed import PackedInt8, PackedWeight, some_of
 from .weights import AnyWeight
 

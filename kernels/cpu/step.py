@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..decoder_weights import DecoderWeights
-from ..plan_data import BlockPlan, Mechanism
-from ..static_cache import StaticCache
+from ..model.decoder_weights import DecoderWeights
+from ..model.static_cache import StaticCache
+from ..plan.block_plan import BlockPlan
+from ..plan.mechanism import Mechanism
 from .gemv import kernels
 from .native_step import NativeDecodeStep
 from .plain import TorchKernels

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decoder import ACTIVATIONS, SITES, DecoderShape
-from ..decoder_weights import BlockWeights, DecoderWeights
-from ..plan_data import BlockPlan, ProjectionRule
+from ..model.decoder import ACTIVATIONS, SITES, DecoderShape
+from ..model.decoder_weights import BlockWeights, DecoderWeights
+from ..model.static_cache import StaticCache
+from ..plan.block_plan import BlockPlan
+from ..plan.projection_rule import ProjectionRule
+from ..plan.signs import negative_products, plus_minus
 from ..quantised.packed import PackedWeight, separate
 from ..reference import dropped_by_shared_top_k, low_rank_product
-from ..signs.products import negative_products, plus_minus
-from ..static_cache import StaticCache
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
 from .kept_channels import KeptChannels
 from .sites import Part, parts_of

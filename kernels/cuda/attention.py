@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
-from ..heads.selection import Selection, kept_groups
-from ..static_cache import StaticCache
+from ..model.static_cache import StaticCache
 from ..stored_tile import StoredTile
+from ..triton.attention.new_token import HeadNorms, gains_of, query_heads
+from ..triton.attention.selection import Selection, kept_groups
 from ..triton.launch import blocks_of, check_tensor, power_of_two
-from ..triton.new_token import HeadNorms, gains_of, query_heads
 from .compiled import launch
 from .product_tile import LANES, LARGEST_CLUSTER, SHARED_BYTES
 from .stored_weight import VECTOR
@@ -99,7 +99,7 @@ def cuda_attention(
     x_out: Tensor,
     pdl: bool = False,
 ) -> None:
-    """`triton.attention.attention` for the whole activation x_out (batch, channels).
+    """`triton.attention.general.attention` for the whole activation x_out (batch, channels).
 
     selection: the key-value groups that a row looks at; x_out is zero at the heads of the others, whose new
     keys and values are appended all the same. Raises KernelError for what does not fit.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import KernelError
 
-FOLDER = Path(__file__).parent
-HEADERS = ("device.h", "norm.h", "new_token.h", "rows.h", "few_bits.h", "activation.h")
+FOLDER = Path(__file__).parent / "sources"
+HEADERS = ("device.h", "norm.h", "new_token.h", "rows.h", "few_bits.h", "activation.h", "softmax.h")
 
 
 def launch(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import KernelError
-from ..signs.rule import SignRule
+from ..plan.signs import SignRule
 from ..triton.launch import blocks_of, check_tensor
 from .compiled import launch
 from .product import HIDDEN_BY, Source, check_source

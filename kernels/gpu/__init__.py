@@ -1,1 +1,1 @@
-"""One token on a GPU: the decode step, its tiles and their tuning."""
+"""One token on a GPU: the decode step and its tiles."""

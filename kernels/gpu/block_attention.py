@@ -9,12 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..decoder import DecoderShape
-from ..decoder_weights import BlockWeights
-from ..heads.selection import Selection
-from ..plan_data import BlockPlan, HeadRule, ProjectionRule
-from ..static_cache import StaticCache
-from ..triton.new_token import HeadNorms
+from ..model.decoder import DecoderShape
+from ..model.decoder_weights import BlockWeights
+from ..model.static_cache import StaticCache
+from ..plan.block_plan import BlockPlan
+from ..plan.heads import HeadRule
+from ..plan.projection_rule import ProjectionRule
+from ..triton.attention.new_token import HeadNorms
+from ..triton.attention.selection import Selection
 from .buffers import Buffers
 from .sites import Site
 from .step_tiles import StepTiles

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..decoder_weights import DecoderWeights
 from ..errors import KernelError
-from ..static_cache import StaticCache
+from ..model.decoder_weights import DecoderWeights
+from ..model.static_cache import StaticCache
 
 WARM_UPS = 2
 

@@ -13,10 +13,10 @@ from ..cuda.head import RESIDENT as BLOCKS_OF_A_MULTIPROCESSOR
 from ..cuda.head import suits_cuda_head
 from ..cuda.product import CUDATile, runs_cuda_products, suits_cuda_products
 from ..cuda.stored_weight import HALF, LEAST_GROUP, Storage, storage_of
-from ..decoder import DecoderShape, Product, products_of
-from ..decoder_weights import LM_HEAD, DecoderWeights
 from ..errors import KernelError
-from ..plan_data import Mechanism
+from ..model.decoder import DecoderShape, Product, products_of
+from ..model.decoder_weights import LM_HEAD, DecoderWeights
+from ..plan.mechanism import Mechanism
 from ..quantised.packed import PackedInt8, PackedWeight
 from .step_tiles import LONGEST_SHORT, Auto, Chosen, Never
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
-from ..plan_data import ProjectionRule
+from ..plan.projection_rule import ProjectionRule
 from ..triton.channel_lists import ChannelLists
 from ..triton.gemv import Activation, Columns, gemv
 from ..triton.gemv_tiles import Tile, Workspace

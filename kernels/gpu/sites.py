@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..cuda.product import CUDATile
 from ..cuda.stored_weight import CUDAWeight
-from ..decoder import SITE_OF_PROJECTION, Product
 from ..errors import KernelError
-from ..plan_data import BlockPlan, ProjectionRule
+from ..model.decoder import SITE_OF_PROJECTION, Product
+from ..plan.block_plan import BlockPlan
+from ..plan.projection_rule import ProjectionRule
 from ..quantised.packed import PackedWeight
 from ..triton.channel_lists import ChannelLists
 from ..triton.compact import ListRules

@@ -7,25 +7,27 @@ from functools import partial
 
 from ..cuda.product import Normed
 
+CUDA, TRITON, TORCH = "cuda", "triton", "torch"
 PARTS = {
-    "attention": "attention",
-    "compact": "norms",
-    "from_sums": "products",
-    "gemv": "products",
-    "head": "lm_head",
-    "library_product": "products",
-    "low_rank": "products",
-    "neurons": "products",
-    "predicted": "products",
-    "product": "products",
-    "router": "selection",
-    "select": "selection",
-    "shared_lists": "selection",
-    "short_attention": "attention",
+    "cuda.attention": ("attention", CUDA),
+    "cuda.head": ("lm_head", CUDA),
+    "cuda.predicted": ("products", CUDA),
+    "cuda.product": ("products", CUDA),
+    "cuda.select": ("selection", CUDA),
+    "gpu.library_product": ("products", TORCH),
+    "gpu.low_rank": ("products", TRITON),
+    "triton.attention.general": ("attention", TRITON),
+    "triton.attention.router": ("selection", TRITON),
+    "triton.attention.selected": ("attention", TRITON),
+    "triton.attention.short": ("attention", TRITON),
+    "triton.compact": ("norms", TRITON),
+    "triton.from_sums": ("products", TRITON),
+    "triton.gemv": ("products", TRITON),
+    "triton.neurons": ("products", TRITON),
+    "triton.select": ("selection", TRITON),
+    "triton.shared_lists": ("selection", TRITON),
 }
-"""Part of a step that launches belong to, by their module."""
-LANGUAGES = {"cuda": "cuda", "library_product": "torch"}
-"""Language of launches by their folder or module; of all others it is Triton."""
+"""Part of a step that launches belong to, and their language, by the module that they are from."""
 
 
 def languages_of(launches: Iterable[partial[None]]) -> dict[str, str]:
@@ -35,9 +37,8 @@ def languages_of(launches: Iterable[partial[None]]) -> dict[str, str]:
         function = launch
         while isinstance(function, partial):
             function = function.func
-        *_, folder, module = function.__module__.split(".")
-        language = LANGUAGES.get(module) or LANGUAGES.get(folder, "triton")
-        found.setdefault(PARTS[module], set()).add(language)
+        part, language = PARTS[function.__module__.rpartition(".kernels.")[2]]
+        found.setdefault(part, set()).add(language)
         if any(isinstance(argument, Normed) for argument in launch.args):
             found.setdefault("norms", set()).add(language)
     return {part: " and ".join(sorted(languages)) for part, languages in sorted(found.items())}

@@ -10,14 +10,14 @@ import torch
 
 from ..cuda.attention import CUDAAttentionTile, cuda_attention
 from ..cuda.product import CUDATile
-from ..decoder import DecoderShape, Product
 from ..errors import KernelError
-from ..heads.attention import selected_attention
-from ..static_cache import StaticCache
-from ..triton.attention import AttentionTile, attention, attention_parts
+from ..model.decoder import DecoderShape, Product
+from ..model.static_cache import StaticCache
+from ..triton.attention.general import AttentionTile, attention, attention_parts
+from ..triton.attention.selected import selected_attention
+from ..triton.attention.short import ShortAttentionTile, short_attention
 from ..triton.gemv_tiles import Tile
 from ..triton.launch import blocks_of, power_of_two
-from ..triton.short_attention import ShortAttentionTile, short_attention
 
 PRODUCTS = ("qkv", "o", "gate_up", "gate", "down", "right", "left")
 """Launches with a product; `right` and `left` are a low-rank path's."""

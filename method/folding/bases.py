@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from ...kernels.plan_data import FoldedBases
+from ...kernels.plan.bases import FoldedBases
 from ..calibration import Calibration
 from ..equal_loss.block_backward import backward_through_blocks
 from ..equal_loss.sensitivity import label_loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ...kernels.plan_data import Mechanism
+from ...kernels.plan.mechanism import Mechanism
 from ..base import Method
 from ..calibration import Calibration
 from ..plan import SparsityPlan

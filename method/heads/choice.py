@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
-from ...kernels.plan_data import Mechanism
+from ...kernels.plan.mechanism import Mechanism
 from ..calibration import Calibration
 from ..errors import UserError
 from ..plan import SparsityPlan

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...kernels.plan_data import HeadRule
+from ...kernels.plan.heads import HeadRule
 from ..plan import PlanError
 from ..projections import NORM_PATHS, PROJECTION_PATHS, key
 

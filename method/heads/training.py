@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from ...kernels.plan_data import HeadRule
+from ...kernels.plan.heads import HeadRule
 from ..calibration import Calibration
 from ..errors import UserError
 from ..hooks import hooked

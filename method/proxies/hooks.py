@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...kernels.proxies.rule import ProxyRule
+from ...kernels.plan.proxies import ProxyRule
 from ...kernels.quantised.int4 import int4_rounded
 from ...kernels.reference import dropped_by_top_k
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import KernelError
-from ...kernels.plan_data import Mechanism
+from ...kernels.plan.mechanism import Mechanism
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError

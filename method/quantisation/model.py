@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...kernels.decoder_weights import LM_HEAD
-from ...kernels.held_weights import check_held, held, remember
+from ...kernels.model.decoder_weights import LM_HEAD
+from ...kernels.model.held_weights import check_held, held, remember
 from ...kernels.quantised.stored import StoredWeight
 from ..projections import decoder_of, model_projections
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...kernels.errors import KernelError
-from ...kernels.plan_data import Mechanism
+from ...kernels.plan.mechanism import Mechanism
 from ...kernels.quantised.int4 import Int4Weight, int4_rounded
 from ...kernels.quantised.int8 import Int8Weight, int8_rounded
 from ...kernels.quantised.stored import StoredWeight

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...kernels.signs.products import negative_products, plus_minus
-from ...kernels.signs.rule import SignRule
+from ...kernels.plan.signs import SignRule, negative_products, plus_minus
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
 
 if TYPE_CHECKING:

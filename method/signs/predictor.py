@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...kernels.signs.products import negative_products, packed_signs, plus_minus
+from ...kernels.plan.signs import negative_products, packed_signs, plus_minus
 from ..calibration import Calibration
 from ..hooks import hooked
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, decoder_of

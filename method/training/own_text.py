@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from ...kernels.plan_data import Mechanism
+from ...kernels.plan.mechanism import Mechanism
 from ..base import Method
 from ..calibration import Calibration
 from ..errors import UserError

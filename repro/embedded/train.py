@@ -23,7 +23,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from ...kernels.decoder import Decoder
+from ...kernels.model.decoder import Decoder
 from .corpus import HELD_OUT_PACKAGES, training_and_held_out_texts
 from .recipes import BEGIN_OF_TEXT, RECIPES, VOCABULARY, Recipe
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...kernels.decoder import ATTENTION_PATH
+from ...kernels.model.decoder import ATTENTION_PATH
 from ...method.apply import SparseSession
 from ...method.errors import UserError
 from ...method.hooks import hooked

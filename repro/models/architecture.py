@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ...kernels.bench.model_shapes import MODEL_SHAPES
-from ...kernels.decoder import shape_from
+from ...kernels.model.decoder import shape_from
 from ..configuration import CONFIGURATION, register_resolvers
 
 PAPER_MODELS = tuple(MODEL_SHAPES)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.decoder import FAMILIES
+from ...kernels.model.decoder import FAMILIES
 from ...method.errors import UserError
 from .config_values import check_values
 from .content_hash import FoundFiles, companions

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ...kernels.decoder import check_windows
 from ...kernels.errors import KernelError
+from ...kernels.model.decoder import check_windows
 from ...method.errors import UserError
 from ...method.projections import decoder_of
 from .tokenizer import brief

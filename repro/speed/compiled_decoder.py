@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.decoder import ACTIVATIONS, Decoder, DecoderShape, block_projections
-from ...kernels.executable import check_executable
-from ...kernels.static_cache import StaticCache
+from ...kernels.model.decoder import ACTIVATIONS, Decoder, DecoderShape, block_projections
+from ...kernels.model.executable import check_executable
+from ...kernels.model.static_cache import StaticCache
 from .compiled_products import FloatProduct, Int4Product, Int8Product, MakeProduct, fixed
 
 COMPILED_DECODER = "compiled-decoder"

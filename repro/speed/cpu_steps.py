@@ -27,10 +27,10 @@ from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.bench.cpu_clock import cpu_step_times
 from ...kernels.bench.gpu_step import bytes_read, dropping, filled_cache, random_weights
 from ...kernels.bench.model_shapes import shape_of
-from ...kernels.block_rules import block_rules
 from ...kernels.cpu.build import cpu_facts, march
 from ...kernels.cpu.step import decode_step
-from ...kernels.decoder import DecoderShape
+from ...kernels.model.decoder import DecoderShape
+from ...kernels.plan.block_rules import block_rules
 from ..records import write_text
 from ..tables.csv_rows import csv_text, read_rows
 from .random_gguf import FORMATS, write_random_gguf

@@ -55,7 +55,7 @@ def _gpu_rows(device: torch.device, part: GpuPart) -> Iterator[dict[str, Any]]:
     """Every product of the 7-8B models, and what surrounds it."""
     from ...kernels.bench.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
     from ...kernels.gpu.step_tiles import default_tiles
-    from ...kernels.gpu.tuning import tuned_tiles
+    from ...kernels.gpu.tuning.products import tuned_tiles
 
     peak = read_bandwidth(device) / 1e9
     kind = "tuned" if part.tune else "default"

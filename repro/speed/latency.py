@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.cpu import build
 from ...kernels.cuda import compiled
-from ...kernels.engine import DecodeEngine, check_decodable
-from ...kernels.plan_data import Mechanism
+from ...kernels.engine.backends import check_decodable
+from ...kernels.engine.decode_engine import DecodeEngine
+from ...kernels.plan.mechanism import Mechanism
 from ...method.apply import applied
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
@@ -66,7 +67,7 @@ class DecodeLatency:
 
     def files(self) -> list[Path]:
         """The kernels' C++ and CUDA sources."""
-        return sorted(path for folder in KERNELS for path in folder.iterdir() if path.suffix in SOURCES)
+        return sorted(path for folder in KERNELS for path in folder.rglob("*") if path.suffix in SOURCES)
 
     def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Mapping[str, int]) -> None:
         """Raise KernelError for what `measure` would refuse, before any plan is made.

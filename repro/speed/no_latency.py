@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...kernels.plan_data import Mechanism
+    from ...kernels.plan.mechanism import Mechanism
     from ...method.plan import SparsityPlan
 
 

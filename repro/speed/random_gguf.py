@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from ...kernels.decoder import DecoderShape
+from ...kernels.model.decoder import DecoderShape
 
 CONTEXT = 1024
 FORMATS = {8: gguf.GGMLQuantizationType.Q8_0, 4: gguf.GGMLQuantizationType.Q4_0}

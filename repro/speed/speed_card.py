@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...kernels.decoder_weights import LM_HEAD
+from ...kernels.model.decoder_weights import LM_HEAD
 from ...kernels.quantised.stored import StoredBytes
 from ...method.projections import decoder_of
 from ...method.quantisation.model import quantisation_of

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 from wisparse.baselines.prox import Prox
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.mechanism import Mechanism
-from wisparse.kernels.plan_data import ProjectionRule
-from wisparse.kernels.proxies.rule import ProxyRule
+from wisparse.kernels.plan.mechanism import Mechanism
+from wisparse.kernels.plan.projection_rule import ProjectionRule
+from wisparse.kernels.plan.proxies import ProxyRule
 from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError, UserError
 from wisparse.method.plan import SparsityPlan

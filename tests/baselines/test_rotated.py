@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from wisparse.baselines.rotated import ROTATED_FOR
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError

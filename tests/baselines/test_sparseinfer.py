@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.signs.products import negative_products, packed_signs, plus_minus
+from wisparse.kernels.plan.signs import negative_products, packed_signs, plus_minus
 from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError
 from wisparse.method.projections import projection_shapes

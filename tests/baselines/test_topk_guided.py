@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 from wisparse.baselines.topk_guided import TopKGuided
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.plan_data import ProjectionRule
+from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.kernels.reference import dropped_within_bounds
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError

@@ -17,6 +17,7 @@ from wisparse.kernels.cuda import head as cuda_head
 from wisparse.kernels.cuda import predicted
 from wisparse.kernels.cuda import product as cuda_product
 from wisparse.kernels.cuda import select as cuda_select
+from wisparse.kernels.cuda.compiled import FOLDER
 
 
 def choose_or_skip(name: str) -> None:
@@ -40,7 +41,7 @@ def compiled():
     choose_backend("automatic")
 
 
-EMULATOR, KERNELS = Path(__file__).parent / "cuda", Path(cuda_product.__file__).parent
+EMULATOR, KERNELS = Path(__file__).parent / "cuda", FOLDER
 EMULATED = Path(__file__).parents[2] / ".cache" / "emulated"
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", f"-I{EMULATOR}", f"-I{KERNELS}"]
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.kernels.block_rules import dense_for_a_batch
-from wisparse.kernels.engine import DecodeEngine
-from wisparse.kernels.plan_data import ProjectionRule
+from wisparse.kernels.engine.decode_engine import DecodeEngine
+from wisparse.kernels.plan.block_rules import dense_for_a_batch
+from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.provenance import PlanProvenance

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 from torch import nn
-from wisparse.kernels.decoder import FAMILIES, SITES, Decoder, Family, products_of
-from wisparse.kernels.decoder_weights import pack, unpack
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.executable import check_executable
+from wisparse.kernels.model.decoder import FAMILIES, SITES, Decoder, Family, products_of
+from wisparse.kernels.model.decoder_weights import pack, unpack
+from wisparse.kernels.model.executable import check_executable
 from wisparse.method.apply import applied
 
 from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
@@ -26,7 +26,7 @@ def test_one_file_alone_knows_where_a_models_parts_are():
         for path in (ROOT / folder).rglob("*.py")
     ]
     knowing = [str(path.relative_to(ROOT)) for path in sources if ANATOMY.search(path.read_text("utf-8"))]
-    assert knowing == ["kernels/decoder.py"]
+    assert knowing == ["kernels/model/decoder.py"]
 
 
 def test_its_shape_is_that_of_the_weights(tiny_model):

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wisparse.kernels.cpu.gemv import backend
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
+from wisparse.kernels.engine.sampling import Multinomial
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.sampling import Multinomial
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import model_projections, projection_shapes

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 
 from ..conftest import make_tiny_model

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.folding import bases_of, folded
-from wisparse.kernels.plan_data import FoldedBases
+from wisparse.kernels.plan.bases import FoldedBases
+from wisparse.kernels.plan.folding import bases_of, folded
 from wisparse.method.projections import decoder_of, model_projections, projection_shapes
 
 from ..conftest import make_tiny_model

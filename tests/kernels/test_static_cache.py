@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from wisparse.kernels import static_cache
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.model import static_cache
 
 
 def test_a_cache_beyond_the_memory_that_is_free_is_refused_in_one_line(monkeypatch):

@@ -2,7 +2,7 @@
 
 import torch
 from wisparse.kernels.gpu.step_tiles import StepTiles
-from wisparse.kernels.triton.attention import AttentionTile
+from wisparse.kernels.triton.attention.general import AttentionTile
 from wisparse.kernels.triton.gemv_tiles import Tile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

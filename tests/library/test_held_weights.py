@@ -7,7 +7,7 @@ import pytest
 import torch
 import wisparse
 from torch import nn
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
 from wisparse.method.quantisation.model import quantised

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities

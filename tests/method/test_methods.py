@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from wisparse.kernels.block_rules import needed
-from wisparse.kernels.mechanism import Mechanism
+from wisparse.kernels.plan.block_rules import needed
+from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan

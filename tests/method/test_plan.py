@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 import torch
 from safetensors.torch import save_file
-from wisparse.kernels.plan_data import Mechanism
+from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.method.errors import UserError
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.provenance import PlanProvenance, SearchCost

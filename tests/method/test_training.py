@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration

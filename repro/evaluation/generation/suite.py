@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ....kernels.sampling import Multinomial
+from ....kernels.engine.sampling import Multinomial
 from ....method.apply import SparseSession
 from ....method.errors import UserError
 from ....method.tokens import stop_tokens

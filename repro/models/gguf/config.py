@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ....kernels.decoder import FAMILIES
+from ....kernels.model.decoder import FAMILIES
 from ....method.errors import UserError
 from ..tokenizer import brief
 from .header import Header

@@ -7,8 +7,8 @@ import torch
 from wisparse.kernels.bench.gpu_step import filled_cache, random_weights
 from wisparse.kernels.bench.predicted_neurons import nothing_read, predicting, row_weights, shares_read
 from wisparse.kernels.cpu.step import decode_step
-from wisparse.kernels.decoder import DecoderShape
-from wisparse.kernels.plan_data import BlockPlan
+from wisparse.kernels.model.decoder import DecoderShape
+from wisparse.kernels.plan.block_plan import BlockPlan
 
 SHAPE = DecoderShape(2, 256, 640, 4, 2, 64, 128, 1e-5, (None, None), "relu")
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from wisparse.kernels.cpu.gemv import choose_backend
-from wisparse.kernels.engine import DecodeEngine, check_decodable
+from wisparse.kernels.engine.backends import check_decodable
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.plan_data import Mechanism
-from wisparse.kernels.signs.rule import SignRule
+from wisparse.kernels.plan.mechanism import Mechanism
+from wisparse.kernels.plan.signs import SignRule
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from wisparse.kernels.cpu.gemv import choose_backend
-from wisparse.kernels.engine import DecodeEngine, check_decodable
+from wisparse.kernels.engine.backends import check_decodable
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.plan_data import Mechanism
+from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int4, Int8
 

@@ -14,8 +14,8 @@ from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu import cuda_tiles
 from wisparse.kernels.gpu.step_tiles import Auto
-from wisparse.kernels.static_cache import StaticCache
-from wisparse.kernels.triton.new_token import HeadNorms
+from wisparse.kernels.model.static_cache import StaticCache
+from wisparse.kernels.triton.attention.new_token import HeadNorms
 
 from ..triton.test_triton_attention import expected, make_cache, make_norms
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error

@@ -15,9 +15,9 @@ from wisparse.kernels.cuda import product as cuda_product_module
 from wisparse.kernels.cuda.product import Given, cuda_neurons, cuda_onto, cuda_product, squares_of
 from wisparse.kernels.cuda.product_tile import CUDATile
 from wisparse.kernels.cuda.stored_weight import CUDAWeight, Storage
-from wisparse.kernels.decoder_weights import LM_HEAD
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.cuda_tiles import cuda_products_of, tile_of
+from wisparse.kernels.model.decoder_weights import LM_HEAD
 from wisparse.kernels.quantised.int4 import int4_rounded
 from wisparse.kernels.quantised.int8 import int8_rounded
 from wisparse.kernels.quantised.packed import side_by_side

@@ -10,10 +10,9 @@ from wisparse.kernels.cuda import compiled as cuda_compiled
 from wisparse.kernels.cuda import predicted as module
 from wisparse.kernels.cuda.predicted import PredictedTile, SignWords, cuda_predicted
 from wisparse.kernels.cuda.product import Given, Normed
-from wisparse.kernels.decoder import ACTIVATIONS
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.signs.products import negative_products, packed_signs, plus_minus
-from wisparse.kernels.signs.rule import SignRule
+from wisparse.kernels.model.decoder import ACTIVATIONS
+from wisparse.kernels.plan.signs import SignRule, negative_products, packed_signs, plus_minus
 
 from ..triton_cases import DEVICE
 from .test_cuda_product import assert_close, drawn, normed

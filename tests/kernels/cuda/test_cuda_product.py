@@ -19,10 +19,10 @@ from wisparse.kernels.cuda.product import (
     cuda_product,
     squares_of,
 )
-from wisparse.kernels.decoder import ACTIVATIONS, Product, products_of
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.cuda_tiles import tile_of
-from wisparse.kernels.gpu.workload import Workload
+from wisparse.kernels.gpu.tuning.workload import Workload
+from wisparse.kernels.model.decoder import ACTIVATIONS, Product, products_of
 
 from ..triton_cases import DEVICE
 

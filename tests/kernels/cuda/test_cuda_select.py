@@ -7,8 +7,8 @@ from wisparse.kernels.cuda import compiled as cuda_compiled
 from wisparse.kernels.cuda import select as module
 from wisparse.kernels.cuda.product import CUDATile, Given, Normed, cuda_product
 from wisparse.kernels.cuda.select import cuda_select
-from wisparse.kernels.decoder import products_of
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.model.decoder import products_of
 from wisparse.kernels.reference import dropped_by_top_k
 
 from ..triton_cases import DEVICE

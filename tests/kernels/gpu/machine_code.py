@@ -59,7 +59,7 @@ def cuda_code(name, constants):
 
 
 def block_of(shape, bias, gated):
-    from wisparse.kernels.decoder_weights import BlockWeights
+    from wisparse.kernels.model.decoder_weights import BlockWeights
 
     def weight(*size):
         return torch.zeros(size, dtype=torch.bfloat16)
@@ -80,7 +80,8 @@ def block_of(shape, bias, gated):
 
 
 def rules_of(kind, shape):
-    from wisparse.kernels.plan_data import BlockPlan, GateRule, ProjectionRule
+    from wisparse.kernels.plan.block_plan import BlockPlan, GateRule
+    from wisparse.kernels.plan.projection_rule import ProjectionRule
 
     inner = dict.fromkeys(("q", "k", "v", "gate", "up"), shape.hidden)
     inner |= {"o": shape.attention_width, "down": shape.ffn}
@@ -106,10 +107,10 @@ def rules_of(kind, shape):
 def launches(name, kind, batch, capacity, cuda):
     """Lay a step of one block out and compile all of it."""
     from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
-    from wisparse.kernels.decoder_weights import DecoderWeights
     from wisparse.kernels.gpu.step import GPUDecodeStep
     from wisparse.kernels.gpu.step_tiles import Never, default_tiles
-    from wisparse.kernels.static_cache import StaticCache
+    from wisparse.kernels.model.decoder_weights import DecoderWeights
+    from wisparse.kernels.model.static_cache import StaticCache
 
     shape = replace(MODEL_SHAPES[name], blocks=1, vocabulary=64, windows=(128 if "mistral" in name else None,))
     embedding = torch.zeros(64, shape.hidden, dtype=torch.bfloat16)

@@ -5,17 +5,18 @@ import json
 import pytest
 import torch
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
-from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.product import CUDATile
-from wisparse.kernels.decoder import products_of
-from wisparse.kernels.decoder_weights import pack
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gpu import cuda_tiles, cuda_tuning
-from wisparse.kernels.gpu.cuda_tuning import cuda_candidates, step_clock, tuned_step_tiles
+from wisparse.kernels.gpu import cuda_tiles
 from wisparse.kernels.gpu.step_tiles import default_tiles
-from wisparse.kernels.gpu.timing import median_milliseconds
-from wisparse.kernels.gpu.tuning import TuningCache
-from wisparse.kernels.static_cache import StaticCache
+from wisparse.kernels.gpu.tuning import steps as cuda_tuning
+from wisparse.kernels.gpu.tuning.cache import TuningCache
+from wisparse.kernels.gpu.tuning.steps import cuda_candidates, step_clock, tuned_step_tiles
+from wisparse.kernels.gpu.tuning.timing import median_milliseconds
+from wisparse.kernels.model.decoder import products_of
+from wisparse.kernels.model.decoder_weights import pack
+from wisparse.kernels.model.static_cache import StaticCache
+from wisparse.kernels.plan.block_rules import block_rules
 
 from ...conftest import make_tiny_model
 from ..triton_cases import DEVICE

@@ -5,17 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import DynamicCache
-from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.product import CUDATile
-from wisparse.kernels.decoder import Decoder
-from wisparse.kernels.decoder_weights import LM_HEAD, pack
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.cuda_tiles import check_few_bits, check_groups
 from wisparse.kernels.gpu.step import GPUDecodeStep
 from wisparse.kernels.gpu.step_tiles import Chosen, Never
-from wisparse.kernels.plan_data import Mechanism, ProjectionRule
-from wisparse.kernels.static_cache import StaticCache
+from wisparse.kernels.model.decoder import Decoder
+from wisparse.kernels.model.decoder_weights import LM_HEAD, pack
+from wisparse.kernels.model.static_cache import StaticCache
+from wisparse.kernels.plan.block_rules import block_rules
+from wisparse.kernels.plan.mechanism import Mechanism
+from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes

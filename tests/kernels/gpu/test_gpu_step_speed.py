@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from wisparse.kernels.bench.gpu_step import append, bytes_read, dropping, random_weights
-from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.product import CUDATile
-from wisparse.kernels.decoder import DecoderShape
 from wisparse.kernels.gpu.step import GPUDecodeStep
 from wisparse.kernels.gpu.step_tiles import Chosen
-from wisparse.kernels.static_cache import StaticCache
+from wisparse.kernels.model.decoder import DecoderShape
+from wisparse.kernels.model.static_cache import StaticCache
+from wisparse.kernels.plan.block_rules import block_rules
 
 from ..triton_cases import DEVICE, SMALL_TILES
 

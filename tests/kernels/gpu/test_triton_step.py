@@ -7,16 +7,16 @@ from functools import partial
 import pytest
 import torch
 from transformers import DynamicCache
-from wisparse.kernels.block_rules import block_rules
 from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.cuda.product import CUDATile
-from wisparse.kernels.decoder_weights import pack
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.captured_step import CapturedStep
 from wisparse.kernels.gpu.step import GPUDecodeStep
 from wisparse.kernels.gpu.step_tiles import Chosen, Never
-from wisparse.kernels.static_cache import StaticCache
-from wisparse.kernels.triton.short_attention import ShortAttentionTile
+from wisparse.kernels.model.decoder_weights import pack
+from wisparse.kernels.model.static_cache import StaticCache
+from wisparse.kernels.plan.block_rules import block_rules
+from wisparse.kernels.triton.attention.short import ShortAttentionTile
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from wisparse.kernels.bench.gpu_speed import attention_rows, listing_rows, product_rows, selection_rows
-from wisparse.kernels.decoder import DecoderShape, products_of
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.gpu import tuning
 from wisparse.kernels.gpu.step_tiles import default_tiles
-from wisparse.kernels.gpu.timing import graph_clock
-from wisparse.kernels.gpu.tuning import TuningCache, bucket_of, candidates, tune, tuned_tiles, tuning_key
-from wisparse.kernels.gpu.workload import Workload
+from wisparse.kernels.gpu.tuning import products as tuning
+from wisparse.kernels.gpu.tuning.cache import TuningCache, bucket_of, tuning_key
+from wisparse.kernels.gpu.tuning.products import candidates, tune, tuned_tiles
+from wisparse.kernels.gpu.tuning.timing import graph_clock
+from wisparse.kernels.gpu.tuning.workload import Workload
+from wisparse.kernels.model.decoder import DecoderShape, products_of
 from wisparse.kernels.triton.gemv_tiles import Tile
 from wisparse.method.errors import UserError
 from wisparse.repro.locks import held
@@ -84,7 +85,7 @@ def test_rows_of_attention():
 
 @pytest.mark.slow
 def test_the_search_walks_to_the_fastest_tile(monkeypatch):
-    monkeypatch.setattr("wisparse.kernels.gpu.tuning.SAMPLE", 0)
+    monkeypatch.setattr("wisparse.kernels.gpu.tuning.products.SAMPLE", 0)
     workload = Workload(products_of(SHAPE)[1], torch.float32, DEVICE, sparsity=0.5, list_block=32)
     tiles = [Tile(16, 8), Tile(32, 8), Tile(32, 16), Tile(64, 16, warps=8)]  # the last is no single change away
     clock = CountingClock()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.cuda.product import CUDATile
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step_tiles import Chosen
-from wisparse.kernels.triton.short_attention import ShortAttentionTile
+from wisparse.kernels.triton.attention.short import ShortAttentionTile
 
 from ...conftest import FAMILIES, make_tiny_model
 from ...method.heads.head_plans import drawn_heads, with_heads

@@ -10,12 +10,12 @@ from torch import Tensor
 from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step_tiles import StepTiles
-from wisparse.kernels.heads.router import group_scores
-from wisparse.kernels.heads.selection import Selection
-from wisparse.kernels.static_cache import StaticCache
-from wisparse.kernels.triton.attention import AttentionTile
+from wisparse.kernels.model.static_cache import StaticCache
+from wisparse.kernels.triton.attention.general import AttentionTile
+from wisparse.kernels.triton.attention.new_token import HeadNorms
+from wisparse.kernels.triton.attention.router import group_scores
+from wisparse.kernels.triton.attention.selection import Selection
 from wisparse.kernels.triton.gemv_tiles import Tile
-from wisparse.kernels.triton.new_token import HeadNorms
 
 from ..triton.test_triton_attention import expected, make_cache, make_norms
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from wisparse.kernels.decoder import Decoder
-from wisparse.kernels.decoder_weights import check_stored, pack
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.model.decoder import Decoder
+from wisparse.kernels.model.decoder_weights import check_stored, pack
 from wisparse.kernels.quantised.int4 import Int4Weight, int4_rounded
 from wisparse.kernels.quantised.int8 import Int8Weight, int8_rounded
 from wisparse.kernels.quantised.packed import PackedInt4, PackedInt8, side_by_side

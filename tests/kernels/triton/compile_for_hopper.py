@@ -35,13 +35,15 @@ def main(batch):
 
     triton_launch.launch = compile_only
     triton_launch.require_runnable = lambda device: None
-    from wisparse.kernels.decoder import DecoderShape
-    from wisparse.kernels.decoder_weights import BlockWeights, DecoderWeights
-    from wisparse.kernels.gpu import step as gpu_step
+    from wisparse.kernels.gpu import site_launches
     from wisparse.kernels.gpu.step import GPUDecodeStep
     from wisparse.kernels.gpu.step_tiles import default_tiles
-    from wisparse.kernels.plan_data import BlockPlan, GateRule, HeadRule, ProjectionRule
-    from wisparse.kernels.static_cache import StaticCache
+    from wisparse.kernels.model.decoder import DecoderShape
+    from wisparse.kernels.model.decoder_weights import BlockWeights, DecoderWeights
+    from wisparse.kernels.model.static_cache import StaticCache
+    from wisparse.kernels.plan.block_plan import BlockPlan, GateRule
+    from wisparse.kernels.plan.heads import HeadRule
+    from wisparse.kernels.plan.projection_rule import ProjectionRule
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
     shape = DecoderShape(3, hidden, ffn, heads, kv_heads, head_dim, vocabulary, 1e-5, (None, 64, None))
@@ -88,7 +90,7 @@ def main(batch):
     cache = StaticCache(slots, slots.clone(), integers[:1].clone(), integers, angles, angles)
     router = HeadRule(weight(heads, hidden), weight(heads), kv_heads, 1)
     plans = (BlockPlan(rules), BlockPlan({}, GateRule(torch.zeros(ffn)), heads=router), BlockPlan(shared))
-    gpu_step.library_product = lambda *_, **__: None  # torch's product in half precision needs a GPU
+    site_launches.library_product = lambda *_, **__: None  # torch's product in half precision needs a GPU
     library = frozenset({"qkv", "o", "gate_up", "down"}) if batch > 1 else frozenset()
     tiles = default_tiles(shape, batch, 256)
     for of_blocks in (plans, (BlockPlan(), plans[1], BlockPlan())):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step_tiles import StepTiles
-from wisparse.kernels.static_cache import StaticCache
-from wisparse.kernels.triton.attention import AttentionTile, attention, attention_parts
+from wisparse.kernels.model.static_cache import StaticCache
+from wisparse.kernels.triton.attention.general import AttentionTile, attention, attention_parts
+from wisparse.kernels.triton.attention.new_token import HeadNorms
+from wisparse.kernels.triton.attention.short import ShortAttentionTile, short_attention
 from wisparse.kernels.triton.channel_lists import ChannelLists
 from wisparse.kernels.triton.gemv_tiles import Tile
-from wisparse.kernels.triton.new_token import HeadNorms
-from wisparse.kernels.triton.short_attention import ShortAttentionTile, short_attention
 
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
 

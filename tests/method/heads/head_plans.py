@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
-from wisparse.kernels.plan_data import HeadRule
+from wisparse.kernels.plan.heads import HeadRule
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 

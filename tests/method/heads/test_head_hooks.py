@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from wisparse.kernels.plan_data import HeadRule, Mechanism
+from wisparse.kernels.plan.heads import HeadRule
+from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.method.apply import applied
 from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import NORM_PATHS, PROJECTION_PATHS

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from hydra.utils import instantiate
-from wisparse.kernels.plan_data import HeadRule, Mechanism
+from wisparse.kernels.plan.heads import HeadRule
+from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.heads.choice import PolarHeads, with_heads

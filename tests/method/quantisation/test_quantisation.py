@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.quantised.int4 import int4_rounded
 from wisparse.kernels.quantised.int8 import int8_rounded

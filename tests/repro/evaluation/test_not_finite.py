@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan

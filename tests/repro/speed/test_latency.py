@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 import torch
-from wisparse.kernels.decoder_weights import unpack
-from wisparse.kernels.engine import DecodeEngine
+from wisparse.kernels.engine.decode_engine import DecodeEngine
+from wisparse.kernels.model.decoder_weights import unpack
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes

@@ -1,0 +1,1 @@
+"""A transformers model and a plan in, tokens out."""

@@ -1,0 +1,201 @@
+"""The decode engine: a transformers model and a plan in, tokens out; dense without a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import KernelError
+from ..model.decoder_weights import NO_FOLDED_BASES_IN_FEW_BITS, DecoderWeights, pack, unpack
+from ..model.held_weights import check_held, hold, let_go, remember
+from ..model.static_cache import StaticCache
+from ..plan.block_rules import block_rules, dense_for_a_batch, gated_blocks, needed, predicted_blocks
+from ..plan.folding import bases_of, folded
+from ..plan.whole_plan import Plan
+from ..quantised.packed import QuantisedModel
+from .backends import BACKENDS, DecodeStep, check_decodable
+from .prompt import PreparedPrompt, check_continuation, prepared
+from .sampling import Greedy, Sampler, require_finite
+
+
+def _check_same_weights(made_on: str | None, given: str | None) -> None:
+    """Raise KernelError for a plan that was made on other weights than those that are read."""
+    if made_on != given:
+        made, there = (found or "the model's own weights" for found in (made_on, given))
+        raise KernelError(
+            f"this plan was made on {made}, and the engine reads {there}; give it the same, or another plan"
+        )
+
+
+def _check_own_bases(model: nn.Module, plan: Plan | None) -> None:
+    """Raise KernelError for folded bases: weights in few bits are stored in the model's own."""
+    if bases_of(model) is not None or (plan is not None and plan.folded is not None):
+        raise KernelError(NO_FOLDED_BASES_IN_FEW_BITS)
+
+
+class DecodeEngine:
+    """Decodes with a static cache; the weights of dropped channels are never read.
+
+    A context: after it the model's weights lie as before, and the engine's memory is free. Within it the model
+    stays usable, on the same weights, and a prompt is read through it. Every generated token is sparse; where
+    the rows of a batch would read nearly all of a site, its projections, `dense`, are computed densely.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan | None = None,
+        *,
+        quantised: QuantisedModel | None = None,
+        batch: int = 1,
+        capacity: int = 2048,
+        tuned_for: float | None = None,
+        reading_prompts: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Pack the model's weights and check the plan; capacity: tokens of prompt and continuation.
+
+        quantised: weights in few bits that are read instead of the model's own. A prompt is read through the
+        model as it is, with the same values where its linears hold the dequantised ones.
+        tuned_for: the sparsity that a GPU's launches are tuned for (minutes, then found on disk); None: tiles
+        that suit a large GPU. reading_prompts: gives the context in which the model reads a prompt, such as
+        hooks that compute its tokens sparsely; without it the prompt is dense. Raises KernelError for what
+        cannot be executed, and leaves the model as it was.
+        """
+        blocks, stored = () if plan is None else plan.block_plans(), None
+        if plan is not None:
+            _check_same_weights(plan.quantisation, None if quantised is None else quantised.description)
+        if quantised is not None:
+            _check_own_bases(model, plan)
+            stored = quantised.weights
+        formats = {weight.format: weight.group for weight in (stored or {}).values()}
+        check_decodable(model, batch, capacity, needed(blocks), formats)
+        self.model = model
+        self.closed = False
+        self._reading_prompts = reading_prompts
+        self._folding = folded(model, bases_of(model) if plan is None else plan.folded)
+        self._folding.__enter__()
+        self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
+        self._holder = hold(model, "an engine", in_place=True)
+        try:
+            chosen = gated_blocks(plan, self.dense), predicted_blocks(plan, self.dense)
+            self.weights: DecoderWeights = pack(model, chosen[0], stored, chosen[1])
+            remember(model)
+            weights = self.weights
+            self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)
+            self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
+            self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def __enter__(self) -> DecodeEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lay the model's weights out as before, and drop the engine's; it decodes nothing any more."""
+        if not self.closed:
+            self.closed = True
+            # First, so that no weight is held twice for longer than its copy takes.
+            del self.step, self.cache, self.rules, self.weights
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Lay the model's weights out as before, in its own bases unless another engine needs these."""
+        unpack(self.model)
+        let_go(self.model, self._holder)
+        self._folding.__exit__(None, None, None)
+
+    def ran(self) -> dict[str, str]:
+        """Language of the kernels of each part of a decode step, and what a batch has dense, for records."""
+        self._check_open()
+        dense = {"dense for the batch": f"{len(self.dense)} projections"} if self.dense else {}
+        return self.step.ran() | dense
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise KernelError("this decode engine is closed, its context has ended; make another one")
+
+    @torch.inference_mode()
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Read a prompt into the cache.
+
+        input_ids: (batch, length), attention_mask: the same, 0 at padding on the left. Returns the logits of
+        the last token, (batch, vocabulary) float32. Raises KernelError for logits that are not finite.
+        """
+        return self._read(self._prepared(input_ids, attention_mask))
+
+    def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:
+        self._check_open()
+        check_held(self.model)
+        weights = self.weights
+        return prepared(input_ids, attention_mask, self.cache, weights.embedding.shape[0], weights.device)
+
+    def _read(self, prompt: PreparedPrompt) -> Tensor:
+        from transformers import DynamicCache  # only here: kernels import with torch and triton alone
+
+        cache = DynamicCache()  # not of the model's configuration: a sliding cache would forget early tokens
+        positions = (prompt.mask.cumsum(dim=1) - 1).clamp_min(0)
+        with self._reading_prompts():
+            output = self.model(
+                input_ids=prompt.input_ids,
+                attention_mask=prompt.mask,
+                position_ids=positions,
+                past_key_values=cache,
+                logits_to_keep=1,
+            )
+        logits = output.logits[:, -1].float()
+        require_finite(logits.amax(), "a logit of the prompt's last token")
+        self.cache.fill(cache, prompt.first)
+        return logits
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        new_tokens: int,
+        sampler: Sampler | None = None,
+        stop_tokens: Collection[int] = (),
+        pad_token: int = 0,
+    ) -> Tensor:
+        """Continue a prompt by up to `new_tokens`; a row that met a stop token is filled with `pad_token`.
+
+        Returns (batch, length + at most new_tokens), as `model.generate` does; greedy without a sampler. Raises
+        KernelError for what does not fit the engine, and for logits that are not finite.
+        """
+        prompt = self._prepared(input_ids, attention_mask)
+        check_continuation(new_tokens, stop_tokens)
+        sampler = sampler or Greedy()
+        length = input_ids.shape[1]
+        if length + new_tokens > self.cache.capacity:
+            raise KernelError(
+                f"{length} prompt tokens and {new_tokens} new ones do not fit the engine's capacity of "
+                f"{self.cache.capacity}; make one with capacity={length + new_tokens}"
+            )
+        stops = torch.tensor(sorted(stop_tokens), device=input_ids.device)
+        running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        logits = self._read(prompt)
+        largest = logits.amax()  # of all steps, left on the device: to read it at each would cost more than it
+        tokens = sampler(logits)
+        found = [tokens]
+        for _ in range(new_tokens - 1):
+            if stop_tokens:
+                running &= ~torch.isin(tokens, stops)
+                if not running.any():
+                    break
+            logits = self.step(tokens)
+            largest = torch.maximum(largest, logits.amax())
+            tokens = sampler(logits).masked_fill(~running, pad_token)
+            found.append(tokens)
+        require_finite(largest, "a logit of a generated token")
+        return torch.cat([input_ids, torch.stack(found, dim=1)], dim=1)

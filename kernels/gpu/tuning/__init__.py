@@ -1,0 +1,1 @@
+"""Tiles of a decode step, timed on the machine that it runs on."""

@@ -1,0 +1,1 @@
+"""A decoder as kernels see it: its anatomy and shape, its weights as they are packed, and its cache."""

@@ -1,0 +1,202 @@
+"""A decoder's weights as kernels read them: `(in, out)`, q+k+v and gate+up side by side, each stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import KernelError
+from ..quantised.packed import PackedWeight, side_by_side
+from ..quantised.stored import StoredWeight
+from .decoder import Decoder, DecoderShape, block_projections, key
+from .executable import check_executable
+
+LM_HEAD = "lm_head"
+"""Name of the head beside the keys of projections."""
+NO_GATES_IN_FEW_BITS = (
+    "the decode engine does not read neurons of quantised weights by their gate or by signs; take another "
+    "method or the model's own weights, or evaluate the plan without the engine (latency=none)"
+)
+NO_FOLDED_BASES_IN_FEW_BITS = (
+    "weights in few bits are stored in the model's own bases, and this plan has folded ones; take a method "
+    "without them or the model's own weights, or evaluate the plan without the engine (latency=none)"
+)
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """One block. A weight `(in, out)` has one contiguous row for each input channel.
+
+    In floating point it is a tensor, in few bits a packed weight.
+    """
+
+    input_norm: Tensor
+    qkv: Tensor | PackedWeight
+    """(hidden, q + 2·kv)"""
+    qkv_bias: Tensor | None
+    o: Tensor | PackedWeight
+    """(heads · head_dim, hidden)"""
+    mlp_norm: Tensor
+    gate_up: Tensor | PackedWeight | None
+    """(hidden, 2·ffn), gate first; None in a gated block and in a predicted one."""
+    gate: Tensor | None
+    """(hidden, ffn); given in a gated block."""
+    up_rows: Tensor | None
+    """(ffn, hidden), one row a neuron; given in a gated block (CHESS, CATS) and in a predicted one, which read
+    up by neurons."""
+    down: Tensor | PackedWeight
+    """(ffn, hidden)"""
+    query_norm: Tensor | None = None
+    """(head_dim,) gains of the RMSNorm of every head of q before it is rotated; None: there is none."""
+    key_norm: Tensor | None = None
+    """(head_dim,) gains of the same norm of k."""
+    gate_rows: Tensor | None = None
+    """(ffn, hidden), one row a neuron; given in a predicted block, which reads gate by neurons."""
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """All weights of a decoder."""
+
+    shape: DecoderShape
+    blocks: tuple[BlockWeights, ...]
+    embedding: Tensor
+    """(vocabulary, hidden)"""
+    final_norm: Tensor
+    lm_head: Tensor | PackedWeight
+    """(vocabulary, hidden); in few bits (hidden, vocabulary)"""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of activations: that of the projections, where these are in floating point."""
+        qkv = self.blocks[0].qkv
+        return qkv.dtype if isinstance(qkv, Tensor) else self.blocks[0].input_norm.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the projections."""
+        qkv = self.blocks[0].qkv
+        return qkv.device if isinstance(qkv, Tensor) else qkv.values.device
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Formats of the weights in few bits."""
+        weights = [self.lm_head, *(weight for block in self.blocks for weight in vars(block).values())]
+        return frozenset(weight.format for weight in weights if isinstance(weight, PackedWeight))
+
+
+@torch.inference_mode(False)  # a weight made under it could never be trained again
+@torch.no_grad()
+def pack(
+    model: nn.Module,
+    gated_blocks: Collection[int] = (),
+    stored: Mapping[str, StoredWeight] | None = None,
+    predicted_blocks: Collection[int] = (),
+) -> DecoderWeights:
+    """Lay a transformers model's weights out for the kernels; the model goes on working on the same storage.
+
+    Its projections become transposed views, so that prefill, hooks and `generate` read what the kernels read.
+    `gated_blocks` read up by neurons, `predicted_blocks` gate as well. With `stored`, weights in few bits by
+    key and maybe of `lm_head`, kernels read these, and the model's own projections stay as they are. Raises
+    KernelError for a model that cannot be executed, and for stored weights that are not all of its projections.
+    """
+    decoder = Decoder.of(model)
+    check_executable(decoder)
+    if stored is not None:
+        check_stored(stored, decoder.shape)
+    if stored is not None and (gated_blocks or predicted_blocks):
+        raise KernelError(NO_GATES_IN_FEW_BITS)
+    return DecoderWeights(
+        decoder.shape,
+        tuple(
+            _pack_block(decoder, index, index in gated_blocks, index in predicted_blocks, stored)
+            for index in range(len(decoder.blocks))
+        ),
+        embedding=decoder.embedding.weight.data,
+        final_norm=decoder.final_norm.weight.data,
+        lm_head=decoder.lm_head.weight.data if LM_HEAD not in (stored or {}) else side_by_side(stored[LM_HEAD]),
+    )
+
+
+def check_stored(stored: Mapping[str, StoredWeight], shape: DecoderShape) -> None:
+    """Raise KernelError for weights in few bits that are not those of a model of this shape."""
+    expected = {name: (inner, out) for name, (out, inner) in shape.shapes().items()}
+    if LM_HEAD in stored:
+        expected[LM_HEAD] = (shape.hidden, shape.vocabulary)
+    for name in sorted(expected.keys() | stored.keys()):
+        found = tuple(stored[name].shape) if name in stored else None
+        if found != expected.get(name):
+            raise KernelError(
+                f"quantised weights of another model: {name} is {found or 'missing'}, the model's (in, out) is "
+                f"{expected.get(name, 'none')}"
+            )
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def unpack(model: nn.Module) -> None:
+    """Give a packed model's projections weights of their own again, laid out for transformers."""
+    for projection in Decoder.of(model).projections():
+        projection.linear.weight.data = projection.linear.weight.data.contiguous()
+
+
+def _pack_block(
+    decoder: Decoder, index: int, gated: bool, predicted: bool, stored: Mapping[str, StoredWeight] | None
+) -> BlockWeights:
+    linears = block_projections(decoder.blocks[index])
+    qkv = [linears[name] for name in ("q", "k", "v")]
+
+    def packed(*names: str) -> Tensor | PackedWeight:
+        if stored is None:
+            return _side_by_side(*(linears[name] for name in names))
+        return side_by_side(*(stored[key(index, name)] for name in names))
+
+    return BlockWeights(
+        input_norm=decoder.gains(index, "attention_input"),
+        qkv=packed("q", "k", "v"),
+        qkv_bias=torch.cat([linear.bias.data for linear in qkv]) if decoder.family.qkv_bias else None,
+        o=packed("o"),
+        mlp_norm=decoder.gains(index, "mlp_input"),
+        gate_up=None if gated or predicted else packed("gate", "up"),
+        gate=packed("gate") if gated else None,
+        up_rows=_by_neuron(linears["up"]) if gated or predicted else None,
+        down=packed("down"),
+        query_norm=decoder.gains(index, "q"),
+        key_norm=decoder.gains(index, "k"),
+        gate_rows=_by_neuron(linears["gate"]) if predicted else None,
+    )
+
+
+def _side_by_side(*linears: nn.Linear) -> Tensor:
+    """(in, total out); the layers' weights become views of it."""
+    if (packed := _packed_before(linears)) is not None:
+        return packed
+    packed = torch.cat([linear.weight.data.T for linear in linears], dim=1).contiguous()
+    start = 0
+    for linear in linears:
+        end = start + linear.out_features
+        linear.weight.data = packed[:, start:end].T
+        start = end
+    return packed
+
+
+def _packed_before(linears: tuple[nn.Linear, ...]) -> Tensor | None:
+    """The tensor that these layers are views of already; a second engine shares the weights of the first."""
+    first, total = linears[0].weight.data, sum(linear.out_features for linear in linears)
+    place = first.storage_offset()
+    for linear in linears:
+        weight = linear.weight.data
+        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or weight.stride() != (1, total) or weight.storage_offset() != place:
+            return None
+        place += linear.out_features
+    return first.as_strided((linears[0].in_features, total), (total, 1))
+
+
+def _by_neuron(linear: nn.Linear) -> Tensor:
+    """(out, in), contiguous; the layer's weight becomes this tensor."""
+    linear.weight.data = linear.weight.data.contiguous()
+    return linear.weight.data

@@ -1,0 +1,118 @@
+"""What of a model the decode engine would leave out without a word: looked for, and refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from ..errors import KernelError
+from .decoder import (
+    ATTENTION_PATH,
+    GATE_ACTIVATION_PATH,
+    HEAD_NORM_PATHS,
+    NORM_PATHS,
+    PROJECTION_PATHS,
+    SITES,
+    Decoder,
+    Family,
+)
+
+OBSERVERS = ("transformers.utils.output_capturing", "transformers.modeling_utils")
+"""Modules of hooks that transformers leaves on a model that was asked for its hidden states, or for gradient
+checkpoints. They change no number."""
+
+ACTIVATION_CLASSES = {"silu": ("SiLU", "SiLUActivation"), "relu": ("ReLU",)}
+"""Classes of modules that compute an activation, by its name in config.json."""
+
+OWN = ("transformers.models.", "torch.nn.")
+"""Where the classes of a family's modules are from."""
+
+
+def check_executable(decoder: Decoder) -> None:
+    """Raise KernelError for parts of a model that kernels do not execute.
+
+    Those are parameters, classes and hooks that its family does not have, and settings of its modules that are
+    not those of its configuration.
+    """
+    for problem in _problems(decoder):
+        raise KernelError(f"{problem}; the decode engine does not execute it, `wisparse.sparse` does")
+
+
+def _problems(decoder: Decoder) -> Iterator[str]:
+    if len(decoder.blocks) != (stated := decoder.shape.blocks):
+        yield f"the model has {len(decoder.blocks)} blocks, and config.json {stated}"
+    yield from _parameters(decoder)
+    modules = {name: module for name, module in decoder.model.named_modules() if name}
+    yield from _classes(decoder, modules)
+    yield from _hooks(decoder, modules)
+    yield from _settings(decoder, modules)
+
+
+def _parameters(decoder: Decoder) -> Iterator[str]:
+    """Parameters that kernels would skip, and those that they would miss."""
+    title = decoder.family.title
+    expected = set(_parameter_names(decoder.family))
+    for index, block in enumerate(decoder.blocks):
+        found = {name for name, _ in block.named_parameters()}
+        for names, problem in ((found - expected, "has"), (expected - found, "lacks")):
+            if names:
+                yield f"block {index} {problem} {', '.join(sorted(names))}, unlike other {title} models"
+    linears = [*(projection.linear for projection in decoder.projections()), decoder.lm_head]
+    types = sorted({str(linear.weight.dtype).removeprefix("torch.") for linear in linears})
+    if len(types) > 1:
+        yield f"the model's linear layers are in {' and '.join(types)}"
+    known = {id(parameter) for parameter in decoder.blocks.parameters()}
+    known |= {id(module.weight) for module in (decoder.embedding, decoder.final_norm, decoder.lm_head)}
+    for name, parameter in decoder.model.named_parameters():
+        if id(parameter) not in known:
+            yield f"the model has {name}, unlike other {title} models"
+
+
+def _parameter_names(family: Family) -> Iterable[str]:
+    """Parameters of a block of the family, as its module names them."""
+    yield from (f"{path}.weight" for path in (*PROJECTION_PATHS.values(), *NORM_PATHS.values()))
+    if family.qkv_bias:
+        yield from (f"{PROJECTION_PATHS[name]}.bias" for name in SITES["attention_input"])
+    if family.query_key_norm:
+        yield from (f"{path}.weight" for path in HEAD_NORM_PATHS.values())
+
+
+def _classes(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Modules that compute something else than the family's do."""
+    linears = {id(projection.linear) for projection in decoder.projections()} | {id(decoder.lm_head)}
+    activations = {id(block.get_submodule(GATE_ACTIVATION_PATH)) for block in decoder.blocks}
+    for name, module in modules.items():
+        kind = type(module)
+        if id(module) in linears:
+            usual = kind is nn.Linear
+        elif id(module) in activations:
+            usual = kind.__name__ in ACTIVATION_CLASSES[decoder.shape.activation]
+        else:
+            usual = kind.__module__.startswith(OWN)
+        if not usual:
+            yield f"{name} is a {kind.__name__}, unlike in other {decoder.family.title} models"
+        if "forward" in vars(module):
+            yield f"{name} has a forward of its own"
+
+
+def _hooks(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Modules with hooks that may change what they compute."""
+    for name, module in {"the model": decoder.model, **modules}.items():
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if any(getattr(hook, "__module__", None) not in OBSERVERS for hook in hooks):
+            yield f"{name} has a forward hook"
+
+
+def _settings(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Numbers of modules that are not those of the configuration."""
+    shape = decoder.shape
+    scaling = shape.head_dim**-0.5
+    attentions = {id(block.get_submodule(ATTENTION_PATH)) for block in decoder.blocks}
+    for name, module in modules.items():
+        epsilon = getattr(module, "variance_epsilon", shape.norm_epsilon)
+        if epsilon != shape.norm_epsilon:
+            yield f"{name} has the epsilon {epsilon}, and config.json {shape.norm_epsilon}"
+        if id(module) in attentions and not math.isclose(found := module.scaling, scaling):
+            yield f"{name} scales by {found:g}, and heads of {shape.head_dim} by {scaling:g}"

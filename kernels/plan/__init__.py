@@ -1,0 +1,1 @@
+"""A sparsity plan as runtimes read it, checked against a model and placed on its device."""

@@ -1,0 +1,151 @@
+"""Rules of a plan for each block, checked against the model and moved to its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import torch
+
+from ..errors import KernelError
+from ..model.decoder import SITES, DecoderShape, split_key
+from .block_plan import BlockPlan, GateRule
+from .mechanism import Mechanism
+from .whole_plan import Plan, of_another_model
+
+PAYS_BELOW = 0.6
+"""Share of a site's weights up to which a batch is faster over lists than densely."""
+
+GATED_SITES = (SITES["attention_input"], SITES["attention_output"], ("gate", "up", "down"))
+"""Projections that are dense together in a block that chooses neurons by their gate or by signs."""
+
+
+def block_rules(
+    plan: Plan | None,
+    shape: DecoderShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    dense: Collection[str] = (),
+) -> tuple[BlockPlan, ...]:
+    """The plan of every block on its device, an empty one for the dense model; low-rank factors in `dtype`.
+
+    dense: keys of projections that are computed densely all the same. Raises KernelError for a plan of another
+    model, an empty plan, or rules that exclude each other.
+    """
+    if plan is None:
+        return tuple(BlockPlan() for _ in range(shape.blocks))
+    if problem := of_another_model(plan.shapes, shape.shapes()):
+        raise KernelError(problem)
+    blocks = plan.block_plans()
+    if not any(block.mechanisms() for block in blocks):
+        raise KernelError("this plan drops nothing; for the dense model give no plan")
+    return tuple(
+        _placed(index, block.without(_of_block(dense, index)), shape, device, dtype)
+        for index, block in enumerate(blocks)
+    )
+
+
+def dense_for_a_batch(plan: Plan | None, batch: int, device: torch.device) -> frozenset[str]:
+    """Keys of the projections that a batch on a GPU had better compute densely.
+
+    Those are of the sites of which its rows, each with a mask of its own, are expected to read together more
+    than lists pay for. To whom the same channels matter is not known: masks count as independent. Sites with a
+    mask that all rows share are among them, too: on an H200 two rows gain 4 % there, and four lose 10 % (the
+    products of a batch wait for arithmetic, not for memory), while the mask costs far more than it saves.
+    """
+    if plan is None or batch == 1 or device.type != "cuda":
+        return frozenset()
+    full = (
+        [f"{index}.{name}" for name in names]
+        for index, block in enumerate(plan.block_plans())
+        for names in (SITES.values() if block.gate is None and block.signs is None else GATED_SITES)
+        if (share := _expected_share(plan, index, block, names, batch)) is not None and share > PAYS_BELOW
+    )
+    return frozenset(name for names in full for name in names)
+
+
+def gated_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
+    """Blocks whose gate chooses neurons, but for those where these are dense."""
+    return _blocks_by_neurons(plan, dense, lambda block: block.gate is not None)
+
+
+def predicted_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
+    """Blocks whose neurons are predicted by signs, but for those where these are dense."""
+    return _blocks_by_neurons(plan, dense, lambda block: block.signs is not None)
+
+
+def _blocks_by_neurons(
+    plan: Plan | None, dense: Collection[str], chosen: Callable[[BlockPlan], bool]
+) -> list[int]:
+    blocks = () if plan is None else plan.block_plans()
+    return [index for index, block in enumerate(blocks) if chosen(block) and f"{index}.up" not in dense]
+
+
+def _expected_share(
+    plan: Plan, index: int, block: BlockPlan, names: Collection[str], batch: int
+) -> float | None:
+    """Share of a site's weights that a batch reads, all for a shared mask; None where nothing is dropped.
+
+    Neurons that signs predict are read for one row alone: each row of a batch has its own.
+    """
+    if block.signs is not None and "up" in names:
+        return 1.0
+    gated = block.gate is not None and "up" in names
+    rules = {name: block.of(name) for name in names if not gated or name != "gate"}
+    if not (gated or any(rules.values())):
+        return None
+    if any(rule and rule.shared for rule in rules.values()):
+        return 1.0
+    read, every = 0.0, 0
+    for name, rule in rules.items():
+        out, inner = plan.shapes.get(f"{index}.{name}", (0, 0))
+        dropped = 0.0
+        if rule is not None and rule.top_k is not None:
+            dropped = 1.0 - rule.top_k / inner
+        elif rule is not None or gated:
+            dropped = plan.expected_sparsity(f"{index}.{name}")
+            dropped = 0.5 if dropped is None else dropped
+        read, every = read + out * (1.0 - dropped**batch), every + out
+    return read / every if every else None
+
+
+def _of_block(names: Collection[str], index: int) -> set[str]:
+    """Projections of one block among keys."""
+    return {projection for block, projection in map(split_key, names) if block == index}
+
+
+def needed(blocks: Collection[BlockPlan]) -> set[Mechanism]:
+    """All that the blocks' plans are made of."""
+    return {mechanism for block in blocks for mechanism in block.mechanisms()}
+
+
+def check_supported(needed: Collection[Mechanism], supports: Collection[Mechanism], device: str) -> None:
+    """Raise KernelError for a mechanism that a step on `device` does not execute."""
+    if lacking := [mechanism.value for mechanism in Mechanism if mechanism in set(needed) - set(supports)]:
+        raise KernelError(
+            f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without"
+            f"{' and heads=none' if Mechanism.HEADS.value in lacking else ''}, or evaluate the plan "
+            "without the engine (latency=none)"
+        )
+
+
+def _placed(
+    index: int, block: BlockPlan, shape: DecoderShape, device: torch.device, dtype: torch.dtype
+) -> BlockPlan:
+    if problem := block.misfit(shape.projection_shapes()):
+        raise KernelError(f"block {index}: {problem}")
+    heads = block.heads
+    if heads is not None:
+        if (found := (heads.weight.shape[0], heads.groups)) != (shape.heads, shape.kv_heads):
+            raise KernelError(
+                f"block {index}: its router is for {found[0]} heads in {found[1]} groups, and the model has "
+                f"{shape.heads} in {shape.kv_heads}"
+            )
+        heads = heads.to(device, dtype)
+    rules = {projection: rule.to(device, dtype) for projection, rule in block.rules.items()}
+    signs = None if block.signs is None else block.signs.to(device)
+    block = replace(block, rules=rules, heads=heads, signs=signs)
+    if block.gate is None:
+        return block
+    thresholds = block.gate.thresholds.to(device, torch.float32).contiguous()
+    return replace(block, gate=GateRule(thresholds))

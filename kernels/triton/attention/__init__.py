@@ -1,0 +1,1 @@
+"""Attention of one new token over a static cache, in Triton."""
