@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
-
 from ..cuda.attention import CUDAAttentionTile, cuda_attention
 from ..cuda.product import CUDATile
 from ..errors import KernelError
 from ..model.decoder import DecoderShape, Product
 from ..model.static_cache import StaticCache
-from ..triton.attention.general import AttentionTile, attention, attention_parts
+from ..triton.attention.general import AttentionTile, attention, scratch_of
 from ..triton.attention.selected import selected_attention
 from ..triton.attention.short import ShortAttentionTile, short_attention
 from ..triton.gemv_tiles import Tile
@@ -104,20 +102,14 @@ class StepTiles:
         tile = self.attention
         if isinstance(tile, ShortAttentionTile):
             return partial(short_attention, tile=tile)
-        device = cache.keys.device
-        parts = torch.empty(attention_parts(cache, heads, tile), device=device)
-        counters = torch.zeros(cache.batch * cache.keys.shape[2], dtype=torch.int32, device=device)
-        return partial(attention, parts=parts, counters=counters, tile=tile)
+        return partial(attention, **scratch_of(cache, heads, tile), tile=tile)
 
     def selected_attention(self, cache: StaticCache, heads: int, kept: int) -> Callable[..., None]:
         """Attention over so many chosen groups, with its scratch: takes a selection beside what others take."""
         if isinstance(self.cuda, Chosen) and self.cuda.attention is not None:
             return partial(cuda_attention, tile=self.cuda.selecting.get(kept, self.cuda.attention))
         tile = self.attention if isinstance(self.attention, AttentionTile) else AttentionTile()
-        device, (_, batch, groups, *_) = cache.keys.device, cache.keys.shape
-        parts = torch.empty(attention_parts(cache, heads, tile), device=device)
-        counters = torch.zeros(batch * groups, dtype=torch.int32, device=device)
-        return partial(selected_attention, parts=parts, counters=counters, tile=tile)
+        return partial(selected_attention, **scratch_of(cache, heads, tile), tile=tile)
 
     @classmethod
     def uniform(cls, tile: Tile, **others: object) -> StepTiles:

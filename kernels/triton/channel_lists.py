@@ -13,6 +13,11 @@ from .launch import blocks_of
 MAX_BATCH = 64
 
 
+def written_to(lists: ChannelLists | None) -> tuple[Tensor | None, ...]:
+    """Index, values and counts of lists as kernels take them, which write to x where there are none."""
+    return (None, None, None) if lists is None else (lists.index, lists.values, lists.counts)
+
+
 def check_written(bounds: Tensor | None, lists: ChannelLists | None, x_out: Tensor | None) -> None:
     """Raises KernelError unless a kernel is to write either lists, by bounds, or the whole activation."""
     if (lists is None) == (x_out is None) or (lists is None) != (bounds is None):

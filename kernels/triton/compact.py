@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import KernelError
-from .channel_lists import ChannelLists
+from .channel_lists import ChannelLists, written_to
 from .launch import blocks_of, launch, power_of_two, warps_of
 
 
@@ -169,7 +169,7 @@ def _start(
         (blocks_of(channels, block), max(count, 1)),
         source, squares, gain, x_out,
         *((rules.bounds, rules.score_weights, rules.smallest) if rules else (None, None, None)),
-        *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
+        *written_to(lists),
         length,
         NORM=gain is not None, EPSILON=epsilon, TILES=tiles, PADDED_TILES=power_of_two(max(tiles, 1)),
         CHANNELS=channels, BATCH=batch, ROWS=power_of_two(batch), BLOCK=block,

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import KernelError
-from .channel_lists import ChannelLists, check_written
+from .channel_lists import ChannelLists, check_written, written_to
 from .epilogue import store_residual
 from .launch import blocks_of, check_tensor, launch, power_of_two, warps_of
 from .neurons import store_hidden
@@ -81,7 +81,7 @@ def neurons_of_sums(
         neurons_of_sums_kernel,
         (tiles,),
         sums, like, x_out, bounds,
-        *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
+        *written_to(lists),
         WIDTH=ffn, TILES=tiles, BATCH=batch, ROWS=power_of_two(batch), TILE=columns, COMPACT=lists is not None,
         RELU=nonlinearity == "relu",
         warps=warps_of(batch), pdl=pdl,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import KernelError
-from .channel_lists import ChannelLists, check_written
+from .channel_lists import ChannelLists, check_written, written_to
 from .compact import rounded, store_list
 from .epilogue import added, arrived_last, silu
 from .gemv import Activation
@@ -126,7 +126,7 @@ def neurons(
         weight, *activation.tensors,
         workspace.partials(splits * batch * weight.shape[1]) if splits > 1 else None,
         workspace.counters(tiles) if splits > 1 else None,
-        addend, x_out, bounds, *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
+        addend, x_out, bounds, *written_to(lists),
         WIDTH=ffn, COLUMNS=weight.shape[1], TILES=tiles, EVEN=ffn % tile.columns == 0, PAIRED=paired,
         COMPACT=lists is not None, RELU=nonlinearity == "relu", **meta, warps=tile.warps, pdl=pdl,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,11 +18,11 @@ from ...errors import KernelError
 from ...model.decoder import DecoderShape
 from ...model.static_cache import StaticCache
 from ...stored_tile import StoredTile
-from ..channel_lists import ChannelLists, check_written
+from ..channel_lists import ChannelLists, check_written, written_to
 from ..launch import blocks_of, launch, power_of_two
 from ..product import WIDEN_DOTS
 from .combine import combine, context_of, finish_alone, store_parts
-from .new_token import HeadNorms, gains_of, new_token, query_heads
+from .new_token import HeadNorms, given, new_token, query_heads
 
 
 @triton.jit
@@ -161,6 +162,43 @@ def attention_parts(cache: StaticCache, heads: int, tile: AttentionTile) -> int:
     return cache.batch * heads * tile.splits * (cache.keys.shape[4] + 2)
 
 
+def scratch_of(cache: StaticCache, heads: int, tile: AttentionTile) -> dict[str, Tensor]:
+    """Scratch of `attention`, or of attention over chosen groups: its parts, and counters that are zero."""
+    device = cache.keys.device
+    counters = torch.zeros(cache.batch * cache.keys.shape[2], dtype=torch.int32, device=device)
+    return {"parts": torch.empty(attention_parts(cache, heads, tile), device=device), "counters": counters}
+
+
+def shared_context(
+    cache: StaticCache, heads: int, tile: AttentionTile, parts: Tensor, counters: Tensor
+) -> dict[str, object]:
+    """Constants of a kernel whose programs share a context. Raises KernelError for too little scratch."""
+    _, batch, kv_heads, capacity, head_dim = cache.keys.shape
+    if parts.numel() < attention_parts(cache, heads, tile) or counters.numel() < batch * kv_heads:
+        raise KernelError("the scratch of attention is too small; see scratch_of")
+    splits = min(tile.splits, blocks_of(capacity, tile.step))
+    group = heads // kv_heads
+    padded_group, padded_head = power_of_two(group), max(16, power_of_two(head_dim))
+    # 32 values a thread for what is combined at once.
+    at_once = max(1, min(power_of_two(splits), tile.warps * 32 * 32 // (padded_group * padded_head)))
+    return {
+        "STEP": tile.step,
+        "SPLITS": splits,
+        "BATCH": batch,
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "PADDED_GROUP": padded_group,
+        "QUERIES": max(16, padded_group),
+        "HEAD": head_dim,
+        "PADDED_HEAD": padded_head,
+        "AT_ONCE": at_once,
+        "CAPACITY": capacity,
+        "SCALE": head_dim**-0.5,
+        "STAGES": tile.stages,
+        "warps": tile.warps,
+    }
+
+
 def attention(
     sums: Tensor,
     bias: Tensor | None,
@@ -185,7 +223,7 @@ def attention(
     channels) is written. `window`: the last so many tokens, this one included. Raises KernelError for what does
     not fit.
     """
-    _, batch, kv_heads, capacity, head_dim = cache.keys.shape
+    _, batch, kv_heads, _, head_dim = cache.keys.shape
     heads = query_heads(sums, cache)
     group = heads // kv_heads
     if lists is not None and (lists.block, lists.blocks) != (group * head_dim, kv_heads):
@@ -195,22 +233,12 @@ def attention(
     if lists is not None and batch > 1:
         raise KernelError(f"attention lists the channels of one row, not of {batch}; give x_out")
     check_written(bounds, lists, x_out)
-    if parts.numel() < attention_parts(cache, heads, tile) or counters.numel() < batch * kv_heads:
-        raise KernelError("the scratch of attention is too small; see attention_parts")
-    splits = min(tile.splits, blocks_of(capacity, tile.step))
-    padded_group, padded_head = power_of_two(group), max(16, power_of_two(head_dim))
-    *gains, epsilon = gains_of(norms, cache)
-    # 32 values a thread for what is combined at once.
-    at_once = max(1, min(power_of_two(splits), tile.warps * 32 * 32 // (padded_group * padded_head)))
+    shared = shared_context(cache, heads, tile, parts, counters)
+    token_and_cache, epsilon = given(sums, bias, norms, cache, block)
     launch(
         attention_kernel,
-        (batch * kv_heads, splits),
-        sums, bias, *gains, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
-        cache.first, parts, counters, x_out, bounds,
-        *((lists.index, lists.values, lists.counts) if lists else (None, None, None)),
-        SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step,
-        SPLITS=splits, BATCH=batch, KV_HEADS=kv_heads, GROUP=group, PADDED_GROUP=padded_group,
-        QUERIES=max(16, padded_group), HEAD=head_dim, PADDED_HEAD=padded_head, AT_ONCE=at_once,
-        CAPACITY=capacity, SCALE=head_dim**-0.5, STAGES=tile.stages, COMPACT=lists is not None,
-        EPSILON=epsilon, warps=tile.warps, pdl=pdl,
+        (batch * kv_heads, shared["SPLITS"]),
+        *token_and_cache, parts, counters, x_out, bounds, *written_to(lists),
+        SUM_SPLITS=sums.shape[0], WINDOW=window or 0, COMPACT=lists is not None, EPSILON=epsilon,
+        **shared, pdl=pdl,
     )  # fmt: skip

@@ -39,6 +39,15 @@ def gains_of(norms: HeadNorms | None, cache: StaticCache) -> tuple[Tensor | None
     return norms.query, norms.key, norms.epsilon
 
 
+def given(
+    sums: Tensor, bias: Tensor | None, norms: HeadNorms | None, cache: StaticCache, block: int
+) -> tuple[tuple[Tensor | None, ...], float]:
+    """What kernels take first: sums, bias and gains, then the cache of a block; and the norms' epsilon."""
+    *gains, epsilon = gains_of(norms, cache)
+    cached = cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length, cache.first
+    return (sums, bias, *gains, *cached), epsilon
+
+
 def query_heads(sums: Tensor, cache: StaticCache) -> int:
     """Query heads in sums of q, k, v (splits, batch, q + 2·kv). Raises KernelError where the cache differs."""
     _, batch, kv_heads, _, head_dim = cache.keys.shape

@@ -12,12 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...errors import KernelError
 from ...model.static_cache import StaticCache
-from ..launch import blocks_of, check_tensor, launch, power_of_two
+from ..launch import check_tensor, launch, power_of_two
 from .combine import combine, context_of, finish_alone, store_parts
-from .general import AttentionTile, attend_to, slots_of
-from .new_token import HeadNorms, gains_of, new_token, query_heads
+from .general import AttentionTile, attend_to, shared_context, slots_of
+from .new_token import HeadNorms, given, new_token, query_heads
 from .selection import Selection, kept_groups
 
 
@@ -151,25 +150,16 @@ def selected_attention(
     whose new keys and values are appended all the same. Counters: one for each row and group. Raises
     KernelError for what does not fit.
     """
-    _, batch, kv_heads, capacity, head_dim = cache.keys.shape
+    _, batch, kv_heads, _, head_dim = cache.keys.shape
     scores, kept = kept_groups(selection, cache)
     heads = query_heads(sums, cache)
-    group = heads // kv_heads
     check_tensor("x_out", x_out, (batch, heads * head_dim), cache.keys.dtype)
-    splits = min(tile.splits, blocks_of(capacity, tile.step))
-    if parts.numel() < batch * heads * splits * (head_dim + 2) or counters.numel() < batch * kv_heads:
-        raise KernelError("the scratch of attention over chosen groups is too small")
-    padded_group, padded_head = power_of_two(group), max(16, power_of_two(head_dim))
-    *gains, epsilon = gains_of(norms, cache)
-    # 32 values a thread for what is combined at once.
-    at_once = max(1, min(power_of_two(splits), tile.warps * 32 * 32 // (padded_group * padded_head)))
+    shared = shared_context(cache, heads, tile, parts, counters)
+    token_and_cache, epsilon = given(sums, bias, norms, cache, block)
     launch(
         selected_attention_kernel,
-        (batch * (kept * splits + kv_heads - kept),),
-        sums, bias, *gains, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
-        cache.first, scores, parts, counters, x_out,
-        SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step, SPLITS=splits, BATCH=batch, KEPT=kept,
-        KV_HEADS=kv_heads, PADDED_KV_HEADS=power_of_two(kv_heads), GROUP=group, PADDED_GROUP=padded_group,
-        QUERIES=max(16, padded_group), HEAD=head_dim, PADDED_HEAD=padded_head, AT_ONCE=at_once,
-        CAPACITY=capacity, SCALE=head_dim**-0.5, STAGES=tile.stages, EPSILON=epsilon, warps=tile.warps, pdl=pdl,
+        (batch * (kept * shared["SPLITS"] + kv_heads - kept),),
+        *token_and_cache, scores, parts, counters, x_out,
+        SUM_SPLITS=sums.shape[0], WINDOW=window or 0, KEPT=kept, PADDED_KV_HEADS=power_of_two(kv_heads),
+        EPSILON=epsilon, **shared, pdl=pdl,
     )  # fmt: skip

@@ -16,11 +16,11 @@ from ...errors import KernelError
 from ...model.decoder import DecoderShape
 from ...model.static_cache import StaticCache
 from ...stored_tile import StoredTile
-from ..channel_lists import ChannelLists, check_written
+from ..channel_lists import ChannelLists, check_written, written_to
 from ..compact import rounded, store_list
 from ..launch import launch, power_of_two
 from .general import slots_of
-from .new_token import HeadNorms, gains_of, projected, query_heads, rotated
+from .new_token import HeadNorms, given, projected, query_heads, rotated
 
 
 @triton.jit
@@ -135,12 +135,11 @@ def short_attention(
     if lists is not None and (lists.block, lists.blocks) != (head_dim, heads):
         raise KernelError(f"o's list needs {heads} blocks of {head_dim}, not {lists.blocks} of {lists.block}")
     check_written(bounds, lists, x_out)
-    *gains, epsilon = gains_of(norms, cache)
+    token_and_cache, epsilon = given(sums, bias, norms, cache, block)
     launch(
         short_attention_kernel,
         (heads,),
-        sums, bias, *gains, cache.keys[block], cache.values[block], cache.cosines, cache.sines, cache.length,
-        cache.first, x_out, bounds, *((lists.index, lists.values, lists.counts) if lists else (None,) * 3),
+        *token_and_cache, x_out, bounds, *written_to(lists),
         SUM_SPLITS=sums.shape[0], WINDOW=window or 0, STEP=tile.step, HEADS=heads, KV_HEADS=kv_heads,
         HEAD=head_dim, PADDED_HEAD=power_of_two(head_dim), CAPACITY=capacity, SCALE=head_dim**-0.5,
         STAGES=tile.stages, COMPACT=lists is not None, EPSILON=epsilon, warps=tile.warps, pdl=pdl,

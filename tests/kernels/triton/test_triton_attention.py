@@ -7,7 +7,7 @@ import torch
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step_tiles import StepTiles
 from wisparse.kernels.model.static_cache import StaticCache
-from wisparse.kernels.triton.attention.general import AttentionTile, attention, attention_parts
+from wisparse.kernels.triton.attention.general import AttentionTile, attention, scratch_of
 from wisparse.kernels.triton.attention.new_token import HeadNorms
 from wisparse.kernels.triton.attention.short import ShortAttentionTile, short_attention
 from wisparse.kernels.triton.channel_lists import ChannelLists
@@ -129,14 +129,13 @@ def test_output_is_listed_by_groups_of_heads(dtype):
     cache = make_cache(1, kv_heads, head_dim, 48, 20, dtype, first=[2])
     sums, channels = random(1, 1, (heads + 2 * kv_heads) * head_dim), heads * head_dim
     exact, _ = expected(sums, None, cache, heads, None)
-    parts = torch.empty(attention_parts(cache, heads, tile), device=DEVICE)
-    counters = torch.zeros(kv_heads, dtype=torch.int32, device=DEVICE)
+    scratch = scratch_of(cache, heads, tile)
     x = torch.empty(1, channels, dtype=dtype, device=DEVICE)
-    attention(sums, None, cache, 0, None, parts, counters, tile, x_out=x)
+    attention(sums, None, cache, 0, None, **scratch, tile=tile, x_out=x)
     assert relative_error(x, exact) < TOLERANCE[dtype]
     lists = ChannelLists.empty(1, 1, channels, channels // kv_heads, DEVICE)
     bounds = random(channels, seed=2).abs() * 0.3
-    attention(sums, None, cache, 0, None, parts, counters, tile, bounds=bounds, lists=lists)
+    attention(sums, None, cache, 0, None, **scratch, tile=tile, bounds=bounds, lists=lists)
     assert torch.equal(lists.dense()[0], x.float() * (x.float().abs() >= bounds))
 
 
@@ -162,7 +161,7 @@ def test_bad_input_ends_in_one_line():
     x = torch.empty(1, 64, device=DEVICE)
     with pytest.raises(KernelError, match="the cache is"):
         attention(random(1, 2, 128), None, cache, 0, None, parts, counters, tile, x_out=x)
-    with pytest.raises(KernelError, match="attention_parts"):
+    with pytest.raises(KernelError, match="scratch_of"):
         attention(random(1, 1, 128), None, cache, 0, None, parts[:10], counters, tile, x_out=x)
     norms = replace(make_norms(cache), key=torch.ones(8, device=DEVICE))
     with pytest.raises(KernelError, match="the gain of keys has shape"):
