@@ -17,7 +17,7 @@ from wisparse.kernels.gpu.step_tiles import Auto
 from wisparse.kernels.model.static_cache import StaticCache
 from wisparse.kernels.triton.attention.new_token import HeadNorms
 
-from ..triton.test_triton_attention import expected, make_cache, make_norms
+from ..triton.attention.test_triton_attention import expected, make_cache, make_norms
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels_run")

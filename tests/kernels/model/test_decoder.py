@@ -14,7 +14,7 @@ from wisparse.kernels.model.decoder_weights import pack, unpack
 from wisparse.kernels.model.executable import check_executable
 from wisparse.method.apply import applied
 
-from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
+from ...conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
 
 ANATOMY = re.compile(r"\bmodel\.model\b|\.model\.layers|config\.model_type|self_attn|_layernorm\b|_proj\b")
 

@@ -18,9 +18,9 @@ from wisparse.kernels.model.decoder_weights import pack
 from wisparse.kernels.model.static_cache import StaticCache
 from wisparse.kernels.plan.block_rules import block_rules
 
-from ...conftest import make_tiny_model
-from ..triton_cases import DEVICE
-from .test_triton_step import make_plan
+from ....conftest import make_tiny_model
+from ...triton_cases import DEVICE
+from ..test_triton_step import make_plan
 
 WANTED = {
     "qkv": CUDATile(warps=2, cluster=2),

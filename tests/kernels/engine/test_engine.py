@@ -21,8 +21,8 @@ from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import model_projections, projection_shapes
 
-from ..conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
-from .decoded_tokens import DecodedTokens, generated, prompts, typical_error
+from ...conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
+from ..decoded_tokens import DecodedTokens, generated, prompts, typical_error
 
 KINDS = ("teal_uniform", "wina", "rsparse", "chess", "cats", "wisparse")
 """Thresholds, top-k, a low-rank path, gated blocks with and without attention, thresholds by layer."""

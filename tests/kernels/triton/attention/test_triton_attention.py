@@ -13,7 +13,7 @@ from wisparse.kernels.triton.attention.short import ShortAttentionTile, short_at
 from wisparse.kernels.triton.channel_lists import ChannelLists
 from wisparse.kernels.triton.gemv_tiles import Tile
 
-from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
+from ...triton_cases import DEVICE, TOLERANCE, random, relative_error
 
 
 def make_cache(batch, kv_heads, head_dim, capacity, length, dtype=torch.float32, first=None):

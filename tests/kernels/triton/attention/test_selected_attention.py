@@ -17,8 +17,8 @@ from wisparse.kernels.triton.attention.router import group_scores
 from wisparse.kernels.triton.attention.selection import Selection
 from wisparse.kernels.triton.gemv_tiles import Tile
 
-from ..triton.test_triton_attention import expected, make_cache, make_norms
-from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
+from ...triton_cases import DEVICE, TOLERANCE, random, relative_error
+from .test_triton_attention import expected, make_cache, make_norms
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
 TRITON = AttentionTile(step=16, splits=2)

@@ -11,9 +11,9 @@ from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.provenance import PlanProvenance
 
-from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
-from .decoded_tokens import prompts
-from .triton_cases import DEVICE
+from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
+from ..decoded_tokens import prompts
+from ..triton_cases import DEVICE
 
 GPU = torch.device("cuda")  # only its name counts
 SHAPES = {f"0.{name}": (10, 10) for name in ("q", "k", "v", "o", "gate", "up", "down")} | {"0.q": (40, 10)}

@@ -6,7 +6,7 @@ from torch import nn
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 
-from ..conftest import make_tiny_model
+from ...conftest import make_tiny_model
 
 IDS = torch.arange(5)[None]
 

@@ -8,8 +8,8 @@ from wisparse.kernels.plan.bases import FoldedBases
 from wisparse.kernels.plan.folding import bases_of, folded
 from wisparse.method.projections import decoder_of, model_projections, projection_shapes
 
-from ..conftest import make_tiny_model
-from .decoded_tokens import prompts
+from ...conftest import make_tiny_model
+from ..decoded_tokens import prompts
 
 
 def drawn_bases(model, seed: int = 0) -> FoldedBases:

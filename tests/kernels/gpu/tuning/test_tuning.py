@@ -19,7 +19,7 @@ from wisparse.kernels.triton.gemv_tiles import Tile
 from wisparse.method.errors import UserError
 from wisparse.repro.locks import held
 
-from ..triton_cases import DEVICE, SMALL_TILES
+from ...triton_cases import DEVICE, SMALL_TILES
 
 SHAPE = DecoderShape(1, 48, 80, 4, 2, 12, 128, 1e-5, (None,))
 LLAMA_8B = DecoderShape(32, 4096, 14336, 32, 8, 128, 128256, 1e-5, (None,) * 32)
