@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -15,7 +16,7 @@ from ..gpu.cuda_tiles import chosen, tile_of_contexts
 from ..gpu.step import GPUDecodeStep
 from ..gpu.step_tiles import default_tiles
 from ..gpu.tuning.steps import StepClock, step_clock
-from ..gpu.tuning.timing import Clock, device_name, graph_clock
+from ..gpu.tuning.timing import Clock, device_name, free_memory, graph_clock
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
@@ -23,11 +24,12 @@ from ..plan.block_plan import BlockPlan
 from ..plan.heads import HeadRule
 from ..triton.attention.selection import Selection
 from .bandwidth import read_bandwidth
+from .drawn import bytes_read, cache_bytes, filled_cache, random_weights
 from .gpu_attention import AttentionWorkload
-from .gpu_step import bytes_read, filled_cache, random_weights
 from .model_shapes import MODEL_SHAPES
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (1024, 2048, 4096, 8192, 16384)
+PARTS = ("attention", "step")
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,11 @@ def step_row(
     tiles: dict[int, CUDAAttentionTile] | None = None,
     clock: StepClock = step_clock,
 ) -> HeadSpeed:
-    """A whole step with default tiles of products. tiles: of attention by groups; None: those that are used."""
-    shape, (_, batch, groups, capacity, _), context = weights.shape, cache.keys.shape, int(cache.length)
+    """A whole step with default tiles of products, whose new token takes the last slot of the cache.
+
+    tiles: of attention by groups; None: those that are used.
+    """
+    shape, (_, batch, groups, capacity, _) = weights.shape, cache.keys.shape
     found = default_tiles(shape, batch, capacity)
     cuda = chosen(found.cuda, shape, weights.dtype, weights.device, batch, capacity, {})
     if tiles is not None:
@@ -106,45 +111,48 @@ def step_row(
         weights, routed(shape, kept, weights.dtype, weights.device), cache, replace(found, cuda=cuda)
     )
     us = 1e3 * clock(step)
-    looked_at = 2 * cache.keys[0, :, :, :context].nbytes * (1 + (shape.blocks - 1) * kept / groups)
+    looked_at = 2 * cache.keys[0].nbytes * (1 + (shape.blocks - 1) * kept / groups)
     tile = cuda.attention if kept == groups else cuda.selecting.get(kept, cuda.attention)
     read = bytes_read(weights, 0.0) + looked_at
-    return row("step", batch, context, groups, kept, us, read / us / 1e3, tile=tile_name(tile))
+    return row("step", batch, capacity, groups, kept, us, read / us / 1e3, tile=tile_name(tile))
 
 
 def rows(
     name: str, dtype: torch.dtype, batches: tuple[int, ...], contexts: tuple[int, ...], kept: tuple[int, ...],
-    clock: Clock = graph_clock,
+    parts: tuple[str, ...],
 ) -> Iterator[HeadSpeed]:  # fmt: skip
     """Attention, then steps, of a model's shape; what does not fit into memory is left out."""
     device, shape = torch.device("cuda"), MODEL_SHAPES[name]
     row = partial(HeadSpeed, device_name(device), name, peak_gb_s=read_bandwidth(device) / 1e9)
-    pairs = [(batch, context) for batch in batches for context in contexts]
-    for batch, context in pairs:
+    pairs = list(product(batches, contexts))
+    for batch, context in pairs if "attention" in parts else ():
         workload = AttentionWorkload(shape, dtype, device, batch, context)
         for groups in kept:
-            yield attention_row(row, workload, groups, tile_of_contexts(shape, batch * groups), clock)
+            tile = tile_of_contexts(shape, batch * groups)
+            yield attention_row(row, workload, groups, tile, graph_clock)
         del workload
+    if "step" not in parts:
+        return
     weights = random_weights(shape, 16, 16, dtype, device)
     for batch, context in pairs:
-        size = 2 * shape.blocks * batch * shape.kv_width * context * dtype.itemsize
-        if size < torch.cuda.mem_get_info(device)[0] * 0.9:
-            cache = filled_cache(shape, dtype, device, context, batch)
+        if cache_bytes(shape, dtype, context, batch) < 0.9 * free_memory(device):
+            cache = filled_cache(shape, dtype, device, context - 1, batch, spare=1)
             for groups in kept:
                 yield step_row(row, weights, cache, groups)
             del cache
 
 
 def main() -> None:
-    """Print a line of JSON for each batch, context and number of groups."""
+    """Print a line of JSON for each part, batch, context and number of groups as it is measured."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama3.1-8b")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     parser.add_argument("--kept", type=int, nargs="+", default=(8, 4), help="groups that a row looks at")
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     options = parser.parse_args()
-    chosen_rows = map(tuple, (options.batches, options.contexts, options.kept))
+    chosen_rows = map(tuple, (options.batches, options.contexts, options.kept, options.parts))
     for found in rows(options.shape, getattr(torch, options.dtype), *chosen_rows):
         print(json.dumps(asdict(found)), flush=True)
 

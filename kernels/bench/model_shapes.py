@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import yaml
 
-from ..model.decoder import DecoderShape, shape_from
+from ..errors import KernelError
+from ..model.decoder import DecoderShape, Family, family_of, shape_from
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf"
 
 
 def shape_of(model: str) -> DecoderShape:
-    """Sizes that `architecture` of a model's own file in conf/model states."""
-    text = (CONFIGURATION / "model" / f"{model}.yaml").read_text(encoding="utf-8")
-    return shape_from(SimpleNamespace(**yaml.safe_load(text)["architecture"]))
+    """Sizes that `architecture` of a model's own file in conf/model states.
+
+    Raises KernelError for a file that is not there, or that states none.
+    """
+    return shape_from(SimpleNamespace(**_architecture(model)))
+
+
+def family_named(model: str) -> Family:
+    """The family of the same model."""
+    return family_of(_architecture(model)["model_type"])
+
+
+def _architecture(model: str) -> dict[str, Any]:
+    path = CONFIGURATION / "model" / f"{model}.yaml"
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not (architecture := found.get("architecture")):
+        files = sorted(path.parent.glob("*.yaml"))
+        known = [one.stem for one in files if "\narchitecture:" in one.read_text(encoding="utf-8")]
+        raise KernelError(f"no sizes of a model '{model}'; take of {', '.join(known)}")
+    return architecture
 
 
 def _models() -> list[str]:

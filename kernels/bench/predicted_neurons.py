@@ -25,7 +25,7 @@ from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
 from .bandwidth import read_bandwidth
 from .cpu_clock import cpu_step_times
-from .gpu_step import filled_cache, random_weights
+from .drawn import filled_cache, random_weights
 from .model_shapes import shape_of
 
 DRAWN = 64

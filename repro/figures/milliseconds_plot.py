@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..configuration import mistakes_in_one_line
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import COLOURS, INK, MARKERS, ink, write_figure
-from ..tables.speed.step_rows import fastest_steps
+from ..tables.speed.step_rows import StepSetting, fastest_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BITS = {"none": 16, "int8": 8, "int4": 4, "int4_calibrated": 4}
 """Bits of a weight by how it is quantised."""
-SHAPE, DTYPE, CONTEXT = "llama3.1-8b", "bfloat16", 128
-"""Model whose shapes were timed, type of its activations, and tokens in its cache."""
+SHAPE = "llama3.1-8b"
+"""Model whose shapes were timed."""
+SETTING = StepSetting(SHAPE, "bfloat16", context=128, batch=1)
 LARGEST_RATIO = 3.0
 """Ratio of perplexities at the top of the plot: beyond it a model is of no use."""
 
@@ -44,9 +45,7 @@ class Timed(NamedTuple):
 def timed(losses: Iterable[Row], steps: Iterable[Row]) -> list[Timed]:
     """One point for each format and sparsity of the losses that was timed, with the method that loses least."""
     times = {
-        place[3:]: float(row["ms"])
-        for place, row in fastest_steps(steps).items()
-        if place[:3] == (SHAPE, DTYPE, CONTEXT)
+        place[1:]: float(row["ms"]) for place, row in fastest_steps(steps).items() if place.setting == SETTING
     }
     found = defaultdict(list)
     for row in losses:

@@ -1,7 +1,9 @@
 """Plots of decode speed from the tables in a folder: `python -m wisparse.repro.figures.speed_plots results`.
 
-speed-*.png: speed-up against sparsity, the byte limit drawn in; from speed.csv. kernels-*.png: microseconds of
-every projection against the bytes it reads, the measured bandwidth drawn in; from kernels.csv.
+speed-*.png: speed-up against sparsity, the byte limit drawn in; from speed.csv. Weights of the model's own have
+one plot, each format in few bits another. kernels-*.png: microseconds of every projection against the bytes it
+reads, the measured bandwidth drawn in; from kernels.csv. heads-*.png: speed-up of whole steps that look at some
+of the key-value groups, against the context; from heads_speed.csv.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import argparse
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +56,36 @@ def speed_figure(rows: list[Row]) -> Figure:
         axis.set(title=model, xlabel="realised sparsity while decoding, %")
     axes[0].set_ylabel("speed-up over the engine's dense path")
     figure.legend(*_named_once(axes), loc="outside right upper", fontsize=8)
-    figure.suptitle(rows[0]["device"])
+    figure.suptitle(", ".join(filter(None, (rows[0]["device"], _weights(rows[0])))))
+    return figure
+
+
+def heads_figure(rows: list[Row]) -> Figure:
+    """Speed-up of a step over the one that looks at all groups, against the context: a line for each batch."""
+    from matplotlib.figure import Figure
+
+    counts = sorted({(int(row["kept"]), int(row["groups"])) for row in rows})
+    figure = Figure(figsize=(4.6 * len(counts) + 1.6, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
+    batches = sorted({int(row["batch"]) for row in rows})
+    for axis, (kept, groups) in zip(axes, counts, strict=True):
+        for place, batch in enumerate(batches):
+            wanted = (kept, groups, batch)
+            points = sorted(
+                (int(row["context"]), float(row["speedup"]))
+                for row in rows
+                if tuple(int(row[name]) for name in ("kept", "groups", "batch")) == wanted
+            )
+            if points:
+                axis.plot(*zip(*points, strict=True), **line_style(place), markersize=4, label=f"{batch} rows")
+        contexts = sorted({int(row["context"]) for row in rows})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(contexts, [f"{context:,}" for context in contexts])
+        axis.axhline(1.0, color=INK, linewidth=0.8)
+        axis.set(title=f"{kept} of {groups} groups", xlabel="tokens of context")
+    axes[0].set_ylabel("speed-up of a whole step over all groups")
+    figure.legend(*_named_once(axes), loc="outside right upper", fontsize=8)
+    figure.suptitle(f"{rows[0]['device']}, {rows[0]['shape']}'s shapes")
     return figure
 
 
@@ -104,17 +135,32 @@ def _named_once(axes: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
 
 
 def write_plots(folder: Path) -> list[Path]:
-    """Write PNG and SVG of every table that is in the folder, one plot a device; returns what was written."""
+    """Write PNG and SVG of every table that is in the folder, no plot mixing devices or formats of weights.
+
+    Returns what was written.
+    """
     written = []
-    for table, draw in (("speed", speed_figure), ("kernels", kernel_figure)):
-        rows = read_rows(folder / f"{table}.csv")
-        rows = [row for row in rows if _is_main_setting(row)] if table == "speed" else _one_way_each(rows)
-        for device in dict.fromkeys(row["device"] for row in rows):
-            name = f"{table}-{_slug(device)}"
+    for table, (prefix, draw, shown) in PLOTS.items():
+        plots: dict[str, list[Row]] = defaultdict(list)
+        for row in shown(read_rows(folder / f"{table}.csv")):
+            plots["-".join(filter(None, (prefix, _slug(row["device"]), _weights(row))))].append(row)
+        for name, rows in plots.items():
             with ink(name):
-                figure = draw([row for row in rows if row["device"] == device])
-                written += write_figure(figure, folder / name)
+                written += write_figure(draw(rows), folder / name)
     return written
+
+
+def _weights(row: Row) -> str:
+    """How weights are quantised; empty for a model's own, and in a table that has none in few bits."""
+    return row.get("quantisation", "")
+
+
+def _main_settings(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if _is_main_setting(row)]
+
+
+def _chosen_heads(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["part"] == "step" and row["speedup"]]
 
 
 def _is_main_setting(row: Row) -> bool:
@@ -130,6 +176,14 @@ def _one_way_each(rows: list[Row]) -> list[Row]:
     return [max(found, key=lambda row: row["backend"] == "cuda c++") for found in ways.values()]
 
 
+PLOTS: dict[str, tuple[str, Callable[[list[Row]], Figure], Callable[[list[Row]], list[Row]]]] = {
+    "speed": ("speed", speed_figure, _main_settings),
+    "kernels": ("kernels", kernel_figure, _one_way_each),
+    "heads_speed": ("heads", heads_figure, _chosen_heads),
+}
+"""First part of the name of a table's plots, what draws one, and the rows that it shows, by the table."""
+
+
 def _slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
@@ -137,11 +191,11 @@ def _slug(device: str) -> str:
 def main(arguments: Iterable[str] | None = None) -> None:
     """Draw the plots of the tables in a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="folder with speed.csv, kernels.csv, or both")
+    parser.add_argument("folder", type=Path, help="folder with some of these tables")
     folder = parser.parse_args(arguments).folder
     written = write_plots(folder)
     if not written:
-        print(f"error: {folder} holds neither speed.csv nor kernels.csv with rows", file=sys.stderr)
+        print(f"error: {folder} holds no speed.csv, kernels.csv or heads_speed.csv with rows", file=sys.stderr)
         sys.exit(2)
     for path in written:
         print(f"written: {path}")

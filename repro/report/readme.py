@@ -21,8 +21,8 @@ from .own_summary import OTHER_TEXT, SHORT_TEXT, generation_table, own_table, tr
 from .pruned_summary import pruned_table
 from .question_summary import question_summary
 from .real_summary import readings_table, real_table
-from .speed_summary import speed_by_model, speed_by_setting
-from .steps_summary import cpu_table, steps_by_sparsity, steps_of_others
+from .speed_summary import speed_by_bits, speed_by_model, speed_by_setting
+from .steps_summary import cpu_table, steps_by_batch, steps_by_sparsity, steps_of_others
 
 TABLE = REPOSITORY / "results" / "table1.csv"
 RECORDS = REPOSITORY / "results" / "records"
@@ -104,6 +104,7 @@ def frontier(method: str, folders: tuple[Path, ...]) -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "speed": speed_by_model,
+        "bits": speed_by_bits,
         "real": real_table,
         "catalogue": partial(catalogue, variants=False),
     },
@@ -125,7 +126,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "others": steps_of_others,
         "cpu": cpu_table,
     },
-    "docs/speed.md": {"settings": speed_by_setting},
+    "docs/speed.md": {"settings": speed_by_setting, "batches": steps_by_batch},
     "docs/cost.md": {"reproduction": reproduction},
     "results/questions/README.md": {"questions": question_summary},
 }

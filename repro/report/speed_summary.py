@@ -9,9 +9,13 @@ from ..configuration import REPOSITORY
 from ..measured.cells import method_rank
 from ..record_facts import hardware
 from ..tables.speed.speed_data import (
+    COMPILED,
+    COMPILED_DECODER,
     ENGINE_DENSE,
+    FEW_BITS,
     PlainPyTorch,
     SpeedData,
+    baselines,
     plain_pytorch,
     read_speed,
     setting_of,
@@ -20,6 +24,7 @@ from ..tables.speed.speed_data import (
 from ..tables.text import NOT_MEASURED, table_row
 
 RECORDS = REPOSITORY / "results" / "records" / "speed"
+RECORDS_BY_BITS = REPOSITORY / "results" / "records" / "speed_few_bits"
 DEVICE, DTYPE = "NVIDIA H200", "bfloat16"
 DENSE, METHOD, SPARSITY, PROMPT = "dense", "teal_uniform", 0.5, 5
 """The methods shown at every sparsity, and the one at which everything else is, behind this short prompt."""
@@ -30,6 +35,13 @@ MODEL_HEADS = (
 SETTING_HEADS = (
     "", "sparsity", "engine, dense, tok/s", "engine, sparse",
     "over dense", "over `torch.compile`", "over `compiled-decoder`", "byte limit",
+)  # fmt: skip
+
+SAME_BITS = dict(zip((None, "int8", "int4"), (COMPILED_DECODER, *FEW_BITS), strict=True))
+"""The baseline with weights of the same bits, by how the engine's are quantised."""
+BITS_HEADS = (
+    "weights", "plain PyTorch, 16 bits", "plain PyTorch, same bits", "engine, dense", "engine, 50 % sparse",
+    "50 % over 16 bits", "dense over same bits", "50 % over same bits", "byte limit of 50 %",
 )  # fmt: skip
 
 
@@ -145,3 +157,41 @@ def _named(record: dict[str, Any]) -> str:
     if latency["prompt"] > PROMPT:
         parts.append(f"behind {latency['prompt']:,} tokens")
     return ", ".join(parts)
+
+
+def speed_by_bits(data: SpeedData | None = None) -> str:
+    """Tokens a second, one line for each format; plain PyTorch in 16 bits is the faster of two, both timed."""
+    records = [cell.record for cell in (data or read_speed(RECORDS_BY_BITS)).sorted_cells()]
+    plain: dict[str, float] = {}
+    for record in records:
+        for name, _, timing in baselines(record["latency"]):
+            plain[name] = max(plain.get(name, 0.0), timing["tok_s"])
+    both = [plain.get(name) for name in (COMPILED, COMPILED_DECODER)]
+    of_16_bits = None if None in both else max(both)
+    lines = [table_row(BITS_HEADS), "|---|" + "---:|" * (len(BITS_HEADS) - 1)]
+    for weights, name in SAME_BITS.items():
+        lines += [
+            table_row(_bits_row(record, of_16_bits, plain.get(name)))
+            for record in records
+            if weights_of(record) == weights
+        ]
+    return "\n".join(lines)
+
+
+def _bits_row(record: dict[str, Any], of_16_bits: float | None, same_bits: float | None) -> list[str]:
+    latency = record["latency"]
+    dense, half = latency["timings"][ENGINE_DENSE]["tok_s"], latency["tok_s"]
+    return [
+        weights_of(record) or record["model"]["dtype"],
+        *(NOT_MEASURED if rate is None else f"{rate:.0f}" for rate in (of_16_bits, same_bits)),
+        f"{dense:.0f}",
+        f"{half:.0f}",
+        _over(half, of_16_bits),
+        _over(dense, same_bits),
+        _over(half, same_bits),
+        f"{latency['byte_limit_speedup']:.2f}×",
+    ]
+
+
+def _over(rate: float, baseline: float | None) -> str:
+    return NOT_MEASURED if baseline is None else f"{rate / baseline:.2f}×"

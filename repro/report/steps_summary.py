@@ -1,4 +1,4 @@
-"""Whole decode steps by bits of the weights: tables of docs/quantisation.md, from results/*steps.csv."""
+"""Whole decode steps by bits, sparsity and batch, from results/*steps.csv, for the pages of docs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..configuration import REPOSITORY
 from ..tables.csv_rows import Row, read_rows
-from ..tables.speed.step_rows import fastest_steps
+from ..tables.speed.step_rows import StepPlace, fastest_steps
 from ..tables.text import NOT_MEASURED, table_row
 
 STEPS = REPOSITORY / "results" / "steps.csv"
@@ -22,41 +22,69 @@ ENGINE, HALF = "engine", 0.5
 
 
 def steps_by_sparsity() -> str:
-    """Tokens a second of Llama-3.1-8B's shapes, one line a format, and what share of the bandwidth that is."""
+    """Tokens a second of one row, one line for shapes and format, and what share of the bandwidth that is."""
     rows = {
-        place[3:]: row
+        (place.setting.shape, *place[1:]): row
         for place, row in fastest_steps(read_rows(STEPS)).items()
-        if place[:3] == (SHAPE, DTYPE, CONTEXT)
+        if place.setting[1:] == (DTYPE, CONTEXT, 1)
     }
-    sparsities = sorted({sparsity for _, sparsity in rows})
+    sparsities = sorted({sparsity for _, _, sparsity in rows})
     lines = [
-        table_row(["weights", "lm_head", *(f"{sparsity:.0%}" for sparsity in sparsities)]),
-        table_row(["---", "---", *["---:"] * len(sparsities)]),
+        table_row(["shapes", "weights", "lm_head", *(f"{sparsity:.0%}" for sparsity in sparsities)]),
+        table_row(["---", "---", "---", *["---:"] * len(sparsities)]),
     ]
-    for bits in dict.fromkeys(bits for bits, _ in rows):
-        mine = [rows.get((bits, sparsity)) for sparsity in sparsities]
+    for shape, bits in sorted({key[:2] for key in rows}, key=lambda key: (key[0] != SHAPE, key[0], -key[1])):
+        mine = [rows.get((shape, bits, sparsity)) for sparsity in sparsities]
         known = next(row for row in mine if row)
-        lines.append(table_row([_format(known), f"{known['head_bits']} bits", *map(_speed, mine)]))
+        lines.append(table_row([shape, _format(known), f"{known['head_bits']} bits", *map(_speed, mine)]))
     return "\n".join(lines)
 
 
 def steps_of_others() -> str:
-    """Tokens a second, dense and at 50 %, of other shapes, dtypes and contexts."""
+    """Tokens a second of one row, dense and at 50 %, with other activations and behind other contexts."""
     rows = fastest_steps(read_rows(STEPS))
-    settings = [
-        place for place in dict.fromkeys(place[:3] for place in rows) if place != (SHAPE, DTYPE, CONTEXT)
-    ]
-    bits = list(dict.fromkeys(place.bits for place in rows))
+    settings = {
+        place.setting for place in rows if place.setting.batch == 1 and place.setting[1:3] != (DTYPE, CONTEXT)
+    }
+    bits = sorted({place.bits for place in rows}, reverse=True)
     heads = [f"{NAMES[one]}, {which}" for one in bits for which in ("dense", "50 %")]
     lines = [
         table_row(["shapes", "activations", "context", *heads]),
         table_row(["---", "---", "---:", *["---:"] * len(heads)]),
     ]
-    for setting in settings:
-        shape, dtype, context = setting
-        shown = [_speed(rows.get((*setting, one, sparsity))) for one in bits for sparsity in (0.0, 0.5)]
-        lines.append(table_row([shape, dtype, f"{context}", *shown]))
+    for setting in sorted(settings):
+        places = (StepPlace(setting, one, sparsity) for one in bits for sparsity in (0.0, 0.5))
+        shown = [_speed(rows.get(place)) for place in places]
+        lines.append(table_row([setting.shape, setting.dtype, f"{setting.context}", *shown]))
     return "\n".join(lines)
+
+
+def steps_by_batch() -> str:
+    """Tokens a second of several rows in 16 bits, dense, and at each sparsity how many times that."""
+    rows = fastest_steps(read_rows(STEPS))
+    mine = {place: row for place, row in rows.items() if place.setting.batch > 1 and place.bits == 16}
+    if not mine:
+        return NOT_MEASURED
+    sparsities = sorted({place.sparsity for place in mine} - {0.0})
+    heads = (f"{sparsity:.0%} over dense" for sparsity in sparsities)
+    lines = [
+        table_row(["shapes", "rows", "dense, tok/s", *heads]),
+        table_row(["---", "---:", "---:", *["---:"] * len(sparsities)]),
+    ]
+    for setting in sorted({place.setting for place in mine}):
+        dense = mine.get(StepPlace(setting, 16, 0.0))
+        ratios = (_over(dense, mine.get(StepPlace(setting, 16, sparsity))) for sparsity in sparsities)
+        rate = NOT_MEASURED if dense is None else f"{float(dense['tok_s']):,.0f}"
+        lines.append(table_row([setting.shape, f"{setting.batch}", rate, *ratios]))
+    return "\n".join(lines)
+
+
+def _over(dense: Row | None, sparse: Row | None) -> str:
+    """Speed-up of a step; where the engine computes this batch densely, that is said."""
+    if dense is None or sparse is None:
+        return NOT_MEASURED
+    computed = "" if float(sparse["unread"]) else ", computed densely"
+    return f"{float(dense['ms']) / float(sparse['ms']):.2f}×{computed}"
 
 
 def _format(row: Row) -> str:

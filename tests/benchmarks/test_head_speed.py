@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 from wisparse.kernels.bench import gpu_heads
+from wisparse.kernels.bench.drawn import filled_cache, random_weights
 from wisparse.kernels.bench.gpu_attention import AttentionWorkload
 from wisparse.kernels.bench.gpu_heads import HeadSpeed, attention_row, step_row
-from wisparse.kernels.bench.gpu_step import filled_cache, random_weights
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.attention import CUDAAttentionTile
 from wisparse.kernels.gpu import cuda_tiles
@@ -40,11 +40,11 @@ def test_rows_say_what_was_read(monkeypatch):
     assert (half.part, half.batch, half.context, half.groups, half.kept) == ("attention", 2, 40, 2, 1)
     assert whole.gb_s == 2 * half.gb_s == pytest.approx(2 * 2 * 2 * 40 * 32 * 2 / 2.0 / 1e3)
     weights = random_weights(shape, 16, 16, torch.float16, DEVICE)
-    cache = filled_cache(shape, torch.float16, DEVICE, 40, 2)
+    cache = filled_cache(shape, torch.float16, DEVICE, 39, 2, spare=1)
 
     def step(step):
         step(torch.zeros(2, dtype=torch.int64, device=DEVICE))
-        cache.length.fill_(40)
+        cache.length.fill_(39)
         return 1e-3
 
     tiles = {1: TILE, 2: TILE}

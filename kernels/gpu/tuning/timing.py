@@ -63,3 +63,9 @@ def cold_copies(size: int, device: torch.device) -> int:
 def device_name(device: torch.device) -> str:
     """Name that the device gives itself."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that tensors can have, those that torch keeps of freed ones among them."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

@@ -8,12 +8,19 @@ from typing import NamedTuple
 from ..csv_rows import Row
 
 
-class StepPlace(NamedTuple):
-    """What a step was timed for."""
+class StepSetting(NamedTuple):
+    """What a step was timed for, but for its weights' bits and sparsity."""
 
     shape: str
     dtype: str
     context: int
+    batch: int
+
+
+class StepPlace(NamedTuple):
+    """What a step was timed for."""
+
+    setting: StepSetting
     bits: int
     sparsity: float
 
@@ -22,9 +29,8 @@ def fastest_steps(rows: Iterable[Row]) -> dict[StepPlace, Row]:
     """The row of each place; of several, with other tiles, the fastest of those at the newest commit."""
     found: dict[StepPlace, Row] = {}
     for row in rows:  # in the order in which they were measured
-        place = StepPlace(
-            row["shape"], row["dtype"], int(row["context"]), int(row["bits"]), float(row["sparsity"])
-        )
+        setting = StepSetting(row["shape"], row["dtype"], int(row["context"]), int(row["batch"]))
+        place = StepPlace(setting, int(row["bits"]), float(row["sparsity"]))
         known = found.get(place)
         if known is None or row["commit"] != known["commit"] or float(row["ms"]) < float(known["ms"]):
             found[place] = row

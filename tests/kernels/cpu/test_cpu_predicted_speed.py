@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.kernels.bench.gpu_step import filled_cache, random_weights
+from wisparse.kernels.bench.drawn import filled_cache, random_weights
 from wisparse.kernels.bench.predicted_neurons import nothing_read, predicting, row_weights, shares_read
 from wisparse.kernels.cpu.step import decode_step
 from wisparse.kernels.model.decoder import DecoderShape

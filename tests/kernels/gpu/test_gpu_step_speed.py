@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.kernels.bench.gpu_step import append, bytes_read, dropping, random_weights
+from wisparse.kernels.bench import gpu_step as gpu_step_bench
+from wisparse.kernels.bench.drawn import DrawnPlan, bytes_read, dropping, filled_cache, random_weights
+from wisparse.kernels.bench.gpu_step import Setting, append, main, step_row
+from wisparse.kernels.bench.model_shapes import family_named, shape_of
 from wisparse.kernels.cuda.product import CUDATile
+from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step import GPUDecodeStep
 from wisparse.kernels.gpu.step_tiles import Chosen
-from wisparse.kernels.model.decoder import DecoderShape
+from wisparse.kernels.model.decoder import FAMILIES, DecoderShape
 from wisparse.kernels.model.static_cache import StaticCache
 from wisparse.kernels.plan.block_rules import block_rules
 
@@ -48,3 +52,65 @@ def test_rows_are_added_to_a_table_under_one_header(tmp_path):
     for milliseconds in ("2.5", "2.4"):
         append({"bits": 8, "group": None, "ms": milliseconds}, tmp_path / "steps.csv")
     assert (tmp_path / "steps.csv").read_text() == "bits,group,ms\n8,,2.5\n8,,2.4\n"
+
+
+def test_a_table_with_other_columns_is_left_as_it_is(tmp_path):
+    append({"bits": 8, "ms": "2.5"}, tmp_path / "steps.csv")
+    with pytest.raises(KernelError, match="has the columns bits, ms, not bits, batch, ms"):
+        append({"bits": 8, "batch": 1, "ms": "2.5"}, tmp_path / "steps.csv")
+    assert (tmp_path / "steps.csv").read_text() == "bits,ms\n8,2.5\n"
+
+
+def test_a_batch_leaves_unread_what_all_of_its_rows_drop():
+    plan = DrawnPlan(SHAPE, 0.5, 3, DEVICE)
+    assert plan.expected_sparsity("0.q") == 0.5
+    for rule in plan.block_plans()[0].rules.values():
+        assert rule.thresholds.isinf().float().mean() == 0.125
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dense", "unread"), [((), 0.25), (("0.q",), 0.0)])
+def test_a_row_of_a_batch_counts_the_tokens_of_all_rows(monkeypatch, dense, unread):
+    """Where the engine had better compute a batch densely, the row says that nothing is left unread."""
+    asked = []
+
+    def dense_for_a_batch(*given):
+        asked.append(given)
+        return frozenset(dense and SHAPE.shapes())
+
+    monkeypatch.setattr(gpu_step_bench, "dense_for_a_batch", dense_for_a_batch)
+    weights = random_weights(SHAPE, 16, 16, torch.float16, DEVICE)
+    cache = filled_cache(SHAPE, torch.float16, DEVICE, 4, batch=2)
+    times = iter((4.0, 2.0, 3.0))
+
+    def clock(step):
+        step(torch.tensor([3, 5], device=DEVICE))
+        cache.length.fill_(4)
+        return next(times)
+
+    row = step_row(Setting("a", torch.float16, 16, 16, 0.5, 4, 2), weights, cache, 4e12, clock=clock)
+    assert (row["batch"], row["sparsity"], float(row["unread"])) == (2, 0.5, unread)
+    assert (float(row["ms"]), float(row["tok_s"])) == (2.0, 1000.0)
+    assert float(row["gb_s"]) == pytest.approx(bytes_read(weights, unread) / 2e6, abs=0.1)
+    assert asked[0][0].sparsity == 0.5
+    assert asked[0][1:] == (2, DEVICE)
+
+
+def test_weights_have_the_biases_and_norms_of_their_family():
+    for name, family in FAMILIES.items():
+        (block,) = random_weights(SHAPE, 8, 8, torch.bfloat16, DEVICE, family=family).blocks
+        assert (block.qkv_bias is not None) == (name == "qwen2")
+        assert (block.query_norm is not None) == (block.key_norm is not None) == (name == "qwen3")
+
+
+def test_sizes_are_those_of_a_models_own_file():
+    assert (shape_of("qwen3-8b").blocks, family_named("qwen3-8b").model_type) == (36, "qwen3")
+    with pytest.raises(KernelError, match=r"no sizes of a model 'hub'; take of .*llama3\.1-8b, "):
+        shape_of("hub")
+
+
+def test_few_bits_of_a_batch_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--bits", "16", "8", "--batches", "1", "2"])
+    assert exit.value.code == 2
+    assert "weights in few bits are read for one row; give --bits 16 for a batch" in capsys.readouterr().err

@@ -14,15 +14,16 @@ small,int4,dense,0.0,1.8
 small,wanda,dense,0.0,2.0
 """
 STEPS = """\
-shape,dtype,bits,sparsity,context,ms,commit
-llama3.1-8b,bfloat16,16,0.0,128,4.0,new
-llama3.1-8b,bfloat16,16,0.5,128,1.5,old
-llama3.1-8b,bfloat16,16,0.5,128,2.5,new
-llama3.1-8b,bfloat16,16,0.5,128,2.4,new
-llama3.1-8b,bfloat16,16,0.5,1024,1.0,new
-llama3.1-8b,float16,16,0.5,128,1.0,new
-mistral-7b,bfloat16,16,0.5,128,1.0,new
-llama3.1-8b,bfloat16,4,0.0,128,1.7,new
+shape,dtype,bits,sparsity,context,batch,ms,commit
+llama3.1-8b,bfloat16,16,0.0,128,1,4.0,new
+llama3.1-8b,bfloat16,16,0.5,128,1,1.5,old
+llama3.1-8b,bfloat16,16,0.5,128,1,2.5,new
+llama3.1-8b,bfloat16,16,0.5,128,1,2.4,new
+llama3.1-8b,bfloat16,16,0.5,1024,1,1.0,new
+llama3.1-8b,float16,16,0.5,128,1,1.0,new
+mistral-7b,bfloat16,16,0.5,128,1,1.0,new
+llama3.1-8b,bfloat16,4,0.0,128,1,1.7,new
+llama3.1-8b,bfloat16,16,0.5,128,2,9.0,new
 """
 
 

@@ -11,7 +11,13 @@ from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.figures.speed_plots import _one_way_each
 from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.record_facts import hardware
-from wisparse.repro.report.speed_summary import DEVICE, _is_front, speed_by_model, speed_by_setting
+from wisparse.repro.report.speed_summary import (
+    DEVICE,
+    _is_front,
+    speed_by_bits,
+    speed_by_model,
+    speed_by_setting,
+)
 from wisparse.repro.speed.kernel_table import kernels_csv, renewed
 from wisparse.repro.tables.speed.speed_data import SpeedData, read_speed
 from wisparse.repro.tables.speed.speed_table import SPEED, speed_markdown
@@ -176,3 +182,35 @@ def test_quantised_cells_are_rows_of_their_own_and_stay_out_of_the_summary(kept)
     assert against["speedup"] == f"{700 / 329:.4f}"
     assert f"| {own.record['model']['name']}, int4 |" in SPEED.markdown(data)
     assert speed_by_model(data) == speed_by_model(SpeedData({"own": own}))
+
+
+def test_few_bits_stand_beside_plain_pytorch_in_16_bits_and_in_the_same():
+    """The baselines of one process are in each of its records; in 16 bits both have to be timed."""
+
+    def data(**plain):
+        cells = {}
+        for name, dense, half in ((None, 250.0, 400.0), ("int8", 450.0, 650.0)):
+            rates = {"engine-dense": dense, "engine-sparse": half, **plain}
+            cells[name] = MeasuredCell(
+                {
+                    "model": {"name": "m-random", "dtype": "bfloat16", "device": "cuda", "device_name": DEVICE},
+                    "method": {"name": "teal_uniform"},
+                    "sparsity": 0.5,
+                    "quantisation": name and {"name": name, "description": name},
+                    "latency": {
+                        "batch": 1, "prompt": 5, "new_tokens": 200, "tok_s": half, "byte_limit_speedup": 1.8,
+                        "timings": {name: {"tok_s": rate} for name, rate in rates.items()},
+                    },
+                },
+                {},
+                Path(),
+            )  # fmt: skip
+        return SpeedData(cells)
+
+    every = {"torch.compile max-autotune": 200.0, "compiled-decoder": 160.0, "compiled-decoder-int8": 180.0}
+    assert speed_by_bits(data(**every)).splitlines()[2:] == [
+        "| bfloat16 | 200 | 160 | 250 | 400 | 2.00× | 1.56× | 2.50× | 1.80× |",
+        "| int8 | 200 | 180 | 450 | 650 | 3.25× | 2.50× | 3.61× | 1.80× |",
+    ]
+    del every["torch.compile max-autotune"]
+    assert "| int8 | not measured | 180 | 450 | 650 | not measured | 2.50× |" in speed_by_bits(data(**every))
