@@ -11,11 +11,11 @@ from ..kernels.plan.mechanism import Mechanism
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError
+from ..method.passes.collectors import BlockStatistics
 from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTIONS, decoder_blocks, key, parameter_shares
 from ..method.provenance import SearchCost
 from ..method.rules import RuleBuilder, StaticThreshold
-from ..method.running.collectors import BlockStatistics
 
 IMPORTANCE_WEIGHTS = {
     "2024": lambda statistics: statistics.up_output.mean_squared().sqrt(),

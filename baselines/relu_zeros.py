@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method.running.collectors import BlockStatistics
+from ..method.passes.collectors import BlockStatistics
 from .chess import CHESS
 
 

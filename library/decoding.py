@@ -16,12 +16,12 @@ from .catalogue import token_policy
 from .kernels.engine.decode_engine import DecodeEngine
 from .kernels.engine.sampling import Sampler
 from .kernels.errors import KernelError
-from .method.apply import SparseSession, applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.projections import projection_shapes
-from .method.quantisation.model import quantisation_of
+from .method.quantised_model import quantisation_of
 from .method.running.acting import ENGINE, acting_on, at_rest
+from .method.running.apply import SparseSession, applied
 from .method.token_policy import TokenPolicy
 from .method.tokens import stop_tokens as end_tokens
 

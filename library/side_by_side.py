@@ -20,9 +20,9 @@ from .kernels.engine.backends import check_decodable
 from .kernels.engine.decode_engine import DecodeEngine
 from .kernels.engine.sampling import require_finite
 from .kernels.plan.mechanism import Mechanism
-from .method.apply import applied
 from .method.errors import UserError
 from .method.plan import SparsityPlan
+from .method.running.apply import applied
 from .method.tokens import continuation_text, stop_tokens
 
 SEPARATOR = " │ "

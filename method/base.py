@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from ..kernels.plan.mechanism import OF_DROPPING, Mechanism
 from .calibration import Calibration
 from .errors import UserError
+from .passes.dense_pass import Need
+from .passes.progress import Progress
 from .plan import SparsityPlan
 from .provenance import SearchCost
-from .quantisation.model import description_of
-from .running.dense_pass import Need
-from .running.progress import Progress
+from .quantised_model import description_of
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .passes.collectors import BlockStatistics
+from .passes.dense_pass import Collected, Need, dense_pass
+from .passes.kept_pass import NOT_KEPT, KeptPass
 from .projections import decoder_of, model_projections, projection_shapes
-from .running.collectors import BlockStatistics
-from .running.dense_pass import Collected, Need, dense_pass
-from .running.kept_pass import NOT_KEPT, KeptPass
 from .token_policy import TokenPolicy
 from .tokens import check_input_ids
 

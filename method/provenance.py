@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .running.progress import Progress
+from .passes.progress import Progress
 
 
 @dataclass

@@ -23,6 +23,7 @@ from ..kernels.plan.folding import folded
 from .calibration import Calibration
 from .errors import UserError
 from .hooks import hooked
+from .passes.collectors import InputProducts, collected_inputs
 from .projections import (
     NORM_PATHS,
     PROJECTION_PATHS,
@@ -31,8 +32,7 @@ from .projections import (
     projections_of_site,
     split_key,
 )
-from .quantisation.model import changed_weight
-from .running.collectors import InputProducts, collected_inputs
+from .quantised_model import changed_weight
 
 
 def orthogonal_column_bases(model: PreTrainedModel, projection_of_site: Mapping[str, str]) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..kernels.plan.projection_rule import SHARED
 from .calibration import Calibration
-from .candidates import CandidateRules
 from .errors import UserError
-from .histogram import ChannelHistogram
+from .passes.histogram import ChannelHistogram
 from .plan import SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
 from .provenance import PlanProvenance
+from .running.candidates import CandidateRules
 
 SMALLEST_WEIGHT = 1e-4
 """Clamp of c^α (WiSparse, arXiv 2602.14452, sec. 4.1), so that a zero column does not divide by zero."""

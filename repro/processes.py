@@ -23,7 +23,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import distributed
 
 from ..method.errors import UserError
-from ..method.traffic import TrafficCounter
+from ..method.running.traffic import TrafficCounter
 
 Entry = TypeVar("Entry")
 Result = TypeVar("Result")

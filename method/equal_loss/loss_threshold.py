@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..histogram import ChannelHistogram, narrowed
+from ..passes.histogram import ChannelHistogram, narrowed
 from ..projections import SITE_OF_PROJECTION, split_key
 
 SMALLEST_SENSITIVITY = 1e-30

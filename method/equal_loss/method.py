@@ -11,9 +11,9 @@ from torch import Tensor
 from ..base import Method
 from ..calibration import Calibration
 from ..errors import UserError
+from ..passes.dense_pass import Need
 from ..plan import ProjectionRule, SparsityPlan
 from ..provenance import PlanProvenance, SearchCost
-from ..running.dense_pass import Need
 from .loss_threshold import LossThreshold
 from .marginal_loss import MarginalLosses, marginal_losses
 from .sensitivity import channel_sensitivities

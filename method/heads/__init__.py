@@ -1,1 +1,1 @@
-"""Attention heads that are chosen for each token: routers, their training, and their execution under hooks."""
+"""Attention heads that are chosen for each token: routers, and their training."""

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..plan import SparsityPlan
 from ..projections import decoder_of
 from ..provenance import PlanProvenance, SearchCost
-from ..quantisation.model import description_of
+from ..quantised_model import description_of
 from .training import RouterTraining, trained_routers
 
 FORGIVEN = 0.03

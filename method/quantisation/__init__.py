@@ -1,1 +1,1 @@
-"""Weights in few bits, in evaluation: quantisers, and a model that computes with dequantised weights."""
+"""Weights in few bits, in evaluation: quantisers by format, and calibrated ones."""

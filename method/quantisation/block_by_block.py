@@ -13,10 +13,10 @@ from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError
 from ..hooks import hooked
+from ..passes.collectors import InputProducts, input_recorder
 from ..projections import SITE_OF_PROJECTION, block_projections, decoder_of, key, projections_of_site, split_key
-from ..running.collectors import InputProducts, input_recorder
+from ..quantised_model import replaced, stored_by
 from ..search.block_probe import block_keywords
-from .model import replaced, stored_by
 
 Prepared = TypeVar("Prepared")
 

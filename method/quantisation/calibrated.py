@@ -13,11 +13,11 @@ from ...kernels.plan.mechanism import Mechanism
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError
+from ..passes.collectors import InputProducts
 from ..projections import decoder_of
-from ..running.collectors import InputProducts
+from ..quantised_model import LM_HEAD, QuantisedWeights, stored_by
 from .block_by_block import check_finite, stored_block_by_block
 from .gptq import check_damped_by, gptq, inverse_factor
-from .model import LM_HEAD, QuantisedWeights, stored_by
 from .quantisers import Int4
 
 ROTATIONS = (

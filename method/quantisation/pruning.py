@@ -17,11 +17,11 @@ from ...kernels.quantised.pruned import INDICES, PrunedWeight
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError
+from ..passes.collectors import ChannelMoments, collected_inputs
 from ..projections import SITE_OF_PROJECTION, model_projections, projections_of_site, split_key
-from ..running.collectors import ChannelMoments, collected_inputs
+from ..quantised_model import QuantisedWeights
 from .block_by_block import check_finite, stored_block_by_block
 from .gptq import check_damped_by, compensated, inverse_factor
-from .model import QuantisedWeights
 from .quantisers import Weights
 
 

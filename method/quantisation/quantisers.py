@@ -18,7 +18,7 @@ from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError
 from ..projections import decoder_of, model_projections
-from .model import LM_HEAD, QuantisedWeights, quantised_linears, stored_by
+from ..quantised_model import LM_HEAD, QuantisedWeights, quantised_linears, stored_by
 
 HEADS = {"none": "as it was", "int8": "int8 by row and column", "same": "too"}
 """What may become of the head, and how descriptions say it."""

@@ -1,1 +1,1 @@
-"""What is under way: a plan that acts on a model, and a search that can go on where it was cut off."""
+"""A plan that acts on a transformers model: hooks by mechanism, and what a token then reads."""

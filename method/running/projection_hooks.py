@@ -16,10 +16,10 @@ from ...kernels.reference import (
     kept_by_threshold,
     low_rank_product,
 )
-from ..candidates import CandidateRules
 from ..hooks import hooked
 from ..plan import ProjectionRule
-from ..traffic import TrafficCounter
+from .candidates import CandidateRules
+from .traffic import TrafficCounter
 
 Rule = ProjectionRule | CandidateRules
 """How a projection drops channels: one rule for every row, or in a search one for each."""

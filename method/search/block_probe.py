@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..calibration import Calibration
-from ..candidates import CandidateRules
 from ..hooks import hooked
 from ..projections import block_projections, decoder_of, parameter_shares
+from ..running.candidates import CandidateRules
 from ..running.projection_hooks import sparse_projections
 from .block_error import BlockError
 from .turns import Turns

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..candidates import CandidateRules
 from ..projections import block_projections, decoder_of, key
+from ..running.candidates import CandidateRules
 from ..running.projection_hooks import sparse_projections
 from .block_error import Positions, counted
 from .block_probe import block_keywords

@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from ..calibration import Calibration
-from ..candidates import CandidateRules
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
 from ..rules import RuleBuilder
+from ..running.candidates import CandidateRules
 from .block_error import BlockError, one_of
 from .block_probe import BlockProbe, walk_blocks
 

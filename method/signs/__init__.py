@@ -1,1 +1,1 @@
-"""SparseInfer's predictor on transformers models: hooks that execute it, and what it predicts on a text."""
+"""SparseInfer's predictor: what signs predict on a text."""

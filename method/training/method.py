@@ -8,9 +8,9 @@ from ...kernels.plan.mechanism import Mechanism
 from ..base import Method
 from ..calibration import Calibration
 from ..errors import UserError
+from ..passes.dense_pass import Need
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
-from ..running.dense_pass import Need
 from .distillation import Distillation
 
 

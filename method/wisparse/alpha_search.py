@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..candidates import CandidateRules
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
 from ..rules import RuleBuilder
+from ..running.candidates import CandidateRules
 from ..search.block_error import BlockError
 from ..search.block_probe import BlockProbe
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...method.apply import applied
 from ...method.errors import UserError
-from ...method.quantisation.model import QuantisedWeights, quantised
+from ...method.quantised_model import QuantisedWeights, quantised
+from ...method.running.apply import applied
 from .. import processes
 from ..configuration import digest, portable
 from ..models.checkpoint import LoadedModel, load_model

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
+from ...method.passes.progress import Progress
 from ...method.plan import PlanError, SparsityPlan
-from ...method.running.progress import Progress
 from .. import processes
 from ..configuration import digest
 from ..locks import held

@@ -18,10 +18,10 @@ from torch import Tensor
 from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.heads.choice import AllHeads, PolarHeads, with_heads
+from ...method.passes.progress import Progress
 from ...method.plan import SparsityPlan
-from ...method.quantisation.model import QuantisedWeights
 from ...method.quantisation.quantisers import NoQuantisation, Quantiser
-from ...method.running.progress import Progress
+from ...method.quantised_model import QuantisedWeights
 from ...method.search.budget import SearchBudget
 from ...method.token_policy import TokenPolicy
 from ..configuration import digest, portable

@@ -11,7 +11,6 @@ import torch
 
 from ...baselines.rsparse import RSparse, calibration_loss, low_rank_factors
 from ...baselines.teal import TEAL
-from ...method.apply import applied
 from ...method.base import Method
 from ...method.projections import (
     PROJECTIONS,
@@ -19,6 +18,7 @@ from ...method.projections import (
     decoder_blocks,
 )
 from ...method.provenance import SearchCost
+from ...method.running.apply import applied
 from ...method.search.block_probe import walk_blocks
 from ...method.search.blocks import BlockSearch
 from ...method.search.greedy import greedy_allocation

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
+from ...method.passes.collectors import ChannelMoments, collected_inputs
 from ...method.projections import PROJECTIONS, block_projections, decoder_blocks
-from ...method.running.collectors import ChannelMoments, collected_inputs
 from .passes.context import Session, naming
 from .passes.scoring import require_finite
 from .suites import Evaluation

@@ -14,10 +14,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...kernels.model.decoder import ATTENTION_PATH
-from ...method.apply import SparseSession
 from ...method.errors import UserError
 from ...method.hooks import hooked
 from ...method.projections import block_projections, decoder_blocks
+from ...method.running.apply import SparseSession
 from ...method.tokens import check_input_ids
 from .channel_suite import Text
 from .passes.context import naming

@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...method.apply import SparseSession
 from ...method.errors import UserError
 from ...method.projections import decoder_blocks
+from ...method.running.apply import SparseSession
 from .suites import DocumentLikelihood, Evaluation, Suite
 
 

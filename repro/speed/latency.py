@@ -19,10 +19,10 @@ from ...kernels.cuda import compiled
 from ...kernels.engine.backends import check_decodable
 from ...kernels.engine.decode_engine import DecodeEngine
 from ...kernels.plan.mechanism import Mechanism
-from ...method.apply import applied
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
-from ...method.quantisation.model import quantisation_of
+from ...method.quantised_model import quantisation_of
+from ...method.running.apply import applied
 from ...method.token_policy import TokenPolicy
 from .compiled_decoder import COMPILED_DECODER, PRODUCTS, CompiledDecoder
 from .speed_card import print_card

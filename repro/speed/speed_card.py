@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ...kernels.model.decoder_weights import LM_HEAD
 from ...kernels.quantised.stored import StoredBytes
 from ...method.projections import decoder_of
-from ...method.quantisation.model import quantisation_of
+from ...method.quantised_model import quantisation_of
 
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7)
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from wisparse.baselines.larosa import LaRoSA
-from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError, UserError
 from wisparse.method.projections import NORM_PATHS, block_projections, projection_shapes
 from wisparse.method.rotation import principal_bases, rotated
+from wisparse.method.running.apply import applied
 
 from ..conftest import make_calibration, make_method, make_protocol
 

@@ -10,11 +10,11 @@ from wisparse.kernels.errors import KernelError
 from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.kernels.plan.proxies import ProxyRule
-from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError, UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
-from wisparse.method.proxies.hooks import dropped_neurons, proxy_of
+from wisparse.method.running.apply import applied
+from wisparse.method.running.proxy_hooks import dropped_neurons, proxy_of
 
 from ..conftest import make_calibration, make_method, make_protocol
 

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError
 from wisparse.method.projections import parameter_shares
+from wisparse.method.running.apply import applied
 
 from ..conftest import make_calibration, make_method, make_protocol
 

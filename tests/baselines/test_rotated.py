@@ -9,11 +9,11 @@ import torch
 from wisparse.baselines.rotated import ROTATED_FOR
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import NORM_PATHS, block_projections, model_projections, projection_shapes
 from wisparse.method.rotation import orthogonal_column_bases, rotated
+from wisparse.method.running.apply import applied
 from wisparse.method.running.projection_hooks import sparse_projections
 
 from ..conftest import make_calibration, make_method, make_protocol

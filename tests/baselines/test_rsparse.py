@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 from wisparse.baselines.rsparse import BudgetedRules, RSparseByCoordinates, calibration_loss, low_rank_factors
-from wisparse.method.apply import applied
 from wisparse.method.plan import ProjectionRule, SparsityPlan
+from wisparse.method.running.apply import applied
 
 from ..conftest import make_calibration, make_method, make_protocol
 

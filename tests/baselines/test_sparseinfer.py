@@ -5,9 +5,9 @@ import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.plan.signs import negative_products, packed_signs, plus_minus
-from wisparse.method.apply import applied
 from wisparse.method.errors import OutOfReachError
 from wisparse.method.projections import projection_shapes
+from wisparse.method.running.apply import applied
 from wisparse.method.signs.predictor import PredictedNeurons, alpha_of, predicted_neurons
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model

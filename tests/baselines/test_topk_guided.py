@@ -9,9 +9,9 @@ from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.kernels.reference import dropped_within_bounds
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
+from wisparse.method.running.apply import applied
 from wisparse.method.search.blocks import UniformBlocks
 
 from ..conftest import make_calibration, make_method, make_protocol

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.model.decoder import check_windows
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
+from wisparse.method.running.apply import applied
 from wisparse.repro.models.weights import check_runs
 
 from ..conftest import make_calibration, make_method, make_protocol

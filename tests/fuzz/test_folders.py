@@ -12,8 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
+from wisparse.method.running.apply import applied
 from wisparse.repro.evaluation.suites import PerplexitySuite
 from wisparse.repro.models.checkpoint import find_checkpoint, load_model
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from wisparse.kernels.engine.decode_engine import DecodeEngine
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
+from wisparse.method.running.apply import applied
 from wisparse.method.token_policy import TokenPolicy
 
 from ..conftest import make_protocol

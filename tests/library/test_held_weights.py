@@ -10,8 +10,8 @@ from torch import nn
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
-from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int8
+from wisparse.method.quantised_model import quantised
 
 from ..conftest import make_calibration, make_method, make_tiny_model
 from .test_library import PROMPT, continued, planned

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
 from wisparse.method.plan import PlanError
-from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int8
+from wisparse.method.quantised_model import quantised
 
 from ..conftest import ROOT, make_calibration, make_tiny_model
 

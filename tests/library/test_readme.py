@@ -9,7 +9,7 @@ import torch
 import wisparse
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from wisparse.method.apply import applied
+from wisparse.method.running.apply import applied
 
 from ..conftest import ROOT, make_calibration, make_protocol
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss import sensitivity
 from wisparse.method.equal_loss.loss_threshold import LossThreshold
@@ -14,6 +13,7 @@ from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.projections import model_projections
+from wisparse.method.running.apply import applied
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
 from .test_oracles import logits_under, rescaled

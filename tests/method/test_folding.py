@@ -3,13 +3,13 @@
 import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
-from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.folding.bases import _Measured, shared_bases
 from wisparse.method.folding.stream_basis import BasisSettings, StreamSample, fitted_basis
 from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import decoder_of
+from wisparse.method.running.apply import applied
 from wisparse.method.token_policy import TokenPolicy
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model

@@ -7,11 +7,11 @@ import pytest
 import torch
 from wisparse.kernels.plan.block_rules import needed
 from wisparse.kernels.plan.mechanism import Mechanism
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import SITE_OF_PROJECTION, key, parameter_shares, split_key
 from wisparse.method.rotation import folded_into, rotated
+from wisparse.method.running.apply import applied
 
 from ..conftest import FAMILIES, METHODS, make_calibration, make_method, make_protocol, make_tiny_model
 

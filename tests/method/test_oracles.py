@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import PROJECTIONS, key, parameter_shares
 from wisparse.method.provenance import SearchCost
 from wisparse.method.rules import RuleBuilder, StaticThreshold, TopK
+from wisparse.method.running.apply import applied
 from wisparse.method.search.block_error import BlockError
 from wisparse.method.search.block_probe import walk_blocks
 from wisparse.method.search.divergence import OutputDivergence

@@ -6,11 +6,11 @@ import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.projections import model_projections, projection_shapes
+from wisparse.method.running.apply import applied
 from wisparse.method.token_policy import TokenPolicy
 from wisparse.method.training.distillation import Distillation
 from wisparse.method.training.own_text import own_text

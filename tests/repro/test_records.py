@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from wisparse.kernels.shared_files import replacing
 from wisparse.method.errors import UserError
+from wisparse.method.passes.progress import Progress
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.provenance import PlanProvenance, SearchCost
-from wisparse.method.running.progress import Progress
 from wisparse.repro.cell.job import outcomes_folder
 from wisparse.repro.cell.plan_cache import PlanCache
 from wisparse.repro.configuration import REPOSITORY, digest, portable, user_mistake

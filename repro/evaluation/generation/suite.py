@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ....kernels.engine.sampling import Multinomial
-from ....method.apply import SparseSession
 from ....method.errors import UserError
+from ....method.running.apply import SparseSession
 from ....method.tokens import stop_tokens
 from ..language_model import SparseLM, longest_sequence
 from ..passes.batches import computed, padded

@@ -12,8 +12,8 @@ from wisparse.kernels.engine.backends import check_decodable
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.plan.mechanism import Mechanism
-from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int4, Int8
+from wisparse.method.quantised_model import quantised
 
 from ...conftest import make_calibration, make_method, make_tiny_model
 from ..decoded_tokens import DecodedTokens, generated, prompts, typical_error

@@ -17,9 +17,9 @@ from wisparse.kernels.cpu.gemv import backend
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.engine.sampling import Multinomial
 from wisparse.kernels.errors import KernelError
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import model_projections, projection_shapes
+from wisparse.method.running.apply import applied
 
 from ...conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
 from ..decoded_tokens import DecodedTokens, generated, prompts, typical_error

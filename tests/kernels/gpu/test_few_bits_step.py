@@ -17,11 +17,11 @@ from wisparse.kernels.model.static_cache import StaticCache
 from wisparse.kernels.plan.block_rules import block_rules
 from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.kernels.plan.projection_rule import ProjectionRule
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
-from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int4, Int8
+from wisparse.method.quantised_model import quantised
+from wisparse.method.running.apply import applied
 
 from ...conftest import make_calibration, make_protocol, make_tiny_model
 from ..triton_cases import DEVICE, SMALL_TILES

@@ -17,8 +17,8 @@ from wisparse.kernels.model.decoder_weights import pack
 from wisparse.kernels.model.static_cache import StaticCache
 from wisparse.kernels.plan.block_rules import block_rules
 from wisparse.kernels.triton.attention.short import ShortAttentionTile
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
+from wisparse.method.running.apply import applied
 
 from ...conftest import FAMILIES, make_calibration, make_method, make_protocol, make_tiny_model
 from ..triton_cases import DEVICE, SMALL_TILES

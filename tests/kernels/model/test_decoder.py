@@ -12,7 +12,7 @@ from wisparse.kernels.errors import KernelError
 from wisparse.kernels.model.decoder import FAMILIES, SITES, Decoder, Family, products_of
 from wisparse.kernels.model.decoder_weights import pack, unpack
 from wisparse.kernels.model.executable import check_executable
-from wisparse.method.apply import applied
+from wisparse.method.running.apply import applied
 
 from ...conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
 

@@ -7,9 +7,9 @@ import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.plan.block_rules import dense_for_a_batch
 from wisparse.kernels.plan.projection_rule import ProjectionRule
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.provenance import PlanProvenance
+from wisparse.method.running.apply import applied
 
 from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
 from ..decoded_tokens import prompts

@@ -10,11 +10,11 @@ import torch
 from hydra.utils import instantiate
 from wisparse.kernels.plan.heads import HeadRule
 from wisparse.kernels.plan.mechanism import Mechanism
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.heads.choice import PolarHeads, with_heads
 from wisparse.method.heads.training import Observed, RouterTraining, checked, fitted, trained_routers
 from wisparse.method.plan import SparsityPlan
+from wisparse.method.running.apply import applied
 
 from ...conftest import composed, make_calibration, make_method, make_protocol, make_tiny_model
 

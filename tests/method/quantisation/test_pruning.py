@@ -3,19 +3,19 @@
 import pytest
 import torch
 from wisparse.kernels.quantised.pruned import PrunedWeight
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
+from wisparse.method.passes.collectors import InputProducts
 from wisparse.method.projections import model_projections
 from wisparse.method.quantisation.gptq import damped_channels, inverse_factor
-from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.pruning import (
     SensitivityPruner,
     Wanda,
     mixed_sparsities,
     surgically_pruned,
 )
+from wisparse.method.quantised_model import quantised
 from wisparse.method.rotation import rotated
-from wisparse.method.running.collectors import InputProducts
+from wisparse.method.running.apply import applied
 
 from ...conftest import make_calibration, make_method, make_protocol
 

@@ -11,16 +11,16 @@ from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.quantised.int4 import int4_rounded
 from wisparse.kernels.quantised.int8 import int8_rounded
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import decoder_of, model_projections, projection_shapes
 from wisparse.method.quantisation.calibrated import CalibratedInt4
 from wisparse.method.quantisation.files import load_weights, save_weights
 from wisparse.method.quantisation.gptq import gptq, inverse_factor
-from wisparse.method.quantisation.model import description_of, quantised
 from wisparse.method.quantisation.quantisers import Int4, Int8
+from wisparse.method.quantised_model import description_of, quantised
 from wisparse.method.rotation import rotated
+from wisparse.method.running.apply import applied
 
 from ...conftest import make_calibration, make_method, make_protocol
 

@@ -125,7 +125,7 @@ def test_a_constant_of_a_baseline_changes_its_cells_and_those_of_what_builds_on_
 
 
 def test_how_a_plan_is_applied_changes_every_cell(checkout):
-    assert set(CELLS) <= changed(checkout, "method/apply.py", with_a_constant)
+    assert set(CELLS) <= changed(checkout, "method/running/apply.py", with_a_constant)
 
 
 def test_what_keeps_calibration_text_apart_changes_the_cells_with_unseen_text(checkout):

@@ -19,8 +19,8 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from wisparse.kernels.shared_files import release, taken
+from wisparse.method.passes.progress import Progress
 from wisparse.method.plan import ProjectionRule, SparsityPlan
-from wisparse.method.running.progress import Progress
 from wisparse.repro import run
 from wisparse.repro.cell.job import CellJob, Outcome
 from wisparse.repro.cell.plan_cache import PlanCache

@@ -9,9 +9,9 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
+from wisparse.method.running.apply import applied
 from wisparse.method.tokens import pack, stop_tokens
 from wisparse.repro.evaluation.channel_suite import ChannelSuite
 from wisparse.repro.evaluation.embedded_suite import EmbeddedSuite

@@ -7,9 +7,9 @@ import torch
 from lm_eval.api.instance import Instance
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.method.apply import applied
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
+from wisparse.method.running.apply import applied
 from wisparse.repro.evaluation.channel_suite import ChannelSuite
 from wisparse.repro.evaluation.language_model import SparseLM
 from wisparse.repro.evaluation.massive_suite import MassiveSuite

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.projections import PROJECTIONS, key
+from wisparse.method.running.apply import applied
 from wisparse.repro.evaluation.channel_suite import ChannelSuite
 from wisparse.repro.evaluation.no_suite import NoSuite
 from wisparse.repro.evaluation.one_block import OneBlockSuite

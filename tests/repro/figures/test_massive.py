@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
+from wisparse.method.running.apply import applied
 from wisparse.repro.evaluation.massive_suite import MassiveSuite
 from wisparse.repro.figures.massive_plot import read_massive, write_massive
 

@@ -7,10 +7,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
-from wisparse.method.apply import applied
 from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.errors import UserError
+from wisparse.method.running.apply import applied
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
 from wisparse.repro.models import offload
 from wisparse.repro.models.checkpoint import find_checkpoint, load_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from wisparse.method.quantisation.model import quantised
 from wisparse.method.quantisation.quantisers import Int4, Int8
+from wisparse.method.quantised_model import quantised
 from wisparse.repro.speed.speed_card import SPARSITIES, print_card
 
 from ...conftest import make_calibration, make_tiny_model

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
+from wisparse.method.running.apply import applied
 from wisparse.repro.evaluation.generation.arithmetic import TASKS, last_number, questions
 from wisparse.repro.evaluation.generation.divergence import continuations
 from wisparse.repro.evaluation.generation.suite import GenerationSuite, _most_frequent

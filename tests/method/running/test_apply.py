@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.method.apply import applied
 from wisparse.method.errors import UserError
 from wisparse.method.hooks import hooked
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.projections import split_key
 from wisparse.method.rules import SharedTopK
+from wisparse.method.running.apply import applied
 
-from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model
+from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
 
 
 @pytest.fixture

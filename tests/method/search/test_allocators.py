@@ -8,7 +8,7 @@ import torch
 from wisparse.method.search.blocks import BlockCurves, EvolutionarySearch, GreedyBlocks
 from wisparse.method.search.parzen import ParzenSearch
 
-from ..conftest import make_calibration, make_method
+from ...conftest import make_calibration, make_method
 
 WEIGHTS = torch.tensor([4.0, 1.0, 2.0, 0.5], dtype=torch.float64)
 BOUNDS = {"step": 0.1, "minimum": 0.0, "maximum": 0.9}

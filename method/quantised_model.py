@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...kernels.model.decoder_weights import LM_HEAD
-from ...kernels.model.held_weights import check_held, held, remember
-from ...kernels.quantised.stored import StoredWeight
-from ..projections import decoder_of, model_projections
+from ..kernels.model.decoder_weights import LM_HEAD
+from ..kernels.model.held_weights import check_held, held, remember
+from ..kernels.quantised.stored import StoredWeight
+from .projections import decoder_of, model_projections
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..kernels.model.held_weights import check_held
-from .errors import UserError
-from .heads.hooks import check_heads, on_heads
-from .hooks import hooked
-from .plan import SparsityPlan
-from .projections import (
+from ...kernels.model.held_weights import check_held
+from ..errors import UserError
+from ..hooks import hooked
+from ..plan import SparsityPlan
+from ..projections import (
     GATE_ACTIVATION_PATH,
     decoder_blocks,
     decoder_of,
@@ -26,13 +25,14 @@ from .projections import (
     projection_shapes,
     split_key,
 )
-from .proxies.hooks import on_proxies
-from .quantisation.model import description_of
-from .rotation import folded_into, rotated
-from .running.acting import ENGINE, PLAN, acting_on
-from .running.projection_hooks import ProjectionHooks
-from .signs.hooks import on_signs
-from .token_policy import TokenPolicy
+from ..quantised_model import description_of
+from ..rotation import folded_into, rotated
+from ..token_policy import TokenPolicy
+from .acting import ENGINE, PLAN, acting_on
+from .head_hooks import check_heads, on_heads
+from .projection_hooks import ProjectionHooks
+from .proxy_hooks import on_proxies
+from .sign_hooks import on_signs
 from .traffic import TrafficCounter
 
 

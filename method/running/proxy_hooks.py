@@ -14,7 +14,7 @@ from ...kernels.reference import dropped_by_top_k
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
 
 if TYPE_CHECKING:
-    from ..running.projection_hooks import ProjectionHooks
+    from .projection_hooks import ProjectionHooks
 
 
 def proxy_of(weight: Tensor, group: int) -> Tensor:

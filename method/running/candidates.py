@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .plan import ProjectionRule
+from ..plan import ProjectionRule
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from ..histogram import ChannelHistogram
 from ..hooks import hooked
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, SITE_OF_PROJECTION, decoder_of
 from .collectors import BlockStatistics, input_recorder, output_recorder
+from .histogram import ChannelHistogram
 from .kept_pass import KeptPass
 
 MEASURED = {

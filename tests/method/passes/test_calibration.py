@@ -8,9 +8,9 @@ from wisparse.baselines.teal import TEAL
 from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.hooks import hooked
-from wisparse.method.running.collectors import ChannelMoments, collected_inputs
+from wisparse.method.passes.collectors import ChannelMoments, collected_inputs
 
-from ..conftest import make_calibration, make_method
+from ...conftest import make_calibration, make_method
 
 BOTH = {"statistics", "final_states"}
 

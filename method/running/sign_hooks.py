@@ -12,7 +12,7 @@ from ...kernels.plan.signs import SignRule, negative_products, plus_minus
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
 
 if TYPE_CHECKING:
-    from ..running.projection_hooks import ProjectionHooks
+    from .projection_hooks import ProjectionHooks
 
 
 def on_signs(index: int, block: nn.Module, rule: SignRule, hooks: ProjectionHooks) -> Iterator[RemovableHandle]:

@@ -14,8 +14,8 @@ from ..plan import PlanError
 from ..projections import NORM_PATHS, PROJECTION_PATHS, key
 
 if TYPE_CHECKING:
-    from ..running.projection_hooks import ProjectionHooks
-    from ..traffic import TrafficCounter
+    from .projection_hooks import ProjectionHooks
+    from .traffic import TrafficCounter
 
 
 def check_heads(config: object, block: int, rule: HeadRule) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from wisparse.method.hooks import hooked
-from wisparse.method.running.kept_pass import KeptPass
-from wisparse.method.running.progress import Progress
+from wisparse.method.passes.kept_pass import KeptPass
+from wisparse.method.passes.progress import Progress
 from wisparse.repro.configuration import REPOSITORY
 
-from ..conftest import make_calibration, make_method, make_tiny_model
+from ...conftest import make_calibration, make_method, make_tiny_model
 
 NEEDS = {"statistics", "final_states"}
 KILLED = """

@@ -2,7 +2,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from wisparse.method.histogram import ChannelHistogram
+from wisparse.method.passes.histogram import ChannelHistogram
 from wisparse.method.rules import SMALLEST_WEIGHT, channel_weights
 
 

@@ -10,7 +10,7 @@ from wisparse.method.search.block_probe import walk_blocks
 from wisparse.method.search.divergence import OutputDivergence
 from wisparse.method.search.turns import Turns
 
-from ..conftest import make_calibration
+from ...conftest import make_calibration
 
 
 def test_a_turn_that_does_not_fit_is_halved_for_good():

@@ -3,11 +3,11 @@
 import logging
 
 import pytest
+from wisparse.method.passes.progress import Progress
 from wisparse.method.provenance import SearchCost
-from wisparse.method.running.progress import Progress
 from wisparse.repro.cell.plan_cache import plan_digest
 
-from ..conftest import make_calibration, make_method, make_tiny_model
+from ...conftest import make_calibration, make_method, make_tiny_model
 
 
 class Cut(Progress):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..kernels.plan.mechanism import Mechanism
-from .plan import SparsityPlan
-from .projections import PROJECTIONS, decoder_of, key, model_projections, split_key
-from .quantisation.model import LM_HEAD, quantisation_of
+from ...kernels.plan.mechanism import Mechanism
+from ..plan import SparsityPlan
+from ..projections import PROJECTIONS, decoder_of, key, model_projections, split_key
+from ..quantised_model import LM_HEAD, quantisation_of
 
 NEURONS = {
     "gate_activation": ("up", "down"),

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..histogram import ChannelHistogram
 from ..hooks import hooked
 from ..projections import decoder_of
 from ..tokens import check_input_ids
+from .histogram import ChannelHistogram
 
 
 @dataclass

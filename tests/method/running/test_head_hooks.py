@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from wisparse.kernels.plan.heads import HeadRule
 from wisparse.kernels.plan.mechanism import Mechanism
-from wisparse.method.apply import applied
 from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import NORM_PATHS, PROJECTION_PATHS
+from wisparse.method.running.apply import applied
 
 from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
-from .head_plans import with_heads
+from ..heads.head_plans import with_heads
 
 
 def test_a_group_is_as_good_as_its_best_head():

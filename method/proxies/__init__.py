@@ -1,1 +1,0 @@
-"""Proxies of gate and up on a transformers model."""
