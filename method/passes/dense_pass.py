@@ -38,7 +38,7 @@ class Collected:
     """What passes over the calibration text have collected; what was not asked for is not there."""
 
     statistics: list[BlockStatistics] = field(default_factory=list)
-    """By block."""
+    """Statistics of every block."""
     states: list[Tensor] = field(default_factory=list)
     """What the head reads, (sequences, length, hidden): a batch each, one tensor when the pass has ended."""
     seconds: float = 0.0

@@ -62,10 +62,13 @@ def _quoted(argument: str) -> str:
     found = OVERRIDE.fullmatch(argument)
     if found is None or found["key"].startswith("hydra."):
         return argument
-    last = found["key"].lstrip("+").rpartition(".")[2]
+    group = found["key"].lstrip("+")
+    last = group.rpartition(".")[2]
     value = found["value"]
-    if found["key"] in GROUPS and NO_CHOICE.fullmatch(value):
-        return f"{found['key']}={_text(value, False)}"
+    if group in GROUPS:
+        _check_choice(group, value)
+        if NO_CHOICE.fullmatch(value):
+            return f"{found['key']}={_text(value, False)}"
     if found["key"] in FOLDERS:
         for part in _split(value) or [""]:
             check_folder(found["key"], part.strip().strip("'\""))
@@ -76,6 +79,13 @@ def _quoted(argument: str) -> str:
         return argument
     parts = _split(value)
     return f"{found['key']}={','.join(_text(part, last in PATHS) for part in parts)}"
+
+
+def _check_choice(group: str, value: str) -> None:
+    """Raises UserError for nothing where a choice of a group belongs: there Hydra asks for a list."""
+    if any(part.strip() in ("", "null") for part in _split(value) or [""]):
+        without = f"write {group}=none" if (CONFIGURATION / group / "none.yaml").is_file() else "leave it out"
+        raise UserError(f"{group}={value} names no {group}; {without}, or give a choice that --help lists")
 
 
 def check_folder(setting: str, value: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -123,6 +125,23 @@ def test_a_folder_without_a_name_is_refused_before_hydra_makes_one(override):
 def test_an_experiment_outside_of_output_dir_is_refused_before_hydra_makes_its_folder(name):
     with pytest.raises(UserError, match=r"^experiment_name=.* is no name of a folder below output_dir$"):
         as_meant([f"experiment_name={name}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "reading=null",
+            "reading=null names no reading; write reading=none, or give a choice that --help lists",
+        ),
+        ("+heads=", "heads= names no heads; write heads=none"),
+        ("method=teal,null", "method=teal,null names no method; leave it out"),
+        ("experiment=null", "experiment=null names no experiment; leave it out"),
+    ],
+)
+def test_nothing_as_a_choice_of_a_group_is_refused(override, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        as_meant([override])
 
 
 @pytest.mark.parametrize(
