@@ -1,12 +1,20 @@
 """The decode step that is timed without a model: it computes, and reads as many bytes as it says."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from wisparse.kernels.bench import gpu_step as gpu_step_bench
-from wisparse.kernels.bench.drawn import DrawnPlan, bytes_read, dropping, filled_cache, random_weights
-from wisparse.kernels.bench.gpu_step import Setting, append, main, step_row
+from wisparse.kernels.bench.drawn import (
+    DrawnPlan,
+    bytes_read,
+    cache_bytes,
+    dropping,
+    filled_cache,
+    random_weights,
+)
+from wisparse.kernels.bench.gpu_step import Setting, append, main, rows, step_row
 from wisparse.kernels.bench.model_shapes import family_named, shape_of
 from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.errors import KernelError
@@ -114,3 +122,37 @@ def test_few_bits_of_a_batch_are_refused(capsys):
         main(["--bits", "16", "8", "--batches", "1", "2"])
     assert exit.value.code == 2
     assert "weights in few bits are read for one row; give --bits 16 for a batch" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_or_run_is_said_and_the_rest_is_measured(monkeypatch, capsys):
+    """Settings by shape, bits, context and sparsity; a context that there is no memory for is left out."""
+    for name, stand_in in {
+        "read_bandwidth": lambda _: 4e12,
+        "free_memory": lambda _: 2 * cache_bytes(SHAPE, torch.bfloat16, 100, 1),
+        "shape_of": lambda _: SHAPE,
+        "family_named": lambda _: FAMILIES["qwen2"],
+    }.items():
+        monkeypatch.setattr(gpu_step_bench, name, stand_in)
+
+    def row(setting, weights, cache, *_):
+        assert weights.blocks[0].qkv_bias is not None
+        assert int(cache.length) == setting.context
+        if (setting.bits, setting.sparsity) == (4, 0.5):
+            raise KernelError("no kernel")
+        return {"setting": (setting.shape, setting.bits, setting.head_bits, setting.context, setting.sparsity)}
+
+    monkeypatch.setattr(gpu_step_bench, "step_row", row)
+    options = SimpleNamespace(
+        shapes=["a", "b"], dtype="bfloat16", bits=[16, 4], head_bits=None, batches=[1], contexts=[4, 1000],
+        sparsities=[0.0, 0.5], tune=False,
+    )  # fmt: skip
+    found = [row["setting"] for row in rows(options, DEVICE)]
+    assert found == [
+        (name, bits, head, 4, sparsity)
+        for name in "ab"
+        for bits, head, sparsity in ((16, 16, 0.0), (16, 16, 0.5), (4, 8, 0.0))
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("left out, no memory: a, 16 bits, batch 1, context 1000") == 1
+    assert said.count("left out: b, 4 bits, batch 1, context 4, 50%: no kernel") == 1
+    assert len(said) == 2 * (1 + 2)
