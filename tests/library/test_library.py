@@ -127,36 +127,6 @@ def test_texts_are_packed_as_the_suite_packs_them():
         assert torch.equal(thresholds, by_hand.gate_thresholds[block])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "settings", "message"),
-    [
-        ((None, IDS), {"method": "tael"}, "no method is called 'tael'; choose from cats"),
-        ((None, IDS), {"sparsity": 1.0}, "sparsity must be at least 0 and below 1, not 1.0"),
-        ((None, "text"), {}, "texts need a tokenizer"),
-        ((None, IDS.float()), {}, "token ids are"),
-        ((None, IDS[0]), {}, "token ids are"),
-        ((None, IDS + 1000), {}, "outside of the model's 128 embeddings"),
-        ((None, IDS.repeat(1, 8)), {}, "sequences of 256 tokens exceed the model's 128 positions"),
-        ((None, IDS.bool()), {}, "token ids are"),
-        ((None, IDS.to(torch.uint8)), {}, "token ids are"),
-        ((str.split, None), {}, "texts are strings"),
-        ((str.split, 5), {}, "texts are strings"),
-        ((str.split, {"text": ["a"]}), {}, "texts are strings"),
-        ((None, IDS), {"sparsity": "0.5"}, "sparsity='0.5' is no number"),
-        ((None, IDS), {"sparsity": True}, "sparsity=True is no number"),
-        ((None, IDS), {"batch_size": 0}, "batch_size=0 is not a whole number of at least 1"),
-        ((None, IDS), {"length": 1.5}, "length=1.5 is not a whole number"),
-        ((None, IDS), {"seed": "a"}, "seed='a' is not a whole number"),
-        ((None, IDS), {"method": None}, "method=None is no method"),
-        ((None, IDS), {"search_tokens": 3}, "3 is no token policy"),
-        ((None, IDS), {"search_tokens": "most"}, "no protocol is called 'most'"),
-    ],
-)
-def test_a_mistake_is_one_line(llama, arguments, settings, message):
-    with pytest.raises(UserError, match=message):
-        wisparse.plan(llama, *arguments, **{"method": "teal", **settings})
-
-
 def test_a_report_needs_something_generated(llama):
     with wisparse.engine(llama) as engine, pytest.raises(KernelError, match="call generate first"):
         engine.report()
@@ -283,34 +253,3 @@ def test_a_model_under_a_plan_has_gradients(llama, method):
     gradients = [parameter.grad for parameter in llama.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert gradients[-1].any()
-
-
-@pytest.mark.parametrize("plan", ["plan.safetensors", {}, 3])
-def test_what_is_no_plan_is_refused(llama, plan):
-    for use in (wisparse.sparse, wisparse.engine):
-        with pytest.raises(UserError, match="is no plan; make one"), use(llama, plan):
-            pass
-    with pytest.raises(UserError, match="sparse needs a plan"), wisparse.sparse(llama, None):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("prompt", "settings", "message"),
-    [
-        ([[1, 2]], {}, "tensor of token ids"),
-        (PROMPT.float(), {}, "tensor of token ids .* not torch.float32"),
-        (PROMPT[0], {}, "prompts of 1 rows"),
-        (PROMPT + 1000, {}, "outside of the model's 128"),
-        (-PROMPT - 1, {}, "outside of the model's 128"),
-        (PROMPT, {"attention_mask": [1] * 7}, "attention mask is a tensor"),
-        (PROMPT, {"attention_mask": torch.ones(1, 9)}, "attention mask is a tensor"),
-        (PROMPT, {"attention_mask": torch.full((1, 7), 2)}, "has other values"),
-        (PROMPT, {"new_tokens": 0}, "new_tokens=0 is not"),
-        (PROMPT, {"new_tokens": 1.5}, "new_tokens=1.5 is not"),
-        (PROMPT, {"stop_tokens": 5}, "stop_tokens=5 is no collection"),
-        (PROMPT, {"stop_tokens": ["."]}, "is no collection of token ids"),
-    ],
-)
-def test_a_wrong_prompt_is_one_line(llama, prompt, settings, message):
-    with wisparse.engine(llama) as engine, pytest.raises(KernelError, match=message):
-        engine.generate(prompt, **{"new_tokens": 2, **settings})

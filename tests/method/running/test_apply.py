@@ -1,26 +1,19 @@
 """Execution: token policies in scoring and generation, traffic, and plans that do not fit."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from wisparse.method.errors import UserError
-from wisparse.method.hooks import hooked
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.projections import split_key
-from wisparse.method.rules import SharedTopK
 from wisparse.method.running.apply import applied
 
 from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
+from .given_tokens import ids_of, inputs_of
 
 
 @pytest.fixture
 def planned(tiny_model):
     return tiny_model, make_method("teal_uniform").plan(make_calibration(tiny_model), 0.5)
-
-
-def ids_of(rows, length, seed=5):
-    return torch.randint(1, 128, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def test_generated_tokens_are_sparse_and_the_prompt_is_not(planned):
@@ -69,72 +62,6 @@ def test_padding_changes_neither_logits_nor_counts(planned, name, side):
         assert session.report()["realised_sparsity"] == pytest.approx(counts["realised_sparsity"], abs=2e-3)
     place = slice(padding, None) if side == "left" else slice(0, 11)
     assert torch.allclose(padded[:, place], alone, atol=1e-4)
-
-
-def test_traffic_by_hand():
-    model = make_tiny_model("llama")
-    shapes = make_calibration(model).shapes
-    # Everything dropped in block 0's down and q; the rest dense.
-    rules = {
-        name: ProjectionRule(thresholds=torch.full((shapes[name][1],), torch.inf)) for name in ("0.down", "0.q")
-    }
-    with applied(model, SparsityPlan(shapes, rules), make_protocol("all")) as session:
-        model(input_ids=ids_of(2, 10))
-        report = session.report()
-    block = 48 * 48 * 2 + 48 * 24 * 2 + 48 * 80 * 3
-    dropped = 48 * 48 + 48 * 80
-    assert report["realised_sparsity"] == pytest.approx(dropped / (2 * block))
-    assert report["by_projection"]["down"] == pytest.approx(0.5)
-    assert report["by_block"] == pytest.approx([dropped / block, 0.0])
-    always = 5 * 48 + 48 * 128  # norms and lm_head
-    assert report["dense_bytes_per_token"] == (2 * block + always) * 4
-    assert report["bytes_per_token"] == pytest.approx((2 * block - dropped + always) * 4)
-
-
-def test_zeros_that_tie_with_the_kth_score_count_as_skipped():
-    """Three quarters of the neurons are 0, as behind a ReLU, and half of them should be kept, then all."""
-    model = make_tiny_model("llama")
-    shapes = make_calibration(model).shapes
-    for block in model.model.layers:
-        block.mlp.up_proj.weight[20:] = 0.0
-    for k in (40, 80):
-        rules = {f"{index}.down": ProjectionRule(top_k=k, weights=torch.ones(80)) for index in range(2)}
-        ids = ids_of(1, 8)
-        with applied(model, SparsityPlan(shapes, rules), make_protocol("all")) as session:
-            sparse = model(input_ids=ids).logits
-        assert session.report()["by_projection"]["down"] == pytest.approx(0.75)
-        assert torch.equal(sparse, model(input_ids=ids).logits)
-
-
-def test_a_dropped_gate_neuron_skips_up_and_down():
-    model = make_tiny_model("llama")
-    shapes = make_calibration(model).shapes
-    thresholds = torch.zeros(80)
-    thresholds[:20] = torch.inf
-    plan = SparsityPlan(shapes, gate_thresholds={0: thresholds, 1: thresholds})
-    ids = ids_of(1, 8)
-    with applied(model, plan, make_protocol("all")) as session:
-        sparse = model(input_ids=ids).logits
-    assert session.report()["by_projection"] == pytest.approx(
-        {"q": 0, "k": 0, "v": 0, "o": 0, "gate": 0, "up": 0.25, "down": 0.25}
-    )
-    for block in model.model.layers:
-        block.mlp.down_proj.weight[:, :20] = 0.0
-    assert torch.allclose(model(input_ids=ids).logits, sparse, atol=1e-6)
-
-
-def test_low_rank_factors_are_counted_as_bytes():
-    model = make_tiny_model("llama")
-    calibration = make_calibration(model)
-    method = make_method("rsparse", "method.search=false", "method.share=0.5")
-    with applied(model, method.plan(calibration, 0.4), make_protocol("all")) as session:
-        model(input_ids=calibration.input_ids)
-    report = session.report()
-    assert report["low_rank_share"] > 0.1
-    weights = sum(out * inner for out, inner in calibration.shapes.values())
-    read = (1 - report["realised_sparsity"] + report["low_rank_share"]) * weights
-    always = report["dense_bytes_per_token"] / 4 - weights
-    assert report["bytes_per_token"] == pytest.approx((read + always) * 4)
 
 
 @pytest.mark.parametrize("name", ["teal_uniform", "rsparse", "chess_ffn"])
@@ -279,62 +206,6 @@ def test_a_pass_under_a_plan_has_gradients_of_what_is_kept(method):
     found = model.model.layers[0].mlp.down_proj.weight.grad
     assert found.isfinite().all()
     assert found.any()
-
-
-def shared_plan(model, combined="sum", sparsity=0.5):
-    """The uniform top-k of |x| with masks that a batch shares, as a method with that mask rule makes it."""
-    method = replace(make_method("teal_uniform"), mask=SharedTopK(combined))
-    return method.plan(make_calibration(model), sparsity)
-
-
-def inputs_of(model, plan, ids, rows_sharing=1, prompts=None):
-    """What q of the first block multiplies, (rows, length, channels), and a report; prompts: lengths."""
-    found = []
-    policy = replace(make_protocol("decode_only" if prompts else "all"), rows_sharing=rows_sharing)
-    with applied(model, plan, policy) as session:
-        session.prompt_lengths = torch.tensor(prompts) if prompts else None
-        linear = model.get_submodule("model.layers.0.self_attn.q_proj")
-        with hooked([linear.register_forward_hook(lambda _, inputs, __: found.append(inputs[0]))]):
-            model(input_ids=ids)
-        return found[0], session.report()
-
-
-@pytest.mark.parametrize("combined", ["sum", "maximum"])
-def test_rows_of_a_batch_share_a_mask(llama, combined):
-    """Rows 0 and 1 do, row 2 has its own; bytes of a batch are those of one row."""
-    ids = ids_of(3, 7)
-    plan = shared_plan(llama, combined)
-    x, report = inputs_of(llama, plan, ids, rows_sharing=2)
-    kept = x != 0
-    assert torch.equal(kept[0], kept[1])
-    assert not torch.equal(kept[0], kept[2])
-    k = plan.rules["0.q"].top_k
-    assert (kept.sum(-1) == k).all()
-    own, alone = inputs_of(llama, plan, ids)
-    assert not torch.equal((own != 0)[0], (own != 0)[1])
-    assert report["bytes_per_token"] == alone["bytes_per_token"]
-    assert (report["tokens"], alone["tokens"]) == (2 * 7, 3 * 7)
-
-
-def test_one_row_has_the_top_k_of_its_own(llama):
-    shared = shared_plan(llama)
-    plan = replace(shared, rules={name: replace(rule, shared=None) for name, rule in shared.rules.items()})
-    (found, _), (expected, _) = inputs_of(llama, shared, ids_of(2, 7)), inputs_of(llama, plan, ids_of(2, 7))
-    assert torch.equal(found, expected)
-
-
-def test_tokens_that_are_dense_have_no_say_in_a_shared_mask(llama):
-    """Where the other row's token is a prompt's, a row has the mask that it has alone."""
-    ids, plan = ids_of(2, 8), shared_plan(llama)
-    (beside_prompt, report), (together, _), (alone, _) = (
-        inputs_of(llama, plan, ids, 2, (4, 8)),
-        inputs_of(llama, plan, ids, 2, (4, 4)),
-        inputs_of(llama, plan, ids[:1], 1, (4,)),
-    )
-    assert torch.equal(beside_prompt[0], alone[0])
-    assert not torch.equal(together[0, 4:] != 0, alone[0, 4:] != 0)
-    assert beside_prompt[1].all()
-    assert report["sparse_tokens"] == 4
 
 
 def test_a_batch_reads_what_any_of_its_rows_keeps(planned):

@@ -14,7 +14,7 @@ from wisparse.repro.models import wheel as wheel_module
 from wisparse.repro.models.checkpoint import find_checkpoint
 from wisparse.repro.models.wheel import Wheel
 
-from .test_gguf import tiny
+from .gguf.tiny_models import tiny
 from .tiny_gguf import write
 
 INSIDE = "tiny_carrier/tiny.gguf"
