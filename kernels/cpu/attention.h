@@ -3,10 +3,12 @@
 
 #include "step.h"
 #include "vectors.h"
+#include "with_constants.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 // out = x / √(mean of x² + epsilon) · gains, of `count` values; may be in place.
@@ -14,7 +16,7 @@ inline void rms_norm(const float *x, int64_t count, const float *gains, double e
   Sixteen squares = {};
   for (int64_t i = 0; i < count; i += DOT_LANES) {
     const Sixteen values = load_some(x + i, count - i);
-    squares += values * values;
+    squares = multiply_add(values, values, squares);
   }
   const float mean = sum_of(squares) / static_cast<float>(count);
   const float scale = 1.0f / std::sqrt(mean + static_cast<float>(epsilon));
@@ -26,6 +28,8 @@ inline void put(float value, bfloat16 &place) { place = to_bfloat16(value); }
 
 // The slots of one split, of one key-value head and the query heads that share it.
 constexpr int64_t SPLIT = 64;
+constexpr int64_t SLOTS_AT_ONCE = 4; // whose scores are one vector
+constexpr int64_t HEADS_AT_ONCE = 4; // whose sums of values fit the registers
 
 // What a split found for one query head; its weighted sum of values stands behind.
 struct SplitSums {
@@ -57,14 +61,14 @@ public:
     const int64_t head_slots = (row * model.kv_heads + head) * model.capacity;
     Cached *const keys = static_cast<Cached *>(block.keys) + head_slots * size;
     Cached *const values = static_cast<Cached *>(block.values) + head_slots * size;
-    room.assign(heads_each * (floats + SPLIT) + 2 * floats, 0.0f);
+    room.assign(heads_each * (floats + SPLIT) + SLOTS_AT_ONCE * floats, 0.0f);
     float *const queries = room.data(), *const scores = queries + heads_each * floats;
-    float *const rotated = scores + heads_each * SPLIT;
+    float *const rows = scores + heads_each * SPLIT;
     if (to == slot + 1) { // the split of the new token takes its key and value into the cache
-      rotate(qkv + (model.heads + head) * size, block.key_norm, place, rotated);
+      rotate(qkv + (model.heads + head) * size, block.key_norm, place, rows);
       const float *const value = qkv + (model.heads + model.kv_heads + head) * size;
       for (int64_t i = 0; i < size; ++i) {
-        put(rotated[i], keys[slot * size + i]);
+        put(rows[i], keys[slot * size + i]);
         put(value[i], values[slot * size + i]);
       }
     }
@@ -77,14 +81,17 @@ public:
       }
     }
     const int64_t count = std::max<int64_t>(0, to - begin);
-    score(keys + begin * size, count, queries, scores);
+    score(keys + begin * size, count, queries, rows, scores);
+    const int64_t stride = splits() * floats_of_a_split(model), first_head = row * model.heads + head * heads_each;
+    float *const sums = found + first_head * stride + split * floats_of_a_split(model);
     for (int64_t h = 0; h < heads_each; ++h) {
-      const int64_t query_head = row * model.heads + head * heads_each + h;
-      float *const place_found = found + (query_head * splits() + split) * floats_of_a_split(model);
-      const SplitSums sums = weigh(scores + h * SPLIT, count);
-      std::memcpy(place_found, &sums, sizeof sums);
-      add_values(values + begin * size, scores + h * SPLIT, count, place_found + 2);
+      const SplitSums of_head = weigh(scores + h * SPLIT, count);
+      std::memcpy(sums + h * stride, &of_head, sizeof of_head);
     }
+    for (int64_t h = 0; h < heads_each; h += HEADS_AT_ONCE)
+      with_constant<HEADS_AT_ONCE + 1>(std::min(HEADS_AT_ONCE, heads_each - h), [&](auto heads) {
+        add_values<heads()>(values + begin * size, scores + h * SPLIT, count, sums + h * stride + 2, stride);
+      });
   }
 
   // The context of every row, (batch, heads · head_dim), from what the splits found.
@@ -97,7 +104,7 @@ public:
       std::fill_n(context, size, 0.0f);
       for (int64_t part = 0; part < parts; ++part) {
         const float *const sums = found + part * each;
-        const float weight = exponential(Sixteen{} + (sums[0] - largest))[0];
+        const float weight = exponential((sums[0] - largest) - Floats{})[0];
         total += sums[1] * weight;
         for (int64_t i = 0; i < size; ++i) context[i] += sums[2 + i] * weight;
       }
@@ -127,16 +134,32 @@ private:
     for (int64_t i = half; i < size; ++i) out[i] = head[i] * cosines[i] + head[i - half] * sines[i];
   }
 
-  // scores[head][slot] = key · query / √head_dim
-  void score(const Cached *keys, int64_t count, const float *queries, float *scores) const {
+  // scores[head][slot] = key · query / √head_dim; those of SLOTS_AT_ONCE slots behind the last are overwritten.
+  void score(const Cached *keys, int64_t count, const float *queries, float *rows, float *scores) const {
     const float scale = 1.0f / std::sqrt(static_cast<float>(model.head_dim));
-    for (int64_t t = 0; t < count; ++t, keys += model.head_dim)
+    for (int64_t t = 0; t < count; t += SLOTS_AT_ONCE) {
+      const float *padded[SLOTS_AT_ONCE];
+      for (int64_t i = 0; i < SLOTS_AT_ONCE; ++i)
+        padded[i] = in_float(keys + std::min(t + i, count - 1) * model.head_dim, rows + i * floats);
       for (int64_t h = 0; h < heads_each; ++h) {
-        Sixteen sum = {};
-        for (int64_t i = 0; i < model.head_dim; i += DOT_LANES)
-          sum += load_some(keys + i, model.head_dim - i) * load_sixteen(queries + h * floats + i);
-        scores[h * SPLIT + t] = sum_of(sum) * scale;
+        Sixteen sums[SLOTS_AT_ONCE] = {};
+        for (int64_t i = 0; i < floats; i += DOT_LANES) {
+          const Sixteen query = load_sixteen(queries + h * floats + i);
+#pragma GCC unroll 4
+          for (int slot = 0; slot < SLOTS_AT_ONCE; ++slot)
+            sums[slot] = multiply_add(load_sixteen(padded[slot] + i), query, sums[slot]);
+        }
+        store_vector(sums_of(sums) * scale, scores + h * SPLIT + t);
       }
+    }
+  }
+
+  // A row of the cache in float, with zeros up to whole sixteens: where it lies, or else in `room`.
+  const float *in_float(const Cached *row, float *room) const {
+    if constexpr (std::is_same_v<Cached, float>)
+      if (floats == model.head_dim) return row;
+    for (int64_t i = 0; i < floats; i += DOT_LANES) store_some(load_some(row + i, model.head_dim - i), room + i);
+    return room;
   }
 
   // Scores become e^(score - largest).
@@ -145,21 +168,31 @@ private:
     for (int64_t t = 0; t < count; ++t) largest = scores[t] > largest ? scores[t] : largest;
     Sixteen total = {};
     for (int64_t t = 0; t < count; t += DOT_LANES) {
-      Sixteen weights = exponential(load_sixteen(scores + t) - largest);
-      std::memcpy(scores + t, &weights, sizeof weights);
+      const Sixteen differences = load_some(scores + t, count - t);
+      store_some(sixteen_of([&](int part) { return exponential(differences.parts[part] - largest); }), scores + t);
       std::fill(scores + std::min(count, t + DOT_LANES), scores + t + DOT_LANES, 0.0f);
-      total += load_sixteen(scores + t);
+      const Sixteen weights = load_sixteen(scores + t);
+      total = sixteen_of([&](int part) { return total.parts[part] + weights.parts[part]; });
     }
     return {largest, sum_of(total)};
   }
 
-  void add_values(const Cached *values, const float *weights, int64_t count, float *out) const {
+  // Sums of the values of HEADS heads from `first` on, by their weights. Some dimensions at a time, so that their
+  // sums stay in registers while all slots pass.
+  template <int HEADS>
+  void add_values(const Cached *values, const float *weights, int64_t count, float *outs, int64_t stride) const {
     for (int64_t i = 0; i < model.head_dim; i += DOT_LANES) {
       const int64_t lanes = std::min<int64_t>(DOT_LANES, model.head_dim - i);
-      Sixteen sum = {};
-      for (int64_t t = 0; t < count; ++t)
-        sum += load_some(values + t * model.head_dim + i, lanes) * weights[t];
-      std::memcpy(out + i, &sum, lanes * sizeof(float));
+      Sixteen sums[HEADS] = {};
+      for (int64_t t = 0; t < count; ++t) {
+        const Sixteen value = load_some(values + t * model.head_dim + i, lanes);
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h) {
+          const float weight = weights[h * SPLIT + t];
+          sums[h] = multiply_add(value, sixteen_of([weight](int) { return weight - Floats{}; }), sums[h]);
+        }
+      }
+      for (int h = 0; h < HEADS; ++h) store_some(sums[h], outs + h * stride + i, lanes);
     }
   }
 

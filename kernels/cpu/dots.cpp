@@ -12,7 +12,6 @@
 namespace {
 
 constexpr int DOT_BLOCK = 2 * DOT_LANES; // columns of one step
-constexpr int PARTS = DOT_LANES / LANES; // registers that hold DOT_LANES
 
 // Part `part` of DOT_BLOCK weights, which DOT_LANES alone arrange: their first vector, then their second.
 inline Pair load_part(const float *block, int part) { return load(block + part * LANES, DOT_LANES); }
@@ -22,10 +21,10 @@ inline Pair load_part(const bfloat16 *block, int part) { return load(block + par
 template <int COUNT, int BATCH, class Value>
 inline void dot_rows(const Value *const (&rows)[COUNT], int64_t columns, const Arranged &x,
                      float (&values)[COUNT][BATCH]) {
-  Floats sums[COUNT][BATCH][PARTS] = {};
+  Sixteen sums[COUNT][BATCH] = {};
   const auto add_block = [&](auto &&block_of, int64_t column) {
 #pragma GCC unroll 16
-    for (int part = 0; part < PARTS; ++part) {
+    for (int part = 0; part < DOT_PARTS; ++part) {
       Pair loaded[COUNT];
 #pragma GCC unroll 16
       for (int i = 0; i < COUNT; ++i) loaded[i] = load_part(block_of(i), part);
@@ -34,7 +33,7 @@ inline void dot_rows(const Value *const (&rows)[COUNT], int64_t columns, const A
         const Pair input = load_part(x.values.data() + b * x.padded + column, part);
 #pragma GCC unroll 16
         for (int i = 0; i < COUNT; ++i) {
-          Floats &sum = sums[i][b][part];
+          Floats &sum = sums[i][b].parts[part];
           sum = multiply_add(loaded[i].second, input.second, multiply_add(loaded[i].first, input.first, sum));
         }
       }
@@ -50,9 +49,7 @@ inline void dot_rows(const Value *const (&rows)[COUNT], int64_t columns, const A
   }
   for (int i = 0; i < COUNT; ++i)
     for (int b = 0; b < BATCH; ++b) {
-      float lanes[DOT_LANES];
-      std::memcpy(lanes, sums[i][b], sizeof lanes);
-      values[i][b] = sum_of(lanes);
+      values[i][b] = sum_of(sums[i][b]);
     }
 }
 
@@ -73,7 +70,7 @@ template <int COUNT, int BATCH, class Value> void some_rows(const Dots &dots, in
 
 template <int BATCH, class Value> void all_rows(const Dots &dots, const Arranged &x) {
   // Rows × batch × parts sums must fit the registers; for one row of x, 8 rows that stream are worth more.
-  constexpr int rows = BATCH == 1 ? 8 : std::max(1, (BATCH <= 4 ? 4 : 2) / PARTS);
+  constexpr int rows = BATCH == 1 ? 8 : std::max(1, (BATCH <= 4 ? 4 : 2) / DOT_PARTS);
   int64_t index = 0;
   for (; index + rows <= dots.count; index += rows) some_rows<rows, BATCH, Value>(dots, index, x);
   for (; index < dots.count; ++index) some_rows<1, BATCH, Value>(dots, index, x);

@@ -1,7 +1,8 @@
 // Vectors of the widest registers that the flags allow, and of sixteen floats on every machine.
 //
-// GCC's vector extensions: one source for AVX-512, AVX2 and plain machines. Sixteen is lowered to as many
-// registers as it takes and never fused, so that what is made of it has the same bits everywhere.
+// GCC's vector extensions: one source for AVX-512, AVX2 and plain machines. Sixteen lies in as many registers as it
+// takes, so that sums of its lanes have one order everywhere. A vector of the compiler's that is wider than a
+// register would go through memory at every step.
 #pragma once
 
 #include "types.h"
@@ -157,19 +158,28 @@ template <bool SYMMETRIC> inline Floats nibbles(Words words, int place, Floats z
 #endif
 }
 
-constexpr int DOT_LANES = 16; // partial sums of a row's dot product, on every machine
-typedef float Sixteen __attribute__((vector_size(4 * DOT_LANES)));
-typedef int32_t SixteenIntegers __attribute__((vector_size(4 * DOT_LANES)));
+constexpr int DOT_LANES = 16;                // partial sums of a row's dot product, on every machine
+constexpr int DOT_PARTS = DOT_LANES / LANES; // registers that hold them
+typedef float Four __attribute__((vector_size(16)));
 
-inline Sixteen load_sixteen(const float *source) {
+struct Sixteen {
+  Floats parts[DOT_PARTS];
+};
+
+// The sixteen whose part number p is of_part(p).
+template <class OfPart> inline Sixteen sixteen_of(OfPart &&of_part) {
   Sixteen result;
-  std::memcpy(&result, source, sizeof result);
+#pragma GCC unroll 4
+  for (int part = 0; part < DOT_PARTS; ++part) result.parts[part] = of_part(part);
   return result;
 }
-inline Sixteen load_sixteen(const bfloat16 *source) {
-  Sixteen result;
-  for (int lane = 0; lane < DOT_LANES; ++lane) result[lane] = to_float(source[lane]);
-  return result;
+
+inline Floats load_one(const bfloat16 *source) {
+  typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+  return (Floats)(__builtin_convertvector(load_vector<Halves>(source), Words) << 16);
+}
+template <class Value> inline Sixteen load_sixteen(const Value *source) {
+  return sixteen_of([source](int part) { return load_one(source + part * LANES); });
 }
 
 // The first `count` of sixteen values, zeros behind them.
@@ -180,38 +190,53 @@ template <class Value> inline Sixteen load_some(const Value *source, int64_t cou
   return load_sixteen(padded);
 }
 
-// The lower half plus the upper, until one is left.
-inline float sum_of(const float *values) {
-  float lanes[DOT_LANES];
-  std::memcpy(lanes, values, sizeof lanes);
-  for (int width = DOT_LANES / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return lanes[0];
-}
-inline float sum_of(const Sixteen &values) {
-  float lanes[DOT_LANES];
-  std::memcpy(lanes, &values, sizeof lanes);
-  return sum_of(lanes);
+// The first `count` of them, or all.
+inline void store_some(const Sixteen &values, float *place, int64_t count = DOT_LANES) {
+  std::memcpy(place, values.parts, sizeof(float) * (count < DOT_LANES ? count : DOT_LANES));
 }
 
-// e^x, to two units in the last place; infinity, 0 and NaN where they belong. Polynomial of Cephes' expf.
-inline Sixteen exponential(Sixteen x) {
-  x = x < -104.0f ? Sixteen{} - 104.0f : x; // NaN stays: no comparison with it is true
-  x = x > 89.0f ? Sixteen{} + 89.0f : x;
-  const Sixteen n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f; // 1.5 · 2^23 rounds to integers
-  const Sixteen r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Sixteen y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+inline Sixteen multiply_add(const Sixteen &a, const Sixteen &b, const Sixteen &sum) {
+  return sixteen_of([&](int part) { return multiply_add(a.parts[part], b.parts[part], sum.parts[part]); });
+}
+
+template <int NUMBER> inline Four quarter(const Sixteen &values) {
+  constexpr int at = 4 * NUMBER % LANES;
+  const Floats part = values.parts[4 * NUMBER / LANES];
+  return __builtin_shufflevector(part, part, at, at + 1, at + 2, at + 3);
+}
+
+// Sums of sixteen lanes: the lower half plus the upper, until one is left.
+inline Four quarter_sums(const Sixteen &values) {
+  return (quarter<0>(values) + quarter<2>(values)) + (quarter<1>(values) + quarter<3>(values));
+}
+inline float sum_of(const Sixteen &values) {
+  const Four sums = quarter_sums(values);
+  return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+inline Four sums_of(const Sixteen (&rows)[4]) {
+  const Four a = quarter_sums(rows[0]), b = quarter_sums(rows[1]);
+  const Four c = quarter_sums(rows[2]), d = quarter_sums(rows[3]);
+  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+
+// e^x, to two units in the last place; infinity, 0 and NaN where they belong. Polynomial of Cephes' expf, never
+// fused: it has the same bits on every machine.
+inline Floats exponential(Floats x) {
+  x = x < -104.0f ? Floats{} - 104.0f : x; // NaN stays: no comparison with it is true
+  x = x > 89.0f ? Floats{} + 89.0f : x;
+  const Floats n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f; // 1.5 · 2^23 rounds to integers
+  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
   // 2^n in two factors, since 2^128 and 2^-150 are no floats.
-  const SixteenIntegers power = __builtin_convertvector(n, SixteenIntegers), half = power >> 1;
-  const SixteenIntegers factors[2] = {(half + 127) << 23, (power - half + 127) << 23};
-  Sixteen scales[2];
-  std::memcpy(scales, factors, sizeof scales);
-  return y * scales[0] * scales[1];
+  const Integers power = __builtin_convertvector(n, Integers), half = power >> 1;
+  return y * (Floats)((half + 127) << 23) * (Floats)((power - half + 127) << 23);
 }
 
 // The values above zero and NaN; zero for the others. In place or not.
@@ -222,7 +247,10 @@ inline void relu(const float *x, int64_t count, float *out) {
 // x · sigmoid(x) of `count` values, in place or not.
 inline void silu(const float *x, int64_t count, float *out) {
   for (int64_t i = 0; i < count; i += DOT_LANES) {
-    const Sixteen values = load_some(x + i, count - i), result = values / (exponential(-values) + 1.0f);
-    std::memcpy(out + i, &result, sizeof(float) * (count - i < DOT_LANES ? count - i : DOT_LANES));
+    const Sixteen values = load_some(x + i, count - i);
+    store_some(sixteen_of([&values](int part) {
+                 return values.parts[part] / (exponential(-values.parts[part]) + 1.0f);
+               }),
+               out + i, count - i);
   }
 }

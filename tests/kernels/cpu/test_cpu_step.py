@@ -66,6 +66,21 @@ def test_it_computes_what_plain_torch_does(compiled, family, method):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("heads", "hidden"), [((5, 1), 100), ((9, 3), 576), ((2, 2), 64), ((12, 2), 96)])
+@pytest.mark.parametrize("march", ["x86-64-v3", "native"])
+def test_heads_of_any_number_and_size(compiled, monkeypatch, march, heads, hidden):
+    """More heads to a group than attention takes at once, and heads that fill no whole vector."""
+    model = make_tiny_model("llama", blocks=1, heads=heads, sizes=(hidden, 80))
+    compile_for(march, monkeypatch)
+    with DecodeEngine(model, batch=2, capacity=LONG + 8) as engine:
+        found = logits(engine, 2)
+    choose_backend("torch")
+    with DecodeEngine(model, batch=2, capacity=LONG + 8) as engine:
+        expected = logits(engine, 2)
+    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_on_any_threads_and_machine_that_fuses(compiled, monkeypatch, name, dtype):
