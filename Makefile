@@ -76,7 +76,7 @@ fuzz: $(INSTALLED) ## draw new configurations and checkpoints for MINUTES=10; pr
 test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it killed (Debian, as root; some minutes)
 	@tests/slurm/single_node.sh
 
-train-relu: $(INSTALLED) ## train llama-mini on to ReLU, ProSparse and Q-Sparse, beside a dense control, into outputs/relu-models (CUDA GPU)
+train-relu: $(INSTALLED) ## train llama-mini on to ReLU, ProSparse, Q-Sparse and LTE, beside a dense control, into outputs/relu-models (CUDA GPU)
 	@$(RUN) -m wisparse.repro.train.continued outputs/relu-models
 
 # A pip of its own: one of today reads metadata without fetching gigabytes of wheels.

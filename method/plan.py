@@ -22,6 +22,7 @@ from ..kernels.plan.block_plan import BlockPlan, GateRule
 from ..kernels.plan.heads import HeadRule
 from ..kernels.plan.projection_rule import ProjectionRule
 from ..kernels.plan.proxies import ProxyRule
+from ..kernels.plan.routers import NeuronRouter
 from ..kernels.plan.signs import SignRule
 from ..kernels.plan.whole_plan import of_another_model
 from ..kernels.shared_files import file_mode, make_folder, replacing
@@ -62,6 +63,8 @@ class SparsityPlan:
     """Which neurons of a block are taken to be zero by signs alone."""
     proxies: dict[int, ProxyRule] = field(default_factory=dict)
     """How proxies of gate and up choose the neurons of a block."""
+    routers: dict[int, NeuronRouter] = field(default_factory=dict)
+    """Routers that choose the neurons of a block."""
     heads: dict[int, HeadRule] = field(default_factory=dict)
     """Which key-value groups attention looks at, by block; a block without a rule looks at all."""
     provenance: PlanProvenance = field(default_factory=PlanProvenance)
@@ -74,7 +77,7 @@ class SparsityPlan:
     @property
     def is_dense(self) -> bool:
         """Whether it leaves nothing out, in whatever bases."""
-        return not any((self.rules, self.gate_thresholds, self.heads, self.signs, self.proxies))
+        return not any((self.rules, self.gate_thresholds, self.heads, self.signs, self.proxies, self.routers))
 
     def check_model(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises PlanError when a model with projections of these shapes is not the plan's model."""
@@ -99,7 +102,7 @@ class SparsityPlan:
             block, site = split_key(name)
             rotations[block][site] = Rotation(basis, self.gains_kept)
         gates = {block: GateRule(thresholds) for block, thresholds in self.gate_thresholds.items()}
-        others = (self.heads, self.signs, self.proxies)
+        others = (self.heads, self.signs, self.proxies, self.routers)
         return tuple(
             BlockPlan(rules[block], gates.get(block), rotations[block], *(part.get(block) for part in others))
             for block in range(blocks)
@@ -118,6 +121,7 @@ class SparsityPlan:
             gate_thresholds={b: t for b, t in self.gate_thresholds.items() if f"{b}.up" not in names},
             signs={block: rule for block, rule in self.signs.items() if f"{block}.up" not in names},
             proxies={block: rule for block, rule in self.proxies.items() if f"{block}.up" not in names},
+            routers={block: rule for block, rule in self.routers.items() if f"{block}.up" not in names},
         )
 
     def not_a_number(self) -> str | None:
@@ -141,7 +145,7 @@ class SparsityPlan:
         for name in (
             *self.rules,
             *self.rotations,
-            *map(str, (*self.gate_thresholds, *self.heads, *self.signs, *self.proxies)),
+            *map(str, (*self.gate_thresholds, *self.heads, *self.signs, *self.proxies, *self.routers)),
         ):
             if name.partition(".")[0] not in blocks:
                 return f"{name} is of no block of its model"
@@ -219,6 +223,7 @@ class SparsityPlan:
         found |= {f"gate_thresholds.{block}": value for block, value in self.gate_thresholds.items()}
         found |= {f"{site}.rotation": basis for site, basis in self.rotations.items()}
         found |= {f"{block}.signs": rule.signs for block, rule in self.signs.items()}
+        found |= {f"{block}.neurons": rule.weight for block, rule in self.routers.items()}
         for block, rule in self.heads.items():
             found |= {f"{block}.router.weight": rule.weight, f"{block}.router.bias": rule.bias}
         if self.folded is not None:
@@ -244,6 +249,11 @@ class SparsityPlan:
             **({"gains_kept": True} if self.gains_kept else {}),
             **({"signs": {str(block): rule.limit for block, rule in self.signs.items()}} if self.signs else {}),
             **({"proxies": {str(b): asdict(rule) for b, rule in self.proxies.items()}} if self.proxies else {}),
+            **(
+                {"routers": {str(b): rule.threshold for b, rule in self.routers.items()}}
+                if self.routers
+                else {}
+            ),
         }
 
     def _heads_document(self) -> dict[str, dict[str, int]]:
@@ -258,6 +268,7 @@ class SparsityPlan:
         routers: dict[int, dict[str, Tensor]] = {int(block): {} for block in document.get("heads", {})}
         folded: dict[str, Tensor] = {}
         signs: dict[int, SignRule] = {}
+        neurons: dict[int, NeuronRouter] = {}
         for full_name, tensor in tensors.items():
             owner, part = full_name.rsplit(".", 1)
             if owner == "gate_thresholds":
@@ -266,6 +277,8 @@ class SparsityPlan:
                 routers[int(owner.removesuffix(".router"))][part] = tensor
             elif part == "signs":
                 signs[int(owner)] = SignRule(tensor, document["signs"][owner])
+            elif part == "neurons":
+                neurons[int(owner)] = NeuronRouter(tensor, document["routers"][owner])
             elif part == "rotation":
                 rotations[owner] = tensor
             elif part == FOLDED:
@@ -288,6 +301,7 @@ class SparsityPlan:
             },
             signs=signs,
             proxies={int(b): ProxyRule(**given) for b, given in document.get("proxies", {}).items()},
+            routers=neurons,
             gains_kept=document.get("gains_kept", False),
             quantisation=document.get("quantisation"),
             folded=_folded(folded),

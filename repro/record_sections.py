@@ -112,6 +112,8 @@ class Realised:
     """Size of the routers of heads, as `low_rank_share`."""
     proxy_share: float | None = field(default=None, kw_only=True, metadata=LATER)
     """What is read of proxies in 4 bits, as `low_rank_share`; not there where there are none."""
+    neuron_router_share: float | None = field(default=None, kw_only=True, metadata=LATER)
+    """Size of the routers of neurons, as `low_rank_share`; not there where there are none."""
     bytes_per_token: float
     dense_bytes_per_token: float
     flops_per_token: float | None = field(default=None, kw_only=True, metadata=LATER)

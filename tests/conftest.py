@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from wisparse.method.calibration import Calibration
+from wisparse.method.stored_routers import save_routers
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "conf"
@@ -107,6 +108,16 @@ def make_tiny_model(
             elif name.endswith("_proj.weight"):
                 parameter.mul_(torch.empty(parameter.shape[1]).log_normal_(0.0, 0.4))
     return model.requires_grad_(False)
+
+
+def with_routers(model, folder: Path, size: int = 8):
+    """The model as if it came from a folder with random routers for groups of so many neurons."""
+    generator = torch.Generator().manual_seed(0)
+    groups = [block.mlp.gate_proj.out_features // size for block in model.model.layers]
+    drawn = (torch.randn(count, model.config.hidden_size, generator=generator) for count in groups)
+    save_routers(folder, dict(enumerate(drawn)))
+    model.name_or_path = str(folder)
+    return model
 
 
 def make_calibration(model, sequences: int = 8, length: int = 32, seed: int = 1) -> Calibration:

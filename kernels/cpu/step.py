@@ -11,7 +11,14 @@ from .native_step import NativeDecodeStep
 from .plain import TorchKernels
 from .torch_step import TorchDecodeStep
 
-LACKING = {Mechanism.ROTATION, Mechanism.HEADS, Mechanism.BIAS, Mechanism.PROXY, Mechanism.BOUNDED}
+LACKING = {
+    Mechanism.ROTATION,
+    Mechanism.HEADS,
+    Mechanism.BIAS,
+    Mechanism.PROXY,
+    Mechanism.ROUTER,
+    Mechanism.BOUNDED,
+}
 MECHANISMS = frozenset(set(Mechanism) - LACKING)
 """What of a plan a step executes."""
 

@@ -15,6 +15,7 @@ from .heads import HeadRule
 from .mechanism import Mechanism
 from .projection_rule import ProjectionRule
 from .proxies import ProxyRule
+from .routers import NeuronRouter
 from .signs import SignRule
 
 
@@ -43,6 +44,7 @@ class BlockPlan:
     heads: HeadRule | None = None
     signs: SignRule | None = None
     proxies: ProxyRule | None = None
+    router: NeuronRouter | None = None
 
     def of(self, projection: str) -> ProjectionRule | None:
         """The rule of a projection, None where it is dense."""
@@ -52,7 +54,7 @@ class BlockPlan:
         """The plan with these projections dense; a gate's neurons go with up."""
         rules = {name: rule for name, rule in self.rules.items() if name not in projections}
         dense = "up" in projections
-        neurons = {"gate": self.gate, "signs": self.signs, "proxies": self.proxies}
+        neurons = {"gate": self.gate, "signs": self.signs, "proxies": self.proxies, "router": self.router}
         return replace(self, rules=rules, **(dict.fromkeys(neurons) if dense else neurons))
 
     def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
@@ -63,7 +65,11 @@ class BlockPlan:
             if problem := rule.misfit(shapes[projection]):
                 return f"{projection}: {problem}"
         problem = None if self.gate is None else self._gate_misfit(self.gate, shapes)
-        deciding = {"predicts zeros by signs": self.signs, "chooses neurons by proxies": self.proxies}
+        deciding = {
+            "predicts zeros by signs": self.signs,
+            "chooses neurons by proxies": self.proxies,
+            "chooses neurons by a router": self.router,
+        }
         for what, part in deciding.items():
             if part is not None and not problem:
                 problem = self._clash(what, part) or part.misfit(shapes)
@@ -86,10 +92,11 @@ class BlockPlan:
             return f"it has {found} gate thresholds, expected {expected}"
         return None
 
-    def _clash(self, what: str, part: SignRule | ProxyRule) -> str | None:
+    def _clash(self, what: str, part: SignRule | ProxyRule | NeuronRouter) -> str | None:
         """What else decides on the neurons of the same block; None where nothing does."""
         others = sorted(self.rules.keys() & {"gate", "up", "down"}) + (["the gate"] if self.gate else [])
-        others += ["signs"] if self.signs is not None and part is not self.signs else []
+        choosing = {"signs": self.signs, "proxies": self.proxies, "a router": self.router}
+        others += [name for name, other in choosing.items() if other is not None and part is not other]
         if others or "mlp_input" in self.rotations:
             return f"it {what} and has {', '.join(others) or 'a basis'} of its own; take one"
         return None
@@ -97,9 +104,9 @@ class BlockPlan:
     def mechanisms(self) -> Counter[Mechanism]:
         """What the block's plan is made of, and the weights that each reads for every token besides."""
         found: Counter[Mechanism] = Counter()
-        others = [part for part in (self.gate, self.heads, self.signs, self.proxies) if part is not None]
+        others = (self.gate, self.heads, self.signs, self.proxies, self.router)
         for part in (*self.rules.values(), *others, *self._products()):
-            found.update(part.mechanisms())
+            found.update({} if part is None else part.mechanisms())
         return found
 
     def _products(self) -> list[Rotation]:

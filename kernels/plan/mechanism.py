@@ -17,12 +17,20 @@ class Mechanism(Enum):
     ROTATION = "rotated bases"
     SIGNS = "a predictor of zeros by signs"
     PROXY = "proxies that choose neurons"
+    ROUTER = "routers that choose neurons"
     HEADS = "key-value groups chosen for each token"
     FOLDED = "folded bases"
     BIAS = "biases of sparse tokens"
 
 
 OF_DROPPING = frozenset(
-    {Mechanism.ROTATION, Mechanism.FOLDED, Mechanism.BIAS, Mechanism.PROXY, Mechanism.BOUNDED}
+    {
+        Mechanism.ROTATION,
+        Mechanism.FOLDED,
+        Mechanism.BIAS,
+        Mechanism.PROXY,
+        Mechanism.ROUTER,
+        Mechanism.BOUNDED,
+    }
 )
 """Mechanisms that choose what is dropped, or help those that do: a plan that is to drop nothing has none."""

@@ -32,6 +32,7 @@ from .acting import ENGINE, PLAN, acting_on
 from .head_hooks import check_heads, on_heads
 from .projection_hooks import ProjectionHooks
 from .proxy_hooks import on_proxies
+from .router_hooks import on_router
 from .sign_hooks import on_signs
 from .traffic import TrafficCounter
 
@@ -82,6 +83,8 @@ class SparseSession:
             yield from on_signs(block, decoder.blocks[block], rule.to(device), self._hooks[block])
         for block, proxies in self._plan.proxies.items():
             yield from on_proxies(block, decoder.blocks[block], proxies, self._hooks[block])
+        for block, router in self._plan.routers.items():
+            yield from on_router(block, decoder.blocks[block], router.to(device, dtype), self._hooks[block])
         # On the inner decoder, so that callers who leave lm_head out are covered too.
         yield decoder.inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 

@@ -194,7 +194,7 @@ class TrafficCounter:
             ],
             "low_rank_share": self._besides[Mechanism.LOW_RANK] / dense_weights,
             "rotation_share": self._besides[Mechanism.ROTATION] / dense_weights,
-            **self._proxy_figures(dense_weights),
+            **self._choosing_figures(dense_weights),
             **self._head_figures(dense_weights),
             "bytes_per_token": self._bytes(shares, kept, besides, sparse_tokens),
             "dense_bytes_per_token": self._bytes(dict.fromkeys(shares, 1.0), dense_weights, 0),
@@ -204,10 +204,12 @@ class TrafficCounter:
             "sparse_tokens": sparse_tokens,
         }
 
-    def _proxy_figures(self, dense_weights: int) -> dict[str, float]:
-        """Size of what is read of proxies, a value of theirs as a quarter of a weight; none without any."""
-        read = self._besides[Mechanism.PROXY]
-        return {"proxy_share": read / dense_weights} if read else {}
+    def _choosing_figures(self, dense_weights: int) -> dict[str, float]:
+        """Size of what is read to choose neurons, a value of proxies as a quarter of a weight; none without."""
+        read = {"proxy_share": Mechanism.PROXY, "neuron_router_share": Mechanism.ROUTER}
+        return {
+            name: self._besides[which] / dense_weights for name, which in read.items() if self._besides[which]
+        }
 
     def _head_figures(self, dense_weights: int) -> dict[str, float]:
         """Share of keys and values that a sparse token looks at, and size of the routers; none without any."""

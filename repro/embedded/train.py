@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ...kernels.model.decoder import Decoder
@@ -122,11 +123,13 @@ def held_out_nats(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> fl
     return total / windows
 
 
-def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest."""
+def make_optimizers(
+    model: PreTrainedModel, recipe: Recipe, besides: Sequence[nn.Parameter] = ()
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all and for `besides`, or Muon for the matrices inside blocks and AdamW for the rest."""
     matrices = [p for p in Decoder.of(model).blocks.parameters() if p.ndim == 2]
     matrix_ids = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in matrix_ids]
+    others = [p for p in model.parameters() if id(p) not in matrix_ids] + list(besides)
     adamw = {"betas": (0.9, 0.95), "fused": True, "lr": recipe.learning_rate}
     if recipe.optimizer == "muon":
         return [
@@ -175,12 +178,14 @@ def fit(
     device: str,
     loss_of: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = token_losses,
     before_step: Callable[[float], None] = lambda progress: None,
+    besides: Sequence[nn.Parameter] = (),
 ) -> int:
     """Train a model as it is by now; returns the number of steps taken.
 
     loss_of: of the model and ids (sequences, length). before_step: told the share of training done so far.
+    besides: what is trained with the model and is no part of it.
     """
-    optimizers = make_optimizers(model, recipe)
+    optimizers = make_optimizers(model, recipe, besides)
     steps = max(1, recipe.training_tokens // (recipe.batch * recipe.length))
     starts, offsets = batches(training, recipe, steps).to(device), torch.arange(recipe.length)
     training, offsets = training.to(device), offsets.to(device)
@@ -196,7 +201,7 @@ def fit(
         with torch.autocast(device, torch.bfloat16):
             loss = compiled(model, ids)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_([*model.parameters(), *besides], 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -48,8 +48,8 @@ class AtLoss:
 def net_sparsity(cell: MeasuredCell) -> float:
     """Share of the block weights that a sparse token saves: not read, less what is read besides."""
     realised = cell.record["realised"]
-    besides = sum(realised.get(part, 0.0) for part in ("low_rank_share", "rotation_share", "proxy_share"))
-    return float(realised["realised_sparsity"]) - besides
+    besides = ("low_rank_share", "rotation_share", "proxy_share", "neuron_router_share")
+    return float(realised["realised_sparsity"]) - sum(realised.get(part, 0.0) for part in besides)
 
 
 def losses(data: RealData) -> list[AtLoss]:

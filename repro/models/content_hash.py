@@ -28,8 +28,10 @@ COMPANIONS = (
     "tekken.json",
     "chat_template.*",
     "additional_chat_templates/*",
+    "routers.safetensors",
 )
-"""Files beside the weights that transformers reads: settings, tokenizers of every kind, chat templates."""
+"""Files beside the weights that decide on what is computed: settings, tokenizers of every kind, chat templates,
+and routers of neurons."""
 
 
 def companions(folder: Path) -> tuple[Path, ...]:

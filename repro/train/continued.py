@@ -1,4 +1,4 @@
-"""Train an embedded model on with ReLU, penalties or top-k: `make train-relu`.
+"""Train an embedded model on with ReLU, penalties, top-k or routers: `make train-relu`.
 
     python -m wisparse.repro.train.continued OUTPUT_FOLDER [NAME ...] --tokens 150000000
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -22,8 +23,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
+from ...method.stored_routers import save_routers
 from ..embedded.train import HELD_OUT_LENGTH, check_arguments, evaluate_and_save, fit, prepare, token_losses
 from .recipes import CONTINUATIONS, START, Continuation, recipe
+from .routers import TrainedRouters
 
 MODELS = Path(__file__).parents[1] / "embedded" / "models"
 Loss = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
@@ -41,13 +44,20 @@ def straight_through(x: torch.Tensor, kept: float) -> torch.Tensor:
     return x + (torch.where(x.detach().abs() > threshold, x, 0.0) - x).detach()
 
 
-@contextmanager
-def changed(model: PreTrainedModel, how: Continuation) -> Iterator[tuple[Callable[[float], None], Loss]]:
-    """Context in which the model computes as it is trained.
+class Changed(NamedTuple):
+    """A model that computes as it is trained."""
 
-    Gives what sets the penalty's factor by the share of training done, and the loss of a model and ids: nats a
-    token, and the factor times the mean |x| that enters down in all blocks.
-    """
+    advance: Callable[[float], None]
+    """Told the share of training done: sets the penalty's factor, and makes routers hard."""
+    loss: Loss
+    """Of a model and ids: nats a token, the factor times the mean |x| that enters down, and that of routers."""
+    routers: TrainedRouters | None
+
+
+@contextmanager
+def changed(model: PreTrainedModel, how: Continuation) -> Iterator[Changed]:
+    """Context in which the model computes as it is trained."""
+    routers = None if how.routers is None else TrainedRouters(model, how.routers)
     factor = torch.zeros((), device=next(model.parameters()).device)
     magnitudes: list[torch.Tensor] = []
 
@@ -64,17 +74,23 @@ def changed(model: PreTrainedModel, how: Continuation) -> Iterator[tuple[Callabl
         if how.kept is not None:
             for linear in model_projections(model).values():
                 yield linear.register_forward_pre_hook(sparse)
+        if routers is not None:
+            yield from routers.handles()
 
-    def set_factor(progress: float) -> None:
+    def advance(progress: float) -> None:
         factor.fill_(how.factor(progress))
+        if routers is not None:
+            routers.advance(progress)
 
     def loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
         magnitudes.clear()
-        nats = token_losses(model, ids)
-        return nats + factor * torch.stack(magnitudes).mean() if magnitudes else nats
+        total = token_losses(model, ids)
+        if magnitudes:
+            total = total + factor * torch.stack(magnitudes).mean()
+        return total if routers is None else total + routers.take_loss()
 
     with hooked(handles()):
-        yield set_factor, loss
+        yield Changed(advance, loss, routers)
 
 
 @torch.no_grad()
@@ -114,8 +130,12 @@ def train_and_save(
         MODELS / START, dtype=torch.float32, hidden_act=how.activation
     ).to(device)
     held_out, started = held_out.to(device), time.time()
-    with changed(model, how) as (set_factor, loss):
-        steps = fit(model, settings, training, device, loss, set_factor)
+    with changed(model, how) as as_trained:
+        routers = as_trained.routers
+        besides = () if routers is None else tuple(routers.layers.parameters())
+        steps = fit(model, settings, training, device, as_trained.loss, as_trained.advance, besides)
+        as_trained.advance(1.0)
+        stored = None if routers is None else routers.stored()
         record = {
             "model": f"{START}-{name}",
             "starts_from": START,
@@ -127,7 +147,10 @@ def train_and_save(
             "seconds": round(time.time() - started, 1),
             "zeros_by_block": zero_shares(model, held_out),
         }
-        return evaluate_and_save(model, tokenizer, held_out, record, output / record["model"])
+        found = evaluate_and_save(model, tokenizer, held_out, record, output / record["model"])
+        if stored is not None:
+            save_routers(output / record["model"], stored)
+        return found
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..embedded.recipes import RECIPES, Recipe
+from .routers import RouterRecipe
 
 START = "llama-mini"
 """The embedded model that all of them start from."""
@@ -23,6 +24,8 @@ class Continuation:
     from the start; in each later one the factor rises from the one before along half a period of a sine."""
     kept: float | None = None
     """Share of every projection's input channels that is kept at each token; gradients pass as if all were."""
+    routers: RouterRecipe | None = None
+    """Routers that are trained with the model and choose its neurons."""
 
     def factor(self, progress: float) -> float:
         """Factor of the penalty after this share of training."""
@@ -55,6 +58,14 @@ CONTINUATIONS = {
         "Q-Sparse (arXiv 2407.10969): squared ReLU, and top-k of every projection's input, straight through.",
         activation="relu2",
         kept=0.5,
+    ),
+    "lte": Continuation(
+        "LTE (arXiv 2402.06126): SiLU, and routers that learn to leave out groups of neurons.",
+        routers=RouterRecipe(efficiency=0.5, separability=0.01),
+    ),
+    "lte_strong": Continuation(
+        "LTE with four times the weight of efficiency.",
+        routers=RouterRecipe(efficiency=2.0, separability=0.01),
     ),
 }
 """Continuations by name, the control first."""

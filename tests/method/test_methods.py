@@ -2,6 +2,8 @@
 
 import functools
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,16 +15,30 @@ from wisparse.method.projections import SITE_OF_PROJECTION, key, parameter_share
 from wisparse.method.rotation import folded_into, rotated
 from wisparse.method.running.apply import applied
 
-from ..conftest import FAMILIES, METHODS, make_calibration, make_method, make_protocol, make_tiny_model
+from ..conftest import (
+    FAMILIES,
+    METHODS,
+    make_calibration,
+    make_method,
+    make_protocol,
+    make_tiny_model,
+    with_routers,
+)
 
 SPARSITY = 0.4  # within reach of every method, the feed-forward-only ones included
 
 CHANNEL_RULES = {Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.SHARED_TOP_K, Mechanism.LOW_RANK}
 
 
+FOLDER = tempfile.TemporaryDirectory(prefix="routers-")
+"""Of the files of all models' routers, as long as this process lives."""
+
+
 @functools.cache
 def calibrated(family):
-    model = make_tiny_model(family)
+    folder = Path(FOLDER.name) / family
+    folder.mkdir()
+    model = with_routers(make_tiny_model(family), folder)
     return model, make_calibration(model)
 
 
@@ -63,7 +79,7 @@ def test_every_method_on_every_family(name, family):
     wanted = 0.0 if name == "dense" else SPARSITY
     # Some of a method's budget may be read as low-rank factors or rotations instead of as channels.
     net = report["realised_sparsity"] - report["low_rank_share"] - report["rotation_share"]
-    net -= report.get("proxy_share", 0.0)
+    net -= report.get("proxy_share", 0.0) + report.get("neuron_router_share", 0.0)
     # What earlier sparse layers do to later ones grows with the sparsity that rotations leave to the channels.
     assert net == pytest.approx(wanted, abs=0.06 if plan.rotations else 0.03)
     assert report["sparse_token_share"] == 1.0
@@ -103,8 +119,12 @@ def test_realised_sparsity_is_nominal_on_calibration_data(name):
     for block, rule in plan.proxies.items():
         for projection in ("gate", "up", "down"):
             dropped[key(block, projection)] = 1.0 - rule.kept / rule.neurons
+    for block, rule in plan.routers.items():
+        logits = inputs[key(block, "gate")] @ rule.weight.T
+        left_out = (logits <= rule.threshold).float().mean().item()
+        dropped |= {key(block, projection): left_out for projection in ("gate", "up", "down")}
     mean = sum(value * shares[split_key(n)[1]] for n, value in dropped.items()) / blocks
-    besides = (Mechanism.ROTATION, Mechanism.PROXY)
+    besides = (Mechanism.ROTATION, Mechanism.PROXY, Mechanism.ROUTER)
     products = sum(block.mechanisms()[one] for block in plan.block_plans() for one in besides)
     mean -= products / sum(map(math.prod, plan.shapes.values()))
     top_k = [name for name, rule in plan.rules.items() if rule.top_k is not None]

@@ -205,7 +205,7 @@ def test_blocks_of_a_plan_say_what_they_are_made_of_and_what_that_reads():
         Mechanism.THRESHOLD: 0, Mechanism.TOP_K: 0, Mechanism.LOW_RANK: 3 + 4, Mechanism.ROTATION: 16,
     }  # fmt: skip
     others = {Mechanism.GATE, Mechanism.HEADS, Mechanism.SHARED_TOP_K, Mechanism.FOLDED, Mechanism.BIAS}
-    others |= {Mechanism.SIGNS, Mechanism.PROXY, Mechanism.BOUNDED}
+    others |= {Mechanism.SIGNS, Mechanism.PROXY, Mechanism.ROUTER, Mechanism.BOUNDED}
     assert set(first.mechanisms()) == set(Mechanism) - others
     assert set(second.mechanisms()) == {Mechanism.GATE}
     assert first.of("k").top_k == 2

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
+from wisparse.method.running.apply import applied
 from wisparse.repro.embedded import train
 from wisparse.repro.embedded.corpus import package_sources
 from wisparse.repro.train import continued
 from wisparse.repro.train.recipes import CONTINUATIONS, Continuation
+
+from ...conftest import make_calibration, make_method, make_protocol
 
 
 def test_the_factor_is_flat_then_rises_along_a_sine_from_stage_to_stage():
@@ -42,9 +46,9 @@ def test_the_penalty_is_the_mean_of_what_enters_down(llama):
     plain = train.token_losses(llama, ids)
     for handle in handles:
         handle.remove()
-    with continued.changed(llama, Continuation("", stages=((1.0, 0.7),))) as (set_factor, loss):
-        set_factor(0.3)
-        assert loss(llama, ids) == pytest.approx(
+    with continued.changed(llama, Continuation("", stages=((1.0, 0.7),))) as as_trained:
+        as_trained.advance(0.3)
+        assert as_trained.loss(llama, ids) == pytest.approx(
             (plain + 0.7 * torch.stack([x.abs().mean() for x in seen]).mean()).item()
         )
     assert not llama.model.layers[0].mlp.down_proj._forward_pre_hooks
@@ -56,6 +60,17 @@ def test_some_of_the_files_are_a_share_of_both_texts(tmp_path, monkeypatch):
     known = Tokenizer.from_file(str(continued.MODELS / continued.START / "tokenizer.json"))
     facts = [train.prepare(tmp_path / str(files), known, files)[3] for files in (5, 1, None)]
     assert [(fact["training_files"], fact["held_out_files"]) for fact in facts] == [(5, 2), (1, 1), (10, 4)]
+
+
+def check_lte(folder, record, held_out):
+    """The method finds the routers of a trained folder, and chooses the neurons that they did in training."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plan = make_method("lte").plan(make_calibration(model, sequences=2), 0.01)
+    assert {(rule.threshold, rule.weight.dtype, rule.weight.shape) for rule in plan.routers.values()} == {
+        (0.0, torch.bfloat16, (28, 320))
+    }
+    with applied(model, plan, make_protocol("all")):
+        assert continued.zero_shares(model, held_out) == pytest.approx(record["zeros_by_block"])
 
 
 @pytest.mark.slow
@@ -70,10 +85,13 @@ def test_a_tiny_run_ends_in_models_with_zeros_of_the_same_tokens(tmp_path, monke
     monkeypatch.setattr(continued, "recipe", lambda tokens: dataclasses.replace(own, training_tokens=tokens))
     found = {
         name: continued.train_and_save(name, 2 * 2 * 32, tmp_path, tmp_path / "cache", "cpu")
-        for name in ("dense", "prosparse", "qsparse")
+        for name in ("dense", "prosparse", "qsparse", "lte")
     }
     assert len({(record["tokens_seen"], json.dumps(record["recipe"])) for record in found.values()}) == 1
     assert max(found["dense"]["zeros_by_block"]) == 0.0
     assert min(found["prosparse"]["zeros_by_block"]) > 0.2
+    assert 0.0 < min(found["lte"]["zeros_by_block"]) <= max(found["lte"]["zeros_by_block"]) < 1.0
+    held_out = torch.from_numpy(np.load(tmp_path / "cache" / "held_out.npy").astype(np.int32))
+    check_lte(tmp_path / "llama-mini-lte", found["lte"], held_out)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "llama-mini-prosparse")
     assert model.config.hidden_act == CONTINUATIONS["prosparse"].activation == "relu"

@@ -1,0 +1,113 @@
+"""LTE (arXiv 2402.06126, "Learn To be Efficient"): routers trained with the model choose a token's neurons.
+
+The training is `repro.train`'s; this reads the routers that it left beside the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..kernels.plan.mechanism import Mechanism
+from ..kernels.plan.routers import NeuronRouter
+from ..method.base import Method
+from ..method.calibration import Calibration
+from ..method.errors import OutOfReachError, UserError
+from ..method.hooks import hooked
+from ..method.plan import SparsityPlan
+from ..method.projections import PROJECTION_PATHS, decoder_blocks, decoder_of, key, parameter_shares
+from ..method.provenance import PlanProvenance, SearchCost
+from ..method.stored_routers import FILE, stored_routers
+
+
+@dataclass(frozen=True)
+class LTE(Method):
+    """Groups of neurons whose router's sigmoid is above a threshold; attention is dense.
+
+    The threshold is the trained one, 0.5, where the routers leave out as much as is asked for, and else the one
+    at which they do on the calibration text, the same in all blocks. At 0 all neurons are computed, which is
+    not the model that was trained. What is read of the routers comes out of the sparsity asked for.
+    """
+
+    name: str = "lte"
+    routers: str | None = None
+    """Folder of the routers' file; None: that of the model."""
+    needs = frozenset()
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """Routers."""
+        return frozenset({Mechanism.ROUTER})
+
+    def _weights(self, calibration: Calibration) -> list[Tensor]:
+        """Routers of the blocks. Raises UserError where there are none of this model."""
+        folder = self.routers or calibration.model.name_or_path
+        if not folder:
+            raise UserError(f"{self.name} needs a model that was trained with routers; this one has no folder")
+        weights = stored_routers(Path(folder), calibration.blocks)
+        for block, weight in enumerate(weights):
+            shapes = {name: calibration.shapes[key(block, name)] for name in PROJECTION_PATHS}
+            if problem := NeuronRouter(weight, 0.0).misfit(shapes):
+                raise UserError(f"{folder}/{FILE}: block {block}: {problem}; take the file of this very model")
+        return weights
+
+    @staticmethod
+    def _shares(calibration: Calibration, weights: list[Tensor]) -> tuple[float, float]:
+        """Shares of the blocks' weights: those of gate, up and down, and the routers."""
+        by_name = parameter_shares(decoder_blocks(calibration.model)[0])
+        size = sum(out * inner for out, inner in calibration.shapes.values())
+        read = sum(weight.numel() for weight in weights) / size
+        return sum(by_name[name] for name in ("gate", "up", "down")), read
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """Attention is dense, and routers are read."""
+        neurons, routers = self._shares(calibration, self._weights(calibration))
+        if sparsity and sparsity >= neurons - routers:
+            raise OutOfReachError(
+                f"{self.name} leaves attention dense, reads routers of {routers:.3f} of the blocks' weights "
+                f"and cannot reach block sparsity {sparsity} on this model; the maximum is below "
+                f"{neurons - routers:.3f}",
+                maximum=neurons - routers,
+            )
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        plan = SparsityPlan(calibration.shapes)
+        if not sparsity:
+            return plan
+        weights = self._weights(calibration)
+        neurons, routers = self._shares(calibration, weights)
+        with cost.stage("calibration"):
+            logits = calibration.remembered(
+                ("logits of routers", self.routers), lambda: router_logits(calibration, weights)
+            )
+        dropped = (sparsity + routers) / neurons
+        threshold = max(0.0, logits.kthvalue(max(1, round(dropped * len(logits)))).values.item())
+        found = {"threshold": threshold, "dropped": float((logits <= threshold).float().mean())}
+        rules = {block: NeuronRouter(weight, threshold) for block, weight in enumerate(weights)}
+        return replace(plan, routers=rules, provenance=PlanProvenance(details=found))
+
+
+@torch.inference_mode()
+def router_logits(calibration: Calibration, weights: list[Tensor]) -> Tensor:
+    """Logits of all blocks' routers on the calibration text, (tokens·groups,) float32, from one dense pass."""
+    model, found = calibration.model, []
+    inner, dtype = decoder_of(model).inner, model.get_input_embeddings().weight.dtype
+
+    def record(router: NeuronRouter) -> object:
+        return lambda _, inputs: found.append(router.logits(inputs[0]).flatten().cpu())
+
+    def handles() -> Iterator[RemovableHandle]:
+        for block, weight in zip(decoder_blocks(model), weights, strict=True):
+            gate: nn.Module = block.get_submodule(PROJECTION_PATHS["gate"])
+            router = NeuronRouter(weight, 0.0).to(calibration.device, dtype)
+            yield gate.register_forward_pre_hook(record(router))
+
+    with hooked(handles()):
+        for batch in calibration.input_ids.split(calibration.batch_size):
+            inner(input_ids=batch.to(calibration.device), use_cache=False)
+    return torch.cat(found)
