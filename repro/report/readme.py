@@ -16,13 +16,13 @@ from ..measured.frontier import read_frontier
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
-from .field_summary import field_table
-from .own_summary import OTHER_TEXT, SHORT_TEXT, generation_table, own_table, tried_table
-from .pruned_summary import pruned_table
-from .question_summary import question_summary
-from .real_summary import readings_table, real_table
-from .speed_summary import speed_by_bits, speed_by_model, speed_by_setting
-from .steps_summary import cpu_table, steps_by_batch, steps_by_sparsity, steps_of_others
+from .summaries.field import field_table
+from .summaries.own import OTHER_TEXT, SHORT_TEXT, generation_table, own_table, tried_table
+from .summaries.pruned import pruned_table
+from .summaries.question import question_summary
+from .summaries.real import readings_table, real_table
+from .summaries.speed import speed_by_bits, speed_by_model, speed_by_setting
+from .summaries.steps import cpu_table, steps_by_batch, steps_by_sparsity, steps_of_others
 
 TABLE = REPOSITORY / "results" / "table1.csv"
 RECORDS = REPOSITORY / "results" / "records"

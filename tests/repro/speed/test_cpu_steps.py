@@ -3,7 +3,7 @@
 import gguf
 import pytest
 from wisparse.kernels.model.decoder import DecoderShape
-from wisparse.repro.report.steps_summary import cpu_table
+from wisparse.repro.report.summaries.steps import cpu_table
 from wisparse.repro.speed.cpu_steps import COLUMNS, TOKENS, OwnDecoder, in_turn, renewed
 from wisparse.repro.speed.random_gguf import write_random_gguf
 from wisparse.repro.tables.csv_rows import csv_text

@@ -10,7 +10,7 @@ from wisparse.method.errors import UserError
 from wisparse.repro.archive import unpacked
 from wisparse.repro.configuration import digest
 from wisparse.repro.records import load_items, save_record
-from wisparse.repro.report.question_summary import question_summary
+from wisparse.repro.report.summaries.question import question_summary
 from wisparse.repro.tables.csv_rows import read_rows
 from wisparse.repro.tables.make import TABLES, main, write_tables
 from wisparse.repro.tables.questions.question_data import METHOD, read_question

@@ -11,7 +11,7 @@ from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.figures.speed_plots import _one_way_each
 from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.record_facts import hardware
-from wisparse.repro.report.speed_summary import (
+from wisparse.repro.report.summaries.speed import (
     DEVICE,
     _is_front,
     speed_by_bits,

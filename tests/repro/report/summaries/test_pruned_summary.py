@@ -1,9 +1,9 @@
 """Pruned weights beside TEAL: rows of the records, TEAL's bytes at half the width."""
 
-from wisparse.repro.report.pruned_summary import pruned_table
+from wisparse.repro.report.summaries.pruned import pruned_table
 from wisparse.repro.tables.csv_rows import csv_text
 
-from ..tables.made_up_cells import write_cell
+from ...tables.made_up_cells import write_cell
 
 
 def test_rows_are_those_of_the_records(tmp_path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from ..configuration import CONFIGURATION, REPOSITORY
-from ..measured.cells import method_rank
-from ..tables.csv_rows import Row, read_rows
-from ..tables.text import NOT_MEASURED, table_row
+from ...configuration import CONFIGURATION, REPOSITORY
+from ...measured.cells import method_rank
+from ...tables.csv_rows import Row, read_rows
+from ...tables.text import NOT_MEASURED, table_row
 
 REAL = REPOSITORY / "results" / "real" / "table1.csv"
 READINGS = REPOSITORY / "results" / "real" / "readings.csv"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..configuration import REPOSITORY
-from ..measured.cells import method_rank
-from ..record_facts import hardware
-from ..tables.speed.speed_data import (
+from ...configuration import REPOSITORY
+from ...measured.cells import method_rank
+from ...record_facts import hardware
+from ...tables.speed.speed_data import (
     COMPILED,
     COMPILED_DECODER,
     ENGINE_DENSE,
@@ -21,7 +21,7 @@ from ..tables.speed.speed_data import (
     setting_of,
     weights_of,
 )
-from ..tables.text import NOT_MEASURED, table_row
+from ...tables.text import NOT_MEASURED, table_row
 
 RECORDS = REPOSITORY / "results" / "records" / "speed"
 RECORDS_BY_BITS = REPOSITORY / "results" / "records" / "speed_few_bits"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..configuration import REPOSITORY
-from ..tables.csv_rows import Row, read_rows
-from ..tables.speed.step_rows import StepPlace, fastest_steps
-from ..tables.text import NOT_MEASURED, table_row
+from ...configuration import REPOSITORY
+from ...tables.csv_rows import Row, read_rows
+from ...tables.speed.step_rows import StepPlace, fastest_steps
+from ...tables.text import NOT_MEASURED, table_row
 
 STEPS = REPOSITORY / "results" / "steps.csv"
 SHAPE, DTYPE, CONTEXT = "llama3.1-8b", "bfloat16", 128

@@ -1,6 +1,6 @@
 """The chart of the field: a row a method, its numbers those of the tables, and no speed of another device."""
 
-from wisparse.repro.report.field_summary import field_table
+from wisparse.repro.report.summaries.field import field_table
 from wisparse.repro.tables.csv_rows import csv_text
 
 SHARED = {"protocol": "half", "search_budget": "medium", "reference": "teal"}

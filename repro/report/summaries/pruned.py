@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..configuration import REPOSITORY
-from ..measured.cells import every_cell
-from ..tables.csv_rows import read_rows
-from ..tables.table import is_number
-from ..tables.text import NOT_MEASURED, table_row
-from .real_summary import REAL, SETTINGS, mean_shown
+from ...configuration import REPOSITORY
+from ...measured.cells import every_cell
+from ...tables.csv_rows import read_rows
+from ...tables.table import is_number
+from ...tables.text import NOT_MEASURED, table_row
+from .real import REAL, SETTINGS, mean_shown
 
 RECORDS = REPOSITORY / "results" / "real" / "records" / "pruned.tar.xz"
 SPARSITIES = (0.4, 0.5, 0.6)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..configuration import REPOSITORY
-from ..measured.cells import method_rank
-from ..tables.csv_rows import Row, read_rows
-from ..tables.table import is_number
-from ..tables.text import NOT_MEASURED, table_row
-from .real_summary import REAL, SETTINGS, mean_shown
+from ...configuration import REPOSITORY
+from ...measured.cells import method_rank
+from ...tables.csv_rows import Row, read_rows
+from ...tables.table import is_number
+from ...tables.text import NOT_MEASURED, table_row
+from .real import REAL, SETTINGS, mean_shown
 
 GIVEN_LOSS = REPOSITORY / "results" / "real" / "given_loss.csv"
 SPEED = REPOSITORY / "results" / "speed.csv"

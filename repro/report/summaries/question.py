@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from ..configuration import CONFIGURATION, REPOSITORY
-from ..tables.csv_rows import read_rows
-from ..tables.questions.question_data import METHOD
-from ..tables.questions.question_table import NOT_COMPARABLE
-from ..tables.text import NOT_MEASURED, table_row
+from ...configuration import CONFIGURATION, REPOSITORY
+from ...tables.csv_rows import read_rows
+from ...tables.questions.question_data import METHOD
+from ...tables.questions.question_table import NOT_COMPARABLE
+from ...tables.text import NOT_MEASURED, table_row
 
 MOST_ENTRIES = 12
 """Most entries of one line."""

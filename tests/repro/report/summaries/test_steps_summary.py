@@ -1,7 +1,7 @@
 """Tables of whole decode steps from rows of several measurements."""
 
-from wisparse.repro.report import steps_summary
-from wisparse.repro.report.steps_summary import steps_by_batch, steps_by_sparsity, steps_of_others
+from wisparse.repro.report.summaries import steps as steps_summary
+from wisparse.repro.report.summaries.steps import steps_by_batch, steps_by_sparsity, steps_of_others
 
 ROWS = """\
 shape,dtype,context,batch,bits,group,head_bits,sparsity,unread,ms,tok_s,gb_s,read_gb_s,commit

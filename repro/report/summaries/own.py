@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from ..configuration import REPOSITORY
-from ..measured.cells import method_rank
-from ..tables.against_bytes.generation_table import GENERATION
-from ..tables.csv_rows import Row, read_rows
-from ..tables.table import markdown_table
-from ..tables.text import NOT_MEASURED, table_row
-from .real_summary import SHOWN, SPARSITIES, mean_shown
+from ...configuration import REPOSITORY
+from ...measured.cells import method_rank
+from ...tables.against_bytes.generation_table import GENERATION
+from ...tables.csv_rows import Row, read_rows
+from ...tables.table import markdown_table
+from ...tables.text import NOT_MEASURED, table_row
+from .real import SHOWN, SPARSITIES, mean_shown
 
 COLUMNS = (*SHOWN, ("english", "rise_share", "English rise ÷ TEAL's {}", 2))
 """Suite, column of the CSV, title, and decimals shown."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wisparse.repro.report.own_summary import generation_table, own_table, tried_table
+from wisparse.repro.report.summaries.own import generation_table, own_table, tried_table
 
 HEAD = (
     "method,sparsity,seed,protocol,search_budget,suite,perplexity,average,rise_share,status,compared,reference,"
