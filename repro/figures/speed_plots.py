@@ -77,7 +77,7 @@ def heads_figure(rows: list[Row]) -> Figure:
                 if tuple(int(row[name]) for name in ("kept", "groups", "batch")) == wanted
             )
             if points:
-                axis.plot(*zip(*points, strict=True), **line_style(place), markersize=4, label=f"{batch} rows")
+                axis.plot(*zip(*points, strict=True), **line_style(place), markersize=4, label=f"batch {batch}")
         contexts = sorted({int(row["context"]) for row in rows})
         axis.set_xscale("log", base=2)
         axis.set_xticks(contexts, [f"{context:,}" for context in contexts])

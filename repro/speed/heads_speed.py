@@ -2,6 +2,8 @@
 
 python -m wisparse.kernels.bench.gpu_heads > heads.jsonl
 python -m wisparse.repro.speed.heads_speed heads.jsonl --output results/heads_speed
+
+With the table before the lines (results/heads_speed.csv heads.jsonl) its rows stay, but those measured again.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ...kernels.bench.gpu_heads import HeadSpeed
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..records import write_text
+from ..tables.csv_rows import read_rows
 from ..tables.table import PERCENT, Column, Table, number
 
 PARTS = {"attention": "attention of one block", "step": "whole step"}
@@ -42,18 +45,34 @@ class Measured:
         return 1e6 * self.row.batch / self.row.us if self.row.part == "step" else None
 
 
-def read_lines(path: Path) -> list[HeadSpeed]:
-    """Rows of the benchmark; of one that was measured again the last. Raises UserError for another file."""
+def read_measured(paths: Sequence[Path]) -> list[HeadSpeed]:
+    """Rows of the benchmark's lines and of tables made of them; of one that was measured again the last.
+
+    Raises UserError for another file.
+    """
     found = {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = HeadSpeed(**json.loads(line))
-            found[row.device, row.shape, row.part, row.batch, row.context, row.kept] = row
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} holds no lines of wisparse.kernels.bench.gpu_heads ({error})") from error
+    for path in paths:
+        read = _table_rows if path.suffix == ".csv" else _lines
+        try:
+            for row in read(path):
+                found[row.device, row.shape, row.part, row.batch, row.context, row.kept] = row
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} holds no lines of wisparse.kernels.bench.gpu_heads ({error})") from error
     if not found:
-        raise UserError(f"{path} is empty; write the lines of wisparse.kernels.bench.gpu_heads into it")
+        names = ", ".join(map(str, paths))
+        raise UserError(f"{names}: empty; write the lines of wisparse.kernels.bench.gpu_heads into it")
     return list(found.values())
+
+
+def _lines(path: Path) -> Iterator[HeadSpeed]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        yield HeadSpeed(**json.loads(line))
+
+
+def _table_rows(path: Path) -> Iterator[HeadSpeed]:
+    kinds = {"int": int, "float": float, "str": str}
+    for row in read_rows(path):
+        yield HeadSpeed(**{field.name: kinds[field.type](row[field.name]) for field in fields(HeadSpeed)})
 
 
 def entries(rows: Iterable[HeadSpeed]) -> Iterator[Measured]:
@@ -71,8 +90,8 @@ def entries(rows: Iterable[HeadSpeed]) -> Iterator[Measured]:
 def columns(_: Sequence[str]) -> list[Column[Measured]]:
     """Columns in the order of the CSV."""
     return [
-        Column("device", "", lambda entry: entry.row.device),
-        Column("shape", "", lambda entry: entry.row.shape),
+        Column("device", "Device", lambda entry: entry.row.device),
+        Column("shape", "Shape", lambda entry: entry.row.shape),
         Column("part", "Part", lambda entry: entry.row.part, form=PARTS.__getitem__),
         Column("batch", "Batch", lambda entry: entry.row.batch),
         Column("context", "Context", lambda entry: entry.row.context),
@@ -91,10 +110,15 @@ def columns(_: Sequence[str]) -> list[Column[Measured]]:
 
 def above(rows: list[HeadSpeed]) -> str:
     """Title, and what the columns mean."""
-    first = rows[0]
+    peaks = {}
+    for row in rows:
+        peaks.setdefault((row.device, row.shape, row.groups), set()).add(round(row.peak_gb_s))
     lines = [
-        f"{first.device}, {first.shape}'s shape with random weights, {first.groups} key-value groups. Measured "
-        f"bandwidth: {first.peak_gb_s:,.0f} GB/s.",
+        *(
+            f"{device}, {shape}'s shape with random weights, {groups} key-value groups. Measured bandwidth: "
+            f"{' to '.join(f'{peak:,}' for peak in sorted({min(found), max(found)}))} GB/s."
+            for (device, shape, groups), found in peaks.items()
+        ),
         "Attention of one block: caches are cold. GB/s: keys and values that are looked at.",
         "Whole step: a token of every row, routers included, block 0 looks at all groups; products have tiles "
         "that are not tuned. GB/s: all weights, and keys and values that are looked at.",
@@ -109,7 +133,7 @@ SPEED_OF_HEADS = Table(
     name="heads_speed",
     title="Speed of attention over chosen key-value groups",
     command="python -m wisparse.kernels.bench.gpu_heads",
-    read=read_lines,
+    read=read_measured,
     entries=entries,
     columns=columns,
     above=above,
@@ -119,11 +143,13 @@ SPEED_OF_HEADS = Table(
 def main() -> None:
     """Write OUTPUT.csv and OUTPUT.md from the benchmark's lines."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("lines", type=Path, help="what wisparse.kernels.bench.gpu_heads prints")
+    parser.add_argument(
+        "measured", type=Path, nargs="+", help="what wisparse.kernels.bench.gpu_heads prints, and tables of it"
+    )
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     arguments = parser.parse_args()
     with mistakes_in_one_line():
-        rows = SPEED_OF_HEADS.read(arguments.lines)
+        rows = SPEED_OF_HEADS.read(arguments.measured)
         for ending, text in (("csv", SPEED_OF_HEADS.csv(rows)), ("md", SPEED_OF_HEADS.markdown(rows))):
             write_text(arguments.output.with_name(f"{arguments.output.name}.{ending}"), text)
 

@@ -62,7 +62,7 @@ def test_a_table_without_weights_in_few_bits_has_no_such_column(folder):
 
 def test_steps_over_chosen_heads_are_a_line_for_each_batch(folder):
     figure = heads_figure([row for row in read_rows(folder / "heads_speed.csv") if row["speedup"]][:3])
-    assert lines(figure) == {"8 rows": ([1024, 2048], [1.1, 1.2]), "16 rows": ([1024], [1.3])}
+    assert lines(figure) == {"batch 8": ([1024, 2048], [1.1, 1.2]), "batch 16": ([1024], [1.3])}
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def test_rows_stand_beside_those_of_all_groups(tmp_path):
     lines = [line("step", 4, 8000.0), line("attention", 4, 50.0), line("attention", 8, 80.0)]
     lines += [line("step", 8, 10000.0), line("attention", 4, 40.0), line("attention", 4, 30.0, context=4096)]
     (tmp_path / "heads.jsonl").write_text("\n".join(lines))
-    found = SPEED_OF_HEADS.read(tmp_path / "heads.jsonl")
+    found = SPEED_OF_HEADS.read([tmp_path / "heads.jsonl"])
     rows = list(csv.DictReader(io.StringIO(SPEED_OF_HEADS.csv(found))))
     assert [(row["part"], row["context"], row["kept"], row["speedup"]) for row in rows] == [
         ("attention", "4096", "4", ""), ("attention", "8192", "8", ""), ("attention", "8192", "4", "2.0000"),
@@ -30,11 +30,30 @@ def test_rows_stand_beside_those_of_all_groups(tmp_path):
     ]  # fmt: skip
     assert (rows[-1]["tok_s"], rows[-1]["share_of_bandwidth"], rows[0]["tok_s"]) == ("1000.00", "0.7500", "")
     page = SPEED_OF_HEADS.markdown(found)
-    assert "| whole step | 8 | 8192 | 4 | 8,000.0 | 1,000 | 3,000 | 75 % | 1.25× |" in page
+    assert (
+        "| NVIDIA H200 | llama3.1-8b | whole step | 8 | 8192 | 4 | 8,000.0 | 1,000 | 3,000 | 75 % | 1.25× |"
+        in page
+    )
 
 
 def test_another_file_is_one_line(tmp_path):
     for text in ("", '{"device": "x"}', "no JSON"):
         (tmp_path / "heads.jsonl").write_text(text)
         with pytest.raises(UserError, match=r"wisparse\.kernels\.bench\.gpu_heads"):
-            SPEED_OF_HEADS.read(tmp_path / "heads.jsonl")
+            SPEED_OF_HEADS.read([tmp_path / "heads.jsonl"])
+
+
+def test_a_table_keeps_its_rows_but_those_measured_again(tmp_path):
+    lines, again = [line("step", 8, 10000.0), line("step", 4, 8000.0)], tmp_path / "again.jsonl"
+    (tmp_path / "heads.jsonl").write_text("\n".join(lines))
+    table = tmp_path / "heads.csv"
+    table.write_text(SPEED_OF_HEADS.csv(SPEED_OF_HEADS.read([tmp_path / "heads.jsonl"])))
+    assert SPEED_OF_HEADS.csv(SPEED_OF_HEADS.read([table])) == table.read_text()
+    again.write_text(line("step", 4, 5000.0).replace("4000.0", "4100.0"))
+    found = SPEED_OF_HEADS.read([table, again])
+    assert [(row.kept, row.us) for row in found] == [(8, 10000.0), (4, 5000.0)]
+    assert "| 8 | 8192 | 4 | 5,000.0 | 1,600 | 3,000 | 73 % | 2.00× |" in SPEED_OF_HEADS.markdown(found)
+    assert "Measured bandwidth: 4,000 to 4,100 GB/s." in SPEED_OF_HEADS.markdown(found)
+    table.write_text("device,shape\nx,y\n")
+    with pytest.raises(UserError, match=r"heads\.csv has no column .part."):
+        SPEED_OF_HEADS.read([table])
