@@ -22,6 +22,8 @@ COLOURS = (
 MARKERS = "osD^vP*X<>p"
 INK = "#7a7a7a"
 """Colour of text and axes: contrast 4.3 to white and to a dark page; the report puts its own in its place."""
+PALETTE = 128
+"""Colours of a PNG, shades of lines' edges included; the checkout holds dozens of plots."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 DRAWN = {
     "circle", "clipPath", "defs", "desc", "ellipse", "g", "image", "line", "linearGradient", "marker",
@@ -52,8 +54,18 @@ def write_figure(figure: Figure, path: Path) -> list[Path]:
     written = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(written[0], dpi=150, transparent=True)
+    reduce_colours(written[0])
     figure.savefig(written[1], transparent=True, metadata=NO_METADATA)
     return written
+
+
+def reduce_colours(path: Path) -> None:
+    """Write a PNG anew in `PALETTE` colours and shades of transparency: less than a third of the size."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        few = image.convert("RGBA").quantize(PALETTE, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def inline_svg(text: str) -> str:

@@ -25,7 +25,7 @@ from wisparse.repro.figures.plots import mismatch
 from wisparse.repro.figures.rows import cost_rows, read_figures
 from wisparse.repro.models.architecture import projection_sizes
 from wisparse.repro.tables.csv_rows import read_rows
-from wisparse.repro.tables.plot_style import INK
+from wisparse.repro.tables.plot_style import INK, PALETTE
 
 from ...conftest import ROOT, make_method, make_protocol
 from ..tables.made_up_cells import write_cell
@@ -207,6 +207,7 @@ def test_figures_have_no_background_and_no_black_ink(drawn):
     for name in FIGURES:
         pixels = png_pixels(drawn / f"{name}.png")
         assert pixels[0, 0, 3] == 0.0, "the corner is transparent"
+        assert len(np.unique(pixels.reshape(-1, 4), axis=0)) <= PALETTE
         svg = (drawn / f"{name}.svg").read_text(encoding="utf-8")
         assert INK in svg
         for text in re.findall(r"<text[^>]*>", svg):
