@@ -34,11 +34,10 @@ from ..shared_files import make_folder
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "sources"
 TORCH_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-SOURCES = ("kernels.cpp", "product.cpp", "dots.cpp", "step.cpp")
-HEADERS = ("attention.h", "dots.h", "few_bits.h", "integers.h", "product.h", "rows.h", "selection.h", "signs.h")
-HEADERS += ("step.h", "team.h", "types.h", "vectors.h", "with_constants.h", "words.h")
+SOURCES = tuple(sorted(FOLDER.rglob("*.cpp")))
+HEADERS = tuple(sorted(FOLDER.rglob("*.h")))
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra")
 FLAGS += ("-Wno-psabi", "-Wno-maybe-uninitialized")  # vectors are never passed on; GCC 12's own headers
 FLAGS += ("-ffp-contract=off",)  # the sources say which products are fused with their addition
@@ -119,7 +118,7 @@ def march() -> str:
 def _command(program: str) -> list[str]:
     runtime = openmp_runtime()
     link = [] if runtime is None else ["-Wl,--as-needed", runtime]  # the system's is then not needed
-    return [program, *FLAGS, f"-march={march()}", *(str(FOLDER / source) for source in SOURCES), *link]
+    return [program, *FLAGS, f"-I{FOLDER}", f"-march={march()}", *map(str, SOURCES), *link]
 
 
 def library_path() -> Path:
@@ -127,8 +126,8 @@ def library_path() -> Path:
     program = compiler()
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256(repr((_command(program), version, cpu_facts())).encode())
-    for name in SOURCES + HEADERS:
-        digest.update((FOLDER / name).read_bytes())
+    for source in SOURCES + HEADERS:
+        digest.update(source.read_bytes())
     cache = Path(os.environ.get("WISPARSE_CACHE", "~/.cache/wisparse")).expanduser()
     return cache / f"cpu-kernels-{digest.hexdigest()[:16]}" / "kernels.so"
 

@@ -26,7 +26,7 @@ FORMATS = {
     "groups of an odd number": lambda weight: int4_rounded(weight, 3, symmetric=True),
 }
 LARGEST_FACTOR = 127 * 257
-"""The same as in kernels/cpu/integers.h."""
+"""The same as in kernels/cpu/sources/products/integers.h."""
 MACHINES = (("x86-64-v2", ()), ("x86-64-v3", ()), ("x86-64-v3", ("-mno-avx2",)), ("x86-64-v4", ()))
 """Each multiplies integers in another way. Without AVX2 they are plain C, as on a CPU other than x86."""
 COLUMNS = {"int8": (1, 17, 300), "groups of 64": (64, 192), "groups of 64 with zero points": (64, 1600)}

@@ -1,7 +1,7 @@
 // What Python calls of the products and selections, one at a time; gemv.py has checked every argument.
 
-#include "dots.h"
-#include "product.h"
+#include "products/dots.h"
+#include "products/product.h"
 #include "selection.h"
 
 #include <omp.h>

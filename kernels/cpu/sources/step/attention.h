@@ -1,7 +1,7 @@
 // Norms, rotation and attention of one decoded token. All sums are of sixteen lanes, in one order everywhere.
 #pragma once
 
-#include "step.h"
+#include "step/step.h"
 #include "vectors.h"
 #include "with_constants.h"
 

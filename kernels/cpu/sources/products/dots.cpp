@@ -3,7 +3,7 @@
 // Where lanes of a vector are added up, there are DOT_LANES of them, in as many registers as that takes, so that
 // the width of the vectors does not matter; see product.cpp for what else does not.
 
-#include "dots.h"
+#include "products/dots.h"
 #include "vectors.h"
 #include "with_constants.h"
 

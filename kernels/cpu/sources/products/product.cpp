@@ -20,11 +20,11 @@
 //
 // NaN and infinity must survive: never compile this with -ffast-math.
 
-#include "product.h"
-#include "few_bits.h"
+#include "products/product.h"
+#include "products/few_bits.h"
 #include "vectors.h"
 #include "with_constants.h"
-#include "words.h"
+#include "products/words.h"
 
 #include <algorithm>
 

@@ -4,7 +4,7 @@
 // groups fill blocks or blocks groups, a lane's eight columns lie in one group: its factor is one lane of a vector.
 #pragma once
 
-#include "rows.h"
+#include "products/rows.h"
 #include "vectors.h"
 
 #include <algorithm>

@@ -10,8 +10,8 @@
 // difference is sixteen times the upper.
 #pragma once
 
-#include "integers.h"
-#include "rows.h"
+#include "products/integers.h"
+#include "products/rows.h"
 
 #include <limits>
 #include <vector>
