@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,14 +10,18 @@ from ..kernels.plan.mechanism import Mechanism
 from ..kernels.plan.signs import SignRule, packed_signs
 from ..method.base import Method
 from ..method.calibration import Calibration
-from ..method.errors import OutOfReachError
+from ..method.errors import OutOfReachError, UserError
 from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTION_PATHS, decoder_blocks, key, parameter_shares
 from ..method.provenance import SearchCost
 from ..method.signs.predictor import PredictedNeurons, alpha_of, predicted_neurons
 
+log = logging.getLogger(__name__)
+
 HALVINGS = 40
 """Steps of the bisection for a recall."""
+FEW_ZEROS = 0.01
+"""Share of exact zeros behind the gate below which there is nothing to predict."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,18 @@ class SparseInfer(Method):
     up and down are not read either, which for up goes beyond the release. Every block's α keeps the same share
     of its active neurons on the calibration text: the one at which the blocks have the sparsity asked for. At 0
     nothing is predicted, and exact zeros alone are left out. The packed signs of gate are read for every token.
-    Made for ReLU: elsewhere negative gates are lost as well.
+    Made for ReLU: elsewhere negative gates are lost as well, which a warning says.
     """
 
     name: str = "sparseinfer"
+    recall: float | None = None
+    """Share of every block's active neurons that is kept on the calibration text, whatever sparsity above 0 is
+    asked for: more than it gives is out of reach. None: the share follows from the sparsity."""
     needs = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.recall is not None and not 0.0 < self.recall <= 1.0:
+            raise UserError(f"method.recall must be above 0 and at most 1, not {self.recall}; try 0.99")
 
     @property
     def mechanisms(self) -> frozenset[Mechanism]:
@@ -62,8 +74,13 @@ class SparseInfer(Method):
             ]
             return sum(by_block) / len(by_block)
 
+        if max(one.zeros(len(one.every)) for one in counted) < FEW_ZEROS:
+            log.warning(
+                f"{self.name} predicts exact zeros behind a ReLU, and this model's {_activation(calibration)} "
+                "has hardly any: active neurons are lost instead; take a ReLU model, or another method"
+            )
         channels = calibration.shapes[key(0, "gate")][1]
-        recall = 1.0 if sparsity == 0.0 else _least(reached, sparsity)
+        recall = 1.0 if sparsity == 0.0 else self._recall(reached, sparsity)
         limits = [channels if sparsity == 0.0 else one.limit(recall) for one in counted]
         plan = SparsityPlan(calibration.shapes, signs=self._rules(calibration, limits))
         plan.provenance.details.update(
@@ -73,11 +90,28 @@ class SparseInfer(Method):
         )
         return plan
 
+    def _recall(self, reached: Callable[[float], float], sparsity: float) -> float:
+        """Share of active neurons that is kept. Raises OutOfReachError where too few can be left out so."""
+        if self.recall is None:
+            return _least(reached, sparsity)
+        if (most := reached(self.recall)) < sparsity:
+            raise OutOfReachError(
+                f"{self.name} with method.recall={self.recall:g} leaves out {most:.3f} of the blocks' weights "
+                f"on this model, not {sparsity}; ask for at most that, or lower method.recall",
+                maximum=most,
+            )
+        return self.recall
+
     @staticmethod
     def _rules(calibration: Calibration, limits: list[int]) -> dict[int, SignRule]:
         gates = (block.get_submodule(PROJECTION_PATHS["gate"]) for block in decoder_blocks(calibration.model))
         pairs = enumerate(zip(gates, limits, strict=True))
         return {block: SignRule(packed_signs(gate.weight.detach()), limit) for block, (gate, limit) in pairs}
+
+
+def _activation(calibration: Calibration) -> str:
+    """What the model calls the activation of gate."""
+    return str(getattr(calibration.model.config, "hidden_act", "activation"))
 
 
 def _least(reached: Callable[[float], float], sparsity: float) -> float:

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from wisparse.baselines.sparseinfer import SparseInfer
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.plan.signs import negative_products, packed_signs, plus_minus
-from wisparse.method.errors import OutOfReachError
+from wisparse.method.errors import OutOfReachError, UserError
 from wisparse.method.projections import projection_shapes
 from wisparse.method.running.apply import applied
 from wisparse.method.signs.predictor import PredictedNeurons, alpha_of, predicted_neurons
@@ -93,3 +94,35 @@ def test_what_it_cannot_do_is_refused(relu):
     relu.config.hidden_act = "silu"
     with pytest.raises(KernelError, match="act_fn is a ReLU, unlike in other Llama models"):
         DecodeEngine(relu, plan, capacity=32)
+
+
+def test_a_recall_that_is_asked_for_sets_alpha_by_block(relu):
+    calibration = make_calibration(relu)
+    plan = make_method("sparseinfer", "method.recall=0.9").plan(calibration, 0.1)
+    details = plan.provenance.details
+    counted = predicted_neurons(calibration)
+    assert [rule.limit for rule in plan.signs.values()] == [one.limit(0.9) for one in counted]
+    assert details["alphas"] == [alpha_of(one.limit(0.9), 48) for one in counted]
+    for one, kept in zip(counted, details["recalls"], strict=True):
+        assert kept >= 0.9 > one.recall(one.limit(0.9) - 1)  # the least limit that keeps as many
+    with applied(relu, plan, make_protocol("all")) as session:
+        relu(input_ids=calibration.input_ids)
+    assert session.report()["realised_sparsity"] > 0.1
+    assert make_method("sparseinfer", "method.recall=0.9").plan(calibration, 0.0).signs[0].limit == 48
+
+
+def test_what_a_recall_does_not_allow_is_refused(relu):
+    with pytest.raises(OutOfReachError, match=r"method\.recall=0\.99 leaves out 0\.\d+ .* not 0\.55"):
+        make_method("sparseinfer", "method.recall=0.99").plan(make_calibration(relu), 0.55)
+    with pytest.raises(UserError, match=r"method\.recall must be above 0"):
+        SparseInfer(recall=1.5)
+
+
+def test_models_without_zeros_are_warned_of(relu, llama, caplog):
+    make_method("sparseinfer").plan(make_calibration(relu), 0.3)
+    assert not caplog.records
+    make_method("sparseinfer").plan(make_calibration(llama), 0.3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sparseinfer predicts exact zeros behind a ReLU, and this model's silu has hardly any: active neurons "
+        "are lost instead; take a ReLU model, or another method"
+    ]
