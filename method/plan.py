@@ -27,10 +27,14 @@ from ..kernels.plan.signs import SignRule
 from ..kernels.plan.whole_plan import of_another_model
 from ..kernels.shared_files import file_mode, make_folder, replacing
 from .provenance import PlanProvenance
+from .seal import seal_of
 
 __all__ = ["PlanError", "ProjectionRule", "SparsityPlan"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, WITHOUT_SEAL = 2, 1
+"""Of what is written, and of what versions before wrote, which is read as it is."""
+SEAL = "content_sha256"
+"""Entry of a document with the hash of all else that is stored."""
 TENSORS, DOCUMENT = "plan.safetensors", "plan.json"
 """Files of a plan that is a folder."""
 FOLDED, STREAM = "folded", "stream"
@@ -170,18 +174,20 @@ class SparsityPlan:
         _check_replaceable(path)
         with replacing(path) as unfinished:
             if path.suffix == ".safetensors":
-                document = json.dumps(self._document())
-                self._save_tensors(unfinished, {METADATA: document})
+                self._save_tensors(unfinished, {METADATA: json.dumps(self._sealed_document())})
             else:
                 make_folder(unfinished)
                 self._save_tensors(unfinished / TENSORS)
-                document = json.dumps(self._document(), indent=1) + "\n"
+                document = json.dumps(self._sealed_document(), indent=1) + "\n"
                 (unfinished / DOCUMENT).write_text(document, encoding="utf-8")
                 shutil.rmtree(path, ignore_errors=True)
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> SparsityPlan:
-        """Read what `save` wrote, file or folder. Raises PlanError for what is missing or no plan."""
+        """Read what `save` wrote, file or folder.
+
+        Raises PlanError for what is missing, no plan, or not what was written.
+        """
         path = Path(path)
         try:
             folder = path.is_dir()
@@ -190,8 +196,10 @@ class SparsityPlan:
                 metadata = stored.metadata() or {}
             text = (path / DOCUMENT).read_text(encoding="utf-8") if folder else metadata[METADATA]
             document = json.loads(text)
-            if document["format"] != FORMAT_VERSION:
+            if document["format"] not in (FORMAT_VERSION, WITHOUT_SEAL):
                 raise PlanError(f"{path}: plan format {document['format']}, expected {FORMAT_VERSION}")
+            if document["format"] == FORMAT_VERSION and document.pop(SEAL) != seal_of(document, tensors):
+                raise PlanError(f"{path} is not what was written; make the plan anew")
             plan = cls._from_parts(document, tensors)
             if broken := plan.not_a_number():
                 raise PlanError(f"{path}: {broken} is not a number; make the plan anew")
@@ -231,6 +239,10 @@ class SparsityPlan:
             found |= {f"{block}.{FOLDED}": bases for block, bases in self.folded.values.items()}
         # Copies: a file holds every tensor once, and rules may share their weights or be parts of one tensor.
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+
+    def _sealed_document(self) -> dict[str, Any]:
+        document = self._document()
+        return document | {SEAL: seal_of(document, self._tensors())}
 
     def _document(self) -> dict[str, Any]:
         """All of the plan that is no tensor; JSON-able."""

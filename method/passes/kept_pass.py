@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...kernels.shared_files import file_mode, make_folder
+from ..seal import seal_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class KeptPass:
         except (OSError, SafetensorError) as error:
             log.warning("%s cannot be read, the calibration pass begins anew: %s", self._file, error)
             return {}
-        if facts.get("sha256") != _digest(tensors, facts):
+        if facts.get("sha256") != _seal(tensors, facts):
             log.warning("%s is damaged, the calibration pass begins anew", self._file)
             return {}
         if int(facts["batch_size"]) != batch_size:
@@ -77,7 +76,7 @@ class KeptPass:
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             make_folder(self._file.parent)
-            save_file(held, self._unfinished, facts | {"sha256": _digest(held, facts)})
+            save_file(held, self._unfinished, facts | {"sha256": _seal(held, facts)})
             self._unfinished.chmod(file_mode(self._file.parent))  # safetensors lets nobody else read its files
             self._unfinished.replace(self._file)
         except (OSError, SafetensorError) as error:
@@ -103,12 +102,5 @@ NOT_KEPT = KeptPass()
 """Where nothing is kept."""
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """sha256 of the tensors and of the facts beside them."""
-    hasher = hashlib.sha256(
-        repr(sorted((name, fact) for name, fact in facts.items() if name != "sha256")).encode()
-    )
-    for name, tensor in sorted(tensors.items()):
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hasher.update(tensor.flatten().view(torch.uint8).numpy())
-    return hasher.hexdigest()
+def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    return seal_of({name: fact for name, fact in facts.items() if name != "sha256"}, tensors)

@@ -90,7 +90,10 @@ class SparseSession:
 
     @contextmanager
     def only_blocks(self, *blocks: int) -> Iterator[None]:
-        """Context in which every token is dense in all other blocks; without a block the model is dense."""
+        """Context in which every token is dense in all other blocks.
+
+        Without a block the model is dense, and what it reads does not count.
+        """
         before, self._only = self._only, blocks
         try:
             yield
@@ -154,6 +157,8 @@ class SparseSession:
         dense = torch.zeros_like(sparse)
         for block, hooks in enumerate(self._hooks):
             hooks.sparse_positions = sparse if self._only is None or block in self._only else dense
+        if self._only == ():  # a dense pass to compare with is none of the plan's
+            real = sparse = dense
         self._counter.add_tokens(real, sparse)
 
     def _sparse_positions(self, real: Tensor, past: Tensor, seen: Tensor, read: int) -> Tensor:

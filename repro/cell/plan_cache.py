@@ -13,11 +13,10 @@ from typing import Any
 
 from ...method.errors import UserError
 from ...method.passes.progress import Progress
-from ...method.plan import PlanError, SparsityPlan
+from ...method.plan import SEAL, PlanError, SparsityPlan
 from .. import processes
 from ..configuration import digest
 from ..locks import held
-from ..records import write_text
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,6 @@ def _made(key: str, folder: Path, make: Callable[[Progress], SparsityPlan]) -> C
     except UserError:  # it would be so again
         progress.forget()
         raise
-    write_text(_digest_file(folder), plan_digest(staging))  # first: who finds the plan finds its hash
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
     progress.forget()
@@ -94,22 +92,15 @@ def _made(key: str, folder: Path, make: Callable[[Progress], SparsityPlan]) -> C
 
 
 def _read(key: str, folder: Path, from_cache: bool) -> CachedPlan:
-    """Read a plan. Raises PlanError where it is not what was written, as the hash beside it says."""
-    plan, sha256 = SparsityPlan.load(folder), plan_digest(folder)
-    beside = _digest_file(folder)
-    if not beside.is_file() or beside.read_text(encoding="utf-8") != sha256:
-        raise PlanError(f"{folder} is not what was written: {beside.name} has another hash, or is not there")
-    return CachedPlan(plan, key, sha256, from_cache)
-
-
-def _digest_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.sha256")
+    """Read a plan. Raises PlanError where it is not what was written."""
+    return CachedPlan(SparsityPlan.load(folder), key, plan_digest(folder), from_cache)
 
 
 def plan_digest(folder: Path) -> str:
     """sha256 of a stored plan without its provenance."""
     hasher = hashlib.sha256((folder / "plan.safetensors").read_bytes())
     document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    document.pop("provenance")
+    for entry in ("provenance", SEAL):  # the seal is of the provenance, too
+        document.pop(entry)
     hasher.update(digest(document).encode())
     return hasher.hexdigest()

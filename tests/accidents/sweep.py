@@ -105,7 +105,7 @@ class Sweep:
     def leftovers(self) -> list[str]:
         """Files that are no result, and locks that are still held."""
         files = [path for path in self.folder.rglob("*") if path.is_file() and path != self.log]
-        left = [path for path in files if path.name not in KEPT and path.suffix != ".sha256"]
+        left = [path for path in files if path.name not in KEPT]
         for lock in self.folder.rglob("*.lock"):
             descriptor = taken(lock)
             if descriptor is None:

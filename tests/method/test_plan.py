@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.method.errors import UserError
-from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
+from wisparse.method.plan import WITHOUT_SEAL, PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.provenance import PlanProvenance, SearchCost
 
 from ..conftest import make_calibration, make_method
@@ -122,9 +122,28 @@ def test_a_plan_that_fits_no_model_is_refused_in_one_line(tmp_path, problem):
 def test_a_document_of_other_types_is_refused_in_one_line(tmp_path, change):
     small_plan().save(tmp_path / "plan")
     document = json.loads((tmp_path / "plan" / "plan.json").read_text(encoding="utf-8"))
-    (tmp_path / "plan" / "plan.json").write_text(json.dumps(document | change), encoding="utf-8")
+    (tmp_path / "plan" / "plan.json").write_text(
+        json.dumps(document | {"format": WITHOUT_SEAL} | change), encoding="utf-8"
+    )
     with pytest.raises(PlanError, match=r"top_k is (2.5|'7'), not|not a readable plan|is of no block"):
         SparsityPlan.load(tmp_path / "plan")
+
+
+@pytest.mark.parametrize("name", ["plan.safetensors", "folder/plan.safetensors", "folder/plan.json"])
+def test_a_plan_is_not_read_with_a_byte_changed(tmp_path, name):
+    small_plan().save(tmp_path / name.partition("/")[0])
+    file, stored = tmp_path / name, tmp_path / name.partition("/")[0]
+    content = file.read_bytes()
+    for place in range(0, len(content), 3):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(PlanError):
+            SparsityPlan.load(stored)
+    # A rule that differs, as a plan by hand would have it: nothing but the seal tells.
+    file.write_bytes(content.replace(b"7", b"8") if name.endswith("json") else content[:-4] + bytes(4))
+    with pytest.raises(PlanError, match="is not what was written; make the plan anew"):
+        SparsityPlan.load(stored)
+    file.write_bytes(content)
+    assert SparsityPlan.load(stored).shapes == small_plan().shapes
 
 
 def test_a_method_that_finds_no_number_says_where(llama, monkeypatch):

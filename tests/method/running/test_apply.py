@@ -87,6 +87,19 @@ def test_one_block_alone_is_what_a_plan_with_its_rules_alone_does(llama, name):
     assert not torch.equal(expected, every)
 
 
+@pytest.mark.parametrize("name", ["teal_uniform", "wina", "chess_ffn"])
+@pytest.mark.parametrize("protocol", ["half", "all"])
+def test_a_dense_pass_to_compare_with_does_not_count(llama, name, protocol):
+    plan = make_method(name).plan(make_calibration(llama), 0.4)
+    with applied(llama, plan, make_protocol(protocol)) as session:
+        llama(input_ids=ids_of(2, 12))
+        before = session.report()
+        with session.only_blocks():
+            llama(input_ids=ids_of(3, 16))
+        assert session.report() == before
+    assert before["realised_sparsity"] > 0.3
+
+
 def test_a_plan_for_another_model_is_refused(llama):
     plan = make_method("teal_uniform").plan(make_calibration(llama), 0.5)
     with (
@@ -115,7 +128,7 @@ def test_a_damaged_plan_is_recognised(llama, tmp_path, damage):
         (folder / "plan.json").write_text("{")
     else:
         document = folder / "plan.json"
-        document.write_text(document.read_text().replace('"format": 1', '"format": 99'))
+        document.write_text(document.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(PlanError):
         SparsityPlan.load(folder)
 
