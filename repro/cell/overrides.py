@@ -27,13 +27,14 @@ OVERRIDE = re.compile(r"(?P<key>[+]{0,2}[A-Za-z_][\w.]*)=(?P<value>.*)", re.DOTA
 OTHER_FORM = re.compile(r"null|\?\?\?|\[.*\]|\{.*\}|(?:choice|glob|sort|shuffle|range|interval|tag|str)\(.*\)")
 """Values that are no plain text: nothing, lists, mappings, sweeps."""
 
+SWEEP = ("-m", "--multirun")
 GROUPS = {path.name for path in CONFIGURATION.iterdir() if path.is_dir()}
 NO_CHOICE = re.compile(r"[-+]?[\d.].*|true|false|[-+]?inf|nan|\{.*\}|\[.*\]", re.IGNORECASE | re.DOTALL)
 """Values that Hydra reads as numbers, lists or mappings, and fails on where a choice of a group belongs."""
 
 
 def as_meant(arguments: Iterable[str]) -> list[str]:
-    """The same arguments with the values of names and paths quoted.
+    """The same arguments with the values of names and paths quoted, and -m before the overrides.
 
     Raises UserError where one leaves a folder to write into without a name, or names an experiment that lies
     outside of output_dir: Hydra makes it before a job starts.
@@ -41,7 +42,9 @@ def as_meant(arguments: Iterable[str]) -> list[str]:
     """
     arguments = list(arguments)
     _check_given_once(arguments)
-    return [_quoted(argument) for argument in arguments]
+    # Behind some overrides Hydra takes no more of them after an option.
+    sweeps = [argument for argument in arguments if argument in SWEEP]
+    return [*sweeps, *(_quoted(argument) for argument in arguments if argument not in SWEEP)]
 
 
 def _check_given_once(arguments: Iterable[str]) -> None:
@@ -59,6 +62,8 @@ def _check_given_once(arguments: Iterable[str]) -> None:
 
 
 def _quoted(argument: str) -> str:
+    if argument.startswith("~") and argument[1:] in GROUPS:
+        _check_choice(argument[1:], "")
     found = OVERRIDE.fullmatch(argument)
     if found is None or found["key"].startswith("hydra."):
         return argument

@@ -143,10 +143,21 @@ def check_settings(config: DictConfig) -> None:
 
 NAMED = ("method", "protocol", "quantisation", "heads")
 """Groups whose choices go by their names in records and tables."""
+READ = "wisparse"
+"""Method that the choices of `reading` change."""
 
 
 def check_names(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
-    """Raises UserError where what was chosen of a group goes by the name of another choice of it."""
+    """Raises UserError where what was chosen of a group goes by the name of another choice of it.
+
+    So does a reading of WiSparse's paper with another method, whose numbers it would name as WiSparse's.
+    """
+    reading, method = choices.get("reading"), choices.get("method")
+    if reading not in (None, "none") and method not in (None, READ):
+        raise UserError(
+            f"reading={reading} is of {READ}'s paper and would put the numbers of method={method} under the "
+            f"name {config['method']['name']}; take method={READ}, or reading=none"
+        )
     for group in NAMED:
         choice, name = choices.get(group), str(config[group]["name"])
         if (

@@ -137,6 +137,7 @@ def test_an_experiment_outside_of_output_dir_is_refused_before_hydra_makes_its_f
         ("+heads=", "heads= names no heads; write heads=none"),
         ("method=teal,null", "method=teal,null names no method; leave it out"),
         ("experiment=null", "experiment=null names no experiment; leave it out"),
+        ("~suite", "suite= names no suite; write suite=none"),
     ],
 )
 def test_nothing_as_a_choice_of_a_group_is_refused(override, message):
@@ -161,8 +162,9 @@ def test_a_setting_that_is_given_twice_is_refused(arguments, message):
 
 
 def test_the_same_value_twice_and_settings_of_hydra_are_taken():
-    arguments = ["sparsity=0.5", "sparsity=0.5", "hydra.job.name=a", "hydra.job.name=b", "-m"]
+    arguments = ["-m", "sparsity=0.5", "sparsity=0.5", "hydra.job.name=a", "hydra.job.name=b"]
     assert as_meant(arguments) == arguments
+    assert as_meant([*arguments[1:], "-m"]) == arguments  # where Hydra would not read what follows
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,16 @@ def test_no_choice_goes_by_the_name_of_another(group, choice, name):
         UserError, match=f"^{group}.name={name} would put the numbers of {group}={choice} under"
     ):
         check_names(config, {group: choice})
+
+
+@pytest.mark.parametrize("method", ["teal_uniform", "wisparse_l1"])
+def test_a_reading_of_one_method_names_no_other(method):
+    config = composed(f"method={method}", "reading=fine_steps")
+    assert config.method.name == "wisparse_fine_steps"
+    with pytest.raises(UserError, match=r"^reading=fine_steps is of wisparse's paper .* take method=wisparse"):
+        check_names(config, {"method": method, "reading": "fine_steps"})
+    config = composed("method=wisparse", "reading=fine_steps")
+    check_names(config, {"method": "wisparse", "reading": "fine_steps"})
 
 
 def test_every_choice_and_reading_may_bear_its_own_name():
