@@ -211,6 +211,17 @@ def check_unmeasured(claim: Claim, claims: Claims, evidence: Evidence) -> Findin
     return Finding(obstacle=claim.section["reason"], embedded=embedded)
 
 
+def check_zeros(claim: Claim, claims: Claims, evidence: Evidence) -> Finding:
+    """Zeros of models that no command here trains, beside what the same recipe gives at the embedded size."""
+    rows = {row["model"]: row for row in evidence.table("relu/models")}
+    found = [
+        f"{name} {float(row['zeros']):.1%} at {float(row['over_control']):.3f} of its control's perplexity"
+        for name, row in rows.items()
+        if name in claim.section["trained"]
+    ]
+    return Finding(obstacle=claim.section["reason"], embedded=", ".join(found))
+
+
 def _embedded_kept(claim: Claim, evidence: Evidence) -> str:
     if claim.method == "dense":
         return ""
@@ -248,4 +259,5 @@ CHECKS: dict[str, Callable[[Claim, Claims, Evidence], Finding]] = {
     "average": check_unmeasured,
     "perplexity": check_unmeasured,
     "unmeasured": check_unmeasured,
+    "zeros": check_zeros,
 }

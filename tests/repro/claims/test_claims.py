@@ -250,6 +250,17 @@ def test_ranks_that_follow_each_other_are_no_mismatch(tmp_path, ranks, verdict):
     )
 
 
+def test_zeros_of_a_small_model_stand_beside_the_claim_and_decide_nothing(tmp_path):
+    name = "prosparse/zeros/llama2-7b"
+    assert verified_in(tmp_path)[name].finding.embedded == ""
+    (tmp_path / "relu").mkdir()
+    rows = ["model,zeros,over_control", "llama-mini-prosparse,0.6860,0.9785", "llama-mini-relu,0.6230,0.9880"]
+    (tmp_path / "relu" / "models.csv").write_text("\n".join(rows) + "\n")
+    found = verified_in(tmp_path)[name]
+    assert (found.verdict, found.printed) == (NOT_DECIDED, "89.32")
+    assert found.finding.embedded == "llama-mini-prosparse 68.6% at 0.979 of its control's perplexity"
+
+
 def test_figures_of_embedded_models_decide_nothing(tmp_path):
     for model in EMBEDDED:
         write_one_block(tmp_path / "figures", model, [1.0, 1.1, 1.0])
