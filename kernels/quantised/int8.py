@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .stored import StoredBytes, bytes_of, check_weight
+from .stored import StoredBytes, UngroupedValues, bytes_of, check_weight
 
 LARGEST = 127
 """Largest magnitude of a value; -128 is not used, so that signs are alike."""
 
 
 @dataclass(frozen=True)
-class Int8Weight:
+class Int8Weight(UngroupedValues):
     """A weight `(in, out)` in 8 bits."""
 
     values: Tensor
@@ -29,13 +29,6 @@ class Int8Weight:
     column_scales: Tensor
     """(out,) float32."""
     format = "int8"
-    group = 0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(in, out)."""
-        inner, out = self.values.shape
-        return inner, out
 
     def dequantised(self) -> Tensor:
         """Values r_i · q_ij · c_j, (in, out) float32."""

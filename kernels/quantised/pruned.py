@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .stored import StoredBytes
+from .stored import StoredBytes, UngroupedValues
 
 INDICES = {"none": 0, "bitmap": 1}
 """Bits of each place, kept or not, that say which are kept; without any, bytes are a bound beyond reach."""
 
 
 @dataclass(frozen=True)
-class PrunedWeight:
+class PrunedWeight(UngroupedValues):
     """A weight `(in, out)` with zeros anywhere."""
 
     values: Tensor
@@ -23,13 +23,6 @@ class PrunedWeight:
     index: str
     """One of INDICES."""
     format = "pruned"
-    group = 0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(in, out)."""
-        inner, out = self.values.shape
-        return inner, out
 
     def dequantised(self) -> Tensor:
         """The values, (in, out) float32."""

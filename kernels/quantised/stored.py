@@ -61,6 +61,20 @@ class StoredWeight(Protocol):
         ...
 
 
+class UngroupedValues:
+    """What formats have in common that store a value for each weight, and no scales of groups."""
+
+    values: Tensor
+    """(in, out)"""
+    group = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out)."""
+        inner, out = self.values.shape
+        return inner, out
+
+
 def check_weight(weight: Tensor) -> None:
     """Raises KernelError for a weight that is no matrix, or holds what is infinite or not a number."""
     if weight.ndim != 2:

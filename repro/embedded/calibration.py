@@ -14,11 +14,12 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...method.errors import UserError
 from ...method.tokens import docstrings, pack
 from ..records import write_json
+from ..text.calibration_text import ShuffledTexts
 from ..text.overlap import apart_from
 from .corpus import package_sources
 from .items import EMBEDDED
@@ -35,24 +36,18 @@ MANIFEST = Path(__file__).with_name("calibration_manifest.json")
 
 
 @dataclass(frozen=True)
-class InstalledPackageText:
-    """Python files of the installed `datasets` package in an order shuffled by `seed`."""
+class InstalledPackageText(ShuffledTexts):
+    """Python files of the installed `datasets` package."""
 
-    name: str
-    sequences: int
-    length: int
-    batch_size: int
-    seed: int
+    source: ClassVar[str] = f"the sources of `{PACKAGE}`"
 
     def files(self) -> list[Path]:
         """The manifest that the text is checked against."""
         return [MANIFEST]
 
-    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """(sequences, length) token ids; raises UserError when the package is not the expected one."""
-        texts = expected_package_texts()
-        random.Random(self.seed).shuffle(texts)
-        return pack(texts, tokenizer, self.sequences, self.length, f"the sources of `{PACKAGE}`")
+    def texts(self) -> list[str]:
+        """The package's usable sources; raises UserError when it is not the expected one."""
+        return expected_package_texts()
 
 
 @dataclass(frozen=True)

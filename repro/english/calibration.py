@@ -10,17 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
-from ...method.tokens import pack
+from ..text.calibration_text import ShuffledTexts
 from ..text.item_set import TEXT, Item, ItemSet
 from ..text.overlap import apart_from
 from .documents import CALIBRATED, Document, calibration_documents
 from .items import ENGLISH
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
 
 def whole_prose(document: Document, _generator: random.Random) -> Iterator[Item]:
@@ -40,24 +36,18 @@ CALIBRATION = ItemSet(
 
 
 @dataclass(frozen=True)
-class EnglishText:
-    """Prose of the calibration packages, file by file in an order shuffled by `seed`."""
+class EnglishText(ShuffledTexts):
+    """Prose of the calibration packages, file by file."""
 
-    name: str
-    sequences: int
-    length: int
-    batch_size: int
-    seed: int
+    source: ClassVar[str] = "the prose of the calibration packages"
 
     def files(self) -> list[Path]:
         """The manifest that the text is checked against."""
         return [CALIBRATION.manifest]
 
-    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """(sequences, length) token ids; raises UserError when the packages are not the expected ones."""
-        texts = list(calibration_texts())
-        random.Random(self.seed).shuffle(texts)
-        return pack(texts, tokenizer, self.sequences, self.length, "the prose of the calibration packages")
+    def texts(self) -> tuple[str, ...]:
+        """The prose of each file; raises UserError when the packages are not the expected ones."""
+        return calibration_texts()
 
 
 @lru_cache(maxsize=1)

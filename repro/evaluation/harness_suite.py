@@ -24,7 +24,7 @@ from .language_model import SparseLM
 from .passes.chat import TODAY
 from .passes.context import Session, quiet_lm_eval
 from .passes.conventions import conventions
-from .suites import Evaluation, measure_text, task_result, windows_of
+from .suites import Evaluation, TextSuite, task_result
 
 log = logging.getLogger(__name__)
 
@@ -235,11 +235,8 @@ def choose_items(name: str, parts: Mapping[str, Task], limit: int | None) -> dic
 
 
 @dataclass(frozen=True)
-class WikitextSuite:
-    """Perplexity of the test part of WikiText-2 (raw), in windows of `length` tokens each behind bos alone.
-
-    The text is the data set's lines in order, blank ones left out. `windows` from its beginning, None for all.
-    """
+class WikitextSuite(TextSuite):
+    """Perplexity of the test part of WikiText-2 (raw): the data set's lines in order, blank ones left out."""
 
     name: str
     data_root: str | None = None
@@ -271,21 +268,6 @@ class WikitextSuite:
         """Every paragraph."""
         yield from (("wikitext", line) for line in self.text().splitlines())
 
-    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise UserError for a length that the model does not take."""
-        windows_of(model, tokenizer, self.text(), self.length, "WikiText-2")
-
-    def run(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
-    ) -> Evaluation:
-        """Measure the windows; raises UserError for a length that the model does not take."""
-        return measure_text(
-            model,
-            tokenizer,
-            session,
-            self.text(),
-            length=self.length,
-            windows=self.windows,
-            batch_tokens=self.batch_tokens,
-            source="WikiText-2",
-        )
+    def whole(self) -> tuple[str, str]:
+        """The text and its name."""
+        return self.text(), "WikiText-2"

@@ -6,6 +6,7 @@ A suite is built by Hydra from `conf/suite/*.yaml`; its one method is `run(model
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -137,12 +138,54 @@ class Suite(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class PerplexitySuite:
-    """Perplexity of a UTF-8 text file in windows of `length` tokens, each scored behind a bos token alone.
+class TextSuite(ABC):
+    """Perplexity of one text in windows of `length` tokens, each scored behind a bos token alone.
 
     `windows` are read from the beginning, None for all; a rest at the end that fills no window is left out.
     """
+
+    length: int
+    windows: int | None
+    batch_tokens: int
+
+    @abstractmethod
+    def whole(self) -> tuple[str, str]:
+        """The text, and what messages call it. Raises UserError where it cannot be read."""
+
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError for a length that the model does not take, and a text shorter than that."""
+        self._windows(model, tokenizer)
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
+    ) -> Evaluation:
+        """Measure the windows. Raises UserError as `check`, and where the text cannot be read."""
+        tokens, sizes = self._windows(model, tokenizer)
+        language_model = SparseLM(
+            model, tokenizer, session, batch_tokens=self.batch_tokens, max_length=self.length
+        )
+        documents = measure_documents(language_model, tokens[: self.windows], sizes[: self.windows])
+        return Evaluation(documents=documents, conventions=conventions(language_model))
+
+    def _windows(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[list[int]], list[int]]:
+        longest = longest_sequence(model)
+        if not 2 <= self.length <= longest:
+            raise UserError(f"suite.length is {self.length}: this model takes from 2 to {longest} tokens")
+        text, source = self.whole()
+        tokens, sizes = text_windows(tokenizer, text, self.length)
+        if not tokens:
+            raise UserError(
+                f"{source} is shorter than one window of {self.length} tokens: "
+                "give a longer text or a smaller suite.length"
+            )
+        return tokens, sizes
+
+
+@dataclass(frozen=True)
+class PerplexitySuite(TextSuite):
+    """Perplexity of a UTF-8 text file."""
 
     name: ClassVar[str] = "perplexity"
 
@@ -154,67 +197,14 @@ class PerplexitySuite:
     def __post_init__(self) -> None:
         read_text("suite.text", self.text)  # an unreadable file is refused before any plan is made
 
-    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise UserError for a length that the model does not take, and a text shorter than that."""
-        windows_of(model, tokenizer, read_text("suite.text", self.text), self.length, self.text)
-
-    def run(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Session | None
-    ) -> Evaluation:
-        """Measure the file; raises UserError for one that is missing, not UTF-8, or shorter than a window."""
-        return measure_text(
-            model,
-            tokenizer,
-            session,
-            read_text("suite.text", self.text),
-            length=self.length,
-            windows=self.windows,
-            batch_tokens=self.batch_tokens,
-            source=self.text,
-        )
+    def whole(self) -> tuple[str, str]:
+        """The file's text and path. Raises UserError for a file that is missing or not UTF-8."""
+        return read_text("suite.text", self.text), self.text
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """The whole file, in pieces: how much of it the calibration text holds can then be said."""
         text = read_text("suite.text", self.text)
         yield from (("text", text[begin : begin + PIECE]) for begin in range(0, len(text), PIECE))
-
-
-def measure_text(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    session: Session | None,
-    text: str,
-    *,
-    length: int,
-    windows: int | None,
-    batch_tokens: int,
-    source: str,
-) -> Evaluation:
-    """Likelihood of a text in windows of `length` tokens, each scored behind a bos token alone.
-
-    `windows` from the beginning, None for all; a rest that fills no window is left out. Raises UserError when
-    the model does not take the length, or the text, called `source`, is shorter than one window.
-    """
-    tokens, sizes = windows_of(model, tokenizer, text, length, source)
-    language_model = SparseLM(model, tokenizer, session, batch_tokens=batch_tokens, max_length=length)
-    documents = measure_documents(language_model, tokens[:windows], sizes[:windows])
-    return Evaluation(documents=documents, conventions=conventions(language_model))
-
-
-def windows_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, length: int, source: str
-) -> tuple[list[list[int]], list[int]]:
-    """Windows of a text as `text_windows` has them, of which there is one at least. Raises UserError."""
-    longest = longest_sequence(model)
-    if not 2 <= length <= longest:
-        raise UserError(f"suite.length is {length}: this model takes from 2 to {longest} tokens")
-    tokens, sizes = text_windows(tokenizer, text, length)
-    if not tokens:
-        raise UserError(
-            f"{source} is shorter than one window of {length} tokens: "
-            "give a longer text or a smaller suite.length"
-        )
-    return tokens, sizes
 
 
 def task_result(metric: str, outcomes: list[float], chance: float, settings: dict[str, Any]) -> TaskResult:

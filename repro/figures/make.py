@@ -7,17 +7,15 @@ Writes OUTPUT/figureN.csv, from each of them OUTPUT/figureN.png and OUTPUT/figur
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..archive import check_keepable
-from ..configuration import REPOSITORY, mistakes_in_one_line
+from ..configuration import REPOSITORY
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
-from ..tables.make import keep_records
+from ..tables.kept_records import made_from_records, records_parser
 from ..tables.plot_style import ink, write_figure
 from .page import page
 from .plots import allocation_figure, alpha_figure, cost_figure, mismatch_figure, one_block_figure
@@ -85,21 +83,10 @@ def write_figures(records: FigureRecords, output: Path) -> list[str]:
 
 def main() -> None:
     """Make the figures from the records below some folders."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--records", type=Path, nargs="+", required=True, help="folders or archives of records")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder to write into; the page is OUTPUT.md"
+    arguments = records_parser(main.__doc__, "folder to write into; the page is OUTPUT.md").parse_args()
+    written = made_from_records(
+        arguments, read_figures, lambda records: write_figures(records, arguments.output)
     )
-    parser.add_argument(
-        "--keep-records", type=Path, help="keep the records that were used here: a .tar.xz, or a folder"
-    )
-    arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        check_keepable(arguments.keep_records, arguments.records)
-        records = read_figures(arguments.records)
-        written = write_figures(records, arguments.output)
-        if arguments.keep_records:
-            keep_records(records, arguments.records, arguments.keep_records)
     for name in written:
         print(f"written: {arguments.output / name}.csv, .png and .svg")
     print(f"written: {arguments.output}.md")

@@ -7,19 +7,16 @@ Writes OUTPUT.csv, and from it OUTPUT.png and OUTPUT.svg.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..archive import check_keepable
-from ..configuration import mistakes_in_one_line
 from ..measured.cells import Key, MeasuredCell, method_rank, place_of, stored_cells
 from ..measured.comparable import check_comparable
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
-from ..tables.make import keep_records
+from ..tables.kept_records import made_from_records, records_parser
 from ..tables.plot_style import INK, ink, line_style, write_figure
 
 if TYPE_CHECKING:
@@ -122,17 +119,8 @@ def write_massive(data: MassiveData, output: Path) -> list[Path]:
 
 def main() -> None:
     """Make the figure from the records below some folders."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--records", type=Path, nargs="+", required=True, help="folders or archives of records")
-    parser.add_argument("--output", type=Path, required=True, help="path of the figure without its ending")
-    parser.add_argument("--keep-records", type=Path, help="keep the records here: a .tar.xz, or a folder")
-    arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        check_keepable(arguments.keep_records, arguments.records)
-        data = read_massive(arguments.records)
-        written = write_massive(data, arguments.output)
-        if arguments.keep_records:
-            keep_records(data, arguments.records, arguments.keep_records)
+    arguments = records_parser(main.__doc__, "path of the figure without its ending").parse_args()
+    written = made_from_records(arguments, read_massive, lambda data: write_massive(data, arguments.output))
     for path in written:
         print(f"written: {path}")
 

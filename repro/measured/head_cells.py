@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparable import check_comparable, check_one_training, check_same_items, without_seed
-from .comparison import Comparison, LatestComparison
 from .deciding import check_names
+from .seeds import PlacedCells
 
 ALL = 1.0
 """Density where attention looks at all groups."""
@@ -26,28 +25,13 @@ class Place(NamedTuple):
     seed: int
 
 
-@dataclass(frozen=True)
-class HeadData:
+class HeadData(PlacedCells[Place]):
     """Cells with a perplexity, in the order of the table."""
-
-    cells: dict[Place, MeasuredCell]
-    _comparisons: LatestComparison = field(default_factory=LatestComparison, repr=False)
-
-    def seeds(self, model: str, method: str, sparsity: float, density: float) -> dict[int, MeasuredCell]:
-        """Cells of a place by seed."""
-        wanted = (model, method, sparsity, density)
-        return {place.seed: cell for place, cell in self.cells.items() if place[:4] == wanted}
 
     def beside(self, model: str, method: str, sparsity: float, seed: int) -> MeasuredCell | None:
         """The cell of a method that looks at all groups; of the dense model any seed's, for it is one."""
         found = self.seeds(model, method, sparsity, ALL)
         return next(iter(found.values()), None) if method == "dense" else found.get(seed)
-
-    def comparison(self, model: str) -> Comparison:
-        """Paired comparisons of a model's cells."""
-        return self._comparisons.of(
-            model, lambda: (cell for place, cell in self.cells.items() if place.model == model)
-        )
 
 
 def density_of(record: dict[str, Any]) -> float:

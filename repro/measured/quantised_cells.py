@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,10 @@ import numpy as np
 from ...method.errors import UserError
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
 from .comparable import check_comparable, check_one_format, check_same_items, without_seed
-from .comparison import Between, Comparison, LatestComparison, at_equal_bytes, bytes_of
+from .comparison import Between, at_equal_bytes, bytes_of
 from .deciding import check_names, quantisation_of
 from .paired_bootstrap import Interval
+from .seeds import PlacedCells
 
 OWN = "none"
 """How weights that were not quantised are named."""
@@ -44,12 +44,8 @@ class AtBytes(NamedTuple):
     """Perplexity over that of the dense model in its own weights, paired by document."""
 
 
-@dataclass(frozen=True)
-class QuantisedData:
+class QuantisedData(PlacedCells[Place]):
     """Cells with a perplexity, in the order of the table."""
-
-    cells: dict[Place, MeasuredCell]
-    _comparisons: LatestComparison = field(default_factory=LatestComparison, repr=False)
 
     @cached_property
     def models(self) -> list[str]:
@@ -73,17 +69,6 @@ class QuantisedData:
         wanted = (model, quantisation, "dense")
         found = {place.seed: cell for place, cell in self.cells.items() if place[:3] == wanted}
         return found.get(seed, next(iter(found.values()), None))
-
-    def seeds(self, model: str, quantisation: str, method: str, sparsity: float) -> dict[int, MeasuredCell]:
-        """Cells of a place by seed."""
-        wanted = (model, quantisation, method, sparsity)
-        return {place.seed: cell for place, cell in self.cells.items() if place[:4] == wanted}
-
-    def comparison(self, model: str) -> Comparison:
-        """Paired comparisons of a model's cells."""
-        return self._comparisons.of(
-            model, lambda: (cell for place, cell in self.cells.items() if place.model == model)
-        )
 
     def within(self, model: str, quantisation: str, method: str, budget: float) -> AtBytes | None:
         """What a method in a format reaches at `budget` bytes a token; nothing is extrapolated.

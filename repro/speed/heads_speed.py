@@ -20,6 +20,7 @@ from ..configuration import mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.table import PERCENT, Column, Table, number
+from ..tables.text import introduced
 
 PARTS = {"attention": "attention of one block", "step": "whole step"}
 """Parts in order, and what people are told."""
@@ -124,9 +125,7 @@ def above(rows: list[HeadSpeed]) -> str:
         "that are not tuned. GB/s: all weights, and keys and values that are looked at.",
         "Over all groups: time of the same launches over all groups, over this.",
     ]
-    return "\n".join(
-        ["# Speed of attention over chosen key-value groups", "", *(f"- {line}" for line in lines)]
-    )
+    return introduced("# Speed of attention over chosen key-value groups", lines)
 
 
 SPEED_OF_HEADS = Table(

@@ -19,7 +19,8 @@ from ..configuration import PACKAGES, REPOSITORY, mistakes_in_one_line
 from ..figures.make import write_figures
 from ..figures.rows import read_figures
 from ..figures.speed_plots import write_plots
-from ..tables.make import TABLES, keep_records, write_tables
+from ..tables.kept_records import keep_records
+from ..tables.make import TABLES, write_tables
 from ..tables.speed.speed_data import read_speed
 from .kernel_table import write_kernels
 

@@ -10,7 +10,7 @@ from ..measured.cells import MeasuredCell, method_rank
 from ..record_facts import hardware, has_random_weights
 from .table import PERCENT_1, Column, Table, number, task_column
 from .table_data import TableData, read_table
-from .text import NOT_MEASURED, settings_lines
+from .text import NOT_MEASURED, introduced, settings_lines
 
 PARTS = {"load": "Load s", "plan": "Plan s", "evaluation": "Tasks s", "latency": "Speed s"}
 """Parts of a cell, in order; load is next to nothing where the cell before had the same model."""
@@ -76,7 +76,7 @@ def above(data: TableData) -> str:
         f"{latency['new_tokens']} new ones, default tiles; dense is its own dense path, timed in turn.",
         "Plan: calibration and search. Peak: highest GPU memory of the cell.",
     ]
-    return "\n".join(["# The whole suite at full size", "", *(f"- {line}" for line in lines)])
+    return introduced("# The whole suite at full size", lines)
 
 
 FULL_SIZE = Table(

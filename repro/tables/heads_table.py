@@ -9,19 +9,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..measured.cells import MeasuredCell, mean_of_records, tasks_of
+from ..measured.cells import MeasuredCell, tasks_of
+from ..measured.comparison import Comparison, Pair
 from ..measured.head_cells import HeadData, read_heads
 from ..measured.paired_bootstrap import RESAMPLES, Interval
+from ..measured.seeds import SeedMeans
 from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
 from .text import headed, settings_lines
 
 
 @dataclass(frozen=True)
-class HeadEntry:
+class HeadEntry(SeedMeans):
     """A model, method and density: the mean over the seeds that were measured."""
 
     data: HeadData
-    model: str
     method: str
     sparsity: float
     density: float
@@ -31,9 +32,10 @@ class HeadEntry:
         """Cells, one a seed."""
         return list(self.data.seeds(self.model, self.method, self.sparsity, self.density).values())
 
-    def mean(self, *path: str) -> float | None:
-        """Mean over the seeds of a number of the records, or of a list of them; None where it is in none."""
-        return mean_of_records(self.cells, *path)
+    @property
+    def comparison(self) -> Comparison:
+        """Paired comparisons of the model's cells."""
+        return self.data.comparison(self.model)
 
     @property
     def key_value_share(self) -> float:
@@ -42,16 +44,14 @@ class HeadEntry:
 
     def ratio(self, method: str, sparsity: float) -> Interval | None:
         """Perplexity over that of a method that looks at all groups; None for that one itself."""
-        pairs = self._beside(method, sparsity)
-        return self.data.comparison(self.model).perplexity_ratio(pairs) if pairs else None
+        return self.perplexity_ratio(self._beside(method, sparsity))
 
     @property
     def average_difference(self) -> Interval | None:
         """Average minus that of the dense model with all groups, in points."""
-        pairs = self._beside("dense", 0.0)
-        return self.data.comparison(self.model).average_difference(pairs) if pairs else None
+        return self.average_minus(self._beside("dense", 0.0))
 
-    def _beside(self, method: str, sparsity: float) -> list[tuple[MeasuredCell, MeasuredCell]]:
+    def _beside(self, method: str, sparsity: float) -> list[Pair]:
         others = [self.data.beside(self.model, method, sparsity, cell.record["seed"]) for cell in self.cells]
         pairs = zip(self.cells, others, strict=True)
         return [(cell, other) for cell, other in pairs if other is not None and other is not cell]
@@ -60,7 +60,7 @@ class HeadEntry:
 def entries(data: HeadData) -> Iterator[HeadEntry]:
     """Rows in the order of the table."""
     for model, method, sparsity, density in dict.fromkeys(place[:4] for place in data.cells):
-        yield HeadEntry(data, model, method, sparsity, density)
+        yield HeadEntry(model, data, method, sparsity, density)
 
 
 def columns(tasks: Sequence[str]) -> list[Column[HeadEntry]]:

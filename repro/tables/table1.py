@@ -11,7 +11,7 @@ from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, QUANTISATION, REALISED, 
 from .csv_rows import Row
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
 from .table_data import OURS, TableData, read_table
-from .text import NOT_MEASURED, headed, settings_lines
+from .text import NOT_MEASURED, headed, introduced, settings_lines
 
 
 def entries(data: TableData) -> Iterator[AccuracyEntry]:
@@ -63,7 +63,7 @@ def above(data: TableData) -> str:
         "document (perplexity). Bold: best of its block.",
     ]
     head = headed("# Table 1", data.cells.values(), named="# Table 1 on the embedded models")
-    return "\n".join([head, "", *(f"- {line}" for line in lines)])
+    return introduced(head, lines)
 
 
 def block(row: Row) -> object:

@@ -10,7 +10,7 @@ from ..measured.paired_bootstrap import RESAMPLES
 from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, QUANTISATION, REALISED, STATUS, AccuracyEntry, score
 from .table import PERCENT, Column, Table, number, task_column
 from .table_data import TableData, read_table
-from .text import headed, settings_lines
+from .text import headed, introduced, settings_lines
 
 STAGES = {
     "dense": "dense",
@@ -80,7 +80,7 @@ def above(data: TableData) -> str:
     stages = "WiSparse stage by stage"
     named = f"# Table 2 on the embedded models: {stages}"
     head = headed(f"# Table 2: {stages}", data.cells.values(), named=named)
-    return "\n".join([head, "", *(f"- {line}" for line in lines)])
+    return introduced(head, lines)
 
 
 TABLE2 = Table(

@@ -26,6 +26,11 @@ def headed(title: str, cells: Iterable[MeasuredCell], *, named: str = "") -> str
     return title
 
 
+def introduced(head: str, lines: Iterable[str]) -> str:
+    """A page's title, and what must be known of it, a point each."""
+    return "\n".join([head, "", *(f"- {line}" for line in lines)])
+
+
 def settings_lines(cells: Iterable[MeasuredCell]) -> list[str]:
     """Protocol, suite, calibration, search, device, commit, versions and chance, one line each.
 

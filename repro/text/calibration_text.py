@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -33,6 +36,30 @@ class RandomTokens:
         for begin in begin_tokens(tokenizer):
             ids[:, 0] = begin
         return ids
+
+
+@dataclass(frozen=True)
+class ShuffledTexts(ABC):
+    """Several texts in an order shuffled by `seed`."""
+
+    name: str
+    sequences: int
+    length: int
+    batch_size: int
+    seed: int
+
+    source: ClassVar[str]
+    """What messages call them."""
+
+    @abstractmethod
+    def texts(self) -> Iterable[str]:
+        """The texts, always in the same order. Raises UserError when they are not the expected ones."""
+
+    def input_ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(sequences, length) token ids; raises UserError as `texts`, and where they are too short."""
+        texts = list(self.texts())
+        random.Random(self.seed).shuffle(texts)
+        return pack(texts, tokenizer, self.sequences, self.length, self.source)
 
 
 @dataclass(frozen=True)

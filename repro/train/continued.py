@@ -50,7 +50,7 @@ class Changed(NamedTuple):
     advance: Callable[[float], None]
     """Told the share of training done: sets the penalty's factor, and makes routers hard."""
     loss: Loss
-    """Of a model and ids: nats a token, the factor times the mean |x| that enters down, and that of routers."""
+    """Nats a token of a model on ids, the factor times the mean |x| into down, and the routers' loss."""
     routers: TrainedRouters | None
 
 

@@ -14,13 +14,11 @@ from statistics import fmean
 from typing import Any
 
 from ...method.errors import UserError
-from ..archive import check_keepable
-from ..configuration import mistakes_in_one_line
 from ..embedded.card import MODELS
 from ..measured.cells import MeasuredCell, every_cell, method_rank
 from ..records import write_text
 from ..tables.csv_rows import csv_text
-from ..tables.make import keep_records
+from ..tables.kept_records import made_from_records
 from ..tables.text import table_row
 from .recipes import CONTINUATIONS, START
 
@@ -158,6 +156,12 @@ def _claims(data: TrainedModels) -> list[str]:
     ]
 
 
+def write_models(data: TrainedModels, output: Path) -> None:
+    """Write OUTPUT.csv and OUTPUT.md."""
+    write_text(output.with_name(f"{output.name}.csv"), csv_text(NAMES, rows(data)))
+    write_text(output.with_name(f"{output.name}.md"), page(data))
+
+
 def main() -> None:
     """Write the table of the trained models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -166,13 +170,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     parser.add_argument("--keep-records", type=Path, help="keep the records that were used here: a .tar.xz")
     arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        check_keepable(arguments.keep_records, arguments.records)
-        data = read_models(arguments.cards, *arguments.records)
-        write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, rows(data)))
-        write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(data))
-        if arguments.keep_records:
-            keep_records(data, arguments.records, arguments.keep_records)
+    made_from_records(
+        arguments,
+        lambda records: read_models(arguments.cards, *records),
+        lambda data: write_models(data, arguments.output),
+    )
     print(f"written: {arguments.output}.md and {arguments.output}.csv")
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks
 
 ROUNDS = 10
-"""Of k-means; what is found after fewer hardly changes."""
+"""Rounds of k-means; what is found after fewer hardly changes."""
 
 
 @dataclass(frozen=True)

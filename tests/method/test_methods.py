@@ -31,7 +31,7 @@ CHANNEL_RULES = {Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.SHARED_TOP_K, M
 
 
 FOLDER = tempfile.TemporaryDirectory(prefix="routers-")
-"""Of the files of all models' routers, as long as this process lives."""
+"""Folder with the files of all models' routers, as long as this process lives."""
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from ..table import (
     markdown_table,
     number,
 )
-from ..text import NOT_MEASURED, commit_text, device_text, distinct, headed, model_lines
+from ..text import NOT_MEASURED, commit_text, device_text, distinct, headed, introduced, model_lines
 
 Entry = tuple[FrontierData, Key, MeasuredCell]
 """A cell with its place and the data that it is part of."""
@@ -101,7 +101,7 @@ def _header(data: FrontierData) -> str:
         *model_lines(records),
     ]
     head = headed("# The frontier: what a token reads, and what it costs", data.cells.values())
-    return "\n".join([head, "", *(f"- {line}" for line in lines)])
+    return introduced(head, lines)
 
 
 COMPARED: list[Column[AtEqualBytes]] = [

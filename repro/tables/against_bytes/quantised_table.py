@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...measured.cells import MeasuredCell, mean_of_records, tasks_of
+from ...measured.cells import MeasuredCell, tasks_of
+from ...measured.comparison import Comparison, Pair
 from ...measured.paired_bootstrap import RESAMPLES, Interval
 from ...measured.quantised_cells import OWN, AtBytes, QuantisedData, read_quantised
+from ...measured.seeds import SeedMeans
 from ..table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
 from ..text import headed, interval_text, settings_lines, table_row
 from .quantised_figure import quantised_figure
@@ -22,11 +24,10 @@ UNREACHED = "–"
 
 
 @dataclass(frozen=True)
-class QuantisedEntry:
+class QuantisedEntry(SeedMeans):
     """A format, method and sparsity on a model: the mean over the seeds that were measured."""
 
     data: QuantisedData
-    model: str
     quantisation: str
     method: str
     sparsity: float
@@ -36,22 +37,21 @@ class QuantisedEntry:
         """Cells, one a seed."""
         return list(self.data.seeds(self.model, self.quantisation, self.method, self.sparsity).values())
 
-    def mean(self, *path: str) -> float | None:
-        """Mean over the seeds of a number of the records by its place there; None where it is in none."""
-        return mean_of_records(self.cells, *path)
+    @property
+    def comparison(self) -> Comparison:
+        """Paired comparisons of the model's cells."""
+        return self.data.comparison(self.model)
 
     def ratio(self, quantisation: str) -> Interval | None:
         """Perplexity over that of the dense model in a format; None for that model itself."""
-        pairs = self._beside(quantisation)
-        return self.data.comparison(self.model).perplexity_ratio(pairs) if pairs else None
+        return self.perplexity_ratio(self._beside(quantisation))
 
     @property
     def average_difference(self) -> Interval | None:
         """Average minus that of the dense model in its own weights, in points."""
-        pairs = self._beside(OWN)
-        return self.data.comparison(self.model).average_difference(pairs) if pairs else None
+        return self.average_minus(self._beside(OWN))
 
-    def _beside(self, quantisation: str) -> list[tuple[MeasuredCell, MeasuredCell]]:
+    def _beside(self, quantisation: str) -> list[Pair]:
         """Cells, each with the dense one of a format and its seed; nothing for that one itself."""
         if (self.method, self.quantisation) == ("dense", quantisation):
             return []
@@ -62,7 +62,7 @@ class QuantisedEntry:
 def entries(data: QuantisedData) -> Iterator[QuantisedEntry]:
     """Rows in the order of the table."""
     for model, quantisation, method, sparsity in dict.fromkeys(place[:4] for place in data.cells):
-        yield QuantisedEntry(data, model, quantisation, method, sparsity)
+        yield QuantisedEntry(model, data, quantisation, method, sparsity)
 
 
 def columns(tasks: Sequence[str]) -> list[Column[QuantisedEntry]]:
