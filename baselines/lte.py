@@ -22,7 +22,7 @@ from ..method.hooks import hooked
 from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTION_PATHS, decoder_blocks, decoder_of, key, parameter_shares
 from ..method.provenance import PlanProvenance, SearchCost
-from ..method.stored_routers import FILE, stored_routers
+from ..method.stored.routers import FILE, stored_routers
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from wisparse.method.calibration import Calibration
-from wisparse.method.stored_routers import save_routers
+from wisparse.method.stored.routers import save_routers
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "conf"

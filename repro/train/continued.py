@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
-from ...method.stored_routers import save_routers
+from ...method.stored.routers import save_routers
 from ..embedded.train import HELD_OUT_LENGTH, check_arguments, evaluate_and_save, fit, prepare, token_losses
 from .recipes import CONTINUATIONS, START, Continuation, recipe
 from .routers import TrainedRouters

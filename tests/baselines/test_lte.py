@@ -13,7 +13,7 @@ from wisparse.method.errors import OutOfReachError, UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 from wisparse.method.running.apply import applied
-from wisparse.method.stored_routers import FILE, save_routers
+from wisparse.method.stored.routers import FILE, save_routers
 
 from ..conftest import make_calibration, make_method, make_protocol, with_routers
 
