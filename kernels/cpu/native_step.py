@@ -58,6 +58,7 @@ class BlockFields(Structure):
     _fields_ += (("gate_thresholds", c_void_p), ("up_rows", WeightFields), ("gate_rows", WeightFields))
     _fields_ += (("signs", c_void_p), ("sign_limit", c_int64))
     _fields_ += (("keys", c_void_p), ("values", c_void_p), ("window", c_int64))
+    _fields_ += (("router", WeightFields), ("router_bias", c_void_p), ("kept_groups", c_int64))
 
 
 class ModelFields(Structure):
@@ -162,6 +163,7 @@ class NativeDecodeStep:
         def site(weight: Tensor | PackedWeight, *names: str, bias: Tensor | None = None) -> SiteFields:
             return self._site(parts_of(weight, names, shape, rules), bias)
 
+        heads = rules.heads
         gated, predicted = block.gate is not None, block.gate_rows is not None
         if predicted:
             gate_up = SiteFields()
@@ -184,6 +186,9 @@ class NativeDecodeStep:
             keys=cache.keys[index].data_ptr(),
             values=cache.values[index].data_ptr(),
             window=shape.windows[index] or 0,
+            router=WeightFields() if heads is None else self._weight(heads.weight),
+            router_bias=None if heads is None else self._floats(heads.bias),
+            kept_groups=shape.kv_heads if heads is None else heads.kept,
         )
 
     def _site(self, parts: tuple[Part, ...], bias: Tensor | None = None) -> SiteFields:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
+import torch
 from torch import Tensor
 
 from ..model.decoder import DecoderShape
@@ -24,6 +25,14 @@ class Part:
     """None: every channel."""
     columns: slice
     """Its place in the site's output."""
+
+
+def skipping_zeros(rules: BlockPlan, shape: DecoderShape) -> BlockPlan:
+    """The same rules, and one of o that drops what attention over chosen groups leaves at zero."""
+    if rules.heads is None or rules.of("o") is not None:
+        return rules
+    least = torch.full((shape.attention_width,), torch.finfo(torch.float32).tiny)
+    return replace(rules, rules={**rules.rules, "o": ProjectionRule(thresholds=least)})
 
 
 def parts_of(

@@ -9,11 +9,11 @@ from ..plan.mechanism import Mechanism
 from .gemv import kernels
 from .native_step import NativeDecodeStep
 from .plain import TorchKernels
+from .sites import skipping_zeros
 from .torch_step import TorchDecodeStep
 
 LACKING = {
     Mechanism.ROTATION,
-    Mechanism.HEADS,
     Mechanism.BIAS,
     Mechanism.PROXY,
     Mechanism.ROUTER,
@@ -27,6 +27,7 @@ def decode_step(
     weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache
 ) -> NativeDecodeStep | TorchDecodeStep:
     """The step in C++; in plain torch where that cannot be compiled, which a warning has said."""
+    rules = tuple(skipping_zeros(block, weights.shape) for block in rules)
     chosen = kernels()
     if isinstance(chosen, TorchKernels):
         return TorchDecodeStep(weights, rules, cache)

@@ -114,6 +114,10 @@ class TorchBlock:
             attn_mask=mask,
             enable_gqa=True,
         )
+        if self._rules.heads is not None:
+            looked_at = self._rules.heads.chosen(x)[:, :, None, None]  # (batch, groups, 1, 1)
+            of_groups = context.view(batch, shape.kv_heads, -1, shape.head_dim)
+            context = of_groups.masked_fill(~looked_at, 0.0)
         return context.reshape(batch, -1).float()
 
     def _mlp(self, x: Tensor) -> Tensor:

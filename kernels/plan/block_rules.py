@@ -123,9 +123,8 @@ def check_supported(needed: Collection[Mechanism], supports: Collection[Mechanis
     """Raise KernelError for a mechanism that a step on `device` does not execute."""
     if lacking := [mechanism.value for mechanism in Mechanism if mechanism in set(needed) - set(supports)]:
         raise KernelError(
-            f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without"
-            f"{' and heads=none' if Mechanism.HEADS.value in lacking else ''}, or evaluate the plan "
-            "without the engine (latency=none)"
+            f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without, "
+            "or evaluate the plan without the engine (latency=none)"
         )
 
 

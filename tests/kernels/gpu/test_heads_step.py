@@ -8,7 +8,6 @@ import pytest
 import torch
 from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.cuda.product import CUDATile
-from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step_tiles import Chosen
 from wisparse.kernels.triton.attention.short import ShortAttentionTile
@@ -71,6 +70,3 @@ def test_what_cannot_be_is_one_line(llama):
     other = replace(with_heads(llama, kept=1), heads=drawn_heads(make_tiny_model("llama", heads=(8, 4)), 1))
     with pytest.raises(KernelError, match="8 heads in 4 groups, and the model has 4 in 2"):
         step_of(llama.to(DEVICE), other, 1)
-    llama.to("cpu")
-    with pytest.raises(KernelError, match=r"key-value groups chosen for each token; take .* heads=none"):
-        DecodeEngine(llama, with_heads(llama, kept=1), capacity=40)

@@ -47,7 +47,6 @@ def test_records_and_plans(cell):
         (["heads=polar", "heads.training.batch=0"], "heads.training.batch=0 is not a whole number from 1 up"),
         (["heads=polar", "heads.training.held_out_share=1"], "leave none to train routers of heads on"),
         (["heads=polar", "method=wina_rotated"], "take a method without rotations, or heads=none"),
-        (["heads=polar", "latency=decode"], "does not execute key-value groups chosen for each token"),
         (["heads.density=0.5"], "density"),
     ],
 )

@@ -1,6 +1,7 @@
 // Norms, rotation and attention of one decoded token. All sums are of sixteen lanes, in one order everywhere.
 #pragma once
 
+#include "step/groups.h"
 #include "step/step.h"
 #include "vectors.h"
 #include "with_constants.h"
@@ -38,8 +39,8 @@ struct SplitSums {
 
 template <class Cached> class Attention {
 public:
-  Attention(const Model &model, const Block &block, int64_t slot)
-      : model(model), block(block), slot(slot), heads_each(model.heads / model.kv_heads),
+  Attention(const Model &model, const Block &block, int64_t slot, const Groups &groups)
+      : model(model), block(block), groups(groups), slot(slot), heads_each(model.heads / model.kv_heads),
         floats((model.head_dim + DOT_LANES - 1) / DOT_LANES * DOT_LANES) {}
 
   // Splits that any row sees.
@@ -47,31 +48,64 @@ public:
     return begin_of(*std::min_element(model.first, model.first + model.batch)) / SPLIT;
   }
   int64_t splits() const { return slot / SPLIT + 1 - first_split(); }
-  int64_t units() const { return model.batch * model.kv_heads * splits(); }
+  int64_t units() const { return model.batch * (groups.kept * splits() + model.kv_heads - groups.kept); }
   static int64_t floats_of_a_split(const Model &model) { return 2 + model.head_dim; }
 
-  // Unit: row of the batch, key-value head, split. qkv: (batch, columns); found: (batch, heads, splits, …).
+  // Unit: row of the batch, key-value head that it looks at, split; behind them, row and one of the other heads.
+  // qkv: (batch, columns); found: (batch, heads, splits, …).
   void run(int64_t unit, const float *qkv, std::vector<float> &room, float *found) const {
-    const int64_t split = unit % splits(), row = unit / splits() / model.kv_heads;
-    const int64_t head = unit / splits() % model.kv_heads, size = model.head_dim;
+    room.assign(heads_each * (floats + SPLIT) + SLOTS_AT_ONCE * floats, 0.0f);
+    const int64_t looking = model.batch * groups.kept * splits(), others = model.kv_heads - groups.kept;
+    if (unit >= looking) {
+      const int64_t row = (unit - looking) / others, place = groups.kept + (unit - looking) % others;
+      append(row, groups.at(row, place), qkv + row * block.qkv.columns, room.data());
+      return;
+    }
+    const int64_t row = unit / splits() / groups.kept, head = groups.at(row, unit / splits() % groups.kept);
+    look(row, head, unit % splits(), qkv + row * block.qkv.columns, room.data(), found);
+  }
+
+  // The context of every row, (batch, heads · head_dim), from what the splits found; zero at heads of other groups.
+  void combine(const float *found, float *context) const {
+    const int64_t each = splits() * floats_of_a_split(model);
+    for (int64_t row = 0; row < model.batch; ++row)
+      for (int64_t place = 0; place < model.kv_heads; ++place)
+        for (int64_t h = 0; h < heads_each; ++h) {
+          const int64_t head = (row * model.kv_heads + groups.at(row, place)) * heads_each + h;
+          float *const of_head = context + head * model.head_dim;
+          std::fill_n(of_head, model.head_dim, 0.0f);
+          if (place < groups.kept) combine_head(found + head * each, of_head);
+        }
+  }
+
+private:
+  template <class Value> Value *of_head(void *cache, int64_t row, int64_t head) const {
+    return static_cast<Value *>(cache) + (row * model.kv_heads + head) * model.capacity * model.head_dim;
+  }
+
+  // The new token's key and value, into the cache.
+  void append(int64_t row, int64_t head, const float *qkv, float *rotated) const {
+    const int64_t size = model.head_dim;
+    rotate(qkv + (model.heads + head) * size, block.key_norm, slot - model.first[row], rotated);
+    const float *const value = qkv + (model.heads + model.kv_heads + head) * size;
+    Cached *const keys = of_head<Cached>(block.keys, row, head) + slot * size;
+    Cached *const values = of_head<Cached>(block.values, row, head) + slot * size;
+    for (int64_t i = 0; i < size; ++i) {
+      put(rotated[i], keys[i]);
+      put(value[i], values[i]);
+    }
+  }
+
+  // What the query heads of one head find in one split. room: zeros.
+  void look(int64_t row, int64_t head, int64_t split, const float *qkv, float *room, float *found) const {
     const int64_t from = (first_split() + split) * SPLIT, to = std::min(from + SPLIT, slot + 1);
     const int64_t begin = std::max(from, begin_of(model.first[row]));
-    qkv += row * block.qkv.columns;
-    const int64_t place = slot - model.first[row];
-    const int64_t head_slots = (row * model.kv_heads + head) * model.capacity;
-    Cached *const keys = static_cast<Cached *>(block.keys) + head_slots * size;
-    Cached *const values = static_cast<Cached *>(block.values) + head_slots * size;
-    room.assign(heads_each * (floats + SPLIT) + SLOTS_AT_ONCE * floats, 0.0f);
-    float *const queries = room.data(), *const scores = queries + heads_each * floats;
+    const int64_t place = slot - model.first[row], size = model.head_dim;
+    const Cached *const keys = of_head<Cached>(block.keys, row, head);
+    const Cached *const values = of_head<Cached>(block.values, row, head);
+    float *const queries = room, *const scores = queries + heads_each * floats;
     float *const rows = scores + heads_each * SPLIT;
-    if (to == slot + 1) { // the split of the new token takes its key and value into the cache
-      rotate(qkv + (model.heads + head) * size, block.key_norm, place, rows);
-      const float *const value = qkv + (model.heads + model.kv_heads + head) * size;
-      for (int64_t i = 0; i < size; ++i) {
-        put(rows[i], keys[slot * size + i]);
-        put(value[i], values[slot * size + i]);
-      }
-    }
+    if (to == slot + 1) append(row, head, qkv, rows); // in the split of the new token
     for (int64_t h = 0; h < heads_each; ++h) {
       rotate(qkv + (head * heads_each + h) * size, block.query_norm, place, queries + h * floats);
       for (int64_t i = 0; i < size; ++i) { // as exact as a key
@@ -94,29 +128,25 @@ public:
       });
   }
 
-  // The context of every row, (batch, heads · head_dim), from what the splits found.
-  void combine(const float *found, float *context) const {
+  // Adds what the splits found for one query head to zeros.
+  void combine_head(const float *found, float *context) const {
     const int64_t size = model.head_dim, each = floats_of_a_split(model), parts = splits();
-    for (int64_t head = 0; head < model.batch * model.heads; ++head, context += size, found += parts * each) {
-      float largest = found[0];
-      for (int64_t part = 1; part < parts; ++part) largest = std::max(largest, found[part * each]);
-      float total = 0.0f;
-      std::fill_n(context, size, 0.0f);
-      for (int64_t part = 0; part < parts; ++part) {
-        const float *const sums = found + part * each;
-        const float weight = exponential((sums[0] - largest) - Floats{})[0];
-        total += sums[1] * weight;
-        for (int64_t i = 0; i < size; ++i) context[i] += sums[2 + i] * weight;
-      }
-      for (int64_t i = 0; i < size; ++i) {
-        Cached rounded;
-        put(context[i] / total, rounded);
-        context[i] = to_float(rounded);
-      }
+    float largest = found[0];
+    for (int64_t part = 1; part < parts; ++part) largest = std::max(largest, found[part * each]);
+    float total = 0.0f;
+    for (int64_t part = 0; part < parts; ++part) {
+      const float *const sums = found + part * each;
+      const float weight = exponential((sums[0] - largest) - Floats{})[0];
+      total += sums[1] * weight;
+      for (int64_t i = 0; i < size; ++i) context[i] += sums[2 + i] * weight;
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      Cached rounded;
+      put(context[i] / total, rounded);
+      context[i] = to_float(rounded);
     }
   }
 
-private:
   int64_t begin_of(int64_t first) const {
     return block.window ? std::max(first, slot + 1 - block.window) : first;
   }
@@ -198,5 +228,6 @@ private:
 
   const Model &model;
   const Block &block;
+  const Groups &groups;
   int64_t slot, heads_each, floats;
 };

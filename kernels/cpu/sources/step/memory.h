@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int64_t MOST_PARTS = 3;   // q, k and v
-constexpr int64_t PHASES = 20;      // most of a block: seven low-rank paths add two each
+constexpr int64_t PHASES = 20;      // most of a block: seven low-rank paths add two each, a router one
 
 // Room of one part's selection.
 struct List {
@@ -25,6 +25,7 @@ struct List {
 struct Own {
   List lists[MOST_PARTS];
   std::vector<float> hidden, x, room;
+  Groups groups;
   Arranged arranged[MOST_PARTS];
   std::vector<uint64_t> signs;
 };
@@ -56,6 +57,7 @@ struct Step {
     for (auto *out : {&wide, &narrow}) out->resize(model.batch * columns);
     for (auto *of_neurons : {&neurons, &gates, &predicted}) of_neurons->resize(model.batch * model.ffn);
     const int64_t splits = (model.capacity + SPLIT - 1) / SPLIT;
+    logits.resize(model.batch * model.heads);
     found.resize(model.batch * model.heads * splits * Attention<float>::floats_of_a_split(model));
   }
 
@@ -65,6 +67,7 @@ struct Step {
   std::vector<float> least;  // thresholds that zero alone does not reach
   std::vector<float> partial, low_rank, wide, narrow, neurons, found;
   std::vector<float> gates, predicted; // of a predicted block: see Thread::predicted
+  std::vector<float> logits;           // of heads, by a router
   std::unique_ptr<std::atomic<int32_t>[]> done;
   std::vector<Own> owns;
 };

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t DOT_ROWS = 64;    // rows of lm_head, or of a factor, that are one unit
 constexpr int64_t NEURON_ROWS = 16; // of gate and of up
+constexpr int64_t ROUTER_ROWS = 8;  // of a router of key-value groups
 constexpr int64_t SIGN_ROWS = 256;  // whose signs are one unit
 
 class Thread {
@@ -54,8 +55,9 @@ private:
 
   template <class Cached> void block(const Block &block) {
     norm(block.input_norm);
+    choose_groups(block);
     products(block.qkv, step.wide.data());
-    const Attention<Cached> attention(model, block, slot);
+    const Attention<Cached> attention(model, block, slot, own.groups);
     share(attention.units(), [&](int64_t unit) {
       attention.run(unit, step.wide.data(), own.room, step.found.data());
     });
@@ -70,6 +72,14 @@ private:
       block.gate_thresholds ? gated(block) : products_of_gated_values(block);
     }
     add_to_stream(step.narrow);
+  }
+
+  void choose_groups(const Block &block) {
+    if (!block.router_bias) return own.groups.look_at_all(model.batch, model.kv_heads);
+    own.arranged[0].fill(block.router.stored, own.x.data(), model.hidden, model.batch, model.hidden);
+    float *const logits = step.logits.data();
+    rows(block.router, nullptr, model.heads, ROUTER_ROWS, own.arranged[0], logits, 1, model.heads, false);
+    own.groups.look_at_best(model.batch, logits, block.router_bias, model.heads, model.kv_heads, block.kept_groups);
   }
 
   void products_of_gated_values(const Block &block) {

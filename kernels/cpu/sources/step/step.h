@@ -40,6 +40,9 @@ struct Block {
   int64_t sign_limit;           // most unlike signs of a neuron that is computed
   void *keys, *values;          // (batch, kv_heads, capacity, head_dim)
   int64_t window;               // slots that a token sees, all of them where 0
+  Weight router;                // (heads, hidden), whose logits choose key-value groups
+  const float *router_bias;     // (heads,); null: attention looks at all groups
+  int64_t kept_groups;          // that a token looks at
 };
 
 struct Model {
