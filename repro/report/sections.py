@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ FIRST = (
 """Tables of a folder that come first, in this order; the others follow by name."""
 UNTITLED = {"massive": "Massive activations of the first token", "settings_tried": "Settings that were tried"}
 """Titles of tables without a page of their own."""
+RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")
 PLOTTED = ("speed", "kernels", "frontier", "quantised")
 """Sections whose plots lie beside their tables."""
 
@@ -105,23 +107,23 @@ def read_sections(results: Path) -> list[Section]:
     for name in sections.keys() - {"claims", *FOLDERS}:
         if rows := read_rows(results / f"{name}.csv"):
             sections[name].parts.append(Part(display_table(name, f"{name}-rows", rows)))
-            sections[name].notes = _notes(results / f"{name}.md")
+            sections[name].notes = _notes(results / f"{name}.md", results)
     if rows := read_rows(results / "table1.csv"):
         sections["table1"].plots = accuracy_plots(rows)
         sections["table1"].legend = colours(rows)
     for name in FOLDERS:
-        sections[name].parts = [_part(name, path) for path in _ordered((results / name).glob("*.csv"))]
+        sections[name].parts = [_part(name, path, results) for path in _ordered((results / name).glob("*.csv"))]
     claims = read_rows(results / "claims.csv")
     for paper in dict.fromkeys(row["paper"] for row in claims):
         name = f"claims-{''.join(letter for letter in paper.lower() if letter.isalnum())}"
         rows = [row for row in claims if row["paper"] == paper]
         sections["claims"].parts.append(Part(display_table("claims", name, rows), paper))
-    sections["claims"].notes = _notes(results / "claims.md")
+    sections["claims"].notes = _notes(results / "claims.md", results)
     places = {"figures": results, "real-figures": results / "real", "paper-figures": results / "paper"}
     for name, folder in places.items():
         sections[name].plots = paper_figures(folder / "figures")
         sections[name].wide = True
-        sections[name].notes = _notes(folder / "figures.md")
+        sections[name].notes = _notes(folder / "figures.md", results)
     for path in figure_files(results):
         place = path.stem.split("-")[0]
         sections[place if place in PLOTTED else "figures"].figures.append(
@@ -137,7 +139,7 @@ def _ordered(tables: Iterable[Path]) -> list[Path]:
     )
 
 
-def _part(section: str, path: Path) -> Part:
+def _part(section: str, path: Path, results: Path) -> Part:
     """A table of a folder, with what lies beside it under its name: a page and a plot."""
     page, plot = path.with_suffix(".md"), path.with_suffix(".svg")
     title = UNTITLED.get(path.stem, path.stem)
@@ -145,13 +147,21 @@ def _part(section: str, path: Path) -> Part:
         title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
     table = display_table(path.stem, f"{section}-{path.stem}", read_rows(path))
     drawn = stored_svg(plot) if plot.is_file() else ""
-    return Part(table, title, f"results/{section}/{path.name}", _notes(page), drawn)
+    return Part(table, title, f"results/{section}/{path.name}", _notes(page, results), drawn)
 
 
-def _notes(path: Path) -> str:
-    """The list above the first table or figure of a page, as HTML: how it was measured."""
+def _notes(path: Path, results: Path) -> str:
+    """The list above the first table or figure of a page, as HTML: how it was measured.
+
+    Its links are as seen from `results`, where the report lies, and not from the page's own folder.
+    """
     if not path.is_file():
         return ""
     above = re.split(r"\n(?:\||## )", path.read_text(encoding="utf-8"))[0]
     start = above.find("\n- ")
-    return "" if start < 0 else MarkdownIt("commonmark", {"html": False}).render(above[start:])
+    if start < 0:
+        return ""
+    seen = RELATIVE_LINK.sub(
+        lambda link: f"]({os.path.relpath(path.parent / link[1], results)})", above[start:]
+    )
+    return MarkdownIt("commonmark", {"html": False}).render(seen)

@@ -220,6 +220,13 @@ def test_ids_are_unique_and_links_lead_somewhere(results):
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
+def test_links_of_a_folders_page_are_as_seen_from_the_report(fuller):
+    page = fuller / "real" / "batch_half.md"
+    note = "- See [readings](../../conf/reading), [speed](../speed.csv), [this](#x) and [paper](https://arxiv.org/abs/1).\n"
+    page.write_text(page.read_text().replace("\n- ", f"\n{note}- ", 1))
+    assert {"../conf/reading", "speed.csv", "#x", "https://arxiv.org/abs/1"} <= set(Page(render(fuller)).links)
+
+
 def test_the_legend_has_the_colours_of_the_lines(results):
     rows = read_rows(results / "table1.csv")
     text = page_text(results)
