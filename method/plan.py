@@ -21,8 +21,8 @@ from ..kernels.plan.block_plan import BlockPlan, GateRule
 from ..kernels.plan.projection_rule import ProjectionRule
 from ..kernels.plan.whole_plan import of_another_model
 from ..kernels.shared_files import file_mode, make_folder, replacing
+from .seal import seal_of
 from .stored.plan_parts import PlanParts
-from .stored.seal import seal_of
 
 __all__ = ["PlanError", "ProjectionRule", "SparsityPlan"]
 

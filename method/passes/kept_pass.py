@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...kernels.shared_files import file_mode, make_folder
-from ..stored.seal import seal_of
+from ..seal import seal_of
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""What files of plans and routers hold, and how a changed byte is noticed."""
+"""What files of plans and of routers hold."""

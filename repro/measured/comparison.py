@@ -132,10 +132,6 @@ class Comparison:
             return None
         return point.linear(below[0], above[0]), point.linear(below[1], above[1])
 
-    def averages_of(self, outcomes: dict[str, Numbers]) -> Numbers:
-        """(resamples,) mean over tasks in percent of outcomes that are no cell's own."""
-        return self._resamples.averages(outcomes)
-
     def log_perplexities(self, cell: MeasuredCell) -> Numbers:
         """(resamples,) nats a token."""
 
