@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...method.projections import PROJECTIONS, key
-from ..embedded.names import EMBEDDED
+from ..embedded.names import from_scratch
 from ..measured.cells import MeasuredCell, place_of, stored_cells
 from ..measured.comparable import check_comparable
 from ..measured.paired_bootstrap import PairedResamples, interval
@@ -128,7 +128,7 @@ def cost_rows(speed: Path) -> Iterator[Row]:
         and row["baseline"] == ENGINE_DENSE
         and (row["batch"], row["prompt"]) == ("1", "5")
     ]
-    models = dict.fromkeys([*PAPER_MODELS, *sorted(EMBEDDED), *(row["model"] for row in measured)])
+    models = dict.fromkeys([*PAPER_MODELS, *from_scratch(), *(row["model"] for row in measured)])
     for model in models:
         mine = [row for row in measured if row["model"] == model]
         sparsities = sorted({*SHOWN_SPARSITIES, *(float(row["sparsity"]) for row in mine)})

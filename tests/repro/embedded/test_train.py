@@ -1,6 +1,7 @@
 """The training of the embedded models, on a few files and for a few steps; and the cards of the real ones."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from wisparse.repro.embedded import card, corpus, train
+from wisparse.repro.embedded.names import EMBEDDED, from_scratch
 from wisparse.repro.embedded.recipes import RECIPES, Recipe
+
+from ...conftest import ROOT
 
 MODELS = sorted(path.name for path in card.MODELS.iterdir())
 
@@ -91,4 +95,18 @@ def test_the_stored_weights_have_the_recorded_quality(name):
 def test_the_weights_fit_the_limits_of_the_repository():
     sizes = [path.stat().st_size for path in card.MODELS.rglob("*.safetensors")]
     assert max(sizes) <= 16_000_000
-    assert sum(sizes) <= 64_000_000
+    assert sum(sizes) <= 80_000_000
+
+
+def test_the_relu_model_is_the_one_of_its_committed_card():
+    """Every file of the folder that training wrote has the hash that stands in results/relu/cards."""
+    hashes = ROOT / "results" / "relu" / "cards" / "llama-mini-prosparse" / "sha256.txt"
+    listed = dict(reversed(line.split()) for line in hashes.read_text().splitlines())
+    assert sum(name.endswith(".safetensors") for name in listed) == 2
+    for name, digest in listed.items():
+        assert hashlib.sha256((card.MODELS / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_models_trained_on_from_another_are_told_from_others():
+    assert from_scratch() == ["llama-mini", "mistral-mini", "qwen-mini"]
+    assert EMBEDDED == {*from_scratch(), "llama-mini-prosparse"} == set(MODELS)
