@@ -18,7 +18,7 @@ Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 def check_comparable(cells: Iterable[MeasuredCell], varied: Collection[str] = ()) -> None:
     """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and items.
 
-    Models of one name must be one checkpoint in one dtype, search budgets of one name the same.
+    Models of one name must be one checkpoint in one dtype that reads one text, search budgets of one name the same.
 
     varied: names of settings that the table compares, in which its cells may differ.
     """
@@ -26,6 +26,7 @@ def check_comparable(cells: Iterable[MeasuredCell], varied: Collection[str] = ()
     _check({name: find for name, find in SHARED_SETTINGS.items() if name not in varied}, first, others)
     check_names(((cell.folder, cell.record) for cell in (first, *others)), varied)
     _check_one_configuration_a_method((first, *others))
+    _check_one_text_a_model((first, *others))
 
 
 def check_same_items(cells: Iterable[MeasuredCell]) -> None:
@@ -66,6 +67,19 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
             raise UserError(
                 f"{other.folder.name} and {cell.folder.name} are both '{method['name']}' with different "
                 "settings; delete one of them, or give it a method.name of its own"
+            )
+
+
+def _check_one_text_a_model(cells: Iterable[MeasuredCell]) -> None:
+    # The same documents are other tokens where a special one begins them, or where another tokenizer reads them.
+    seen: dict[str, MeasuredCell] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.record["model"]["name"], cell)
+        if cell.record["n_tokens"] != other.record["n_tokens"]:
+            raise UserError(
+                f"{other.folder.name} read {other.record['n_tokens']} tokens of the same documents, "
+                f"{cell.folder.name} {cell.record['n_tokens']}: how they begin, or the tokenizer, has changed; "
+                f"{APART}"
             )
 
 
