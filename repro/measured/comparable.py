@@ -18,7 +18,7 @@ Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 def check_comparable(cells: Iterable[MeasuredCell], varied: Collection[str] = ()) -> None:
     """Raises UserError unless all cells share protocol, suite, limits, calibration, seed and items.
 
-    Models of one name must be one checkpoint in one dtype that reads one text, search budgets of one name the same.
+    A model is one checkpoint in one dtype that reads one text; search budgets of one name are the same.
 
     varied: names of settings that the table compares, in which its cells may differ.
     """
@@ -71,7 +71,7 @@ def _check_one_configuration_a_method(cells: Iterable[MeasuredCell]) -> None:
 
 
 def _check_one_text_a_model(cells: Iterable[MeasuredCell]) -> None:
-    # The same documents are other tokens where a special one begins them, or where another tokenizer reads them.
+    # Documents are other tokens where a special one begins them, or where another tokenizer reads them.
     seen: dict[str, MeasuredCell] = {}
     for cell in cells:
         other = seen.setdefault(cell.record["model"]["name"], cell)
