@@ -146,7 +146,9 @@ class TrafficCounter:
     def _column_share(self, name: str, sparse_tokens: int) -> float:
         """Share of a q's columns that a sparse token reads; 1 where all groups are looked at."""
         unread = int(self._unread.get(name, 0))
-        return 1.0 - unread / (sparse_tokens * self._parts(name)) if unread else 1.0
+        if not (unread and sparse_tokens):  # no tokens: what a dense one would read
+            return 1.0
+        return 1.0 - unread / (sparse_tokens * self._parts(name))
 
     def _bytes(self, shares: dict[str, float], weights: float, besides: int, sparse_tokens: int = 0) -> float:
         """Bytes of a token that reads these shares of the projections, so many weights, and others besides."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ....kernels.engine.sampling import Multinomial
 from ....method.errors import UserError
 from ....method.running.apply import SparseSession
-from ....method.tokens import stop_tokens
+from ....method.tokens import begin_tokens, stop_tokens
 from ..language_model import SparseLM, longest_sequence
 from ..passes.batches import computed, padded
 from ..passes.context import announced, reproducible_attention
@@ -57,12 +57,20 @@ class GenerationSuite:
             )
 
     def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise UserError for a model that cannot hold a prompt and its continuation."""
+        """Raise UserError for a model that cannot hold a prompt and its continuation, or a question."""
         asked, longest = self.prompt_tokens + self.new_tokens, longest_sequence(model)
         if asked > longest:
             raise UserError(
                 f"suite.prompt_tokens and suite.new_tokens make {asked} tokens; this model takes {longest}"
             )
+        begin = len(begin_tokens(tokenizer))
+        for task, answer in LONGEST.items():
+            prompts = [question.prompt for question in questions(task, self.questions)]
+            found = tokenizer(prompts, add_special_tokens=False).input_ids
+            if (asked := begin + max(map(len, found)) + answer) > longest:
+                raise UserError(
+                    f"suite=generation: a {task} with its answer has {asked} tokens; this model takes {longest}"
+                )
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: SparseSession | None

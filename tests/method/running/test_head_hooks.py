@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import nn
 from wisparse.kernels.plan.heads import HeadRule
 from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import NORM_PATHS, PROJECTION_PATHS
+from wisparse.method.quantised_model import quantised
 from wisparse.method.running.apply import applied
 
-from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
+from ...conftest import composed, make_calibration, make_method, make_protocol, make_tiny_model
 from ..heads.head_plans import with_heads
 
 
@@ -72,6 +74,28 @@ def test_rows_of_o_columns_of_q_and_the_router_are_counted(tiny_model):
     assert report["dense_bytes_per_token"] - report["bytes_per_token"] == 4 * (saved - router)
     assert report["by_projection"]["q"] == report["by_projection"]["o"] == 0.25
     assert report["by_projection"]["k"] == report["by_projection"]["down"] == 0.0
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_of_quantised_weights_columns_of_q_and_rows_of_o_are_counted(llama, quantisation):
+    """Half of q's columns with their scales, half of o's rows with theirs."""
+    calibration = make_calibration(llama)
+    overrides = (f"quantisation={quantisation}",) + (
+        ("quantisation.group=4",) if quantisation == "int4" else ()
+    )
+    weights = instantiate(composed(*overrides).quantisation).weights(calibration)
+    with quantised(llama, weights):
+        plan = replace(with_heads(llama, kept=1), quantisation=weights.description)
+        with applied(llama, plan, make_protocol("all")) as session:
+            before = session.report()
+            llama(input_ids=calibration.input_ids[:2, :8])
+            report = session.report()
+    q, o = (weights.weights[name].stored_bytes() for name in ("1.q", "1.o"))
+    saved = (q.values + q.with_columns + o.values + o.with_rows) / 2
+    router = llama.config.num_attention_heads * (llama.config.hidden_size + 1)
+    assert before["bytes_per_token"] - before["dense_bytes_per_token"] == 4 * router
+    assert report["dense_bytes_per_token"] == before["dense_bytes_per_token"]
+    assert report["dense_bytes_per_token"] - report["bytes_per_token"] == saved - 4 * router
 
 
 def test_with_rules_of_q_and_o_what_both_leave_is_counted(llama):

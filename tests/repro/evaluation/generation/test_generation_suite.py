@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,5 +114,9 @@ def test_too_few_texts_and_too_long_ones_are_refused(model, tokenizer):
         small(prompts=5).run(model, tokenizer, None)
     with pytest.raises(UserError, match="this model takes"):
         small(new_tokens=10**6).check(model, tokenizer)
+    short = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=64))
+    with pytest.raises(UserError, match=r"a story with its answer has \d+ tokens; this model takes 64"):
+        small().check(short, tokenizer)
+    small().check(model, tokenizer)
     with pytest.raises(UserError, match="temperature above 0"):
         small(temperature=0.0)
