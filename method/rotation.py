@@ -50,7 +50,7 @@ def orthogonal_column_bases(model: PreTrainedModel, projection_of_site: Mapping[
                 raise UserError("rotated bases need all weights in memory; set model.offload=never")
             folded = weight.double() * block.get_submodule(NORM_PATHS[site]).weight.double()
             vectors = torch.linalg.eigh(folded.T @ folded).eigenvectors
-            bases[key(index, site)] = vectors.flip(1).float()
+            bases[key(index, site)] = vectors.flip(1).float().contiguous()
     return bases
 
 
@@ -85,7 +85,7 @@ def _axes(blocks: nn.ModuleList, name: str, products: Tensor, gains_kept: bool) 
             f"block {block}: what enters {', '.join(projections_of_site(site))} is not finite on the "
             "calibration text; try model.dtype=float32 or bfloat16"
         )
-    return torch.linalg.eigh(products).eigenvectors.float()
+    return torch.linalg.eigh(products).eigenvectors.float().contiguous()
 
 
 @contextmanager

@@ -87,6 +87,22 @@ def test_every_method_on_every_family(name, family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
+def test_a_plan_that_was_saved_computes_the_same_to_the_last_bit(name, tmp_path):
+    """Products with a matrix in another order of memory round otherwise."""
+    model, calibration, plan = planned(name)
+    plan.save(tmp_path / "plan")
+    logits, reports = [], []
+    for one in (plan, SparsityPlan.load(tmp_path / "plan")):
+        with applied(model, one, make_protocol("all")) as session:
+            logits.append(model(input_ids=calibration.input_ids).logits)
+        reports.append(session.report())
+        assert all(basis.is_contiguous() for basis in one.rotations.values())
+    assert torch.equal(*logits)
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_realised_sparsity_is_nominal_on_calibration_data(name):
     """Each rule drops what it should of the dense activations it was calibrated on, within a point.
 
