@@ -28,6 +28,12 @@ LARGEST_RATIO = 3.0
 MOST_INSIDE = 8
 """Methods whose legend has its place inside of a panel."""
 
+FEWEST_OF_A_LINE_TO_DENSE = 3
+"""Sparsities of a method whose line ends at the dense point: from fewer, all of it would be a guess."""
+
+LINE_OF_LEGEND = 0.24
+"""Inches that an entry of a legend beside the panels takes."""
+
 MEASURES = {"perplexity": "perplexity ÷ dense", "average": "average accuracy, %"}
 """Columns of the table that have a row of panels each, where anything was measured, and their labels."""
 
@@ -49,7 +55,9 @@ def frontier_figure(rows: list[Row]) -> Figure:
         for place, method in enumerate(methods)
     }
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
-    figure = Figure(figsize=(max(4.5, 3.6 * len(parts)), 3.0 * len(measures)), layout="constrained")
+    beside = len(methods) > MOST_INSIDE
+    height = max(3.0 * len(measures), LINE_OF_LEGEND * len(methods) if beside else 0.0)
+    figure = Figure(figsize=(max(4.5, 3.6 * len(parts)), height), layout="constrained")
     axes = figure.subplots(len(measures), len(parts), squeeze=False, sharex="col", sharey="row")
     for column, part in enumerate(parts):
         mine = [row for row in rows if _part(row) == part]
@@ -61,7 +69,7 @@ def frontier_figure(rows: list[Row]) -> Figure:
         axes[-1, column].set(xlabel="MB a token reads")
     for axis, measure in zip(axes[:, 0], measures, strict=True):
         axis.set_ylabel(MEASURES[measure])
-    if len(methods) > MOST_INSIDE:
+    if beside:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     else:
         axes[0, 0].legend(fontsize=8)
@@ -77,7 +85,7 @@ def _part(row: Row) -> str:
 def _points(rows: list[Row], figure: str) -> Points:
     """(MB, mean over the seeds) of each sparsity by method, sorted by bytes.
 
-    The dense point ends each line; a method measured at one sparsity alone is that point.
+    The dense point ends each line of enough sparsities.
     """
     found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -89,7 +97,10 @@ def _points(rows: list[Row], figure: str) -> Points:
         for method, by_sparsity in found.items()
     }
     dense = means.pop("dense", [])
-    return {method: sorted(points + dense) if len(points) > 1 else points for method, points in means.items()}
+    return {
+        method: sorted(points + dense if len(points) >= FEWEST_OF_A_LINE_TO_DENSE else points)
+        for method, points in means.items()
+    }
 
 
 def _draw(axis: Axes, points: Points, styles: dict[str, dict[str, str]]) -> None:
