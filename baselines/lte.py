@@ -17,12 +17,13 @@ from ..kernels.plan.mechanism import Mechanism
 from ..kernels.plan.routers import NeuronRouter
 from ..method.base import Method
 from ..method.calibration import Calibration
-from ..method.errors import OutOfReachError, UserError
+from ..method.errors import UserError
 from ..method.hooks import hooked
 from ..method.plan import SparsityPlan
-from ..method.projections import PROJECTION_PATHS, decoder_blocks, decoder_of, key, parameter_shares
+from ..method.projections import PROJECTION_PATHS, decoder_blocks, decoder_of, key
 from ..method.provenance import PlanProvenance, SearchCost
 from ..method.stored.routers import FILE, stored_routers
+from .dense_attention import check_neurons_reach, neuron_share
 
 
 @dataclass(frozen=True)
@@ -57,35 +58,26 @@ class LTE(Method):
         return weights
 
     @staticmethod
-    def _shares(calibration: Calibration, weights: list[Tensor]) -> tuple[float, float]:
-        """Shares of the blocks' weights: those of gate, up and down, and the routers."""
-        by_name = parameter_shares(decoder_blocks(calibration.model)[0])
+    def _read(calibration: Calibration, weights: list[Tensor]) -> float:
+        """Size of the routers as a share of the blocks' weights."""
         size = sum(out * inner for out, inner in calibration.shapes.values())
-        read = sum(weight.numel() for weight in weights) / size
-        return sum(by_name[name] for name in ("gate", "up", "down")), read
+        return sum(weight.numel() for weight in weights) / size
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:
         """Attention is dense, and routers are read."""
-        neurons, routers = self._shares(calibration, self._weights(calibration))
-        if sparsity and sparsity >= neurons - routers:
-            raise OutOfReachError(
-                f"{self.name} leaves attention dense, reads routers of {routers:.3f} of the blocks' weights "
-                f"and cannot reach block sparsity {sparsity} on this model; the maximum is below "
-                f"{neurons - routers:.3f}",
-                maximum=neurons - routers,
-            )
+        read = self._read(calibration, self._weights(calibration))
+        check_neurons_reach(self.name, sparsity, calibration, read, "routers")
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         plan = SparsityPlan(calibration.shapes)
         if not sparsity:
             return plan
         weights = self._weights(calibration)
-        neurons, routers = self._shares(calibration, weights)
         with cost.stage("calibration"):
             logits = calibration.remembered(
                 ("logits of routers", self.routers), lambda: router_logits(calibration, weights)
             )
-        dropped = (sparsity + routers) / neurons
+        dropped = (sparsity + self._read(calibration, weights)) / neuron_share(calibration)
         threshold = max(0.0, logits.kthvalue(max(1, round(dropped * len(logits)))).values.item())
         found = {"threshold": threshold, "dropped": float((logits <= threshold).float().mean())}
         rules = {block: NeuronRouter(weight, threshold) for block, weight in enumerate(weights)}

@@ -12,10 +12,11 @@ from ..kernels.plan.mechanism import Mechanism
 from ..kernels.plan.proxies import ProxyRule
 from ..method.base import Method
 from ..method.calibration import Calibration
-from ..method.errors import OutOfReachError, UserError
+from ..method.errors import UserError
 from ..method.plan import SparsityPlan
-from ..method.projections import decoder_blocks, key, parameter_shares
+from ..method.projections import key
 from ..method.provenance import PlanProvenance, SearchCost
+from .dense_attention import check_neurons_reach, neuron_share
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,23 @@ class Prox(Method):
         kept = int(neurons * kept_share + 1e-9)
         return ProxyRule(neurons, channels, kept, max(1, int(channels * self.input_share + 1e-9)), self.group)
 
-    def _shares(self, calibration: Calibration) -> tuple[float, float]:
-        """Shares of a block's weights: those of gate, up and down, and what is read of the proxies."""
+    def _read(self, calibration: Calibration) -> float:
+        """What is read of the proxies, as a share of a block's weights."""
         shapes = [shape for name, shape in calibration.shapes.items() if name.startswith("0.")]
         read = self._rule(calibration, 1.0).mechanisms()[Mechanism.PROXY]
-        by_name = parameter_shares(decoder_blocks(calibration.model)[0])
-        neurons = sum(by_name[name] for name in ("gate", "up", "down"))
-        return neurons, read / sum(out * inner for out, inner in shapes)
+        return read / sum(out * inner for out, inner in shapes)
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:
         """Attention is dense, and proxies are read."""
-        neurons, proxies = self._shares(calibration)
-        if sparsity and sparsity >= neurons - proxies:
-            raise OutOfReachError(
-                f"{self.name} leaves attention dense, reads proxies of {proxies:.3f} of the blocks' weights "
-                f"and cannot reach block sparsity {sparsity} on this model; the maximum is below "
-                f"{neurons - proxies:.3f}",
-                maximum=neurons - proxies,
-            )
+        check_neurons_reach(self.name, sparsity, calibration, self._read(calibration), "proxies")
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         plan = SparsityPlan(shapes=calibration.shapes)
         if not sparsity:
             return plan
-        neurons, proxies = self._shares(calibration)
-        dropped = (sparsity + proxies) / neurons
+        read = self._read(calibration)
+        dropped = (sparsity + read) / neuron_share(calibration)
         rule = self._rule(calibration, 1.0 - dropped)
-        found = {"neurons_dropped": dropped, "proxy_share": proxies}
+        found = {"neurons_dropped": dropped, "proxy_share": read}
         rules = dict.fromkeys(range(calibration.blocks), rule)
         return replace(plan, proxies=rules, provenance=PlanProvenance(details=found))

@@ -15,6 +15,7 @@ from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTION_PATHS, decoder_blocks, key, parameter_shares
 from ..method.provenance import SearchCost
 from ..method.signs.predictor import PredictedNeurons, alpha_of, predicted_neurons
+from .dense_attention import check_neurons_reach
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +53,7 @@ class SparseInfer(Method):
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:
         """Attention is dense."""
-        shares = parameter_shares(decoder_blocks(calibration.model)[0])
-        reach = shares["gate"] + shares["up"] + shares["down"]
-        if sparsity >= reach:
-            raise OutOfReachError(
-                f"{self.name} leaves attention dense and cannot reach block sparsity {sparsity} on this model; "
-                f"the maximum is below {reach:.3f}",
-                maximum=reach,
-            )
+        check_neurons_reach(self.name, sparsity, calibration)
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         with cost.stage("calibration"):

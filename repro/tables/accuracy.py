@@ -88,6 +88,14 @@ KEPT = Column[AccuracyEntry](
 STATUS = Column[AccuracyEntry]("status", "", lambda entry: entry.status)
 
 
+def against(average: tuple[str, str], perplexity: tuple[str, str]) -> tuple[Column[AccuracyEntry], ...]:
+    """Columns that compare with another cell, by their name and title."""
+    return (
+        Column(*average, lambda entry: entry.average_difference, 4, number(2, sign="+"), bounds=True),
+        Column(*perplexity, lambda entry: entry.perplexity_ratio, 4, number(3), bounds=True),
+    )
+
+
 def score(entry: AccuracyEntry, task: str) -> float | None:
     """Score of a task as a share."""
     return entry.of_record("tasks", task, "value")

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from ..measured.cells import MeasuredCell
 from ..measured.paired_bootstrap import RESAMPLES
-from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, QUANTISATION, REALISED, STATUS, AccuracyEntry, score
+from .accuracy import (
+    AVERAGE,
+    BYTES,
+    KEPT,
+    PERPLEXITY,
+    QUANTISATION,
+    REALISED,
+    STATUS,
+    AccuracyEntry,
+    against,
+    score,
+)
 from .csv_rows import Row
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
 from .table_data import OURS, TableData, read_table
@@ -38,14 +49,7 @@ def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
         KEPT,
         *(task_column(task, score) for task in tasks),
         Column("bits_per_byte", "", lambda entry: entry.of_record("bits_per_byte"), 5),
-        Column(
-            "average_minus_dense", "Average − dense", lambda entry: entry.average_difference, 4,
-            number(2, sign="+"), bounds=True,
-        ),
-        Column(
-            "perplexity_ratio", "Perplexity ÷ dense", lambda entry: entry.perplexity_ratio, 4, number(3),
-            bounds=True,
-        ),
+        *against(("average_minus_dense", "Average − dense"), ("perplexity_ratio", "Perplexity ÷ dense")),
         Column(
             "dense_bytes_per_token", "", lambda entry: entry.of_record("realised", "dense_bytes_per_token"), 0
         ),

@@ -7,8 +7,19 @@ from pathlib import Path
 
 from ...method.errors import UserError
 from ..measured.paired_bootstrap import RESAMPLES
-from .accuracy import AVERAGE, BYTES, KEPT, PERPLEXITY, QUANTISATION, REALISED, STATUS, AccuracyEntry, score
-from .table import PERCENT, Column, Table, number, task_column
+from .accuracy import (
+    AVERAGE,
+    BYTES,
+    KEPT,
+    PERPLEXITY,
+    QUANTISATION,
+    REALISED,
+    STATUS,
+    AccuracyEntry,
+    against,
+    score,
+)
+from .table import PERCENT, Column, Table, task_column
 from .table_data import TableData, read_table
 from .text import headed, introduced, settings_lines
 
@@ -59,11 +70,7 @@ def columns(tasks: Sequence[str]) -> list[Column[AccuracyEntry]]:
         AVERAGE,
         KEPT,
         *(task_column(task, score) for task in tasks),
-        Column("step", "Step", lambda entry: entry.average_difference, 4, number(2, sign="+"), bounds=True),
-        Column(
-            "step_perplexity_ratio", "Step of perplexity", lambda entry: entry.perplexity_ratio, 4, number(3),
-            bounds=True,
-        ),
+        *against(("step", "Step"), ("step_perplexity_ratio", "Step of perplexity")),
         STATUS,
     ]  # fmt: skip
 
