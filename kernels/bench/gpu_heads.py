@@ -50,7 +50,7 @@ class HeadSpeed:
     """Bytes of the keys and values that are looked at, in a step with all weights, over time."""
     peak_gb_s: float
     tile: str
-    """Warps, cluster and slots on their way of attention in CUDA C++."""
+    """Warps, cluster and slots on their way of attention in CUDA C++; empty on a CPU."""
 
 
 def tile_name(tile: CUDAAttentionTile) -> str:

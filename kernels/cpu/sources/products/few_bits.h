@@ -19,6 +19,7 @@
 constexpr int64_t RUN = 128; // sixteen times its largest sum, 128 · LARGEST_FACTOR · 15, fits 32 bits
 constexpr int QUADS = ROWS / QUAD;
 constexpr int AHEAD = 2; // steps of ROWS rows that are asked for before they are read
+constexpr int64_t SCALES_AHEAD = 24; // rows whose scales are
 constexpr float SMALLEST_PEAK = 0x1p-100f; // of a unit that float32 holds, with its inverse
 
 // What differs between the formats: vectors of sums of one of four vectors of bytes, zero points without own ones.
@@ -93,6 +94,8 @@ private:
         Integers peak = {}, zeros = {};
         for (int64_t i = 0; i < count; ++i) {
           const int64_t at = kept.channels[first + i] * weight.scale_stride + first_group + g;
+          const int64_t later = kept.channels[std::min(first + i + SCALES_AHEAD, kept.count - 1)];
+          __builtin_prefetch(weight.scales + later * weight.scale_stride + first_group + g);
           products[i] = load_halves(weight.scales + at, groups - g) * kept.values[(first + i) * batch() + b];
           peak = larger(peak, products[i]);
         }

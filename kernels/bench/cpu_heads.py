@@ -1,0 +1,94 @@
+"""Whole decode steps over chosen key-value groups on a CPU: random weights, no model.
+
+    python -m wisparse.kernels.bench.cpu_heads --shape smollm2-135m > heads.jsonl
+
+Steps over all groups and over some take turns, ten tokens each, so that what else the machine does meets all of
+them alike. The lines are those of `gpu_heads`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from statistics import median
+
+import torch
+
+from ..cpu.build import cpu_facts
+from ..cpu.step import decode_step
+from ..model.decoder import DecoderShape
+from ..model.decoder_weights import DecoderWeights
+from .bandwidth import read_bandwidth
+from .cpu_clock import cpu_step_times
+from .drawn import bytes_read, filled_cache, random_weights
+from .gpu_heads import HeadSpeed, routed
+from .model_shapes import shape_of
+
+TOKENS = 10
+"""Decoded by one step before the next; the first two are not counted."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def device_name() -> str:
+    """The processor and how many threads of it compute."""
+    return f"{cpu_facts().get('model name', 'CPU')}, {torch.get_num_threads()} threads"
+
+
+def step_rows(
+    name: str,
+    weights: DecoderWeights,
+    batch: int,
+    context: int,
+    kept: tuple[int, ...],
+    rounds: int,
+    peak: float,
+) -> Iterator[HeadSpeed]:
+    """Steps of so many rows behind `context` - 1 tokens, over so many groups; peak: GB/s of the machine."""
+    shape, device = weights.shape, torch.device("cpu")
+    cache = filled_cache(shape, weights.dtype, device, context - 1, batch, spare=1)
+    steps = {
+        groups: decode_step(weights, routed(shape, groups, weights.dtype, device), cache) for groups in kept
+    }
+    times: dict[int, list[float]] = {groups: [] for groups in kept}
+    for _ in range(rounds):
+        for groups, step in steps.items():
+            times[groups] += cpu_step_times(step, cache, context - 1, TOKENS)[2:]
+    for groups, found in times.items():
+        us = 1e3 * median(found)
+        share = (1 + (shape.blocks - 1) * groups / shape.kv_heads) / shape.blocks
+        read = bytes_read(weights, 0.0) + share * (cache.keys.nbytes + cache.values.nbytes)
+        yield HeadSpeed(
+            device=device_name(), shape=name, part="step", batch=batch, context=context, groups=shape.kv_heads,
+            kept=groups, us=us, gb_s=read / us / 1e3, peak_gb_s=peak, tile="",
+        )  # fmt: skip
+
+
+def chosen_groups(shape: DecoderShape, kept: list[int] | None) -> tuple[int, ...]:
+    """All groups first, then those asked for; by default the half of them, rounded up."""
+    some = [(shape.kv_heads + 1) // 2] if kept is None else [one for one in kept if one < shape.kv_heads]
+    return shape.kv_heads, *some
+
+
+def main() -> None:
+    """Print a line of JSON for each batch, context and number of groups as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="smollm2-135m", help="a model of conf/model whose shapes are taken")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 8192])
+    parser.add_argument("--kept", type=int, nargs="+", default=None, help="groups besides all; half of them")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    shape = shape_of(options.shape)
+    weights = random_weights(shape, 16, 16, DTYPES[options.dtype], torch.device("cpu"))
+    peak, kept = read_bandwidth(torch.device("cpu")) / 1e9, chosen_groups(shape, options.kept)
+    for batch, context in product(options.batches, options.contexts):
+        for row in step_rows(options.shape, weights, batch, context, kept, options.rounds, peak):
+            print(json.dumps(asdict(row)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
