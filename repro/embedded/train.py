@@ -123,13 +123,11 @@ def held_out_nats(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> fl
     return total / windows
 
 
-def make_optimizers(
-    model: PreTrainedModel, recipe: Recipe, besides: Sequence[nn.Parameter] = ()
-) -> list[torch.optim.Optimizer]:
-    """AdamW for all and for `besides`, or Muon for the matrices inside blocks and AdamW for the rest."""
+def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest."""
     matrices = [p for p in Decoder.of(model).blocks.parameters() if p.ndim == 2]
     matrix_ids = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in matrix_ids] + list(besides)
+    others = [p for p in model.parameters() if id(p) not in matrix_ids]
     adamw = {"betas": (0.9, 0.95), "fused": True, "lr": recipe.learning_rate}
     if recipe.optimizer == "muon":
         return [
@@ -179,13 +177,16 @@ def fit(
     loss_of: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = token_losses,
     before_step: Callable[[float], None] = lambda progress: None,
     besides: Sequence[nn.Parameter] = (),
+    rate_of_model: Callable[[float], float] = lambda progress: 1.0,
 ) -> int:
     """Train a model as it is by now; returns the number of steps taken.
 
     loss_of: of the model and ids (sequences, length). before_step: told the share of training done so far.
-    besides: what is trained with the model and is no part of it.
+    besides: what is trained with the model by AdamW and is no part of it. rate_of_model: share of its learning
+    rate that the model has after a share of training.
     """
-    optimizers = make_optimizers(model, recipe, besides)
+    of_model = make_optimizers(model, recipe)
+    optimizers = [*of_model, *([torch.optim.AdamW(besides, weight_decay=0.0)] if besides else [])]
     steps = max(1, recipe.training_tokens // (recipe.batch * recipe.length))
     starts, offsets = batches(training, recipe, steps).to(device), torch.arange(recipe.length)
     training, offsets = training.to(device), offsets.to(device)
@@ -195,8 +196,9 @@ def fit(
         before_step(step / steps)
         share = learning_rate_share(step, steps, recipe)
         for optimizer in optimizers:
+            rate = rate_of_model(step / steps) if optimizer in of_model else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * share
+                group["lr"] = recipe.learning_rate * share * rate
         ids = training[starts[step][:, None] + offsets].long()
         with torch.autocast(device, torch.bfloat16):
             loss = compiled(model, ids)
@@ -206,8 +208,8 @@ def fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if step % 250 == 0:
-            rate = (step + 1) * recipe.batch * recipe.length / (time.time() - started)
-            print(f"step {step}/{steps} loss {loss.item():.4f} {rate / 1e6:.2f} M tokens/s", flush=True)
+            speed = (step + 1) * recipe.batch * recipe.length / (time.time() - started)
+            print(f"step {step}/{steps} loss {loss.item():.4f} {speed / 1e6:.2f} M tokens/s", flush=True)
     return steps
 
 

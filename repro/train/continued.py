@@ -132,8 +132,10 @@ def train_and_save(
     held_out, started = held_out.to(device), time.time()
     with changed(model, how) as as_trained:
         routers = as_trained.routers
-        besides = () if routers is None else tuple(routers.layers.parameters())
-        steps = fit(model, settings, training, device, as_trained.loss, as_trained.advance, besides)
+        besides, rates = (), {}
+        if routers is not None:
+            besides, rates = tuple(routers.layers.parameters()), {"rate_of_model": how.routers.rate_of_model}
+        steps = fit(model, settings, training, device, as_trained.loss, as_trained.advance, besides, **rates)
         as_trained.advance(1.0)
         stored = None if routers is None else routers.stored()
         record = {

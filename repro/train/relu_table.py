@@ -49,7 +49,8 @@ class TrainedModels:
 def read_models(cards: Path, *records: Path) -> TrainedModels:
     """Read the cards below a folder, a folder each, and the cells below others.
 
-    Raises UserError without the control, and where another model was trained otherwise or on other tokens.
+    Raises UserError without the control, where another model was trained otherwise or on other tokens, and
+    where cells of one name are of different weights.
     """
     found = {}
     for name in CONTINUATIONS:
@@ -64,6 +65,11 @@ def read_models(cards: Path, *records: Path) -> TrainedModels:
             raise UserError(f"{START}-{name} is of another {other[0]} than the control and not comparable")
     names = {f"{START}-{name}" for name in found}
     cells = [cell for cell in every_cell(records) if cell.record["model"]["name"] in names]
+    weights: dict[str, str] = {}
+    for cell in cells:
+        model = cell.record["model"]
+        if weights.setdefault(model["name"], model["fingerprint"]) != model["fingerprint"]:
+            raise UserError(f"cells of {model['name']} are of several trainings; keep those of one")
     return TrainedModels(found, dict(enumerate(cells)))
 
 

@@ -35,6 +35,13 @@ class RouterRecipe:
     """Neurons of a group, the paper's."""
     hard_from: float = 0.6
     """Share of training after which routers are hard and stay as they are. Ours."""
+    model_rate: float = 0.1
+    """Share of its learning rate that the model has until then. A fast one makes up for low scores with larger
+    weights, all scores fall to zero, and nothing is left once routers are hard. Ours."""
+
+    def rate_of_model(self, progress: float) -> float:
+        """Share of its learning rate that the model has after this share of training."""
+        return self.model_rate if progress < self.hard_from else 1.0
 
 
 def balanced_groups(rows: Tensor, groups: int) -> Tensor:

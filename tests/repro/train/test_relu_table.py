@@ -55,3 +55,17 @@ def test_what_is_not_comparable_is_refused(tmp_path):
     card(tmp_path, "dense", 0.1, 8.0, tokens_seen=999)
     with pytest.raises(UserError, match="llama-mini-relu is of another tokens_seen"):
         read_models(tmp_path)
+
+
+def test_cells_of_two_trainings_are_refused(tmp_path):
+    card(tmp_path / "cards", "dense", 0.1, 8.0)
+    for place, method in enumerate(("relu_zeros", "teal")):
+        model = {
+            "name": "llama-mini-dense",
+            "device": "cpu",
+            "fingerprint": str(place) * 64,
+            "dtype": "float32",
+        }
+        write_cell(tmp_path / "records", method, 0.0, 0, model=model)
+    with pytest.raises(UserError, match="cells of llama-mini-dense are of several trainings"):
+        read_models(tmp_path / "cards", tmp_path / "records")

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from wisparse.repro.embedded.train import token_losses
+from wisparse.repro.embedded.recipes import Recipe
+from wisparse.repro.embedded.train import fit, token_losses
 from wisparse.repro.train.continued import changed
 from wisparse.repro.train.recipes import Continuation
 from wisparse.repro.train.routers import RouterRecipe, TrainedRouters, balanced_groups, group_neurons
@@ -59,3 +60,20 @@ def test_losses_by_hand():
     apart = (2 / 0.21 + 1 / 0.05 + 1 / 0.3) / 4
     assert routers.take_loss().item() == pytest.approx(0.5 * squares + 0.1 * apart)
     assert routers._scores == []
+
+
+def test_the_model_is_slow_while_routers_are_soft():
+    assert [HOW.rate_of_model(progress) for progress in (0.0, 0.49, 0.5, 1.0)] == [0.1, 0.1, 1.0, 1.0]
+
+
+def test_routers_learn_at_their_own_rate_where_the_model_stands(llama):
+    llama.requires_grad_(True)
+    recipe = Recipe(llama.config, "adamw", 2 * 2 * 8, learning_rate=1e-2, batch=2, length=8, warmup_steps=1)
+    training = torch.randint(128, (64,), generator=torch.Generator().manual_seed(0))
+    with changed(llama, Continuation("", routers=HOW)) as as_trained:
+        before = {name: value.clone() for name, value in llama.state_dict().items()}
+        weights = [layer.weight.clone() for layer in as_trained.routers.layers]
+        besides = tuple(as_trained.routers.layers.parameters())
+        fit(llama, recipe, training, "cpu", as_trained.loss, besides=besides, rate_of_model=lambda _: 0.0)
+        assert not any(map(torch.equal, weights, besides))
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
