@@ -96,7 +96,9 @@ def figure(name: str, found: list[dict[str, str]]) -> Figure:
             alphas = [float(row["alpha"]) for row in mine]
             axes.plot(alphas, values, label=f"block {block}", markersize=4, **line_style(place))
         axes.set_title(title)
-        axes.set_xlabel("α: negative over positive products of a neuron taken to be zero")
+    drawn.supxlabel(
+        "α: negative over positive products beyond which a neuron is taken to be zero", fontsize="medium"
+    )
     panels[0].set_ylabel("%")
     panels[1].legend(fontsize=7)
     return drawn
