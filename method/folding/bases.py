@@ -2,7 +2,7 @@
 
 The residual stream has one basis for all blocks, fitted so that dropping its channels by one threshold on
 the expected loss costs least. A head's values have one in each block: the principal axes of what o reads of it,
-over all heads of q that share it. Both cost nothing a token (`kernels.folding`).
+over all heads of q that share it. Both cost nothing a token (`kernels.plan.folding`).
 """
 
 from __future__ import annotations

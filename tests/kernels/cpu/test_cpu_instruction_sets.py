@@ -130,9 +130,9 @@ OLDER = {
 }
 """CPUs as torch calls them, and what its libraries and our kernels call them."""
 AGREEING = (
-    "kernels/test_engine.py::test_the_engine_continues_as_generate_does[llama-teal_uniform]",
-    "kernels/test_engine.py::test_a_bfloat16_step_rounds_to_bfloat16_in_attention_alone[True]",
-    "method/test_apply.py::test_decoding_with_a_cache_equals_scoring_the_whole_sequence[llama]",
+    "kernels/engine/test_engine.py::test_the_engine_continues_as_generate_does[llama-teal_uniform]",
+    "kernels/engine/test_engine.py::test_a_bfloat16_step_rounds_to_bfloat16_in_attention_alone[True]",
+    "method/running/test_apply.py::test_decoding_with_a_cache_equals_scoring_the_whole_sequence[llama]",
 )
 
 
