@@ -17,14 +17,14 @@ class Row(NamedTuple):
 
     measure: str
     value: str
-    stderr: str = ""
+    spread: str = ""
     dense: str = ""
     difference: str = ""
     n: str = ""
     chance: str = ""
 
 
-HEADS = Row("measure", "value", "± stderr", "dense", "difference", "n", "chance")
+HEADS = Row("measure", "value", "±", "dense", "difference", "n", "chance")
 PIPED_WIDTH = 120
 """Characters of a table that goes into a file."""
 
@@ -55,6 +55,10 @@ def _evaluated(record: dict[str, Any]) -> bool:
 def _caption(record: dict[str, Any], dense: dict[str, Any] | None) -> Iterator[str]:
     if _evaluated(record):
         yield f"protocol {record['protocol']['name']}: {record['protocol']['description']}"
+    if record["tasks"]:
+        yield "± of tasks: one standard error"
+    if any(timing["repeats"] > 1 for timing in _timings(record).values()):
+        yield "± of tok/s: half the distance of the fastest from the slowest repeat"
     if dense is not None:
         yield "difference: to dense in points, perplexity and bytes as ratios"
     yield f"seed {record['seed']}"
@@ -106,17 +110,21 @@ def _bytes(traffic: dict[str, Any], title: str) -> list[Row]:
     ]
 
 
+def _timings(record: dict[str, Any]) -> dict[str, Any]:
+    latency = record.get("latency")  # which records of before speed could be measured lack
+    return {} if latency is None else latency["timings"]
+
+
 def _speed(record: dict[str, Any]) -> list[Row]:
-    """Tokens a second of each decoder; ± is half the distance of the fastest from the slowest repeat."""
+    """Tokens a second of each decoder, with the spread where it was timed more than once."""
     latency = record.get("latency")  # which records of before speed could be measured lack
     if latency is None:
         return []
     rows = []
-    for name, timing in latency["timings"].items():
-        spread = (timing["tok_s_highest"] - timing["tok_s_lowest"]) / 2
-        rows.append(
-            Row(f"{name}, tok/s", f"{timing['tok_s']:.1f}", stderr=f"{spread:.1f}", n=str(timing["repeats"]))
-        )
+    for name, timing in _timings(record).items():
+        repeats, half = timing["repeats"], (timing["tok_s_highest"] - timing["tok_s_lowest"]) / 2
+        spread = f"{half:.1f}" if repeats > 1 else ""
+        rows.append(Row(f"{name}, tok/s", f"{timing['tok_s']:.1f}", spread, n=str(repeats)))
     rows += [Row(f"speed-up over {name}", f"{speedup:.2f} ×") for name, speedup in latency["speedups"].items()]
     return [
         *rows,

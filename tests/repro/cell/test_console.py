@@ -50,7 +50,7 @@ def test_dense_stands_beside_sparse_with_the_difference(pair, shown):
     teal, dense = pair
     lines = shown(teal, dense)
     # The error is of the value, and stands beside it.
-    assert row(lines, "measure")[:5] == ["measure", "value", "± stderr", "dense", "difference"]
+    assert row(lines, "measure")[:5] == ["measure", "value", "±", "dense", "difference"]
     for name in teal["tasks"]:
         mine, theirs = (100 * record["tasks"][name]["value"] for record in pair)
         error = 100 * teal["tasks"][name]["stderr"]
@@ -86,6 +86,17 @@ def test_a_run_without_a_suite_shows_the_speed_alone(shown):
     assert row(lines, "realised sparsity while decoding")[1] == f"{100 * realised:.2f} %"
     assert not any("0.00 %" in part for line in lines for part in line)
     assert not any("protocol" in part for line in lines for part in line)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_spread_of_a_speed_is_that_of_repeats_and_none_of_one_alone(shown, repeats):
+    record = deepcopy(next(record for record in records("speed") if record["method"]["name"] == "teal"))
+    for timing in record["latency"]["timings"].values():
+        timing |= {"repeats": repeats, "tok_s": 10.0, "tok_s_lowest": 9.0, "tok_s_highest": 13.0}
+    lines, name = shown(record), next(iter(record["latency"]["timings"]))
+    spread = ["2.0"] if repeats > 1 else []
+    assert row(lines, f"{name}, tok/s")[1:] == ["10.0", *spread, str(repeats)]
+    assert any("half the distance" in part for line in lines for part in line) == (repeats > 1)
 
 
 def test_a_task_that_the_model_fails_altogether_is_still_compared(pair, shown):
