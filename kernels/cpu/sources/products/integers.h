@@ -109,7 +109,7 @@ inline Integers dot_quads(Integers sum, const Words (&weights)[COUNT], const Fac
   for (int q = 0; q < COUNT; ++q) sum = dot(sum, weights[q], factors[q].first);
 #else
   for (int q = 0; q < COUNT; ++q) {
-    const Words even = weights[q] & 0x00ff00ffu, odd = weights[q] >> 8 & 0x00ff00ffu;
+    const Words even = weights[q] & 0x00ff00ffu, odd = (Words)((Halves)weights[q] >> 8);
 #if defined(__AVX512BW__)
     sum += (Integers)_mm512_madd_epi16((__m512i)even, (__m512i)factors[q].first);
     sum += (Integers)_mm512_madd_epi16((__m512i)odd, (__m512i)factors[q].second);
