@@ -1,6 +1,6 @@
 """RMSNorm fused with the compaction of channels: one program for each block of channels and projection.
 
-The sum of squares that RMSNorm needs comes in parts with the residual stream (see `triton_epilogue`), so that
+The sum of squares that RMSNorm needs comes in parts with the residual stream (see `epilogue`), so that
 no program reads more than its own channels and a few sums.
 """
 

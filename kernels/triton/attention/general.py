@@ -134,7 +134,7 @@ def attention_kernel(
         else:
             own_parts = parts + tl.program_id(0) * SPLITS * GROUP * (HEAD + 2)
             store_parts(own_parts, highest, total, acc, split, GROUP, QUERIES, HEAD, PADDED_HEAD)
-            tl.debug_barrier()  # as in triton_epilogue.arrived_last; the number of programs is known here only
+            tl.debug_barrier()  # as in epilogue.arrived_last; the number of programs is known here only
             if tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel") == active - 1:
                 tl.store(counters + tl.program_id(0), 0)
                 combine(own_parts, active, head, keys, output, bounds, to_index, to_values, to_counts, KV_HEADS,
