@@ -16,10 +16,11 @@ from wisparse.repro.configuration import REPOSITORY
 from ...conftest import make_calibration, make_method, make_tiny_model
 
 NEEDS = {"statistics", "final_states"}
-KILLED = """
+MODULE = ".".join(Path(__file__).relative_to(REPOSITORY).with_suffix("").parts)
+KILLED = f"""
 import os, signal, sys
 from pathlib import Path
-from tests.method.test_kept_pass import NEEDS, OfEachBatch, small
+from {MODULE} import NEEDS, OfEachBatch, small
 calibration, passes = small(), []
 
 def kill_in_the_fifth(*_):
