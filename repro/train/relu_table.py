@@ -113,7 +113,8 @@ def page(data: TrainedModels) -> str:
         f"- Each was trained on from `{START}` with {card['tokens_seen']:,} tokens, the control among them; "
         f"text, batches and learning rate are the same. Trained on: {card['device']}.",
         "- Zeros: exact zeros behind the gate on held-out text, mean over the blocks and least to most. "
-        f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens, dense; that of "
+        f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens: dense, but "
+        "Q-Sparse with its top-k, and LTE with its routers, whose zeros are what these leave out. That of "
         f"`{START}` itself was {start['held_out_perplexity']:.3f}, after {start['tokens_seen']:,} tokens of "
         "more text.",
         "- Methods: perplexity of the suite's held-out texts; realised: block weights not read.",
