@@ -61,10 +61,10 @@ CONTINUATIONS = {
     ),
     "lte": Continuation(
         "LTE (arXiv 2402.06126): SiLU, and routers that learn to leave out groups of neurons.",
-        routers=RouterRecipe(efficiency=0.5, separability=0.01),
+        routers=RouterRecipe(efficiency=1.0, separability=0.01),
     ),
     "lte_strong": Continuation(
-        "LTE with four times the weight of efficiency.",
+        "LTE with twice the weight of efficiency.",
         routers=RouterRecipe(efficiency=2.0, separability=0.01),
     ),
 }
