@@ -212,8 +212,8 @@ class BlockSearch:
         if not allocator.minimum <= sparsity <= allocator.maximum:
             raise UserError(
                 f"sparsity {sparsity} lies outside the bounds of a block's sparsity, {allocator.minimum} to "
-                f"{allocator.maximum}; move minimum or maximum of allocation (of method.allocator in a method "
-                "with one of its own)"
+                f"{allocator.maximum}; move allocation.minimum or allocation.maximum (of method.allocator "
+                "in a method with one of its own)"
             )
         self._allocator, self._sparsity, self._cost = allocator, sparsity, cost
         self._blocks = calibration.blocks

@@ -112,7 +112,7 @@ def test_tables_mix_cells_of_before_and_after_a_class_moved(contents):
     """And still refuse cells of another class."""
     old, new = ({"config": part | {"search": {"name": "quick"}}} for part in (OLD, NEW))
     model = {"name": "m", "fingerprint": "f", "dtype": "float32"}
-    shared = {"seed": 0, "tasks": {}, "model": model, "sparsity": 0.5}
+    shared = {"seed": 0, "tasks": {}, "model": model, "sparsity": 0.5, "n_tokens": 8}
     methods = [
         {"name": "teal", "config": {"mask": {"_target_": f"wisparse.{place}.StaticThreshold"}}}
         for place in ("method.mask", "method.rules")
