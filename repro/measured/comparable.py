@@ -29,6 +29,13 @@ def check_comparable(cells: Iterable[MeasuredCell], varied: Collection[str] = ()
     _check_one_text_a_model((first, *others))
 
 
+def check_one_text(cells: Iterable[MeasuredCell]) -> None:
+    """Raises UserError unless all cells share the protocol, and those of a model read the same tokens."""
+    first, *others = cells
+    _check({"protocol": SHARED_SETTINGS["protocol"]}, first, others)
+    _check_one_text_a_model((first, *others))
+
+
 def check_same_items(cells: Iterable[MeasuredCell]) -> None:
     """Raises UserError unless all cells share suite, limits and items: what one dense cell is compared with."""
     first, *others = cells
@@ -75,11 +82,12 @@ def _check_one_text_a_model(cells: Iterable[MeasuredCell]) -> None:
     seen: dict[str, MeasuredCell] = {}
     for cell in cells:
         other = seen.setdefault(cell.record["model"]["name"], cell)
-        if cell.record["n_tokens"] != other.record["n_tokens"]:
+        mine, theirs = ((each.record["n_tokens"], each.record["n_documents"]) for each in (cell, other))
+        if mine != theirs:
             raise UserError(
-                f"{other.folder.name} read {other.record['n_tokens']} tokens of the same documents, "
-                f"{cell.folder.name} {cell.record['n_tokens']}: how they begin, or the tokenizer, has changed; "
-                f"{APART}"
+                f"{other.folder.name} read {theirs[0]} tokens of {theirs[1]} documents, {cell.folder.name} "
+                f"{mine[0]} of {mine[1]}: not the same text, or how documents begin or the tokenizer has "
+                f"changed; {APART}"
             )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...method.errors import UserError
 from ..record_facts import hardware
 from .cells import MeasuredCell, method_rank, place_of, stored_cells
+from .comparable import check_one_text
 from .comparison import Between, Comparison, LatestComparison, Outside, at_equal_bytes, bytes_of
 from .deciding import check_names
 from .paired_bootstrap import Interval
@@ -146,23 +146,14 @@ def read_frontier(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambd
     keep: which of them, of folders that hold several suites or protocols. Raises UserError when there is none,
     when one is damaged, or when they are not all on the same text under the same protocol.
     """
-
-    def place(record: dict[str, Any]) -> tuple[Key, tuple[Any, ...]]:
-        text = record["n_documents"], record["n_tokens"], record["protocol"]["name"]
-        return (*place_of(record), record["seed"]), text
-
-    found = stored_cells(
+    cells = stored_cells(
         folders,
-        place,
+        lambda record: (*place_of(record), record["seed"]),
         keep=lambda record: record["perplexity"] is not None and keep(record),
         command="`python repro/run.py experiment=frontier`",
     )
-    check_names((cell.folder, cell.record) for cell in found.values())
-    texts: dict[str, tuple[Any, ...]] = {}
-    for ((model, *_), text), cell in found.items():
-        if texts.setdefault(model, text) != text:
-            raise UserError(f"{cell.folder.name} is on another text or under another protocol than the others")
-    cells = {key: cell for (key, _), cell in found.items()}
+    check_names((cell.folder, cell.record) for cell in cells.values())
+    check_one_text(cells.values())
     return FrontierData(dict(sorted(cells.items(), key=lambda pair: _place(pair[0]))))
 
 

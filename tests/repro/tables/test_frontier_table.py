@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 import io
 import json
 import math
@@ -128,18 +129,31 @@ def test_the_plot_is_drawn_from_the_table(tmp_path, data, capsys):
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
 
 
-def test_no_records_or_different_texts_say_so(tmp_path):
+def test_no_records_say_so(tmp_path):
     with pytest.raises(
         UserError, match=r"holds no records of this table; run `python repro/run.py experiment=frontier`"
     ):
         read_frontier(tmp_path)
-    for place, name in enumerate(("llama-mini-teal-0.5", "llama-mini-wina-0.5")):
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (("n_tokens",), "not the same text, or how documents begin or the tokenizer has changed"),
+        (("n_documents",), "not the same text, or how documents begin or the tokenizer has changed"),
+        (("config", "protocol", "dense_share"), "records of different protocol do not belong in one table"),
+    ],
+)
+def test_cells_of_one_model_read_one_text_under_one_protocol(tmp_path, place, says):
+    for change, name in enumerate(("llama-mini-teal-0.5", "llama-mini-wina-0.5")):
         (source,) = RECORDS.glob(f"{name}-*")
         target = tmp_path / name
         target.mkdir()
         record = json.loads((source / "record.json").read_text())
-        record["n_tokens"] += place
+        *outer, last = place
+        settings = functools.reduce(dict.__getitem__, outer, record)
+        settings[last] += change / 4 if last == "dense_share" else change
         (target / "record.json").write_text(json.dumps(record))
         (target / "items.json").write_bytes((source / "items.json").read_bytes())
-    with pytest.raises(UserError, match="another text"):
+    with pytest.raises(UserError, match=says):
         read_frontier(tmp_path)

@@ -151,7 +151,10 @@ def test_the_same_cell_under_two_budgets_is_kept_twice(records, tmp_path):
 
 def test_a_frontier_of_one_suite_and_protocol_among_several(records, tmp_path, monkeypatch, capsys):
     command = ["tables", "frontier", "--records", str(records), "--output", str(tmp_path / "frontier")]
-    for wrong, message in ((["protocol"], "is none of suite=NAME"), ([], "under another protocol")):
+    for wrong, message in (
+        (["protocol"], "is none of suite=NAME"),
+        ([], "records of different protocol do not belong in one table"),
+    ):
         monkeypatch.setattr("sys.argv", [*command, *(["--where", *wrong] if wrong else [])])
         with pytest.raises(SystemExit):
             main()
