@@ -161,7 +161,8 @@ class NativeDecodeStep:
         shape, cache = weights.shape, self._cache
 
         def site(weight: Tensor | PackedWeight, *names: str, bias: Tensor | None = None) -> SiteFields:
-            return self._site(parts_of(weight, names, shape, rules), bias)
+            widths = {name: shape.projection_shapes()[name][0] for name in names}
+            return self._site(parts_of(weight, names, shape, rules), rules.bias(widths, bias))
 
         heads = rules.heads
         gated, predicted = block.gate is not None, block.gate_rows is not None

@@ -14,7 +14,6 @@ from .torch_step import TorchDecodeStep
 
 LACKING = {
     Mechanism.ROTATION,
-    Mechanism.BIAS,
     Mechanism.PROXY,
     Mechanism.ROUTER,
     Mechanism.BOUNDED,

@@ -22,8 +22,9 @@ from .sites import Part, parts_of
 class SparseColumns:
     """Projections side by side in one `(in, out)` weight, each with its own rule, applied to one input."""
 
-    def __init__(self, parts: tuple[Part, ...], batch: int) -> None:
-        self._parts = parts
+    def __init__(self, parts: tuple[Part, ...], bias: Tensor | None, batch: int) -> None:
+        """bias: (out,) float32, added to the products; None: there is none."""
+        self._parts, self._bias = parts, bias
         self._kept = KeptChannels(parts[0].weight.shape[0], batch)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -36,7 +37,8 @@ class SparseColumns:
                 left, right = part.rule.left, part.rule.right
                 out.add_(low_rank_product(_dropped(x, kept).to(left.dtype), left, right))
             found.append(out)
-        return torch.cat(found, dim=1)
+        out = torch.cat(found, dim=1)
+        return out if self._bias is None else out.add_(self._bias)
 
 
 def _select(x: Tensor, rule: ProjectionRule | None, kept: KeptChannels) -> KeptChannels:
@@ -72,10 +74,12 @@ class TorchBlock:
             None if gains is None else gains.float() for gains in (weights.query_norm, weights.key_norm)
         )
 
-        def columns(weight: Tensor | PackedWeight, *names: str) -> SparseColumns:
-            return SparseColumns(parts_of(weight, names, shape, rules), cache.batch)
+        def columns(weight: Tensor | PackedWeight, *names: str, bias: Tensor | None = None) -> SparseColumns:
+            widths = {name: shape.projection_shapes()[name][0] for name in names}
+            return SparseColumns(parts_of(weight, names, shape, rules), rules.bias(widths, bias), cache.batch)
 
-        self._qkv, self._o = columns(weights.qkv, *SITES["attention_input"]), columns(weights.o, "o")
+        self._qkv = columns(weights.qkv, *SITES["attention_input"], bias=weights.qkv_bias)
+        self._o = columns(weights.o, "o")
         self._down = columns(weights.down, "down")
         self._least = torch.full((shape.ffn,), torch.finfo(torch.float32).tiny)
         self._activation = ACTIVATIONS[shape.activation]
@@ -99,8 +103,6 @@ class TorchBlock:
     def _attention(self, x: Tensor, position: _Position) -> Tensor:
         shape, batch, slot = self._shape, x.shape[0], position.slot
         qkv = self._qkv(x)
-        if self._weights.qkv_bias is not None:
-            qkv += self._weights.qkv_bias
         heads = qkv.view(batch, -1, shape.head_dim)
         q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
         q, k = self._normed(q, self._query_norm), self._normed(k, self._key_norm)

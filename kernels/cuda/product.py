@@ -138,19 +138,20 @@ def cuda_neurons(
     weight: Tensor | CUDAWeight,
     hidden: Tensor,
     tile: CUDATile,
+    bias: Tensor | None = None,
     smallest: Tensor | None = None,
     nonlinearity: str = "silu",
     pdl: bool = False,
 ) -> None:
     """Hidden (1, ffn) = activated (x · gate) · (x · up), rounded where the model rounds; weight (in, 2 · ffn).
 
-    bounds (2, in) float32 of gate and up, smallest as for `cuda_product`. Raises KernelError for tensors that
-    do not fit.
+    bounds (2, in) float32 of gate and up, bias (2 · ffn,) of both, smallest as for `cuda_product`. Raises
+    KernelError for tensors that do not fit.
     """
     ffn = weight.shape[1] // 2
     check_tensor("hidden", hidden, (1, ffn), source.dtype)
     constants = {"STORE": 0, "HIDDEN": HIDDEN_BY[nonlinearity], "RESIDUAL": 0, "WIDTH": ffn}
-    _start(source, (bounds, smallest), weight, (ffn, ffn), tile, constants, (None, hidden, None), pdl)
+    _start(source, (bounds, smallest), weight, (ffn, ffn), tile, constants, (bias, hidden, None), pdl)
 
 
 def cuda_onto(
@@ -160,18 +161,20 @@ def cuda_onto(
     residual: Tensor,
     squares: Tensor,
     tile: CUDATile,
+    bias: Tensor | None = None,
     smallest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Add x · weight (in, out) to residual (1, out) float32; squares (1, ⌈out / 32⌉) are those of its parts.
+    """Add x · weight (in, out) + bias to residual (1, out) float32; squares (1, ⌈out / 32⌉) are of its parts.
 
-    bounds (1, in) float32, smallest as for `cuda_product`. Raises KernelError for tensors that do not fit.
+    bounds (1, in) float32, bias (out,), smallest as for `cuda_product`. Raises KernelError for tensors that do
+    not fit.
     """
     check_tensor("residual", residual, (1, weight.shape[1]), torch.float32)
     check_tensor("squares", squares, (1, squares_of(weight.shape[1])), torch.float32)
     constants = {"STORE": 0, "HIDDEN": 0, "RESIDUAL": 1, "WIDTH": 0}
     _start(
-        source, (bounds, smallest), weight, (weight.shape[1],), tile, constants, (None, residual, squares), pdl
+        source, (bounds, smallest), weight, (weight.shape[1],), tile, constants, (bias, residual, squares), pdl
     )
 
 
@@ -192,6 +195,8 @@ def _start(
 ) -> None:
     stored = weight if isinstance(weight, CUDAWeight) else CUDAWeight(weight)
     channels, row = stored.shape
+    if targets[0] is not None:
+        check_tensor("bias", targets[0], (row,), source.dtype)
     _check(source, *rules, stored, widths, tile)
     blocks = tile.blocks(widths[:1] if constants["HIDDEN"] else widths)
     constants = {
@@ -200,6 +205,7 @@ def _start(
         **source.constants,
         **stored.constants,
         "WIDTHS": "{" + ",".join(map(str, widths)) + "}",
+        "BIAS": int(targets[0] is not None),
         "TOP_K": int(rules[1] is not None),
         "KEEP_ALL": int(rules[0] is None),
         "FLOAT16": int(source.dtype is torch.float16),

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..cuda.product import Given, Normed, Source, cuda_onto, cuda_product, squares_of
 from ..cuda.select import cuda_select
 from ..model.decoder import DecoderShape, Product
-from ..model.decoder_weights import BlockWeights
 from ..plan.block_plan import BlockPlan
 from ..quantised.packed import PackedWeight
 from ..triton.compact import compact, norm_compact
@@ -49,37 +48,35 @@ class SiteLaunches:
     def add(self, function: Callable[..., None], *arguments: object, **keywords: object) -> None:
         self.launches.append(partial(function, *arguments, **keywords, pdl=self._pdl))
 
-    def site(self, name: str, weight: Tensor | PackedWeight, rules: BlockPlan, block: int) -> Site:
-        return make_site(self._products[name], weight, rules, self._tiles, block, self.buffers)
+    def site(
+        self,
+        name: str,
+        weight: Tensor | PackedWeight,
+        rules: BlockPlan,
+        block: int,
+        own_bias: Tensor | None = None,
+    ) -> Site:
+        return make_site(self._products[name], weight, rules, self._tiles, block, self.buffers, own_bias)
 
-    def queries_keys_values(
-        self, qkv: Site, packed: BlockWeights, squares: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def queries_keys_values(self, qkv: Site, gain: Tensor, squares: Tensor) -> tuple[Tensor, Tensor | None]:
         """The product behind RMSNorm: its sums, and the bias that attention has yet to add."""
         buffers, columns = self.buffers, sum(qkv.widths)
         sums = buffers.sums("qkv", 1, self.buffers.batch, columns)
         if qkv.cuda:
-            self.add_cuda(
-                qkv,
-                cuda_product,
-                qkv.widths,
-                sums[0],
-                behind=(squares, packed.input_norm),
-                bias=packed.qkv_bias,
-            )
+            self.add_cuda(qkv, cuda_product, qkv.widths, sums[0], behind=(squares, gain))
             return sums, None
-        self.after_norm(qkv, packed.input_norm, squares)
+        self.after_norm(qkv, gain, squares)
         if qkv.library:
             self.add(library_product, qkv.reads.x, qkv.weight, sums[0])
-            return sums, packed.qkv_bias
+            return sums, qkv.bias
         if self._tiles.consumer_adds_qkv and qkv.reads.low_rank is None:
             splits = qkv.tile.splits(qkv.activation.lists, self._shape.hidden)
             sums = buffers.sums("qkv", splits, self.buffers.batch, columns)
             self.add(gemv_partials, qkv.activation, qkv.weight, qkv.columns, sums, qkv.tile)
-            return sums, packed.qkv_bias
+            return sums, qkv.bias
         self.add(
             gemv, qkv.activation, qkv.weight, qkv.columns, sums[0], qkv.tile, buffers.workspace,
-            bias=packed.qkv_bias, addend=qkv.addend,
+            bias=qkv.bias, addend=qkv.addend,
         )  # fmt: skip
         return sums, None
 
@@ -122,7 +119,7 @@ class SiteLaunches:
     ) -> None:
         """A product that lists its channels itself: of x, or behind RMSNorm (squares and gain)."""
         source, bounds, smallest = self._source(site.reads, behind)
-        keywords |= {"smallest": smallest}
+        keywords |= {"bias": site.bias, "smallest": smallest}
         self.add(function, source, bounds, site.weight, *arguments, site.cuda, **keywords)
         self.cuda_products.append(site.name)
 
@@ -135,7 +132,7 @@ class SiteLaunches:
             return
         self.add(
             neurons, site.activation, site.weight, self._shape.ffn, site.tile, self.buffers.workspace,
-            addend=site.addend, nonlinearity=self._shape.activation, **written,
+            bias=site.bias, addend=site.addend, nonlinearity=self._shape.activation, **written,
         )  # fmt: skip
 
     def add_onto_residual(self, site: Site) -> Tensor:
@@ -150,7 +147,7 @@ class SiteLaunches:
         squares = self.buffers.sums(("squares", site.name), self.buffers.batch, tiles)
         self.add(
             gemv_onto, site.activation, site.weight, self.residual, squares, site.tile,
-            self.buffers.workspace, addend=site.addend,
+            self.buffers.workspace, bias=site.bias, addend=site.addend,
         )  # fmt: skip
         return squares
 

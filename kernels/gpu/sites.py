@@ -61,6 +61,8 @@ class Site:
     widths: tuple[int, ...]
     """Columns of each projection."""
     reads: Reads
+    bias: Tensor | None
+    """(sum of widths,) of the model and of the rules, in the dtype of the activations; None: there is none."""
     tile: Tile
     """Tile of the Triton product, over lists or over the whole activation."""
     cuda: CUDATile | None
@@ -110,6 +112,7 @@ def make_site(
     tiles: StepTiles,
     producer_block: int,
     buffers: Buffers,
+    own_bias: Tensor | None = None,
 ) -> Site:
     """The site of a product under a block's rules.
 
@@ -121,9 +124,11 @@ def make_site(
     reads = _shared(widths, product.inner, rules, buffers)
     if reads is None:
         reads = _reads(widths, product.inner, rules, producer_block, tiles.list_block, buffers)
+    bias = rules.bias(widths, own_bias)
+    bias = None if bias is None else bias.to(buffers.dtype)
     tile = (tiles.dense if reads.lists is None else tiles.listed)[product.name]
     if reads.shared is not None and isinstance(weight, Tensor):
-        return Site(product.name, weight, product.widths, reads, tiles.shared_by(product), cuda=None)
+        return Site(product.name, weight, product.widths, reads, bias, tiles.shared_by(product), cuda=None)
     cuda = tiles.cuda.products.get(product.name) if _by_one_rule(reads) else None
     if isinstance(weight, PackedWeight):
         if cuda is None:
@@ -134,7 +139,7 @@ def make_site(
         weight = CUDAWeight.of(weight)
     plain = reads.lists is None and cuda is None and isinstance(weight, Tensor)
     library = plain and product.name in tiles.library
-    return Site(product.name, weight, product.widths, reads, tile, cuda, library)
+    return Site(product.name, weight, product.widths, reads, bias, tile, cuda, library)
 
 
 def _by_one_rule(reads: Reads) -> bool:

@@ -43,7 +43,7 @@ from .sites import Reads, Site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
-LACKING = {Mechanism.ROTATION, Mechanism.BIAS, Mechanism.PROXY, Mechanism.ROUTER, Mechanism.BOUNDED}
+LACKING = {Mechanism.ROTATION, Mechanism.PROXY, Mechanism.ROUTER, Mechanism.BOUNDED}
 
 
 class GPUDecodeStep:
@@ -160,12 +160,12 @@ class GPUDecodeStep:
 
     def _lay_out_attention(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
         shape, attention, heads = self.weights.shape, self._attention, rules.heads
-        qkv = self._sites.site("qkv", packed.qkv, rules, self.tiles.list_block)
+        qkv = self._sites.site("qkv", packed.qkv, rules, self.tiles.list_block, packed.qkv_bias)
         o = attention.o_site(rules, partial(self._sites.site, "o", packed.o))
         if heads is not None:
             norm = (self._sites.residual, squares, packed.input_norm, shape.norm_epsilon)
             self._sites.add(group_scores, *norm, *attention.router(heads))
-        sums, bias = self._sites.queries_keys_values(qkv, packed, squares)
+        sums, bias = self._sites.queries_keys_values(qkv, packed.input_norm, squares)
         place = (sums, bias, self.cache, index, shape.windows[index])
         self._sites.add(attention.launch(heads, o), *place, norms=attention.norms(packed), **o.written)
         return self._sites.onto_residual(o)

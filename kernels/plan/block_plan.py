@@ -50,6 +50,22 @@ class BlockPlan:
         """The rule of a projection, None where it is dense."""
         return self.rules.get(projection)
 
+    def bias(self, widths: Mapping[str, int], own: Tensor | None = None) -> Tensor | None:
+        """(sum of widths,) float32 that is added to projections beside each other for a sparse token.
+
+        widths: outputs of each by its name; own: (sum of widths,) biases of the model itself. None: there are
+        none.
+        """
+        given = {name: rule.bias for name in widths if (rule := self.of(name)) and rule.bias is not None}
+        if not given:
+            return None if own is None else own.float()
+        device = next(iter(given.values())).device
+        parts = [
+            given[name].float() if name in given else torch.zeros(width, device=device)
+            for name, width in widths.items()
+        ]
+        return torch.cat(parts) + (0.0 if own is None else own.float())
+
     def without(self, projections: Collection[str]) -> BlockPlan:
         """The plan with these projections dense; a gate's neurons go with up."""
         rules = {name: rule for name, rule in self.rules.items() if name not in projections}

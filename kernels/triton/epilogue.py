@@ -49,13 +49,18 @@ def store_sum(total, out, bias, addend, column, to, inside, OUT_ROW: tl.constexp
 
 
 @triton.jit
-def store_residual(total, residual, squares, addend, tile, column, inside, WIDTH: tl.constexpr,
+def store_residual(total, residual, squares, bias, addend, tile, column, inside, WIDTH: tl.constexpr,
                    TILES: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """Add to the residual stream (BATCH, WIDTH), and leave the tile's sum of squares (BATCH, TILES)."""
+    """Add total + bias[column] + addend to the residual stream (BATCH, WIDTH); bias and addend may be None.
+
+    The tile's sum of squares (BATCH, TILES) follows.
+    """
     row = tl.arange(0, ROWS)
     at = row[:, None] * WIDTH + column[None, :]
     live = inside[None, :] & (row[:, None] < BATCH)
     total += tl.load(residual + at, mask=live, other=0.0)
+    if bias is not None:
+        total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     if addend is not None:
         total += tl.load(addend + at, mask=live, other=0.0)
     tl.store(residual + at, total, mask=live)

@@ -33,8 +33,8 @@ def neurons_of_sums_kernel(
         tl.extra.cuda.gdc_wait()
     gate = tl.load(at, mask=live, other=0.0)
     up = tl.load(at + WIDTH, mask=live, other=0.0)
-    store_hidden(gate, up, like, None, x_out, bounds, to_index, to_values, to_counts, tile, column, inside,
-                 True, COMPACT, RELU, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
+    store_hidden(gate, up, like, None, None, x_out, bounds, to_index, to_values, to_counts, tile, column,
+                 inside, True, COMPACT, RELU, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def onto_residual_kernel(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.load(sums + row[:, None] * WIDTH + column[None, :], mask=live, other=0.0)
-    store_residual(total, residual, squares, None, tile, column, inside, WIDTH, TILES, BATCH, ROWS)
+    store_residual(total, residual, squares, None, None, tile, column, inside, WIDTH, TILES, BATCH, ROWS)
 
 
 def neurons_of_sums(

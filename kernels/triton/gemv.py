@@ -32,7 +32,7 @@ def finish(total, out, squares, bias, addend, tile, column, to, inside, OUT_ROW:
            TILES: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, RESIDUAL: tl.constexpr):  # fmt: skip
     """Store the sum, or add it to the residual stream."""
     if RESIDUAL:
-        store_residual(total, out, squares, addend, tile, column, inside, OUT_ROW, TILES, BATCH, ROWS)
+        store_residual(total, out, squares, bias, addend, tile, column, inside, OUT_ROW, TILES, BATCH, ROWS)
     else:
         store_sum(total, out, bias, addend, column, to, inside, OUT_ROW, BATCH, ROWS)
 
@@ -172,10 +172,14 @@ def gemv_onto(
     squares: Tensor,
     tile: Tile,
     workspace: Workspace,
+    bias: Tensor | None = None,
     addend: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Add x · weight (in, out) + addend to residual (batch, out) float32; squares (batch, tiles) follow."""
+    """Add x · weight (in, out) + bias + addend to residual (batch, out) float32.
+
+    squares (batch, tiles) are those of its tiles' columns.
+    """
     columns = Columns.side_by_side(weight.shape[1])
     _check(activation, weight, columns)
     expected = (activation.batch, tiles_of(columns, tile))
@@ -183,7 +187,7 @@ def gemv_onto(
         raise KernelError(
             f"squares are {tuple(squares.shape)}, expected {expected}; x is {tuple(residual.shape)}"
         )
-    _start(activation, weight, columns, residual, squares, tile, workspace, None, addend, weight.shape[1], pdl)
+    _start(activation, weight, columns, residual, squares, tile, workspace, bias, addend, weight.shape[1], pdl)
 
 
 def gemv_partials(

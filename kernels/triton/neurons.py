@@ -21,13 +21,17 @@ from .product import share_of_product, store_partial
 
 
 @triton.jit
-def store_hidden(gate, up, like, addend, x_out, bounds, index, values, counts, tile, column, inside,
+def store_hidden(gate, up, like, bias, addend, x_out, bounds, index, values, counts, tile, column, inside,
                  PAIRED: tl.constexpr, COMPACT: tl.constexpr, RELU: tl.constexpr,
                  WIDTH: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
                  TILE: tl.constexpr):  # fmt: skip
     """Activated gate times up, or alone, rounded like the model does: listed, or all of it in x_out."""
     row = tl.arange(0, ROWS)
     live = inside[None, :] & (row[:, None] < BATCH)
+    if bias is not None:
+        gate += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if PAIRED:
+            up += tl.load(bias + WIDTH + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     if addend is not None:
         at = addend + row[:, None] * (2 * WIDTH if PAIRED else WIDTH) + column[None, :]
         gate += tl.load(at, mask=live, other=0.0)
@@ -49,7 +53,8 @@ def store_hidden(gate, up, like, addend, x_out, bounds, index, values, counts, t
 
 @triton.jit
 def neurons_kernel(
-    weight, x, index, values, counts, partials, counters, addend, x_out, bounds, to_index, to_values, to_counts,
+    weight, x, index, values, counts, partials, counters, bias, addend, x_out, bounds, to_index, to_values,
+    to_counts,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, EVEN: tl.constexpr, PAIRED: tl.constexpr,
     COMPACT: tl.constexpr, RELU: tl.constexpr,
     IN: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
@@ -74,8 +79,8 @@ def neurons_kernel(
         # Only now: the programs of down, started earlier, would crowd the multiprocessors that are free first.
         tl.extra.cuda.gdc_launch_dependents()
     if SPLITS == 1:
-        store_hidden(gate, up, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile, column,
-                     inside, PAIRED, COMPACT, RELU, WIDTH, TILES, BATCH, ACC_ROWS, TILE)  # fmt: skip
+        store_hidden(gate, up, weight, bias, addend, x_out, bounds, to_index, to_values, to_counts, tile,
+                     column, inside, PAIRED, COMPACT, RELU, WIDTH, TILES, BATCH, ACC_ROWS, TILE)  # fmt: skip
     else:
         store_partial(gate, partials, split, column, inside, COLUMNS, BATCH, ACC_ROWS)
         if PAIRED:
@@ -85,8 +90,9 @@ def neurons_kernel(
             ups = gates
             if PAIRED:
                 ups = added(partials + WIDTH, column, inside, COLUMNS, SPLITS, BATCH, ROWS)
-            store_hidden(gates, ups, weight, addend, x_out, bounds, to_index, to_values, to_counts, tile,
-                         column, inside, PAIRED, COMPACT, RELU, WIDTH, TILES, BATCH, ROWS, TILE)  # fmt: skip
+            store_hidden(gates, ups, weight, bias, addend, x_out, bounds, to_index, to_values, to_counts,
+                         tile, column, inside, PAIRED, COMPACT, RELU, WIDTH, TILES, BATCH, ROWS,
+                         TILE)  # fmt: skip
 
 
 def neurons(
@@ -99,6 +105,7 @@ def neurons(
     bounds: Tensor | None = None,
     lists: ChannelLists | None = None,
     x_out: Tensor | None = None,
+    bias: Tensor | None = None,
     addend: Tensor | None = None,
     nonlinearity: str = "silu",
     pdl: bool = False,
@@ -106,7 +113,8 @@ def neurons(
     """Activated gate times up of weight (in, 2·ffn), or alone of weight (in, ffn): as a list, or all of it.
 
     With `bounds` (ffn,) the neurons with |x| ≥ bound go to `lists`, whose blocks are the tiles of columns; else
-    x_out (batch, ffn) is written. addend (batch, weight's columns) float32 is added to the products.
+    x_out (batch, ffn) is written. bias (weight's columns,) and addend (batch, weight's columns)
+    float32 are added to the products.
     Raises KernelError for tensors that do not fit.
     """
     paired, batch = weight.shape[1] == 2 * ffn, activation.batch
@@ -126,7 +134,7 @@ def neurons(
         weight, *activation.tensors,
         workspace.partials(splits * batch * weight.shape[1]) if splits > 1 else None,
         workspace.counters(tiles) if splits > 1 else None,
-        addend, x_out, bounds, *written_to(lists),
+        bias, addend, x_out, bounds, *written_to(lists),
         WIDTH=ffn, COLUMNS=weight.shape[1], TILES=tiles, EVEN=ffn % tile.columns == 0, PAIRED=paired,
         COMPACT=lists is not None, RELU=nonlinearity == "relu", **meta, warps=tile.warps, pdl=pdl,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +39,15 @@ def generated(
             input_ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
             do_sample=False, **keywords,
         )  # fmt: skip
+
+
+def with_biases(plan: SparsityPlan, size: float = 0.5) -> SparsityPlan:
+    """The plan with a drawn bias at every projection that has a rule."""
+    generator = torch.Generator().manual_seed(7)
+    biases = {
+        name: torch.randn(plan.shapes[name][0], generator=generator) * size for name in sorted(plan.rules)
+    }
+    return replace(plan, rules={name: replace(plan.rules[name], bias=bias) for name, bias in biases.items()})
 
 
 class DecodedTokens:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
-from wisparse.kernels.errors import KernelError
 from wisparse.method.calibration import Calibration
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
@@ -110,8 +109,12 @@ def test_biases_are_kept_counted_and_added_to_sparse_tokens_alone(model, tmp_pat
     assert torch.allclose(seen[-1][:, 4:], seen[0][:, 4:] + bias, atol=1e-5)
     report = session.report()
     assert report["bytes_per_token"] == report["dense_bytes_per_token"] + 24 * 4
-    with pytest.raises(KernelError, match="biases of sparse tokens"):
-        DecodeEngine(model, read, capacity=8)
+    with DecodeEngine(model, read, capacity=16) as engine:
+        found = engine.generate(input_ids, new_tokens=6)
+    with applied(model, read, make_protocol("decode_only")):
+        assert torch.equal(
+            found, model.generate(input_ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
+        )
 
 
 def test_own_text_begins_in_the_calibration_text_or_anywhere_and_goes_on_as_the_model_predicts(model):

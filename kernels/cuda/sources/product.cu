@@ -11,6 +11,7 @@
 // TOP_K        1: bounds are weights of a score |x|·w, and channels are kept whose score is not below `smallest`
 // STORE, HIDDEN, RESIDUAL  one of them is not 0: what becomes of the sums (see the end of the kernel); HIDDEN says by
 //              which activation (activation.h)
+// BIAS         1: `bias` is added to the sums
 // WIDTHS       columns of each projection, as an initializer list; HIDDEN has gate and up of WIDTH columns each
 // FLOAT16      1: float16 instead of bfloat16
 // KEEP_ALL     1: all channels are kept, and there are no bounds
@@ -88,11 +89,12 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
     }
     const int to = tile * TILE + thread;
     const bool mine = thread < TILE && to < width, finishes = mine && rank == 0;
-    float column_scale[LISTS], before = 0.0f;
+    float column_scale[LISTS], added[LISTS] = {}, before = 0.0f;
 #pragma unroll
     for (int list = 0; list < LISTS; ++list)
         column_scale[list] = mine ? of_column(weight, start + list * WIDTH + to) : 0.0f;
-    if (STORE && finishes && bias) before = widened(bias[start + to]);
+    if (BIAS && finishes)
+        for (int list = 0; list < LISTS; ++list) added[list] = widened(bias[start + list * WIDTH + to]);
     if (KEEP_ALL)
         for (int list = 0; list < LISTS; ++list)
             ask_ahead(weight, start + list * WIDTH, width, tile, begin, end, warp, lane);
@@ -156,8 +158,10 @@ WS_KERNEL(THREADS, RESIDENT) product_kernel(const void* values, const void* scal
             }
     }
     if (thread >= TILE) return;
-    if (STORE) {  // out (sum of WIDTHS) float32 = sum + bias
-        if (mine) static_cast<float*>(out)[start + to] = sum[0] + before;
+    if (BIAS)
+        for (int list = 0; list < LISTS; ++list) sum[list] += added[list];
+    if (STORE) {  // out (sum of WIDTHS) float32 = sum
+        if (mine) static_cast<float*>(out)[start + to] = sum[0];
     } else if (HIDDEN) {  // out (WIDTH) = activated(gate) * up, rounded where the model rounds
         if (mine) {
             const float gate = widened(rounded(sum[0]));

@@ -126,21 +126,23 @@ def test_neurons(tile: CUDATile, nonlinearity: str) -> None:
     source, x = normed(136, torch.bfloat16)
     _, bounds, weight = case(136, (72, 72), torch.bfloat16)
     hidden = torch.zeros(1, 72, device=DEVICE, dtype=torch.bfloat16)
-    cuda_neurons(source, bounds, weight, hidden, tile, nonlinearity=nonlinearity)
-    gate, up = masked_product(x, bounds, weight, (72, 72)).split(72, dim=1)
-    exact = ACTIVATIONS[nonlinearity](gate.bfloat16().float()).bfloat16() * up.bfloat16()
-    assert_close(hidden, exact.double(), 1e-2)
+    for bias in (None, drawn(144, seed=5, dtype=torch.bfloat16)):
+        cuda_neurons(source, bounds, weight, hidden, tile, bias, nonlinearity=nonlinearity)
+        sums = masked_product(x, bounds, weight, (72, 72)) + (0.0 if bias is None else bias.double())
+        gate, up = sums.split(72, dim=1)
+        exact = ACTIVATIONS[nonlinearity](gate.bfloat16().float()).bfloat16() * up.bfloat16()
+        assert_close(hidden, exact.double(), 1e-2)
 
 
 @pytest.mark.parametrize("tile", TILES)
 def test_onto_the_residual_stream(tile: CUDATile) -> None:
     """The sum is added, and the squares of every 32 columns are left for RMSNorm."""
     x, bounds, weight = case(96, (104,), torch.float16)
-    residual = drawn(1, 104, seed=6)
-    expected = residual.double() + masked_product(x, bounds, weight, (104,))
-    squares = torch.zeros(1, squares_of(104), device=DEVICE)
-    cuda_onto(Given(x), bounds, weight, residual, squares, tile)
-    assert_close(residual, expected, 2e-6)
+    residual, squares = drawn(1, 104, seed=6), torch.zeros(1, squares_of(104), device=DEVICE)
+    for bias in (None, drawn(104, seed=5, dtype=torch.float16)):
+        expected = residual.double() + masked_product(x, bounds, weight, (104,))
+        cuda_onto(Given(x), bounds, weight, residual, squares, tile, bias)
+        assert_close(residual, expected + (0.0 if bias is None else bias.double()), 2e-6)
     parts = torch.stack([part.square().sum() for part in residual[0].double().split(32)])
     assert_close(squares[0], parts, 1e-6)
 
@@ -203,6 +205,8 @@ def test_what_does_not_fit_is_refused() -> None:
         cuda_product(Given(x[:, :32].contiguous()), bounds, weight, (64,), out, SMALL)
     with pytest.raises(KernelError, match="contiguous"):
         cuda_product(Given(x), bounds, weight.T.contiguous().T, (64,), out, SMALL)
+    with pytest.raises(KernelError, match="bias"):
+        cuda_product(Given(x), bounds, weight, (64,), out, SMALL, drawn(32, dtype=torch.bfloat16))
     long, bounds, weight = case(16384, (64,), torch.bfloat16)
     with pytest.raises(KernelError, match="larger cluster"):
         cuda_product(Given(long), bounds, weight, (64,), out, SMALL)

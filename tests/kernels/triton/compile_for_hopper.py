@@ -70,7 +70,9 @@ def main(batch):
     def threshold(channels, **factors):
         return ProjectionRule(thresholds=torch.zeros(channels), **factors)
 
-    rules = {name: threshold(hidden) for name in ("k", "o", "gate", "up")}
+    outputs = {name: out for name, (out, _) in shape.projection_shapes().items()}
+    rules = {name: threshold(hidden, bias=weight(outputs[name])) for name in ("k", "o", "up")}
+    rules["gate"] = threshold(hidden)
     rules["q"] = threshold(hidden, left=weight(heads * head_dim, 8), right=weight(8, hidden))
     rules["down"] = ProjectionRule(top_k=100, weights=torch.ones(ffn))
     shared = {

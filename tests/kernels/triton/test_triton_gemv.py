@@ -83,8 +83,9 @@ def test_the_residual_stream_grows_by_the_product():
     x, weight, residual = random(batch, 33), random(33, 80, seed=1), random(batch, 80, seed=2)
     activation, kept = listed(x, torch.full((1, 33), 0.5, device=DEVICE))
     squares = torch.empty(batch, tiles_of(Columns.side_by_side(80), tile), device=DEVICE)
-    exact = residual.double() + kept[0] @ weight.double()
-    gemv_onto(activation, weight, residual, squares, tile, Workspace(DEVICE))
+    bias, addend = random(80, seed=3), random(batch, 80, seed=4)
+    exact = residual.double() + kept[0] @ weight.double() + (bias + addend).double()
+    gemv_onto(activation, weight, residual, squares, tile, Workspace(DEVICE), bias, addend)
     assert relative_error(residual, exact) < 1e-5
     assert relative_error(squares.sum(1), exact.square().sum(1)) < 1e-5
 

@@ -24,17 +24,19 @@ def test_gate_and_up_have_their_own_lists(dtype, batch, tile):
     x = random(batch, hidden, dtype=dtype).float()
     weight = random(hidden, 2 * ffn, seed=1, dtype=dtype, scale=0.3)
     thresholds, addend = random(2, hidden, seed=2).abs(), random(batch, 2 * ffn, seed=3)
+    bias = random(2 * ffn, seed=5, dtype=dtype)
     lists = ChannelLists.empty(2, batch, hidden, 16, DEVICE)
     compact(x, ListRules(thresholds), lists)
     gate, up = ((x * (x.abs() >= t)).double() for t in thresholds)
-    gate = gate @ weight[:, :ffn].double() + addend[:, :ffn].double()
-    up = up @ weight[:, ffn:].double() + addend[:, ffn:].double()
+    gate = gate @ weight[:, :ffn].double() + (bias + addend)[:, :ffn].double()
+    up = up @ weight[:, ffn:].double() + (bias + addend)[:, ffn:].double()
     out = torch.empty(batch, ffn, device=DEVICE, dtype=dtype)
     workspace = Workspace(DEVICE)
-    neurons(Activation(lists), weight, ffn, tile, workspace, x_out=out, addend=addend)
+    neurons(Activation(lists), weight, ffn, tile, workspace, x_out=out, bias=bias, addend=addend)
     assert relative_error(out, silu(gate) * up) < TOLERANCE[dtype]
     bounds, listed = random(ffn, seed=4).abs() * 0.2, ChannelLists.empty(1, batch, ffn, tile.columns, DEVICE)
-    neurons(Activation(lists), weight, ffn, tile, workspace, bounds=bounds, lists=listed, addend=addend)
+    both = {"bias": bias, "addend": addend}
+    neurons(Activation(lists), weight, ffn, tile, workspace, bounds=bounds, lists=listed, **both)
     assert torch.equal(listed.dense()[0], out.float() * (out.float().abs() >= bounds))
 
 
