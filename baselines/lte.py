@@ -5,22 +5,20 @@ The training is `repro.train`'s; this reads the routers that it left beside the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from ..kernels.plan.mechanism import Mechanism
 from ..kernels.plan.routers import NeuronRouter
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import UserError
-from ..method.hooks import hooked
+from ..method.passes.collectors import collected_inputs
 from ..method.plan import SparsityPlan
-from ..method.projections import PROJECTION_PATHS, decoder_blocks, decoder_of, key
+from ..method.projections import PROJECTION_PATHS, key, model_projections, split_key
 from ..method.provenance import PlanProvenance, SearchCost
 from ..method.stored.routers import FILE, stored_routers
 from .dense_attention import check_neurons_reach, neuron_share
@@ -84,22 +82,24 @@ class LTE(Method):
         return replace(plan, routers=rules, provenance=PlanProvenance(details=found))
 
 
-@torch.inference_mode()
+@dataclass
+class RouterLogits:
+    """Collector of what a router says of its inputs."""
+
+    router: NeuronRouter
+    found: list[Tensor] = field(default_factory=list)
+    """Logits of each batch, (tokens·groups,)."""
+
+    def update(self, x: Tensor) -> None:
+        """Add inputs (..., hidden)."""
+        self.found.append(self.router.logits(x).flatten().cpu())
+
+
 def router_logits(calibration: Calibration, weights: list[Tensor]) -> Tensor:
     """Logits of all blocks' routers on the calibration text, (tokens·groups,) float32, from one dense pass."""
-    model, found = calibration.model, []
-    inner, dtype = decoder_of(model).inner, model.get_input_embeddings().weight.dtype
-
-    def record(router: NeuronRouter) -> object:
-        return lambda _, inputs: found.append(router.logits(inputs[0]).flatten().cpu())
-
-    def handles() -> Iterator[RemovableHandle]:
-        for block, weight in zip(decoder_blocks(model), weights, strict=True):
-            gate: nn.Module = block.get_submodule(PROJECTION_PATHS["gate"])
-            router = NeuronRouter(weight, 0.0).to(calibration.device, dtype)
-            yield gate.register_forward_pre_hook(record(router))
-
-    with hooked(handles()):
-        for batch in calibration.input_ids.split(calibration.batch_size):
-            inner(input_ids=batch.to(calibration.device), use_cache=False)
-    return torch.cat(found)
+    model = calibration.model
+    gates = {name: linear for name, linear in model_projections(model).items() if split_key(name)[1] == "gate"}
+    routers = (NeuronRouter(weight, 0.0).to(calibration.device, model.dtype) for weight in weights)
+    collectors = dict(zip(gates, map(RouterLogits, routers), strict=True))
+    found = collected_inputs(collectors, gates, model, calibration.input_ids, calibration.batch_size)
+    return torch.cat([logits for one in found.values() for logits in one.found])

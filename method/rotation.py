@@ -67,8 +67,9 @@ def principal_bases(calibration: Calibration, sites: Collection[str], gains_kept
         for index, block in enumerate(blocks)
         for site, path in first.items()
     }
+    products = {name: InputProducts() for name in linears}
     found = collected_inputs(
-        InputProducts, linears, calibration.model, calibration.input_ids, calibration.batch_size
+        products, linears, calibration.model, calibration.input_ids, calibration.batch_size
     )
     return {name: _axes(blocks, name, one.matrix, gains_kept) for name, one in found.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,25 +71,35 @@ class BlockStatistics:
     up_output: ChannelMoments = field(default_factory=ChannelMoments)
 
 
-Collector = TypeVar("Collector", ChannelMoments, InputProducts)
+class InputCollector(Protocol):
+    """What is told of every input of a linear layer."""
+
+    def update(self, x: Tensor, /) -> None:
+        """Add inputs (..., in)."""
+
+
+Collector = TypeVar("Collector", bound=InputCollector)
 
 
 @torch.inference_mode()
 def collected_inputs(
-    kind: type[Collector], linears: Mapping[str, nn.Linear], model: PreTrainedModel, ids: Tensor, batch: int
-) -> dict[str, Collector]:
-    """Inputs of linear layers in a collector each, by name: one pass over ids (sequences, length)."""
+    collectors: Mapping[str, Collector],
+    linears: Mapping[str, nn.Linear],
+    model: PreTrainedModel,
+    ids: Tensor,
+    batch: int,
+) -> Mapping[str, Collector]:
+    """Inputs of linear layers in the collector of each, by name: one pass over ids (sequences, length)."""
     check_input_ids(ids, model)
-    found = {name: kind() for name in linears}
     with hooked(
-        linear.register_forward_pre_hook(input_recorder(found[name])) for name, linear in linears.items()
+        linear.register_forward_pre_hook(input_recorder(collectors[name])) for name, linear in linears.items()
     ):
         for some in ids.split(batch):
             decoder_of(model).inner(input_ids=some.to(next(model.parameters()).device), use_cache=False)
-    return found
+    return collectors
 
 
-def input_recorder(collector: ChannelHistogram | ChannelMoments | InputProducts) -> Callable[..., None]:
+def input_recorder(collector: InputCollector) -> Callable[..., None]:
     """Forward pre-hook that gives every input to a collector."""
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -155,7 +155,11 @@ class SensitivityPruner(Pruner):
         linears = model_projections(calibration.model)
         first = {name: one for name, one in linears.items() if _first_of_site(name) == name}
         moments = collected_inputs(
-            ChannelMoments, first, calibration.model, calibration.input_ids, calibration.batch_size
+            {name: ChannelMoments() for name in first},
+            first,
+            calibration.model,
+            calibration.input_ids,
+            calibration.batch_size,
         )
         traces = {name: float(moments[_first_of_site(name)].mean_squared().mean()) for name in linears}
         sizes = {name: linear.weight.numel() for name, linear in linears.items()}

@@ -65,9 +65,8 @@ class ChannelSuite:
         """
         block = self._block(model)
         linears = {name: block_projections(decoder_blocks(model)[block])[name] for name in self.projections}
-        moments = collected_inputs(
-            ChannelMoments, linears, model, self.text.input_ids(tokenizer), self.text.batch_size
-        )
+        kinds = {name: ChannelMoments() for name in linears}
+        moments = collected_inputs(kinds, linears, model, self.text.input_ids(tokenizer), self.text.batch_size)
         for name in linears:
             with naming(lambda _, name=name: f"inputs of {name} in block {block}"):
                 require_finite(model, [float(moments[name].mean_absolute().sum())])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..measured.cells import method_rank
+from ..measured.pruned_cells import PRUNED
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import ink, line_style, write_figure
 
@@ -43,7 +44,7 @@ Points = dict[str, list[tuple[float, float]]]
 def frontier_figure(rows: list[Row]) -> Figure:
     """One column a model and protocol: perplexity over dense above, average accuracy below.
 
-    Means over the seeds; lines of methods that are trained are broken.
+    Means over the seeds; lines of methods that are trained are broken, those of pruned weights dotted.
     """
     from matplotlib.figure import Figure
 
@@ -51,7 +52,8 @@ def frontier_figure(rows: list[Row]) -> Figure:
     methods = sorted({row["method"] for row in rows} - {"dense"}, key=method_rank)
     trained = {row["method"] for row in rows if row.get("trained") == "True"}
     styles = {
-        method: line_style(place) | ({"ls": "--"} if method in trained else {})
+        method: line_style(place)
+        | ({"ls": "--"} if method in trained else {"ls": ":"} if method.startswith(PRUNED) else {})
         for place, method in enumerate(methods)
     }
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]

@@ -127,8 +127,9 @@ def search_budget(record: dict[str, Any]) -> str:
 
 
 def search_seconds(record: dict[str, Any]) -> float:
-    """Seconds of everything that making the plan took: calibration, search, thresholds."""
-    return float(sum(record["plan"]["seconds_by_stage"].values()))
+    """Seconds of everything that making the plan took, calibration, search, thresholds, or pruning weights."""
+    stages = record["plan"]["seconds_by_stage"].values()
+    return float(sum(stages) + record["seconds"].get("quantisation", 0.0))
 
 
 def _time_share(pairs: list[tuple[MeasuredCell, MeasuredCell]]) -> float | None:

@@ -14,6 +14,7 @@ from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, tasks
 from .comparable import check_comparable, check_same_items, without_seed
 from .comparison import Comparison, LatestComparison
 from .deciding import check_names
+from .pruned_cells import pruned_or_method
 
 
 class Section(NamedTuple):
@@ -123,12 +124,13 @@ def read_own(*folders: Path) -> RealData:
 def read_real_frontier(
     *folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True
 ) -> RealData:
-    """Read cells of every method on one suite, under all protocols. keep: which of them.
+    """Read cells of every method on one suite, under all protocols, and of pruned weights. keep: which of them.
 
-    Raises as `read_real`, and UserError for several suites or search budgets.
+    Raises as `read_real`, and UserError for several suites or search budgets, and for weights in few bits.
     """
     command = "`python repro/run.py experiment=method_real`"
-    data = _read(folders, command, varied=("search", "search budget", "calibration"), keep=keep)
+    varied = ("search", "search budget", "calibration", "quantisation")
+    data = _read(folders, command, varied, keep=keep, name=pruned_or_method)
     if len({(section.suite, section.budget) for section in data.sections}) > 1:
         raise UserError(
             "a frontier is of one suite and search budget; choose with --where suite=NAME search=NAME"
@@ -167,9 +169,10 @@ def _read(
     command: str,
     varied: Collection[str],
     keep: Callable[[dict[str, Any]], bool] = lambda record: True,
+    name: Callable[[dict[str, Any]], Key] = place_of,
 ) -> RealData:
     def place(record: dict[str, Any]) -> Place:
-        model, method, sparsity = place_of(record)
+        model, method, sparsity = name(record)
         suite, protocol = suite_choice(record["suite"]["name"]), record["protocol"]["name"]
         section = Section(model, suite, protocol, record["config"]["search"]["name"])
         return section, method, sparsity, record["seed"]

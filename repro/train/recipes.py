@@ -67,6 +67,10 @@ CONTINUATIONS = {
         "LTE with twice the weight of efficiency.",
         routers=RouterRecipe(efficiency=2.0, separability=0.01),
     ),
+    "lte_mild": Continuation(
+        "LTE with half the weight of efficiency.",
+        routers=RouterRecipe(efficiency=0.5, separability=0.01),
+    ),
 }
 """Continuations by name, the control first."""
 

@@ -1,8 +1,8 @@
 r"""The frontier on a real model: every method against the bytes it reads, under each protocol, beside TEAL.
 
 python -m wisparse.repro.tables real_frontier \
-    --records results/real/records/table1 results/real/records/method --where suite=wikitext search=medium \
-    --output results/real/frontier
+    --records results/real/records/table1 results/real/records/method results/real/records/pruned \
+    --where suite=wikitext search=medium --output results/real/frontier
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...measured.frontier import FrontierData
+from ...measured.pruned_cells import storage_lines
 from ...measured.real_cells import RealData, Section, read_real_frontier
 from ..real_table import HOW_READ, RealEntry, is_trained, rows
 from ..table import MEGABYTES, PERCENT, Column, Table, Value, entries_as_rows, markdown_table, number
@@ -83,6 +84,7 @@ def above(data: RealData) -> str:
         "A row of the first table is the mean over the seeds that can be compared. Trained: something of the "
         "plan was fitted by gradients, the model's weights as they are.",
         *(line.format(reference=data.reference) for line in HOW_READ[1:]),
+        *storage_lines(cell.record for cell in data.cells.values()),
     ]
     compared = [entry for section in data.sections for entry in rows(data, section) if entry.compared]
     shown = list(entries_as_rows(COMPARED, compared))

@@ -130,4 +130,4 @@ def test_text_that_the_model_cannot_read_is_refused(llama, ids, message):
     with pytest.raises(UserError, match=message):
         Calibration(llama, ids)
     with pytest.raises(UserError, match=message):
-        collected_inputs(ChannelMoments, {"o": llama.model.layers[0].self_attn.o_proj}, llama, ids, 1)
+        collected_inputs({"o": ChannelMoments()}, {"o": llama.model.layers[0].self_attn.o_proj}, llama, ids, 1)

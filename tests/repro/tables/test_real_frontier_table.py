@@ -17,6 +17,8 @@ from wisparse.repro.tables.against_bytes.real_frontier_table import REAL_FRONTIE
 from ...conftest import ROOT
 
 RECORDS = unpacked(ROOT / "results" / "real" / "records" / "method")
+PRUNED = unpacked(ROOT / "results" / "real" / "records" / "pruned")
+QUANTISED = unpacked(ROOT / "results" / "real" / "records" / "quantised")
 SPARSITIES = (0.0, 0.5, 0.6)
 
 
@@ -77,3 +79,37 @@ def test_several_suites_are_not_one_frontier():
 
     with pytest.raises(UserError, match="one suite"):
         read_real_frontier(RECORDS, keep=both)
+
+
+def by_wanda(record):
+    return record["quantisation"]["name"].startswith("wanda")
+
+
+def test_pruned_weights_stand_in_the_frontier_by_how_and_how_many_are_zero():
+    rows = list(csv.DictReader(io.StringIO(REAL_FRONTIER.csv(read_real_frontier(PRUNED, keep=by_wanda)))))
+    assert {row["method"] for row in rows} == {"pruned_wanda"}
+    read = {float(row["sparsity"]): float(row["bytes_per_token"]) for row in rows}
+    assert set(read) >= {0.4, 0.5, 0.6}
+    assert read[0.4] > read[0.5] > read[0.6]
+    assert all(float(row["search_seconds"]) > 0 for row in rows)  # pruning takes a pass over the text
+
+
+def test_the_page_says_what_is_counted_of_pruned_weights():
+    page = REAL_FRONTIER.markdown(read_real_frontier(PRUNED, keep=by_wanda))
+    assert "1 bit for each place" in page
+    assert "1 bit for each place" not in REAL_FRONTIER.markdown(read_real_frontier(RECORDS, keep=of_half))
+
+
+def test_lines_of_pruned_weights_are_dotted(rows):
+    pruned = [row | {"method": "pruned_wanda"} for row in rows if row["method"] == "teal"]
+    axis = frontier_figure([*rows, *pruned]).axes[0]
+    assert {line.get_label(): line.get_linestyle() for line in axis.get_lines()}["pruned_wanda"] == ":"
+
+
+def of_int8(record):
+    return (record.get("quantisation") or {"name": "none"})["name"] == "int8"
+
+
+def test_weights_in_few_bits_are_another_question():
+    with pytest.raises(UserError, match="not quantisation=int8"):
+        read_real_frontier(QUANTISED, keep=of_int8)
