@@ -163,12 +163,12 @@ def _convert(file: Path, sha256: str, folder: Path) -> None:
     header = read_header(file)
     if header.value("split.count", INDEX, 0) > 1:
         raise _split(file)
-    print(
-        f"{file.name}: {header.bytes / 1e6:.0f} MB are dequantised once, into {folder.parent}", file=sys.stderr
-    )
     config = configuration(header)
     names = checked_names(header, config)
     save_tokenizer(header, folder)
+    print(
+        f"{file.name}: {header.bytes / 1e6:.0f} MB are dequantised once, into {folder.parent}", file=sys.stderr
+    )
     save_weights(header, config, names, folder)
     config.save_pretrained(folder)
     _generation(header, config, folder)

@@ -166,10 +166,12 @@ def _refused(path: Path, message: str) -> None:
 
 
 @pytest.mark.parametrize("mistake", REFUSED)
-def test_what_cannot_come_over_is_refused(mistake, tmp_path):
+def test_what_cannot_come_over_is_refused_before_a_conversion_is_announced(mistake, tmp_path, capsys):
     path = write(tmp_path / "tiny.gguf", tiny("llama"), **REFUSED[mistake])
     with pytest.raises(UserError, match=mistake):
         find_checkpoint(settings(path))
+    # Values are read while they are dequantised, which is said before.
+    assert ("dequantised once" in capsys.readouterr().err) == (mistake == "not finite")
 
 
 def test_one_of_several_files_must_be_named(tmp_path):
