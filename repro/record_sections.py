@@ -183,6 +183,8 @@ class Latency:
     share_of_bandwidth: float
     tflops_128_tokens: float
     dense_tflops_128_tokens: float
+    unmeasured: list[str] | None = field(default=None, kw_only=True, metadata=LATER)
+    """Baselines that were still to be timed when this was written; None: all were."""
 
 
 @dataclass(frozen=True)

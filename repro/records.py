@@ -64,6 +64,11 @@ def save_evaluated(folder: Path, record: dict[str, Any], items: dict[str, Any]) 
     write_json(folder / EVALUATED, sealed(record))
 
 
+def save_begun(folder: Path, record: dict[str, Any]) -> None:
+    """Write a record whose speed is measured in part; what `save_evaluated` wrote stays to go on from."""
+    write_json(folder / RECORD, sealed(record))
+
+
 def load_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
     """Read a finished cell's record. Raises RecordError when it, or its items, are missing or damaged.
 

@@ -92,6 +92,8 @@ def _check_quantised(parts: dict[str, Any]) -> None:
 def finished_record(cell: Cell) -> dict[str, Any] | None:
     """The record of a finished cell, or None when it is to be computed; a damaged record is warned of.
 
+    A record that names baselines which were still to be timed is of a cell that was cut off there.
+
     Raises UserError where its tasks share more with the calibration text than is allowed now.
     """
     if cell.config.force or not (cell.folder / RECORD).exists():
@@ -100,6 +102,8 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
         record = load_record(cell.folder)
     except RecordError as error:
         log.warning("the stored record is damaged and the cell is computed again: %s", error)
+        return None
+    if (record["latency"] or {}).get("unmeasured"):
         return None
     check_recorded(record["calibration"].get("overlap"), cell.config.largest_overlap)
     return record

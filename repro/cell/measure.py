@@ -36,7 +36,16 @@ from ..record_sections import (
     Realised,
     Scores,
 )
-from ..records import EVALUATED, load_items, load_record, save_evaluated, save_record, sealed, surroundings
+from ..records import (
+    EVALUATED,
+    load_items,
+    load_record,
+    save_begun,
+    save_evaluated,
+    save_record,
+    sealed,
+    surroundings,
+)
 from ..text.overlap import Overlap, checked_overlap
 from ..typed_json import decoded
 from .plan_cache import CachedPlan
@@ -97,21 +106,27 @@ def _planned_and_evaluated(
     record = processes.of_main(lambda: _evaluated_before(cell, cached))
     if record is None:
         record = _evaluated(cell, loaded, cached, facts, seconds)
+
+    def with_speed(latency: dict[str, Any] | None) -> dict[str, Any]:
+        measured = None if latency is None else decoded(Latency, latency)
+        return replace(record, latency=measured, memory=_peak_memory(cell.checkpoint.device)).to_json()
+
+    def keep(begun: dict[str, Any]) -> None:
+        if processes.is_main():
+            save_begun(cell.folder, with_speed(begun))
+
     try:
         with _timed(seconds, "latency"):
-            latency = cell.latency.measure(loaded.model, cached.plan, lambda other: planner.plan(other).plan)
+            latency = cell.latency.measure(
+                loaded.model, cached.plan, lambda other: planner.plan(other).plan, keep
+            )
     except Exception as error:
         raise UnfinishedError(
             f"{cell.name}: the accuracy is measured and kept, the speed is not "
             f"({' '.join(str(error).split())[:300]}); the same command measures only that"
         ) from error
-    finished = replace(
-        record,
-        latency=None if latency is None else decoded(Latency, latency),
-        seconds=record.seconds | {"latency": seconds["latency"]},
-        memory=_peak_memory(cell.checkpoint.device),
-    )
-    content = sealed(finished.to_json())
+    record = replace(record, seconds=record.seconds | {"latency": seconds["latency"]})
+    content = sealed(with_speed(latency))
     if processes.is_main():
         save_record(cell.folder, content, load_items(cell.folder))
     return content

@@ -37,6 +37,8 @@ SOURCES = (".cpp", ".cu", ".h")
 
 MATCHING_ROUNDS = 6
 PlanAt = Callable[[float], SparsityPlan]
+Keep = Callable[[dict[str, Any]], None]
+"""Takes what is measured so far, as a section of a record that names what is not."""
 GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)
 
 
@@ -77,10 +79,13 @@ class DecodeLatency:
         """
         check_decodable(model, self.batch, self.prompt + self.new_tokens, mechanisms, formats)
 
-    def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt) -> dict[str, Any]:
-        """Time the plan, the engine's dense path and the baselines on the same model.
+    def measure(
+        self, model: nn.Module, plan: SparsityPlan, plan_at: PlanAt, keep: Keep = lambda _: None
+    ) -> dict[str, Any]:
+        """Time the plan, the engine's dense path and then the baselines on the same model.
 
-        `plan_at` makes the method's plan at another nominal sparsity.
+        `plan_at` makes the method's plan at another nominal sparsity. A baseline may take minutes to compile:
+        before each of them `keep` is given what is measured by then.
         """
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(self.seed)
@@ -88,21 +93,18 @@ class DecodeLatency:
         prompt = torch.randint(vocabulary, (self.batch, self.prompt), generator=generator).to(device)
         bandwidth = read_bandwidth(device)
         print_card(model, torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", bandwidth)
-        # First, while the weights lie as transformers wants them.
-        timings = dict(self._baselines(model, prompt))
         plan, nominal = self._matched(model, plan, plan_at, prompt)
         plans = {"engine-dense": None} if plan.is_dense else {"engine-dense": None, "engine-sparse": plan}
         with ExitStack() as stack:
             # The sparse one first: where its plan has folded bases, the dense one decodes in them as well.
             made = {name: stack.enter_context(self._engine(model, own)) for name, own in [*plans.items()][::-1]}
             engines = {name: made[name] for name in plans}
-            found, sequences = interleaved(engines, prompt, self.new_tokens, self.repeats)
+            timings, sequences = interleaved(engines, prompt, self.new_tokens, self.repeats)
             measured = list(engines)[-1]
             ran = engines[measured].ran()
             executed = plan.without(engines[measured].dense)
             traffic = _traffic(model, executed, sequences[measured], self.prompt, self.batch)
-        timings |= found
-        return {
+        facts = {
             "batch": self.batch,
             "prompt": self.prompt,
             "new_tokens": self.new_tokens,
@@ -112,9 +114,12 @@ class DecodeLatency:
             "read_bandwidth": bandwidth,
             "traffic": traffic,
             "byte_limit_speedup": traffic["dense_bytes_per_token"] / traffic["bytes_per_token"],
-            "timings": {name: timing.to_dict() for name, timing in timings.items()},
-            **_comparison(timings, traffic, bandwidth, self.batch),
         }
+        baselines = self._baseline_names(device.type, quantisation_of(model) is not None)
+        for place, name in enumerate(baselines):
+            keep(_section(facts, timings) | {"unmeasured": list(baselines[place:])})
+            timings |= self._baseline(model, name, prompt)
+        return _section(facts, timings)
 
     def _engine(self, model: nn.Module, plan: SparsityPlan | None) -> DecodeEngine:
         sparsity = 0.0 if plan is None else plan.provenance.sparsity
@@ -127,18 +132,15 @@ class DecodeLatency:
             tuned_for=sparsity if self.tune else None,
         )
 
-    def _baselines(self, model: nn.Module, prompt: Tensor) -> dict[str, Timing]:
-        """Timings without the engine, once a process for one model and setting: compiling takes minutes."""
+    def _baseline(self, model: nn.Module, name: str, prompt: Tensor) -> dict[str, Timing]:
+        """Timing of a decoder that is not the engine, once a process for one model and setting."""
         known = _BASELINES.setdefault(model, {})
-        names = self._baseline_names(prompt.device.type, quantisation_of(model) is not None)
-        setting = (self.batch, self.prompt, self.new_tokens, *names)
+        setting = (self.batch, self.prompt, self.new_tokens, name)
         if setting not in known:
-            timings: dict[str, Timing] = {}
-            for name in names:
-                decoder = self._baseline(model, name)
-                timings |= interleaved(decoder, prompt, self.new_tokens, self.repeats)[0]
+            decoder = self._decoder(model, name)
+            known[setting] = interleaved(decoder, prompt, self.new_tokens, self.repeats)[0]
+            del decoder
             torch._dynamo.reset()  # what was compiled holds weights, and memory of its graphs
-            known[setting] = timings
         return known[setting]
 
     def _baseline_names(self, device: str, quantised: bool) -> tuple[str, ...]:
@@ -156,7 +158,7 @@ class DecodeLatency:
             return tuple(name for name in names if name == EAGER)
         return tuple(names)
 
-    def _baseline(self, model: nn.Module, name: str) -> dict[str, Decoder]:
+    def _decoder(self, model: nn.Module, name: str) -> dict[str, Decoder]:
         """The decoder of a baseline by its name in records."""
         capacity = self.prompt + self.new_tokens
         if name in PRODUCTS:
@@ -203,6 +205,12 @@ def _traffic(
         # The last token was never read; no cache, so that the pass counts as a prompt with its continuation.
         model(input_ids=sequences[:, :-1], use_cache=False, logits_to_keep=1)
         return session.report()
+
+
+def _section(facts: dict[str, Any], timings: dict[str, Timing]) -> dict[str, Any]:
+    """Section of a record: what was decoded, all that was timed, and how these compare."""
+    comparison = _comparison(timings, facts["traffic"], facts["read_bandwidth"], facts["batch"])
+    return facts | {"timings": {name: timing.to_dict() for name, timing in timings.items()}} | comparison
 
 
 def _comparison(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,5 +22,11 @@ class NoLatency:
     def check(self, model: nn.Module, mechanisms: Collection[Mechanism], formats: Mapping[str, int]) -> None:
         """Nothing to refuse."""
 
-    def measure(self, model: nn.Module, plan: SparsityPlan, plan_at: Callable[[float], SparsityPlan]) -> None:
+    def measure(
+        self,
+        model: nn.Module,
+        plan: SparsityPlan,
+        plan_at: Callable[[float], SparsityPlan],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> None:
         """Nothing to measure."""

@@ -113,8 +113,8 @@ HEADER = """\
 - Over torch.compile: the fastest of its measured modes, which is named, on transformers with a static cache.
   Over compiled-decoder: a compact decoder in plain PyTorch (q+k+v in one product, gate+up in one, a static
   cache, torch.compile with CUDA graphs and coordinate-descent tuning). Over the faster: of these two, where
-  both were measured. Baselines are timed once a process, before the first cell. *: timed in another process
-  than the row.
+  both were measured. Baselines are timed once a process, behind the engine. *: timed in another process than
+  the row, or for another row.
 - ±: half of the distance between the fastest and the slowest repeat. Medians throughout; greedy decoding;
   prefill is timed apart.
 - Byte limit: bytes of weights a dense token reads over those a sparse one reads, lm_head included: the speed-up

@@ -9,7 +9,9 @@ import pytest
 from wisparse.repro.cell import measure
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.record import SECTIONS
+from wisparse.repro.records import read_record
 from wisparse.repro.speed.latency import DecodeLatency
+from wisparse.repro.tables.speed.speed_data import read_speed
 
 CELL = [
     "method=teal_uniform", "suite=perplexity", f"suite.text={REPOSITORY / 'repro/run.py'}", "suite.length=64",
@@ -87,6 +89,30 @@ def test_accuracy_outlives_a_speed_that_fails_and_is_not_measured_again(start, f
     assert sorted(path.name for path in folder.iterdir()) == ["items.json", "record.json"]
     monkeypatch.setattr(measure, "_evaluated", evaluate)
     assert "is finished already" in start(*CELL)[2]
+
+
+@pytest.mark.slow
+def test_what_was_timed_before_a_baseline_that_fails_is_in_a_record_and_the_cell_is_not_finished(
+    start, folders, monkeypatch
+):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
+    cell = [*CELL, "sparsity=0.4"]
+    with monkeypatch.context() as broken:
+        broken.setattr(DecodeLatency, "_baseline", fail)
+        assert start(*cell)[0] == 1
+    (folder,) = Path(folders[0].partition("=")[2], "run").glob("llama-mini-teal_uniform-0.4-*")
+    begun = read_record(folder)["latency"]
+    assert begun["unmeasured"] == ["eager"]
+    assert begun["timings"].keys() == {"engine-dense", "engine-sparse"}
+    assert begun in [each.record["latency"] for each in read_speed(folder.parent).cells.values()]
+
+    code, out, err = start(*cell)
+    assert code == 0, err
+    finished = json.loads(out[-1])["latency"]
+    assert "unmeasured" not in finished
+    assert finished["timings"].keys() == {"engine-dense", "engine-sparse", "eager"}
 
 
 @pytest.mark.slow

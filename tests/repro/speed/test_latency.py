@@ -123,6 +123,22 @@ def test_baselines_are_timed_once_for_a_model(llama, monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_is_measured_is_handed_out_before_every_baseline(llama, monkeypatch):
+    """The engine first; a baseline that ends the process leaves what was timed before it."""
+    monkeypatch.setattr(latency_module, "CompiledDecoder", partial(CompiledDecoder, compiled=False))
+    plan_at, kept = planner(llama), []
+    names = ("compiled-decoder", EAGER)
+    found = latency(baselines=names).measure(llama, plan_at(0.5), plan_at, kept.append)
+    assert [each["unmeasured"] for each in kept] == [[*names], [EAGER]]
+    assert [set(each["timings"]) - {"engine-dense", "engine-sparse"} for each in kept] == [set(), {names[0]}]
+    assert kept[0]["fastest_baseline"] is None
+    assert kept[1]["fastest_baseline"] == "compiled-decoder"
+    assert "unmeasured" not in found
+    again = latency(baselines=names).measure(llama, plan_at(0.5), plan_at)
+    assert {name: again["timings"][name] for name in names} == {name: found["timings"][name] for name in names}
+
+
+@pytest.mark.slow
 def test_transformers_with_a_compiled_step_decodes_the_same_tokens():
     model = make_tiny_model("llama")
     prompt = torch.arange(1, 6)[None]
