@@ -16,7 +16,7 @@ from ..plan import ProjectionRule, SparsityPlan
 from ..provenance import PlanProvenance, SearchCost
 from .loss_threshold import LossThreshold
 from .marginal_loss import MarginalLosses, marginal_losses
-from .sensitivity import channel_sensitivities
+from .sensitivity import channel_sensitivities, sensitivities_at
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class EqualLoss(Method):
     name: str = "equal_loss"
     sensitivity_sequences: int = 16
     """Calibration sequences that h is measured on, where there are as many."""
+    sensitivity_rounds: int = 0
+    """Times that h is then measured again, at the sparse model."""
     correction_rounds: int = 8
     """0: c is 1 everywhere."""
     correction_sequences: int = 32
@@ -47,10 +49,11 @@ class EqualLoss(Method):
 
     def __post_init__(self) -> None:
         at_least_1 = self.sensitivity_sequences, self.correction_sequences, self.correction_bound
-        if self.correction_rounds < 0 or min(at_least_1) < 1:
+        if min(self.correction_rounds, self.sensitivity_rounds) < 0 or min(at_least_1) < 1:
             raise UserError(
-                "method.correction_rounds must be at least 0, method.sensitivity_sequences, "
-                "method.correction_sequences and method.correction_bound at least 1"
+                "method.correction_rounds and method.sensitivity_rounds must be at least 0, "
+                "method.sensitivity_sequences, method.correction_sequences and method.correction_bound at "
+                "least 1"
             )
 
     @property
@@ -69,6 +72,12 @@ class EqualLoss(Method):
             curvature = threshold.together(sensitivities)
             corrections = torch.ones_like(curvature)
             thresholds = threshold.thresholds(curvature, sparsity)
+        for _ in range(self.sensitivity_rounds if sparsity > 0.0 else 0):
+            with cost.stage("sensitivity"):
+                by_key = threshold.by_key(thresholds)
+                sensitivities = sensitivities_at(calibration, by_key, self.seed, self.sensitivity_sequences)
+                curvature = threshold.together(sensitivities)
+                thresholds = threshold.thresholds(curvature, sparsity)
         for number in range(self.correction_rounds if sparsity > 0.0 else 0):
             with cost.stage("correction"):
                 which = calibration.spread(self.correction_sequences, number)

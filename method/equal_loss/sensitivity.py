@@ -7,7 +7,7 @@ model grows to second order by ½·E[(x_i·(Wᵀg)_i)²]: the diagonal of the Fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from tqdm import tqdm
 from ..calibration import Calibration
 from ..errors import UserError
 from ..hooks import hooked
+from ..plan import ProjectionRule
 from ..projections import model_projections
+from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
 from .block_backward import LogitLoss, backward_through_blocks
 
@@ -29,11 +31,25 @@ def channel_sensitivities(calibration: Calibration, seed: int, sequences: int) -
     """
     input_ids = calibration.input_ids[calibration.spread(sequences)]
     return calibration.remembered(
-        ("sensitivities", seed, sequences), lambda: _measured(calibration, input_ids, seed)
+        ("sensitivities", seed, sequences), lambda: _measured(calibration, input_ids, seed, {})
     )
 
 
-def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[str, Tensor]:
+def sensitivities_at(
+    calibration: Calibration, thresholds: Mapping[str, Tensor], seed: int, sequences: int
+) -> dict[str, Tensor]:
+    """The same of the model that is sparse at these thresholds (in,) by key, by its own labels.
+
+    Channels dropped behind a projection no longer pass on what it loses.
+    """
+    input_ids = calibration.input_ids[calibration.spread(sequences)]
+    rules = {name: ProjectionRule(thresholds=found) for name, found in thresholds.items()}
+    return _measured(calibration, input_ids, seed, rules)
+
+
+def _measured(
+    calibration: Calibration, input_ids: Tensor, seed: int, rules: Mapping[str, ProjectionRule]
+) -> dict[str, Tensor]:
     model, device = calibration.model, calibration.device
     positions = calibration.search_positions(input_ids.to(device))
     generator = torch.Generator(device).manual_seed(seed)
@@ -42,9 +58,10 @@ def _measured(calibration: Calibration, input_ids: Tensor, seed: int) -> dict[st
     with torch.no_grad():
         keywords = block_keywords(model, input_ids[:1].to(device))
     tokens = 0
-    with hooked(
+    recorders = (
         linear.register_full_backward_hook(_recorder(sums[name], positions)) for name, linear in linears.items()
-    ):
+    )
+    with hooked(recorders), sparse_projections(linears, rules, positions):
         batches = input_ids.split(calibration.batch_size)
         for batch in tqdm(batches, desc="sensitivity", unit="batch", leave=False):
             counted = torch.ones_like(batch, dtype=torch.bool, device=device)

@@ -7,7 +7,7 @@ over all heads of q that share it. Both cost nothing a token (`kernels.plan.fold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from ..equal_loss.block_backward import backward_through_blocks
 from ..equal_loss.sensitivity import label_loss
 from ..errors import UserError
 from ..hooks import hooked
+from ..plan import ProjectionRule
 from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of, key, model_projections, projections_of_site
+from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
 from .stream_basis import BasisSettings, StreamSample, fitted_basis
 
@@ -33,21 +35,47 @@ def shared_bases(calibration: Calibration, sequences: int, settings: BasisSettin
     """
 
     def find() -> FoldedBases:
-        sample = _Measured(calibration, sequences, settings)
-        values = {block: _axes(moments) for block, moments in enumerate(sample.values)}
-        return FoldedBases(fitted_basis(sample.stream(), settings), values)
+        return _found(_Measured(calibration, sequences, settings, {}), settings)
 
     return calibration.remembered(("shared bases", sequences, settings), find)
+
+
+def bases_at(
+    calibration: Calibration,
+    rules: Mapping[str, ProjectionRule],
+    reached: FoldedBases,
+    sequences: int,
+    settings: BasisSettings,
+) -> FoldedBases:
+    """Bases found in the same way on the model that is sparse by these rules, its weights in bases `reached`.
+
+    Returned are bases of the model's own weights. Raises as `shared_bases`.
+    """
+    further = _found(_Measured(calibration, sequences, settings, rules), settings)
+    values = {block: _product(reached.values[block], axes) for block, axes in further.values.items()}
+    return FoldedBases(_product(reached.stream, further.stream), values)
+
+
+def _found(sample: _Measured, settings: BasisSettings) -> FoldedBases:
+    values = {block: _axes(moments) for block, moments in enumerate(sample.values)}
+    return FoldedBases(fitted_basis(sample.stream(), settings), values)
 
 
 class _Measured:
     """What bases are found from: one forward and one backward pass over some of the calibration text."""
 
-    def __init__(self, calibration: Calibration, sequences: int, settings: BasisSettings) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        sequences: int,
+        settings: BasisSettings,
+        rules: Mapping[str, ProjectionRule],
+    ) -> None:
         self._calibration, self._decoder = calibration, decoder_of(calibration.model)
         input_ids = calibration.input_ids[calibration.spread(sequences)].to(calibration.device)
         positions = calibration.search_positions(input_ids)
         everywhere = torch.ones_like(input_ids[:1], dtype=torch.bool)
+        self._rules = rules
         self._sparse = (everywhere if positions is None else positions)[0]
         self._tokens = len(input_ids) * int(self._sparse.sum())
         self._stride = max(1, self._tokens // settings.tokens)
@@ -81,7 +109,8 @@ class _Measured:
         generator = torch.Generator(input_ids.device).manual_seed(seed)
         with torch.no_grad():
             keywords = block_keywords(model, input_ids[:1])
-        with hooked(self._hooks()):
+        sparse = sparse_projections(model_projections(model), self._rules, self._sparse[None])
+        with hooked(self._hooks()), sparse:  # what is recorded is there before channels are dropped
             for batch in tqdm(input_ids.split(self._calibration.batch_size), desc="bases", leave=False):
                 loss = label_loss(self._sparse.expand_as(batch), generator)
                 backward_through_blocks(model, batch, keywords, loss)
@@ -124,6 +153,10 @@ class _Measured:
                 self.values[block] = self.values[block].to(products) + products
 
         return record
+
+
+def _product(first: Tensor, then: Tensor) -> Tensor:
+    return (first.double() @ then.double()).float()
 
 
 def _axes(moments: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ...kernels.plan.bases import FoldedBases
 from ...kernels.plan.mechanism import Mechanism
 from ..base import Method
 from ..calibration import Calibration
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..rotation import folded_into
-from .bases import shared_bases
+from .bases import bases_at, shared_bases
 from .stream_basis import BasisSettings
 
 
@@ -28,6 +29,8 @@ class Folded(Method):
     """Calibration sequences that the bases are found on, where there are as many."""
     basis: BasisSettings = field(default_factory=BasisSettings)
     """How that of the residual stream is fitted."""
+    sparse_rounds: int = 0
+    """Times that the bases are then found again, at the sparse model of the plan so far."""
 
     needs = frozenset()  # what activations look like in the bases is measured there
 
@@ -46,8 +49,19 @@ class Folded(Method):
             return self.inner._plan(calibration, sparsity, cost)
         with cost.stage("bases"):
             bases = shared_bases(calibration, self.basis_sequences, self.basis)
-        with folded_into(calibration.model, bases):
-            inside = calibration.remembered(("folded", id(bases)), lambda: replace(calibration))
+        inside = calibration.remembered(("folded", id(bases)), lambda: replace(calibration))
+        plan = self._in_bases(bases, inside, sparsity, cost)
+        for _ in range(self.sparse_rounds):
+            with cost.stage("bases"), folded_into(calibration.model, bases):
+                bases = bases_at(calibration, plan.rules, bases, self.basis_sequences, self.basis)
+            plan = self._in_bases(bases, replace(calibration), sparsity, cost)
+        return plan
+
+    def _in_bases(
+        self, bases: FoldedBases, inside: Calibration, sparsity: float, cost: SearchCost
+    ) -> SparsityPlan:
+        """The inner method's plan; `inside` is what it measures in these bases."""
+        with folded_into(inside.model, bases):
             with cost.stage("calibration"):
                 inside.prepare(self.inner.needs)
             plan = self.inner._plan(inside, sparsity, cost)

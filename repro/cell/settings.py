@@ -55,7 +55,7 @@ BOUNDS = {
     **dict.fromkeys(COUNTS, FROM_1),
     **dict.fromkeys(STEPS, ABOVE_0),
     **dict.fromkeys(SHARES, SHARE),
-    **dict.fromkeys(("length", "max_length", "new_tokens"), FROM_2),
+    **dict.fromkeys(("apart_every", "length", "max_length", "new_tokens"), FROM_2),
     "dropped": Bound("above 0 and below 1", lambda value: 0 < value < 1),
     "density": Bound("above 0 up to 1; 0.5 keeps half of the key-value groups", lambda value: 0 < value <= 1),
     # As the cell's name has it: 0.99999999 would be called 1, and is.

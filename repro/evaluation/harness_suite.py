@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
 from .. import processes
+from ..text.articles import apart, articles
 from ..text.data_sets import DataSource, load_split, read_files, row_text
 from .code_execution import CodeRunner, humaneval_problem
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
@@ -271,3 +272,26 @@ class WikitextSuite(TextSuite):
     def whole(self) -> tuple[str, str]:
         """The text and its name."""
         return self.text(), "WikiText-2"
+
+
+@dataclass(frozen=True)
+class WikitextApartSuite(WikitextSuite):
+    """Perplexity of articles of WikiText-2's validation part that calibration leaves to choose settings on."""
+
+    apart_every: int = 6
+
+    split = VALIDATION
+
+    @property
+    def source(self) -> DataSource:
+        """The data set whose rare words are <unk>, as calibration texts read it."""
+        return DataSource("Salesforce/wikitext", "wikitext-2-v1", "wikitext2_tokenised")
+
+    def text(self) -> str:
+        """The articles, a line end after each paragraph."""
+        rows = load_split(self.source, self.split, self.data_root)["text"]
+        return "".join(f"{article}\n" for article in apart(articles(rows), self.apart_every))
+
+    def whole(self) -> tuple[str, str]:
+        """The text and its name."""
+        return self.text(), "WikiText-2's validation part, articles apart"

@@ -121,6 +121,12 @@ def read_own(*folders: Path) -> RealData:
     return replace(_about(data, lambda name: name in NEW, beside), unreachable={})
 
 
+def read_tried(*folders: Path) -> RealData:
+    """Read cells of settings under names of their own, on texts of any amount. Raises as `read_real`."""
+    command = "`python repro/run.py experiment=method_choice`"
+    return _read(folders, command, varied=("search", "search budget", "calibration"))
+
+
 def read_real_frontier(
     *folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True
 ) -> RealData:

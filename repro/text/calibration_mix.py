@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...method.errors import UserError
 from ...method.tokens import in_turn, pack
+from .articles import articles, without_apart
 from .data_sets import DataSource, load_split, read_files
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-HEADING = re.compile(r"= [^=].* =")
-"""The first line of an article in WikiText."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class TextSource:
     """Rows read from the beginning of that file; None: all."""
     lines: bool = False
     """Rows are lines; a document is the lines from one first-level heading to the next."""
+    apart_every: int | None = None
+    """Of so many documents the first stays out, for settings to be chosen on; None: all are there."""
 
     @property
     def data(self) -> DataSource:
@@ -48,11 +47,12 @@ class TextSource:
         """All documents in random order."""
         rows = load_split(self.data, self.split, root)
         if self.lines:
-            articles = list(_articles(self._text(row) for row in rows))
-            generator.shuffle(articles)
-            yield from articles
+            documents = without_apart(articles(self._text(row) for row in rows), self.apart_every)
+            generator.shuffle(documents)
+            yield from documents
         else:
-            yield from (self._text(rows[index]) for index in generator.sample(range(len(rows)), len(rows)))
+            indices = without_apart(list(range(len(rows))), self.apart_every)
+            yield from (self._text(rows[index]) for index in generator.sample(indices, len(indices)))
 
     def _text(self, row: dict[str, Any]) -> str:
         try:
@@ -96,17 +96,3 @@ class MixedText:
                 pack(documents, tokenizer, source.sequences, self.length, f"calibration.sources.{name}")
             )
         return in_turn(packed)
-
-
-def _articles(lines: Iterator[str]) -> Iterator[str]:
-    """Lines joined into articles, without blank ones."""
-    article: list[str] = []
-    for line in lines:
-        stripped = line.strip()
-        if HEADING.fullmatch(stripped) and article:
-            yield "\n".join(article)
-            article = []
-        if stripped:
-            article.append(stripped)
-    if article:
-        yield "\n".join(article)

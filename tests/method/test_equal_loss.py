@@ -9,7 +9,7 @@ from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss import sensitivity
 from wisparse.method.equal_loss.loss_threshold import LossThreshold
 from wisparse.method.equal_loss.marginal_loss import MarginalLosses, marginal_losses
-from wisparse.method.equal_loss.sensitivity import channel_sensitivities
+from wisparse.method.equal_loss.sensitivity import channel_sensitivities, sensitivities_at
 from wisparse.method.errors import UserError
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.projections import model_projections
@@ -61,6 +61,20 @@ def test_sensitivities_are_gradients_at_the_input_of_each_projection(llama, prot
     for name, shift in shifts.items():
         expected = shift.grad[:, counted].double().square().flatten(0, 1).mean(0)
         assert torch.allclose(found[name], expected, rtol=1e-4, atol=1e-9), name
+
+
+def test_sensitivities_at_a_sparse_model_are_those_of_what_it_passes_on(llama):
+    """Nothing is lost in front of a projection whose whole output is dropped behind it."""
+    calibration = make_calibration(llama, sequences=2, length=8)
+    nothing = {name: torch.zeros(inner) for name, (_, inner) in calibration.shapes.items()}
+    dense = channel_sensitivities(calibration, 5, 2)
+    kept = sensitivities_at(calibration, nothing, 5, 2)
+    assert all(torch.allclose(kept[name], dense[name]) for name in dense)
+    down = torch.full_like(nothing["1.down"], torch.inf)
+    without = sensitivities_at(calibration, nothing | {"1.down": down}, 5, 2)
+    assert without["1.gate"].abs().max() == 0
+    assert (without["1.o"] > 0).all()
+    assert (without["1.down"] > 0).all()  # what it would cost to lose more there is still known
 
 
 @pytest.mark.slow

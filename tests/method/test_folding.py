@@ -4,11 +4,14 @@ import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.method.calibration import Calibration
+from wisparse.method.equal_loss.method import EqualLoss
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities
-from wisparse.method.folding.bases import _Measured, shared_bases
+from wisparse.method.folding.bases import _Measured, bases_at, shared_bases
+from wisparse.method.folding.method import Folded
 from wisparse.method.folding.stream_basis import BasisSettings, StreamSample, fitted_basis
-from wisparse.method.plan import PlanError, SparsityPlan
+from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.projections import decoder_of
+from wisparse.method.rotation import folded_into
 from wisparse.method.running.apply import applied
 from wisparse.method.token_policy import TokenPolicy
 
@@ -47,7 +50,7 @@ def test_bases_of_values_are_the_principal_axes_of_the_sparse_tokens(model):
 
 def test_the_basis_of_the_stream_is_fitted_to_what_norms_make_and_to_gradients_behind_their_gains(model):
     calibration = Calibration(model, make_calibration(model).input_ids, 3, HALF)
-    sample = _Measured(calibration, 8, BasisSettings(tokens=10**6)).stream()
+    sample = _Measured(calibration, 8, BasisSettings(tokens=10**6), {}).stream()
     with torch.no_grad():
         states = model(calibration.input_ids, output_hidden_states=True).hidden_states[1][:, 16:].flatten(0, 1)
     normed = states / states.square().mean(dim=1, keepdim=True).sqrt()
@@ -59,6 +62,37 @@ def test_the_basis_of_the_stream_is_fitted_to_what_norms_make_and_to_gradients_b
     gains = model.model.layers[1].input_layernorm.weight
     diagonal = sample.fishers[6].diagonal() / gains.square()  # another order of labels is drawn: k of block 1
     assert (diagonal / sensitivities["1.k"]).log().abs().mean() < 0.5
+
+
+def test_bases_found_again_are_bases_of_the_models_own_weights(model):
+    """Where nothing is dropped and nothing turned, what is measured in the bases are the turned activations."""
+    calibration = Calibration(model, make_calibration(model).input_ids, 3, HALF)
+    reached, still = shared_bases(calibration, 8, FEW), BasisSettings(steps=0, tokens=64)
+    with folded_into(model, reached):
+        again = bases_at(calibration, {}, reached, 8, still)
+    assert torch.allclose(again.stream, reached.stream, atol=1e-6)
+    axes = (reached.values[1].transpose(1, 2) @ again.values[1]).abs()  # the same ones, but for their signs
+    assert torch.allclose(axes, torch.eye(axes.shape[-1]).expand_as(axes), atol=0.05)
+
+
+def test_bases_found_again_see_what_the_sparse_model_computes(model):
+    calibration = Calibration(model, make_calibration(model).input_ids, 3, HALF)
+    rules = {"0.down": ProjectionRule(thresholds=torch.full((80,), torch.inf))}
+    settings = BasisSettings(tokens=10**6)
+    dense, sparse = (_Measured(calibration, 8, settings, given) for given in ({}, rules))
+    same, other = (dense.stream().inputs[site] - sparse.stream().inputs[site] for site in (1, 2))
+    assert same.abs().max() < 1e-5  # in front of what is dropped
+    assert other.abs().max() > 1e-2
+
+
+def test_a_plan_of_bases_found_again_is_in_other_bases(model):
+    calibration = make_calibration(model)
+    once, again = (
+        Folded("folded", EqualLoss(correction_rounds=1), 8, FEW, rounds).plan(calibration, 0.5)
+        for rounds in (0, 1)
+    )
+    assert not torch.allclose(once.folded.stream, again.folded.stream, atol=1e-4)
+    assert again.folded.misfit(calibration.shapes) is None
 
 
 def test_a_hidden_sparse_basis_is_found():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 
 import pytest
 import torch
@@ -11,11 +12,17 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
 from wisparse.repro.configuration import CONFIGURATION, register_resolvers
-from wisparse.repro.evaluation.harness_suite import HarnessSuite, WikitextSuite, choose_items
+from wisparse.repro.evaluation.harness_suite import (
+    HarnessSuite,
+    WikitextApartSuite,
+    WikitextSuite,
+    choose_items,
+)
 from wisparse.repro.evaluation.harness_tasks import harness_tasks, load_tasks
+from wisparse.repro.text.calibration_mix import TextSource
 from wisparse.repro.text.data_sets import load_split
 
-from ..benchmark_data import MIRROR, isolated, with_real_data, write_made_up_mirror
+from ..benchmark_data import MIRROR, isolated, with_real_data, write_made_up_mirror, write_split
 
 PAPER = ("siqa", "gsm8k", "wic", "humaneval", "mmlu", "commonsense_qa")
 ZEROSHOT = (
@@ -258,6 +265,19 @@ def test_wikitext_is_the_same_text_with_any_line_ends(model, tokenizer, mirror):
     evaluation = asked.run(model, tokenizer, None)
     assert (evaluation.n_documents, evaluation.n_tokens) == (3, 192)
     assert evaluation.perplexity > 1
+
+
+def test_articles_are_calibrated_on_or_chosen_on(tmp_path, tokenizer):
+    lines = [line for number in range(7) for line in (f" = Article {number} = ", "", f" text {number} ")]
+    write_split(tmp_path, "wikitext2_tokenised", "validation", [{"text": line} for line in lines])
+    asked = WikitextApartSuite("wikitext_apart", str(tmp_path), apart_every=3)
+    apart = [paragraph for _, paragraph in asked.texts() if paragraph.startswith("text")]
+    assert apart == ["text 0", "text 3", "text 6"]
+    source = TextSource(
+        "org/x", "wikitext2_tokenised", "validation", 1, "{text}", lines=True, apart_every=asked.apart_every
+    )
+    documents = source.documents(str(tmp_path), random.Random(0))
+    assert sorted(document[-6:] for document in documents) == ["text 1", "text 2", "text 4", "text 5"]
 
 
 @with_real_data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from dataclasses import replace
 
 import pyarrow
 import pytest
@@ -67,6 +68,15 @@ def test_a_source_does_not_change_with_its_neighbours(mirror, tokenizer):
     alone = mix(mirror, sums=SUMS).input_ids(tokenizer)
     together = mix(mirror, prose=PROSE, sums=SUMS).input_ids(tokenizer)
     assert torch.equal(alone, together[[1, 4]])
+
+
+def test_documents_kept_apart_are_in_no_text(mirror):
+    source = replace(SUMS, apart_every=4)
+    found = list(source.documents(str(mirror), random.Random(0)))
+    assert len(found) == 300
+    assert all(int(text.split("+")[0]) % 4 for text in found)
+    with pytest.raises(UserError, match="apart_every=1 leaves no document"):
+        list(replace(SUMS, apart_every=1).documents(str(mirror), random.Random(0)))
 
 
 def test_lines_become_articles(mirror):
