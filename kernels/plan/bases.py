@@ -51,6 +51,18 @@ class FoldedBases:
     values: Mapping[int, Tensor] = field(default_factory=dict)
     """(kv heads, head_dim, head_dim) orthogonal bases of the heads of v, by block."""
 
+    def then(self, further: FoldedBases) -> FoldedBases:
+        """Bases of the model's own weights, of `further` ones that are bases of weights in these."""
+
+        def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+            if first is None or second is None:
+                return first if second is None else second
+            return (first.double() @ second.to(first.device).double()).float()
+
+        blocks = {*self.values, *further.values}
+        values = {block: both(self.values.get(block), further.values.get(block)) for block in sorted(blocks)}
+        return FoldedBases(both(self.stream, further.stream), values)
+
     def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
         """What does not fit a model of these (out, in) by key, or is not orthogonal; None where all fits."""
         hidden = shapes.get("0.q", (0, 0))[1]

@@ -51,9 +51,7 @@ def bases_at(
 
     Returned are bases of the model's own weights. Raises as `shared_bases`.
     """
-    further = _found(_Measured(calibration, sequences, settings, rules), settings)
-    values = {block: _product(reached.values[block], axes) for block, axes in further.values.items()}
-    return FoldedBases(_product(reached.stream, further.stream), values)
+    return reached.then(_found(_Measured(calibration, sequences, settings, rules), settings))
 
 
 def _found(sample: _Measured, settings: BasisSettings) -> FoldedBases:
@@ -153,10 +151,6 @@ class _Measured:
                 self.values[block] = self.values[block].to(products) + products
 
         return record
-
-
-def _product(first: Tensor, then: Tensor) -> Tensor:
-    return (first.double() @ then.double()).float()
 
 
 def _axes(moments: Tensor) -> Tensor:

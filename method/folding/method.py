@@ -52,8 +52,8 @@ class Folded(Method):
         inside = calibration.remembered(("folded", id(bases)), lambda: replace(calibration))
         plan = self._in_bases(bases, inside, sparsity, cost)
         for _ in range(self.sparse_rounds):
-            with cost.stage("bases"), folded_into(calibration.model, bases):
-                bases = bases_at(calibration, plan.rules, bases, self.basis_sequences, self.basis)
+            with cost.stage("bases"), folded_into(calibration.model, plan.folded):
+                bases = bases_at(calibration, plan.rules, plan.folded, self.basis_sequences, self.basis)
             plan = self._in_bases(bases, replace(calibration), sparsity, cost)
         return plan
 
@@ -65,4 +65,4 @@ class Folded(Method):
             with cost.stage("calibration"):
                 inside.prepare(self.inner.needs)
             plan = self.inner._plan(inside, sparsity, cost)
-        return replace(plan, folded=bases)
+        return replace(plan, folded=bases if plan.folded is None else bases.then(plan.folded))

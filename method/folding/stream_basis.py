@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..running.precision import coarse_products
+from .turns import Turns
 
 PRICED_EVERY = 25
 """Steps after which τ is the quantile of the basis reached."""
@@ -89,15 +90,10 @@ class _Cost:
 
 @coarse_products()
 def fitted_basis(sample: StreamSample, settings: BasisSettings) -> Tensor:
-    """Orthogonal (hidden, hidden) float32, reached from the stream's own basis by steps along the group.
-
-    A step turns by the Cayley transform of a skew matrix: the mean of past slopes over their size (Adam, with
-    one size for all).
-    """
+    """Orthogonal (hidden, hidden) float32, reached from the stream's own basis by steps along the group."""
     cost = _Cost(sample, settings)
-    hidden = sample.inputs.shape[-1]
-    own = torch.eye(hidden, device=sample.inputs.device)
-    basis, mean, size = own, torch.zeros_like(own), torch.zeros_like(own)
+    basis = torch.eye(sample.inputs.shape[-1], device=sample.inputs.device)
+    turns = Turns(basis)
     for step in tqdm(range(settings.steps), desc="basis", unit="step", leave=False):
         inputs = cost.drawn()
         with torch.no_grad():
@@ -106,19 +102,6 @@ def fitted_basis(sample: StreamSample, settings: BasisSettings) -> Tensor:
         leaf = basis.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(cost(cost.losses(leaf, inputs), price), leaf)
-        skew = basis.T @ slope
-        skew = skew - skew.T
-        mean, size = 0.9 * mean + 0.1 * skew, 0.98 * size + 0.02 * skew.square()
         share = 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
-        bias = (1 - 0.9 ** (step + 1)) / (1 - 0.98 ** (step + 1)) ** 0.5
-        half = (
-            0.5 * settings.rate * share * mean / (bias * size.sqrt().mean() + torch.finfo(torch.float32).tiny)
-        )
-        basis = _orthogonal(basis @ torch.linalg.solve(own + half, own - half))
+        basis = turns.turned(basis, slope, settings.rate * share)
     return basis.contiguous()
-
-
-def _orthogonal(basis: Tensor) -> Tensor:
-    """The same basis without what rounding has added: one step of Newton towards the nearest orthogonal one."""
-    exact = basis.double()
-    return (1.5 * exact - 0.5 * exact @ exact.T @ exact).float()

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...kernels.plan.folding import bases_of
 from ..calibration import Calibration
 from ..equal_loss.block_backward import LogitLoss, backward_through_blocks
 from ..equal_loss.marginal_loss import divergence_loss
 from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
-from ..projections import model_projections
+from ..projections import NORM_PATHS, SITE_OF_PROJECTION, model_projections, split_key
 from ..running.precision import coarse_products
 from ..search.block_probe import block_keywords
-from .trained_rules import Biases, TrainedProjection
+from .trained_rules import Biases, TrainedBasis, TrainedProjection
 
 WARM_UP = 20
 """Steps over which the rates rise."""
@@ -27,6 +28,18 @@ MEMORY = 0.95
 """Share that the estimate of the price keeps at each step."""
 CONTROL = 0.2
 """Share of what the sparsity is off by that one shift of all thresholds takes back."""
+
+
+@dataclass(frozen=True)
+class TrainedRules:
+    """What a training has found."""
+
+    rules: dict[str, ProjectionRule]
+    """By key."""
+    stream: Tensor | None
+    """(hidden, hidden) basis of the stream that the rules are in, from the one before; None: the same."""
+    losses: list[float]
+    """KL(dense ‖ sparse) a sparse token of every tenth step."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +54,32 @@ class Distillation:
     threshold_rate: float = 0.01
     """Largest step of a threshold, in octaves; 0: they stay as they are."""
     biases: Biases = "output"
+    basis_rate: float = 0.0
+    """Typical angle, in radians, by which a step turns the residual stream's basis; 0: it stays as it is."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.sequences) < 1 or self.bias_rate <= 0 or self.threshold_rate < 0:
+        rates = self.threshold_rate, self.basis_rate
+        if min(self.steps, self.sequences) < 1 or self.bias_rate <= 0 or min(rates) < 0:
             raise UserError(
-                "training needs at least one step and one sequence, a bias_rate above 0 and a threshold_rate "
-                "of 0 or more"
+                "training needs at least one step and one sequence, a bias_rate above 0, and a threshold_rate "
+                "and a basis_rate of 0 or more"
             )
 
     @coarse_products()
     def run(
         self, calibration: Calibration, rules: Mapping[str, ProjectionRule], sparsity: float
-    ) -> tuple[dict[str, ProjectionRule], list[float]]:
-        """Rules by key after the training, and KL(dense ‖ sparse) a sparse token of every tenth step."""
+    ) -> TrainedRules:
+        """Rules after the training, and what else was found in it.
+
+        Raises UserError where a basis is to be trained of a model whose weights are not in folded bases.
+        """
         linears = model_projections(calibration.model)
-        thresholds = self.threshold_rate > 0
+        thresholds, basis = self.threshold_rate > 0, self._basis(calibration)
         trained = {
-            name: TrainedProjection(linears[name], rule, self.biases, thresholds)
+            name: TrainedProjection(
+                linears[name], rule, self.biases, thresholds, basis if reads_stream(name) else None
+            )
             for name, rule in rules.items()
         }
         groups = [{"params": [one.vector for one in trained.values()], "lr": self.bias_rate}]
@@ -76,13 +97,32 @@ class Distillation:
                     losses.append(loss)
                 if budget is not None:
                     budget.hold(text.sparse_tokens)
+                if basis is not None:
+                    basis.turn(self.basis_rate * self._share_of_rate(step))
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-        return {name: one.rule() for name, one in trained.items()}, torch.stack(losses).tolist()
+        found = {name: one.rule() for name, one in trained.items()}
+        stream = None if basis is None else basis.matrix.detach()
+        return TrainedRules(found, stream, torch.stack(losses).tolist())
+
+    def _basis(self, calibration: Calibration) -> TrainedBasis | None:
+        if not self.basis_rate:
+            return None
+        if bases_of(calibration.model) is None:
+            raise UserError(
+                "training.basis_rate turns a basis that is folded into the weights; set it to 0 outside of a "
+                "method in folded bases"
+            )
+        return TrainedBasis(calibration.shapes["0.q"][1], calibration.device)
 
     def _share_of_rate(self, step: int) -> float:
         return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+
+
+def reads_stream(name: str) -> bool:
+    """Whether a projection, by key, reads the residual stream behind a norm."""
+    return SITE_OF_PROJECTION[split_key(name)[1]] in NORM_PATHS
 
 
 class _Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ...kernels.plan.bases import FoldedBases
 from ...kernels.plan.mechanism import Mechanism
 from ..base import Method
 from ..calibration import Calibration
@@ -47,9 +48,11 @@ class Trained(Method):
         if plan.gate_thresholds or any(rule.thresholds is None or rule.rank for rule in plan.rules.values()):
             raise UserError(f"{self.name}: trained are plans of static thresholds on channels alone")
         with cost.stage("training"):
-            rules, losses = self.training.run(calibration, plan.rules, sparsity)
+            trained = self.training.run(calibration, plan.rules, sparsity)
             cost.count("training", self.training.steps)
-        details = {**plan.provenance.details, "divergence_by_ten_steps": losses}
+        details = {**plan.provenance.details, "divergence_by_ten_steps": trained.losses}
         if self.training.threshold_rate and "sparsities" in details:  # they were those of the inner method
             details["sparsities_before_training"] = details.pop("sparsities")
-        return replace(plan, rules=rules, provenance=replace(plan.provenance, details=details))
+        provenance = replace(plan.provenance, details=details)
+        folded = None if trained.stream is None else FoldedBases(trained.stream)
+        return replace(plan, rules=trained.rules, folded=folded, provenance=provenance)

@@ -1,4 +1,4 @@
-"""Thresholds and biases as parameters: hooks that compute with them, and gradients past the step of a mask."""
+"""Thresholds, biases and a basis as parameters: hooks that compute with them, gradients past a mask's step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..folding.turns import Turns
 from ..plan import ProjectionRule
 
 BAND = 0.35
@@ -46,10 +47,32 @@ class _Masked(torch.autograd.Function):
         return at_input, of_threshold, slope.flatten(0, -2).sum(dim=0), None
 
 
-class TrainedProjection:
-    """Parameters of one projection."""
+class TrainedBasis:
+    """The basis of the residual stream that masks see it in, one for all projections that read it."""
 
-    def __init__(self, linear: nn.Linear, rule: ProjectionRule, biases: Biases, thresholds: bool) -> None:
+    def __init__(self, hidden: int, device: torch.device) -> None:
+        self.matrix = nn.Parameter(torch.eye(hidden, device=device))
+        """(hidden, hidden), orthogonal."""
+        self._turns = Turns(self.matrix.detach())
+
+    @torch.no_grad()
+    def turn(self, angle: float) -> None:
+        """A step against the gradient of the matrix, which is then gone."""
+        self.matrix.copy_(self._turns.turned(self.matrix, self.matrix.grad, angle))
+        self.matrix.grad = None
+
+
+class TrainedProjection:
+    """Parameters of one projection; the basis that its input is masked in is shared with others."""
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rule: ProjectionRule,
+        biases: Biases,
+        thresholds: bool,
+        basis: TrainedBasis | None = None,
+    ) -> None:
         weight = linear.weight
         size = weight.shape[0] if biases == "output" else weight.shape[1]
         self.linear = linear
@@ -61,7 +84,7 @@ class TrainedProjection:
         self.density = nn.Parameter(torch.zeros_like(self.log2_thresholds), requires_grad=thresholds)
         self.dropped: Tensor | int = 0
         """Channels dropped of all sparse tokens in passes with gradients."""
-        self._biases = biases
+        self._biases, self._basis = biases, basis
 
     def bias(self) -> Tensor:
         """Added to the output of sparse tokens, (out,)."""
@@ -79,9 +102,13 @@ class TrainedProjection:
         sparse = positions[..., None]
 
         def mask(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x = _Masked.apply(inputs[0], self.log2_thresholds, self.density, sparse)
+            basis = None if self._basis is None else self._basis.matrix
+            x = inputs[0] if basis is None else inputs[0] @ basis
+            x = _Masked.apply(x, self.log2_thresholds, self.density, sparse)
             if torch.is_grad_enabled():
                 self.dropped = self.dropped + ((x == 0) & sparse).sum()
+            if basis is not None:  # dense tokens without what rounding adds
+                x = torch.where(sparse, x @ basis.T, inputs[0])
             return (x, *inputs[1:])
 
         def add_bias(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:

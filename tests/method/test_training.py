@@ -6,12 +6,16 @@ import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.method.calibration import Calibration
+from wisparse.method.equal_loss.method import EqualLoss
 from wisparse.method.errors import UserError
+from wisparse.method.folding.method import Folded
+from wisparse.method.folding.stream_basis import BasisSettings
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.method.projections import model_projections, projection_shapes
 from wisparse.method.running.apply import applied
 from wisparse.method.token_policy import TokenPolicy
 from wisparse.method.training.distillation import Distillation
+from wisparse.method.training.method import Trained
 from wisparse.method.training.own_text import own_text
 from wisparse.method.training.trained_rules import BAND, TrainedProjection
 
@@ -47,13 +51,40 @@ def test_training_lowers_the_divergence_at_the_same_sparsity(calibration):
     before, at = divergence(calibration, plan)
     found = {}
     for name, settings in {"both": FEW, "biases": replace(FEW, threshold_rate=0.0)}.items():
-        rules, losses = settings.run(calibration, plan.rules, at)
-        found[name], realised = divergence(calibration, replace(plan, rules=rules))
+        trained = settings.run(calibration, plan.rules, at)
+        found[name], realised = divergence(calibration, replace(plan, rules=trained.rules))
         assert realised == pytest.approx(at, abs=0.02)
-        assert losses[-1] < losses[0] == pytest.approx(before, rel=0.2)
+        assert trained.losses[-1] < trained.losses[0] == pytest.approx(before, rel=0.2)
+        assert trained.stream is None
+    rules = trained.rules
     assert found["both"] < found["biases"] < 0.95 * before
     assert {len(rule.bias) for name, rule in rules.items() if name.endswith(".k")} == {24}
     assert all(torch.allclose(rule.thresholds, plan.rules[name].thresholds) for name, rule in rules.items())
+
+
+def test_a_basis_that_is_trained_along_lowers_the_divergence_further(calibration):
+    """What the plan does then is what the training had reached: all that it trains belongs together."""
+    few = BasisSettings(steps=3, tokens=64, tokens_a_step=16)
+    inner = EqualLoss(correction_rounds=0)
+    found, streams = {}, {}
+    for rate in (0.0, 0.01):
+        trained = Trained("trained", inner, replace(FEW, basis_rate=rate))
+        plan = Folded("folded", trained, 16, few).plan(calibration, 0.5)
+        found[rate], realised = divergence(calibration, plan)
+        assert realised == pytest.approx(0.5, abs=0.03)
+        last = plan.provenance.details["divergence_by_ten_steps"][-1]
+        assert found[rate] < 1.1 * last  # of a step ten before the end
+        streams[rate] = plan.folded.stream
+        assert plan.folded.misfit(calibration.shapes) is None
+    assert found[0.01] < 0.95 * found[0.0]
+    assert not torch.allclose(*streams.values(), atol=1e-3)
+
+
+def test_a_basis_is_trained_in_folded_bases_alone(calibration):
+    plan = make_method("teal_uniform").plan(calibration, 0.5)
+    calibration.prepare({"final_states"})
+    with pytest.raises(UserError, match=r"basis_rate turns a basis .* set it to 0"):
+        replace(FEW, basis_rate=0.01).run(calibration, plan.rules, 0.5)
 
 
 def test_gradients_of_thresholds_and_biases(model):

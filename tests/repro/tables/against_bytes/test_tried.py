@@ -16,11 +16,11 @@ from ..made_up_cells import CONFIG, write_cell
 APART = "wikitext_apart"
 
 
-def cell(root, name, sparsity, broken, *changes, suite=APART):
+def cell(root, name, sparsity, broken, *changes, suite=APART, stage="coarse"):
     config = CONFIG | {"suite": CONFIG["suite"] | {"name": suite}}
     command = f"python repro/run.py experiment=x 'method.name={name}' {' '.join(changes)}"
-    suite = {"name": suite, "config": {}}
-    write_cell(root, name, sparsity, broken, config=config, suite=suite, command=command, seed=0)
+    suite, plan = {"name": suite, "config": {}}, {"seconds_by_stage": {stage: 1.0}, "provenance": {}}
+    write_cell(root, name, sparsity, broken, config=config, suite=suite, command=command, plan=plan, seed=0)
 
 
 @pytest.fixture
@@ -37,19 +37,22 @@ def records(tmp_path):
         cell(root, "again", sparsity, 40, suite="wikitext")
         cell(root, "plain", sparsity, ours + 2)
         cell(root, "plain", sparsity, 1, suite="wikitext")
+        cell(root, "trained", sparsity, ours - 5, "method.rate=2", stage="training")
     cell(root, "half_done", 0.5, 1, "method.sparse_rounds=2")
     return root
 
 
 def test_the_setting_is_chosen_on_the_text_apart_over_all_sparsities(records):
-    assert best_changes(read_tried(records)) == ["method.sparse_rounds=1", "method.basis.steps=7"]
+    data = read_tried(records)
+    assert best_changes(data, trained=False) == ["method.sparse_rounds=1", "method.basis.steps=7"]
+    assert best_changes(data, trained=True) == ["method.rate=2"]
 
 
 def test_without_a_comparison_nothing_is_chosen(tmp_path):
     cell(tmp_path, "dense", 0.0, 0)
     cell(tmp_path, "again", 0.5, 3)
     with pytest.raises(UserError, match="no setting was compared with teal on suite=wikitext_apart"):
-        best_changes(read_tried(tmp_path))
+        best_changes(read_tried(tmp_path), trained=False)
 
 
 def test_rows_are_shares_at_teals_bytes_and_take_the_place_of_their_series(records, tmp_path):
