@@ -24,6 +24,9 @@ from .block_by_block import check_finite, stored_block_by_block
 from .gptq import check_damped_by, compensated, inverse_factor
 from .quantisers import Weights
 
+AMONG = ("all", "output")
+"""Weights among which the least salient are chosen: those of all outputs together, or those of each."""
+
 
 @dataclass(frozen=True)
 class Pruner(Weights, ABC):
@@ -124,6 +127,8 @@ class SensitivityPruner(Pruner):
     """Share of XᵀX's diagonal that is added to it, above 0."""
     block: int
     """Input channels among which the least salient weights are chosen together."""
+    among: str = "all"
+    """Which weights of such channels: one of AMONG."""
     damped_by: str = "own"
     """What `damping` is a share of: see `damped_channels`."""
     first_share: float = 0.0
@@ -132,6 +137,8 @@ class SensitivityPruner(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damped_by(self.damped_by)
+        if self.among not in AMONG:
+            raise UserError(f"quantisation.among is {self.among!r}; choose {' or '.join(AMONG)}")
         if self.block < 1:
             raise UserError(f"quantisation.block={self.block} must be at least 1; try 128")
         if not 0.0 <= self.first_share < float("inf"):
@@ -145,10 +152,11 @@ class SensitivityPruner(Pruner):
     def description(self) -> str:
         """See `Pruner`."""
         of = " of each channel" if self.damped_by == "own" else ""
+        each = " for each output" if self.among == "output" else ""
         first = f", first tokens counting as {self.first_share:g} of all" if self.first_share else ""
         return (
             f"{self.sparsity:.0%} zeros by optimal brain surgery, ±{self.spread:.0%} by sensitivity, "
-            f"damping {self.damping:g}{of}, {self.block} channels at once{first}"
+            f"damping {self.damping:g}{of}, {self.block} channels at once{each}{first}"
         )
 
     def _sparsities(self, calibration: Calibration) -> Mapping[str, float]:
@@ -173,7 +181,7 @@ class SensitivityPruner(Pruner):
         return inverse_factor(products, self.damping, self.damped_by)
 
     def _pruned(self, weight: Tensor, prepared: Tensor, sparsity: float) -> Tensor:
-        return surgically_pruned(weight, prepared, sparsity, self.block)
+        return surgically_pruned(weight, prepared, sparsity, self.block, self.among)
 
 
 def _first_of_site(name: str) -> str:
@@ -194,11 +202,13 @@ def mixed_sparsities(
     return {name: sparsity + offsets[name] - mean for name in sensitivities}
 
 
-def surgically_pruned(weight: Tensor, factor: Tensor, sparsity: float, block: int) -> Tensor:
+def surgically_pruned(
+    weight: Tensor, factor: Tensor, sparsity: float, block: int, among: str = "all"
+) -> Tensor:
     """The weight (in, out) with zeros where w²/[H⁻¹] is least, and the others changed to make up for them.
 
-    factor: `inverse_factor` of XᵀX. The zeros are chosen among `block` channels of all outputs at a time, at
-    the weights as they are by then.
+    factor: `inverse_factor` of XᵀX. The zeros are chosen among `block` channels at a time, of all outputs or of
+    each (`among`), at the weights as they are by then.
     """
     kept: Tensor | None = None
 
@@ -207,8 +217,9 @@ def surgically_pruned(weight: Tensor, factor: Tensor, sparsity: float, block: in
         if channel % block == 0:
             some = remaining[:block]
             saliency = (some / factor.diagonal()[channel : channel + block, None].to(some.device)).square()
-            order = saliency.flatten().argsort(stable=True)[: round(sparsity * some.numel())]
-            kept = torch.ones_like(some).flatten().index_fill(0, order, 0.0).view_as(some)
+            competing = saliency.reshape(-1, 1) if among == "all" else saliency
+            order = competing.argsort(dim=0, stable=True)[: round(sparsity * len(competing))]
+            kept = torch.ones_like(competing).scatter(0, order, 0.0).view_as(some)
         return remaining[0] * kept[channel % block]
 
     return compensated(weight, factor, stored)

@@ -109,6 +109,21 @@ def test_first_tokens_count_as_a_share_of_all():
     assert torch.allclose(heavier.matrix - plain.matrix, 2.0 * first.T @ first)  # 0.4 of five tokens
 
 
+def test_each_output_by_itself_loses_as_many_weights_as_the_others():
+    """An output of small weights would lose all of them beside one of large weights."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(8, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 1e-3])
+    factor = inverse_factor(torch.eye(8, dtype=torch.float64), 0.01)
+    assert (surgically_pruned(weight, factor, 0.5, 4) == 0.0).sum(0).tolist() == [0, 8]
+    apart = surgically_pruned(weight, factor, 0.5, 4, "output") == 0.0
+    assert apart.view(2, 4, 2).sum(1).tolist() == [[2, 2], [2, 2]]
+    for half in (slice(0, 4), slice(4, 8)):  # uncorrelated inputs: the two smallest of each
+        smallest = weight[half].abs().argsort(0)[:2]
+        assert apart[half].gather(0, smallest).all()
+    with pytest.raises(UserError, match="choose all or output"):
+        SensitivityPruner("obs", 0.5, "none", **OBS, among="each")
+
+
 def test_surgery_that_counts_first_tokens_more_keeps_their_outputs():
     """First tokens are unlike all others and few: what makes up for zeros serves them only where they count."""
     generator = torch.Generator().manual_seed(2)
