@@ -53,14 +53,20 @@ def tried_rows(data: RealData, series: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def best_changes(data: RealData, trained: bool) -> list[str]:
+def best_changes(data: RealData, trained: bool, sparsity: float | None = None) -> list[str]:
     """What the setting with the least mean share of TEAL's rise on the text apart changes of its method.
 
-    trained: whether of those that train anything, or of the others. Settings that lack a sparsity which others
-    have are passed over. Raises UserError where none is left.
+    trained: whether of those that train anything, or of the others. sparsity: the only one that counts; None:
+    all, and settings that lack one which others have are passed over. Raises UserError where none is left.
     """
-    of_suite = (entry for entry in entries(data) if entry.section.suite == CHOSEN_ON)
-    of_text = [entry for entry in of_suite if entry.trained == trained and entry.rise_share]
+    of_text = [
+        entry
+        for entry in entries(data)
+        if entry.section.suite == CHOSEN_ON
+        and entry.sparsity == (entry.sparsity if sparsity is None else sparsity)
+        and entry.trained == trained
+        and entry.rise_share
+    ]
     sparsities = {entry.sparsity for entry in of_text}
     by_method: dict[str, list[RealEntry]] = {}
     for entry in of_text:
@@ -105,12 +111,15 @@ def main() -> None:
     parser.add_argument("records", nargs="+", type=Path, help="folders of cells")
     parser.add_argument("--series", type=int, default=5, help="number of these runs in the rows")
     parser.add_argument("--trained", action="store_true", help="the best of those that train anything")
+    parser.add_argument("--sparsity", type=float, help="the only one that the best is chosen at")
     parser.add_argument("--rows", type=Path, help="CSV that the rows are written to")
     chosen = parser.parse_args()
     with mistakes_in_one_line():
         data = read_tried(*(unpacked(folder) for folder in chosen.records))
         if chosen.rows is None:
-            print(" ".join(shlex.quote(change) for change in best_changes(data, chosen.trained)))
+            print(
+                " ".join(shlex.quote(change) for change in best_changes(data, chosen.trained, chosen.sparsity))
+            )
             return
         rows = list(tried_rows(data, chosen.series))
         write_text(chosen.rows, with_series(read_rows(chosen.rows), rows, chosen.series))

@@ -46,6 +46,7 @@ def test_the_setting_is_chosen_on_the_text_apart_over_all_sparsities(records):
     data = read_tried(records)
     assert best_changes(data, trained=False) == ["method.sparse_rounds=1", "method.basis.steps=7"]
     assert best_changes(data, trained=True) == ["method.rate=2"]
+    assert best_changes(data, trained=False, sparsity=0.5) == ["method.sparse_rounds=2"]
 
 
 def test_without_a_comparison_nothing_is_chosen(tmp_path):
