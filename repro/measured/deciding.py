@@ -68,6 +68,8 @@ DECIDING: Mapping[str, Callable[[Record], Any]] = {
 """How to find it in a record, by its name."""
 OF_DENSE = ("model fingerprint", "files beside the weights", "dtype", "quantisation", "heads", "suite")
 """All of it that a dense model's numbers depend on."""
+OF_ITS_WEIGHTS = ("calibration", "seed")
+"""What they depend on besides, where weights are not the model's own: some are made on the calibration text."""
 NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
     "model fingerprint": (lambda record: record["model"]["name"], DECIDING["model fingerprint"]),
     "files beside the weights": (
@@ -85,7 +87,10 @@ NAMED: Mapping[str, tuple[Callable[[Record], str], Callable[[Record], Any]]] = {
 
 def check_one_cell(first: Found, second: Found) -> None:
     """Raises UserError that names what differs, where two records of one place of a table are of two cells."""
-    names = OF_DENSE if first[1]["method"]["name"] == "dense" else tuple(DECIDING)
+    names = tuple(DECIDING)
+    if first[1]["method"]["name"] == "dense":
+        own = quantisation_of(first[1])["name"] == "none"
+        names = OF_DENSE if own else OF_DENSE + OF_ITS_WEIGHTS
     for name in names:
         _check_equal(name, DECIDING[name], first, second, "both stand for one cell of the table")
 

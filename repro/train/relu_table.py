@@ -118,6 +118,7 @@ def page(data: TrainedModels) -> str:
         f"`{START}` itself was {start['held_out_perplexity']:.3f}, after {start['tokens_seen']:,} tokens of "
         "more text.",
         "- Methods: perplexity of the suite's held-out texts; realised: block weights not read.",
+        *_settings(data),
         *_claims(data),
         "",
         table_row(["model", "zeros", "perplexity", "÷ control", "method", "sparsity", "realised", "MB/token",
@@ -143,6 +144,22 @@ def page(data: TrainedModels) -> str:
             ]
         lines.append(table_row([*dense, *under]))
     return "\n".join(lines) + "\n"
+
+
+def _settings(data: TrainedModels) -> list[str]:
+    """Search budgets of the methods that search, and what a method keeps where it is told."""
+    records = [cell.record for cell in data.cells.values()]
+    budgets: dict[str, set[str]] = {}
+    kept: dict[str, None] = {}
+    for record in records:
+        method = record["method"]
+        if record["plan"]["provenance"]["evaluations"]:
+            budgets.setdefault(record["config"]["search"]["name"], set()).add(f"`{method['name']}`")
+        if recall := method["config"].get("recall"):
+            kept[f"- `{method['name']}`: α by block, at which {recall:.1%} of every block's active neurons are "
+                 "kept on the calibration text, whatever sparsity that gives."] = None  # fmt: skip
+    searched = "; ".join(f"`{name}` for {', '.join(sorted(of))}" for name, of in sorted(budgets.items()))
+    return [*([f"- Search budget: {searched}."] if searched else []), *kept]
 
 
 def _claims(data: TrainedModels) -> list[str]:

@@ -60,6 +60,16 @@ def test_two_cells_of_one_place_are_refused(tmp_path, read, changes, differs):
     assert "experiment_name=NAME" in str(caught.value)
 
 
+def test_dense_cells_differ_by_their_calibration_where_weights_are_made_on_it(tmp_path):
+    other = group("calibration", sequences=3)
+    for text in ({}, other):
+        write_cell(tmp_path / "own", "dense", 0.0, 0, **text)
+        write_cell(tmp_path / "int8", "dense", 0.0, 0, quantisation=INT8, **text)
+    read_table(tmp_path / "own")
+    with pytest.raises(UserError, match="records of different calibration do not belong"):
+        read_table(tmp_path / "int8")
+
+
 @pytest.mark.parametrize("read", [read_table, read_frontier, read_real])
 def test_two_tokenizers_are_refused_and_records_that_do_not_say_are_read(tmp_path, read):
     write_cell(tmp_path, "dense", 0.0, 0)

@@ -38,6 +38,21 @@ def test_models_stand_beside_the_control_and_their_cells(tmp_path):
     )
 
 
+def test_budgets_and_a_recall_that_was_asked_for_are_said(tmp_path):
+    card(tmp_path / "cards", "dense", 0.1, 8.0)
+    model = {"name": "llama-mini-dense", "device": "cpu", "fingerprint": "f" * 64, "dtype": "float32"}
+    told = {"name": "sparseinfer_recall", "config": {"name": "sparseinfer_recall", "recall": 0.99}}
+    write_cell(tmp_path / "records", "teal", 0.5, 0, model=model)
+    write_cell(
+        tmp_path / "records", "sparseinfer_recall", 0.3, 0, model=model, method=told,
+        plan={"seconds_by_stage": {}, "provenance": {"evaluations": 0}},
+    )  # fmt: skip
+    shown = page(read_models(tmp_path / "cards", tmp_path / "records"))
+    assert "- Search budget: `quick` for `teal`.\n" in shown
+    assert "`sparseinfer_recall`: α by block, at which 99.0% of every block's active neurons are" in shown
+    assert "Search budget" not in page(read_models(tmp_path / "cards"))
+
+
 def test_the_papers_claim_stands_beside_what_was_found(tmp_path):
     card(tmp_path, "dense", 0.1, 8.0)
     assert "claims" not in page(read_models(tmp_path))
