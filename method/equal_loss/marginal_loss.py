@@ -22,6 +22,7 @@ from ..calibration import Calibration
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import decoder_of, model_projections
+from ..running.precision import coarse_products
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
 from .block_backward import LogitLoss, backward_through_blocks
@@ -73,6 +74,7 @@ class MarginalLosses:
         return mean + share * (own - mean)
 
 
+@coarse_products()
 def marginal_losses(
     calibration: Calibration,
     thresholds: Mapping[str, Tensor],

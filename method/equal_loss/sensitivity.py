@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import model_projections
+from ..running.precision import coarse_products
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
 from .block_backward import LogitLoss, backward_through_blocks
@@ -47,6 +48,7 @@ def sensitivities_at(
     return _measured(calibration, input_ids, seed, rules)
 
 
+@coarse_products()
 def _measured(
     calibration: Calibration, input_ids: Tensor, seed: int, rules: Mapping[str, ProjectionRule]
 ) -> dict[str, Tensor]:

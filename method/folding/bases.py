@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of, key, model_projections, projections_of_site
+from ..running.precision import coarse_products
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
 from .stream_basis import BasisSettings, StreamSample, fitted_basis
@@ -102,6 +103,7 @@ class _Measured:
             )
         return found
 
+    @coarse_products()
     def _pass_over(self, input_ids: Tensor, seed: int) -> None:
         model = self._calibration.model
         generator = torch.Generator(input_ids.device).manual_seed(seed)
