@@ -117,6 +117,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "text": partial(own_table, OTHER_TEXT),
         "text_512": partial(own_table, SHORT_TEXT),
         "generation": generation_table,
+        "choice": partial(tried_table, apart=True),
         "tried": tried_table,
     },
     "docs/field.md": {"measured": field_table},

@@ -9,6 +9,7 @@ from statistics import fmean
 from ...configuration import REPOSITORY
 from ...measured.cells import method_rank
 from ...tables.against_bytes.generation_table import GENERATION
+from ...tables.against_bytes.tried import CHOSEN_ON, TEXTS
 from ...tables.csv_rows import Row, read_rows
 from ...tables.table import markdown_table
 from ...tables.text import NOT_MEASURED, table_row
@@ -64,9 +65,16 @@ def _shown(rows: list[Row]) -> Iterator[str]:
     yield f"{fmean(seconds):.0f}" if seconds else NOT_MEASURED
 
 
-def tried_table(path: Path = TRIED) -> str:
-    """Rise as a share of TEAL's of every setting tried, by text; in italics beyond TEAL's cells."""
-    rows = [row for row in read_rows(path) if row["rise_share"]]
+def tried_table(path: Path = TRIED, apart: bool = False) -> str:
+    """Rise as a share of TEAL's of every setting tried, by text; in italics beyond TEAL's cells.
+
+    apart: of the series that were decided on the text apart, or of the others before.
+    """
+    tried = [row for row in read_rows(path) if row["rise_share"]]
+    decided = {row["series"] for row in tried if row["text"] == TEXTS[CHOSEN_ON]}
+    rows = [row for row in tried if (row["series"] in decided) is apart]
+    if not rows:
+        return f"*{NOT_MEASURED.capitalize()}.*"
     texts = list(dict.fromkeys(row["text"] for row in rows))
     lines = [table_row(["", "sparsity", *texts]), "|---|---:" + "|---:" * len(texts) + "|"]
     for setting, sparsity in dict.fromkeys((row["setting"], row["sparsity"]) for row in rows):

@@ -31,7 +31,7 @@ TEXTS = {
     "english": "held-out English prose",
 }
 """What the rows call the text of a suite."""
-NAME = "method.name="
+NAME, METHOD = "method.name=", "method="
 
 
 def tried_rows(data: RealData, series: int) -> Iterator[dict[str, Any]]:
@@ -89,8 +89,9 @@ def _changes(record: dict[str, Any]) -> list[str]:
 
 def _setting(record: dict[str, Any], protocol: str) -> str:
     text = record["calibration"]
+    given = [word.removeprefix(METHOD) for word in shlex.split(record["command"]) if word.startswith(METHOD)]
     parts = [
-        record["method"]["name"],
+        given[0] if given and "," not in given[0] else record["method"]["name"],
         *_changes(record),
         f"{text['sequences']} sequences of {text['length']:,} tokens of {text['name']}",
         f"protocol {protocol}",

@@ -43,16 +43,22 @@ def test_without_the_table_nothing_is_claimed(tmp_path):
 
 
 def test_settings_tried_stand_in_one_row_a_sparsity(tmp_path):
-    table = tried_table(
-        write(
-            tmp_path / "tried.csv",
-            "setting,sparsity,text,rise_share,between_cells",
-            "teal,0.5,held out,,",
-            "ours,0.5,held out,0.611,true",
-            "ours,0.5,other,0.9,false",
-            "ours,0.6,held out,0.7,true",
-        )
-    ).splitlines()
+    path = write(
+        tmp_path / "tried.csv",
+        "series,setting,sparsity,text,rise_share,between_cells",
+        "1,teal,0.5,held out,,",
+        "1,ours,0.5,held out,0.611,true",
+        "1,ours,0.5,other,0.9,false",
+        "1,ours,0.6,held out,0.7,true",
+        '2,newer,0.6,"WikiText-2 validation, articles apart",0.5,true',
+        "2,newer,0.6,other,0.8,true",
+    )
+    assert tried_table(path, apart=True).splitlines() == [
+        "|  | sparsity | WikiText-2 validation, articles apart | other |",
+        "|---|---:|---:|---:|",
+        "| newer | 60% | 0.50 | 0.80 |",
+    ]
+    table = tried_table(path).splitlines()
     assert table[0] == "|  | sparsity | held out | other |"
     assert table[2:] == ["| ours | 50% | 0.61 | *0.90* |", "| ours | 60% | 0.70 | not measured |"]
 
