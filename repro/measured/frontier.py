@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..record_facts import hardware
-from .cells import MeasuredCell, method_rank, place_of, stored_cells
+from .cells import MeasuredCell, method_rank, stored_cells
 from .comparable import check_one_text
 from .comparison import Between, Comparison, LatestComparison, Outside, at_equal_bytes, bytes_of
 from .deciding import check_names
 from .paired_bootstrap import Interval
+from .pruned_cells import pruned_or_method
 from .rise import Rises, mean_of
 
 REFERENCE = "wisparse"
@@ -145,15 +146,16 @@ def read_frontier(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambd
     """Read every record with a perplexity below the folders; of a cell measured again the newest counts.
 
     keep: which of them, of folders that hold several suites or protocols. Raises UserError when there is none,
-    when one is damaged, or when they are not all on the same text under the same protocol.
+    when one is damaged, of weights in few bits, or when they are not all on the same text under the same
+    protocol.
     """
     cells = stored_cells(
         folders,
-        lambda record: (*place_of(record), record["seed"]),
+        lambda record: (*pruned_or_method(record), record["seed"]),
         keep=lambda record: record["perplexity"] is not None and keep(record),
         command="`python repro/run.py experiment=frontier`",
     )
-    check_names((cell.folder, cell.record) for cell in cells.values())
+    check_names(((cell.folder, cell.record) for cell in cells.values()), varied=("quantisation",))
     check_one_text(cells.values())
     return FrontierData(dict(sorted(cells.items(), key=lambda pair: _place(pair[0]))))
 

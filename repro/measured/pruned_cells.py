@@ -32,15 +32,20 @@ def pruned_or_method(record: dict[str, Any]) -> Key:
     return record["model"]["name"], f"{PRUNED}{how}", sparsity
 
 
-def storage_lines(records: Iterable[dict[str, Any]]) -> list[str]:
-    """What is counted of the pruned weights among some records: a line for each index; none without any."""
+def own_weights(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of some records whose model computed with its own weights."""
+    return [record for record in records if quantisation_of(record)["name"] == "none"]
+
+
+def pruned_lines(records: Iterable[dict[str, Any]]) -> list[str]:
+    """How weights were pruned among some records, and what is counted of them; none without any."""
     found = {}
     for record in records:
         if (index := quantisation_of(record).get("index")) is not None:
-            found[index, record["model"]["dtype"]] = None
+            _, _, how = record["quantisation"]["description"].partition(" zeros by ")
+            found[pruned_or_method(record)[1], how, index, record["model"]["dtype"]] = None
     return [
-        f"`{PRUNED}…`: weights pruned instead (`quantisation=`), with all activations: all tokens read the "
-        f"same. Counted: the kept values in {dtype}, and {INDICES[index]} bit for each place, kept or not, "
-        f"that says which are kept ({index})."
-        for index, dtype in found
+        f"`{name}`: weights pruned instead, by {how}. Every token reads the same, dense ones too: the kept "
+        f"values in {dtype}, and {INDICES[index]} bit for each place that says whether it is kept."
+        for name, how, index, dtype in found
     ]

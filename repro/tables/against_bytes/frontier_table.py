@@ -19,6 +19,7 @@ from ...measured.frontier import (
     search_seconds,
 )
 from ...measured.paired_bootstrap import RESAMPLES
+from ...measured.pruned_cells import own_weights, pruned_lines
 from ...record_facts import hardware
 from ..table import (
     MEGABYTES,
@@ -98,7 +99,8 @@ def _header(data: FrontierData) -> str:
         "(average), of the mean over the seeds: other orders of the calibration files, other searches.",
         "Bridged: seeds without a cell of the method at that sparsity, taken between its cells 10 points away.",
         "Time: seconds of calibration and search as a share of WiSparse's, on the same device.",
-        *model_lines(records),
+        *pruned_lines(records),
+        *model_lines(own_weights(records)),
     ]
     head = headed("# The frontier: what a token reads, and what it costs", data.cells.values())
     return introduced(head, lines)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...measured.frontier import FrontierData
-from ...measured.pruned_cells import storage_lines
+from ...measured.pruned_cells import pruned_lines
 from ...measured.real_cells import RealData, Section, read_real_frontier
 from ..real_table import HOW_READ, RealEntry, is_trained, rows
 from ..table import MEGABYTES, PERCENT, Column, Table, Value, entries_as_rows, markdown_table, number
@@ -84,7 +84,7 @@ def above(data: RealData) -> str:
         "A row of the first table is the mean over the seeds that can be compared. Trained: something of the "
         "plan was fitted by gradients, the model's weights as they are.",
         *(line.format(reference=data.reference) for line in HOW_READ[1:]),
-        *storage_lines(cell.record for cell in data.cells.values()),
+        *pruned_lines(cell.record for cell in data.cells.values()),
     ]
     compared = [entry for section in data.sections for entry in rows(data, section) if entry.compared]
     shown = list(entries_as_rows(COMPARED, compared))

@@ -96,6 +96,7 @@ def test_pruned_weights_stand_in_the_frontier_by_how_and_how_many_are_zero():
 
 def test_the_page_says_what_is_counted_of_pruned_weights():
     page = REAL_FRONTIER.markdown(read_real_frontier(PRUNED, keep=by_wanda))
+    assert "`pruned_wanda`: weights pruned instead, by Wanda, with a bitmap" in page
     assert "1 bit for each place" in page
     assert "1 bit for each place" not in REAL_FRONTIER.markdown(read_real_frontier(RECORDS, keep=of_half))
 
