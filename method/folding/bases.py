@@ -26,7 +26,7 @@ from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of, key, model_p
 from ..running.precision import coarse_products
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
-from .stream_basis import BasisSettings, StreamSample, fitted_basis
+from .stream_basis import BasisSample, BasisSettings, fitted_basis
 
 
 def shared_bases(calibration: Calibration, sequences: int, settings: BasisSettings) -> FoldedBases:
@@ -56,8 +56,14 @@ def bases_at(
 
 
 def _found(sample: _Measured, settings: BasisSettings) -> FoldedBases:
-    values = {block: _axes(moments) for block, moments in enumerate(sample.values)}
-    return FoldedBases(fitted_basis(sample.stream(), settings), values)
+    axes = torch.stack([_axes(moments) for moments in sample.values])
+    if settings.value_steps:
+        by_head = axes.flatten(0, 1)
+        fitted = fitted_basis(sample.heads().turned(by_head), settings, settings.value_steps)
+        axes = (by_head @ fitted).view_as(axes)
+    return FoldedBases(
+        fitted_basis(sample.stream(), settings, settings.steps), dict(enumerate(axes.contiguous()))
+    )
 
 
 class _Measured:
@@ -78,6 +84,7 @@ class _Measured:
         self._sparse = (everywhere if positions is None else positions)[0]
         self._tokens = len(input_ids) * int(self._sparse.sum())
         self._stride = max(1, self._tokens // settings.tokens)
+        self._value_steps = settings.value_steps
         self._inputs: dict[str, list[Tensor]] = {}
         self._fishers: dict[str, Tensor] = {}
         shape = self._decoder.shape
@@ -86,7 +93,7 @@ class _Measured:
         """Σ v vᵀ (kv heads, head_dim, head_dim) float64 of what o reads, by block."""
         self._pass_over(input_ids, settings.seed)
 
-    def stream(self) -> StreamSample:
+    def stream(self) -> BasisSample:
         """What the projections read of the residual stream, and how much they depend on it."""
         places = [(block, site) for block in range(len(self._decoder.blocks)) for site in NORM_PATHS]
         sites, fishers, outs = [], [], []
@@ -96,12 +103,16 @@ class _Measured:
                 fishers.append(self._fishers[key(block, projection)] / self._tokens)
                 outs.append(self._calibration.shapes[key(block, projection)][0])
         inputs = torch.stack([torch.cat(self._inputs[key(*place)]) for place in places])
-        found = StreamSample(inputs, torch.tensor(sites), torch.stack(fishers), torch.tensor(outs))
-        if not (found.inputs.isfinite().all() and found.fishers.isfinite().all()):
-            raise UserError(
-                "activations or gradients are not finite on the calibration text; try model.dtype=float32"
-            )
-        return found
+        return _finite(BasisSample(inputs, torch.tensor(sites), torch.stack(fishers), torch.tensor(outs)))
+
+    def heads(self) -> BasisSample:
+        """What o reads of every head of v, a group each, the heads of q that share it as its sites."""
+        names = [key(block, "o") for block in range(len(self._decoder.blocks))]
+        inputs = torch.cat([torch.cat(self._inputs[name]).permute(1, 2, 0, 3) for name in names])
+        fishers = torch.cat([self._fishers[name] / self._tokens for name in names])
+        sharing = torch.arange(inputs.shape[1])
+        outs = torch.full_like(sharing, self._calibration.shapes[names[0]][0])
+        return _finite(BasisSample(inputs, sharing, fishers, outs))
 
     @coarse_products()
     def _pass_over(self, input_ids: Tensor, seed: int) -> None:
@@ -126,6 +137,8 @@ class _Measured:
                     yield linears[name].register_full_backward_hook(self._of_gradient(name, norm))
             heads = block.get_submodule(PROJECTION_PATHS["o"])
             yield heads.register_forward_pre_hook(self._of_heads(index))
+            if self._value_steps:
+                yield heads.register_full_backward_hook(self._of_head_gradient(key(index, "o")))
 
     def _of_norm(self, name: str) -> Callable[..., None]:
         def record(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -146,13 +159,34 @@ class _Measured:
     def _of_heads(self, block: int) -> Callable[..., None]:
         def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if torch.is_grad_enabled():  # heads of q that share one of k and v lie side by side
-                by_head = (
-                    inputs[0].detach()[:, self._sparse].flatten(0, 1).unflatten(-1, self._grouped).double()
-                )
+                by_head = self._by_head(inputs[0].detach())
+                if self._value_steps:
+                    self._inputs.setdefault(key(block, "o"), []).append(by_head[:: self._stride].float())
+                by_head = by_head.double()
                 products = torch.einsum("nghi,nghj->gij", by_head, by_head)
                 self.values[block] = self.values[block].to(products) + products
 
         return record
+
+    def _of_head_gradient(self, name: str) -> Callable[..., None]:
+        def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
+            by_head = self._by_head(at_input[0]).float()
+            products = torch.einsum("nghi,nghj->ghij", by_head, by_head)
+            self._fishers[name] = self._fishers.get(name, 0.0) + products
+
+        return record
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(sparse tokens, kv heads, heads of q that share one, head_dim) of what o reads."""
+        return x[:, self._sparse].flatten(0, 1).unflatten(-1, self._grouped)
+
+
+def _finite(sample: BasisSample) -> BasisSample:
+    if not (sample.inputs.isfinite().all() and sample.fishers.isfinite().all()):
+        raise UserError(
+            "activations or gradients are not finite on the calibration text; try model.dtype=float32"
+        )
+    return sample
 
 
 def _axes(moments: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 """Methods in folded bases: what the bases are, and what a plan in them does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
+from wisparse.kernels.plan.bases import FoldedBases
 from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss.method import EqualLoss
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.folding.bases import _Measured, bases_at, shared_bases
 from wisparse.method.folding.method import Folded
-from wisparse.method.folding.stream_basis import BasisSettings, StreamSample, fitted_basis
+from wisparse.method.folding.stream_basis import BasisSample, BasisSettings, _Cost, fitted_basis
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.projections import decoder_of
 from wisparse.method.rotation import folded_into
@@ -100,9 +103,9 @@ def test_a_hidden_sparse_basis_is_found():
     generator = torch.Generator().manual_seed(0)
     hidden = torch.linalg.qr(torch.randn(12, 12, generator=generator).double())[0].float()
     rare = torch.randn(1, 2000, 12, generator=generator) * (torch.rand(1, 2000, 12, generator=generator) < 0.2)
-    sample = StreamSample(rare @ hidden.T, torch.tensor([0]), torch.eye(12)[None], torch.tensor([12]))
+    sample = BasisSample(rare @ hidden.T, torch.tensor([0]), torch.eye(12)[None], torch.tensor([12]))
     settings = BasisSettings(steps=300, tokens_a_step=400, rate=0.02)
-    basis = fitted_basis(sample, settings)
+    basis = fitted_basis(sample, settings, settings.steps)
     assert torch.allclose(basis.T @ basis, torch.eye(12), atol=1e-5)
 
     def dropped(found: torch.Tensor) -> float:
@@ -111,6 +114,26 @@ def test_a_hidden_sparse_basis_is_found():
 
     assert dropped(hidden) < 1e-6
     assert dropped(basis) < 0.2 * dropped(torch.eye(12))
+
+
+def test_bases_of_values_can_be_fitted_as_that_of_the_stream(model):
+    """Each head's own is found beside the others': what o drops of them then costs less than on their axes."""
+    calibration = Calibration(model, make_calibration(model).input_ids, 3, HALF)
+    settings = replace(FEW, tokens=10**6, tokens_a_step=128, value_steps=150, rate=0.01)
+    axes, fitted = (
+        shared_bases(calibration, 8, one).values for one in (replace(settings, value_steps=0), settings)
+    )
+    sample = _Measured(calibration, 8, settings, {}).heads()
+    assert sample.inputs.shape == (2 * 2, 2, 8 * 16, 12)
+    cost = _Cost(sample, settings)
+
+    def lagrangian(bases):
+        losses = cost.losses(torch.cat([bases[0], bases[1]]), sample.inputs)
+        return float(cost(losses, price))
+
+    price = cost.price(cost.losses(torch.cat([axes[0], axes[1]]), sample.inputs))
+    assert lagrangian(fitted) < 0.98 * lagrangian(axes)
+    assert FoldedBases(None, fitted).misfit(calibration.shapes) is None
 
 
 @pytest.mark.parametrize("method", ["teal_folded", "equal_loss_folded"])
