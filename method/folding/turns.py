@@ -21,7 +21,7 @@ class Turns:
         self._steps = 0
 
     def turned(self, basis: Tensor, slope: Tensor, angle: float) -> Tensor:
-        """`basis` (..., channels, channels) turned against its gradient `slope`; `angle`: typical, in radians."""
+        """`basis` (..., channels, channels) turned against its slope; `angle`: typical, in radians."""
         self._steps += 1
         skew = basis.mT @ slope
         skew = skew - skew.mT
