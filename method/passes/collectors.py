@@ -41,25 +41,16 @@ class ChannelMoments:
 
 
 class InputProducts:
-    """XᵀX of everything that goes into a linear layer.
+    """XᵀX of everything that goes into a linear layer."""
 
-    first_share: the first tokens of the sequences count as so many times all tokens together, besides as they
-    are. Attention looks at them from everywhere, and they are few.
-    """
-
-    def __init__(self, first_share: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.matrix: Tensor | float = 0.0
         """(in, in) float64."""
-        self._first_share = first_share
 
     def update(self, x: Tensor) -> None:
-        """Add inputs (..., in); those of sequences (sequences, length, in) where first tokens count more."""
-        x = x.detach().double()
-        every = x.flatten(0, -2)
-        self.matrix = self.matrix + every.T @ every
-        if self._first_share:
-            first, length = x[:, 0], x.shape[1]
-            self.matrix = self.matrix + self._first_share * length * (first.T @ first)
+        """Add inputs (..., in)."""
+        x = x.detach().flatten(0, -2).double()
+        self.matrix = self.matrix + x.T @ x
 
 
 @dataclass

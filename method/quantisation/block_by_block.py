@@ -27,12 +27,11 @@ def stored_block_by_block(
     title: str,
     prepare: Callable[[str, Tensor], Prepared],
     store: Callable[[str, Tensor, Prepared], StoredWeight],
-    first_share: float = 0.0,
 ) -> tuple[dict[str, StoredWeight], list[Tensor]]:
     """Every block projection by key, and what leaves the last block, a batch each; the model is as before.
 
     prepare: makes of a site (`3.mlp_input`) and XᵀX of its inputs what all its projections need. store: stores
-    a weight (in, out) by its key. first_share: see `InputProducts`.
+    a weight (in, out) by its key.
     """
     decoder = decoder_of(calibration.model)
     batches = calibration.input_ids.split(calibration.batch_size)
@@ -41,7 +40,7 @@ def stored_block_by_block(
     found: dict[str, StoredWeight] = {}
     for index, block in enumerate(tqdm(decoder.blocks, desc=title, unit="block", leave=False)):
         linears = block_projections(block)
-        sites = {SITE_OF_PROJECTION[name]: InputProducts(first_share) for name in linears}
+        sites = {SITE_OF_PROJECTION[name]: InputProducts() for name in linears}
         with hooked(
             linears[projections_of_site(site)[0]].register_forward_pre_hook(input_recorder(one))
             for site, one in sites.items()

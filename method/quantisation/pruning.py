@@ -61,11 +61,6 @@ class Pruner(Weights, ABC):
     def _pruned(self, weight: Tensor, prepared: Tensor, sparsity: float) -> Tensor:
         """The weight (in, out) with this share of zeros."""
 
-    @property
-    def _first_share(self) -> float:
-        """How much more first tokens count: see `InputProducts`."""
-        return 0.0
-
     def _sparsities(self, calibration: Calibration) -> Mapping[str, float]:
         """Sparsity of every projection, by key."""
         return dict.fromkeys(calibration.shapes, self.sparsity)
@@ -87,7 +82,7 @@ class Pruner(Weights, ABC):
             pruned = self._pruned(weight, prepared, sparsities[name])
             return PrunedWeight(pruned.to(weight.dtype).contiguous(), self.index)
 
-        found, _ = stored_block_by_block(calibration, self.name, self._prepare, store, self._first_share)
+        found, _ = stored_block_by_block(calibration, self.name, self._prepare, store)
         counted = "without an index" if self.index == "none" else f"with a {self.index}"
         return QuantisedWeights(f"{self.description}, {counted}, lm_head as it was", found, self._refused)
 
@@ -129,10 +124,8 @@ class SensitivityPruner(Pruner):
     """Input channels among which the least salient weights are chosen together."""
     among: str = "all"
     """Which weights of such channels: one of AMONG."""
-    damped_by: str = "own"
+    damped_by: str = "mean"
     """What `damping` is a share of: see `damped_channels`."""
-    first_share: float = 0.0
-    """The first tokens of the sequences count as so many times all tokens, besides as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,22 +134,16 @@ class SensitivityPruner(Pruner):
             raise UserError(f"quantisation.among is {self.among!r}; choose {' or '.join(AMONG)}")
         if self.block < 1:
             raise UserError(f"quantisation.block={self.block} must be at least 1; try 128")
-        if not 0.0 <= self.first_share < float("inf"):
-            raise UserError(f"quantisation.first_share must be a number from 0 on, not {self.first_share}")
-
-    @property
-    def _first_share(self) -> float:
-        return self.first_share
 
     @property
     def description(self) -> str:
         """See `Pruner`."""
         of = " of each channel" if self.damped_by == "own" else ""
+        mixed = f", ±{self.spread:.0%} by sensitivity" if self.spread else ""
         each = " for each output" if self.among == "output" else ""
-        first = f", first tokens counting as {self.first_share:g} of all" if self.first_share else ""
         return (
-            f"{self.sparsity:.0%} zeros by optimal brain surgery, ±{self.spread:.0%} by sensitivity, "
-            f"damping {self.damping:g}{of}, {self.block} channels at once{each}{first}"
+            f"{self.sparsity:.0%} zeros by optimal brain surgery{mixed}, "
+            f"damping {self.damping:g}{of}, {self.block} channels at once{each}"
         )
 
     def _sparsities(self, calibration: Calibration) -> Mapping[str, float]:

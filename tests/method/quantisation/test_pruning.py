@@ -4,7 +4,6 @@ import pytest
 import torch
 from wisparse.kernels.quantised.pruned import PrunedWeight
 from wisparse.method.errors import UserError
-from wisparse.method.passes.collectors import InputProducts
 from wisparse.method.projections import model_projections
 from wisparse.method.quantisation.gptq import damped_channels, inverse_factor
 from wisparse.method.quantisation.pruning import (
@@ -99,16 +98,6 @@ def test_the_scale_of_channels_does_not_matter_to_surgery():
     assert errors[0] < 0.8 * errors[1]
 
 
-def test_first_tokens_count_as_a_share_of_all():
-    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
-    plain, heavier = InputProducts(), InputProducts(0.4)
-    for collector in (plain, heavier):
-        for rows in x.split(2):
-            collector.update(rows)
-    first = x[:, 0].double()
-    assert torch.allclose(heavier.matrix - plain.matrix, 2.0 * first.T @ first)  # 0.4 of five tokens
-
-
 def test_each_output_by_itself_loses_as_many_weights_as_the_others():
     """An output of small weights would lose all of them beside one of large weights."""
     generator = torch.Generator().manual_seed(4)
@@ -122,27 +111,6 @@ def test_each_output_by_itself_loses_as_many_weights_as_the_others():
         assert apart[half].gather(0, smallest).all()
     with pytest.raises(UserError, match="choose all or output"):
         SensitivityPruner("obs", 0.5, "none", **OBS, among="each")
-
-
-def test_surgery_that_counts_first_tokens_more_keeps_their_outputs():
-    """First tokens are unlike all others and few: what makes up for zeros serves them only where they count."""
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(30, 20, 8, generator=generator, dtype=torch.float64)
-    x[:, 0] = x[:, 0] @ torch.randn(8, 8, generator=generator, dtype=torch.float64)
-    weight = torch.randn(8, 6, generator=generator, dtype=torch.float64)
-    errors = {}
-    for share in (0.0, 10.0):
-        products = InputProducts(share)
-        products.update(x)
-        pruned = surgically_pruned(weight, inverse_factor(products.matrix, 0.01, "own"), 0.5, 8)
-        errors[share] = (x @ (weight - pruned)).square().sum(2)
-    assert errors[10.0][:, 0].mean() < 0.9 * errors[0.0][:, 0].mean()
-    assert errors[10.0][:, 1:].mean() > errors[0.0][:, 1:].mean()
-
-
-def test_a_negative_share_of_first_tokens_is_told():
-    with pytest.raises(UserError, match="first_share"):
-        SensitivityPruner("obs", 0.5, "none", **OBS, first_share=-1.0)
 
 
 def test_channels_that_nothing_reaches_are_damped_like_the_least_of_the_others():
