@@ -137,7 +137,10 @@ def is_trained(cell: MeasuredCell) -> bool:
 
 
 def rows(data: RealData, section: Section) -> Iterator[RealEntry]:
-    """Rows of a section: the dense one, then every method at every sparsity, over all seeds."""
+    """Rows of a section: the dense one, then every method at every sparsity, over all seeds.
+
+    Where the reference alone was measured, to compare others at the bytes they read, no others are listed.
+    """
     places = [place for place in data.cells_of(section) if place[1] != "dense"]
     lost = [place for place in data.unreachable if place[0] == section.model]
     methods = {method for _, method, *_ in places}
@@ -145,7 +148,9 @@ def rows(data: RealData, section: Section) -> Iterator[RealEntry]:
     seeds = tuple(sorted({seed for *_, seed in places}))
     yield RealEntry(data, section, "dense", 0.0, seeds)
     for sparsity in sparsities:
-        for method in sorted(methods | {name for _, name, of in lost if of == sparsity}, key=method_rank):
+        alone = {method for _, method, of, _ in places if of == sparsity} == {data.reference}
+        named = methods | {name for _, name, of in lost if of == sparsity}
+        for method in [data.reference] if alone else sorted(named, key=method_rank):
             yield RealEntry(data, section, method, sparsity, seeds)
 
 
