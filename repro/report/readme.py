@@ -16,6 +16,7 @@ from ..measured.frontier import read_frontier
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
+from .summaries.bars import bars_table
 from .summaries.field import field_table
 from .summaries.own import OTHER_TEXT, SHORT_TEXT, generation_table, own_table, tried_table
 from .summaries.pruned import pruned_table
@@ -114,6 +115,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/wisparse-reproduction.md": {"readings": readings_table},
     "docs/method.md": {
         "own": own_table,
+        "bars": bars_table,
         "text": partial(own_table, OTHER_TEXT),
         "text_512": partial(own_table, SHORT_TEXT),
         "generation": generation_table,
