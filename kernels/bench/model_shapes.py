@@ -19,15 +19,16 @@ def shape_of(model: str) -> DecoderShape:
 
     Raises KernelError for a file that is not there, or that states none.
     """
-    return shape_from(SimpleNamespace(**_architecture(model)))
+    return shape_from(SimpleNamespace(**architecture_of(model)))
 
 
 def family_named(model: str) -> Family:
     """The family of the same model."""
-    return family_of(_architecture(model)["model_type"])
+    return family_of(architecture_of(model)["model_type"])
 
 
-def _architecture(model: str) -> dict[str, Any]:
+def architecture_of(model: str) -> dict[str, Any]:
+    """Values of config.json in the model's own file. Raises KernelError as `shape_of` does."""
     path = CONFIGURATION / "model" / f"{model}.yaml"
     found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not (architecture := found.get("architecture")):

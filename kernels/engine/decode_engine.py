@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KernelError
-from ..model.decoder_weights import NO_FOLDED_BASES_IN_FEW_BITS, DecoderWeights, pack, unpack
+from ..model.decoder_weights import (
+    NO_FOLDED_BASES_IN_FEW_BITS,
+    DecoderWeights,
+    linears_of,
+    pack,
+    unpack,
+)
 from ..model.held_weights import check_held, hold, let_go, remember
 from ..model.static_cache import StaticCache
+from ..model.stored_linears import give_back_linears, take_linears
 from ..plan.block_rules import block_rules, dense_for_a_batch, gated_blocks, needed, predicted_blocks
 from ..plan.folding import bases_of, folded
 from ..plan.whole_plan import Plan
@@ -58,8 +65,8 @@ class DecodeEngine:
     ) -> None:
         """Pack the model's weights and check the plan; capacity: tokens of prompt and continuation.
 
-        quantised: weights in few bits that are read instead of the model's own. A prompt is read through the
-        model as it is, with the same values where its linears hold the dequantised ones.
+        quantised: weights in few bits that are read instead of the model's own. The model's passes over prompts
+        read them, too, one linear after the other; dequantised ones that it holds are dropped meanwhile.
         tuned_for: the sparsity that a GPU's launches are tuned for (minutes, then found on disk); None: tiles
         that suit a large GPU. reading_prompts: gives the context in which the model reads a prompt, such as
         hooks that compute its tokens sparsely; without it the prompt is dense. Raises KernelError for what
@@ -79,10 +86,13 @@ class DecodeEngine:
         self._folding = folded(model, bases_of(model) if plan is None else plan.folded)
         self._folding.__enter__()
         self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
-        self._holder = hold(model, "an engine", in_place=True)
+        self._holder, self._took_linears = hold(model, "an engine", in_place=True), False
         try:
             chosen = gated_blocks(plan, self.dense), predicted_blocks(plan, self.dense)
             self.weights: DecoderWeights = pack(model, chosen[0], stored, chosen[1])
+            if stored is not None:
+                take_linears(model, linears_of(model, stored), stored)
+                self._took_linears = True
             remember(model)
             weights = self.weights
             self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)
@@ -110,7 +120,10 @@ class DecodeEngine:
 
     def _let_go(self) -> None:
         """Lay the model's weights out as before, in its own bases unless another engine needs these."""
-        unpack(self.model)
+        if self._took_linears:
+            give_back_linears(self.model)
+        else:
+            unpack(self.model)
         let_go(self.model, self._holder)
         self._folding.__exit__(None, None, None)
 

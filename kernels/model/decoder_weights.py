@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KernelError
-from ..quantised.packed import PackedWeight, side_by_side
+from ..quantised.packed import PackedWeight, beside_each_other, side_by_side
 from ..quantised.stored import StoredWeight
 from .decoder import Decoder, DecoderShape, block_projections, key
 from .executable import check_executable
+from .stored_linears import check_not_taken
 
 LM_HEAD = "lm_head"
 """Name of the head beside the keys of projections."""
@@ -105,7 +106,9 @@ def pack(
     """
     decoder = Decoder.of(model)
     check_executable(decoder)
-    if stored is not None:
+    if stored is None:
+        check_not_taken(model)
+    else:
         check_stored(stored, decoder.shape)
     if stored is not None and (gated_blocks or predicted_blocks):
         raise KernelError(NO_GATES_IN_FEW_BITS)
@@ -119,6 +122,13 @@ def pack(
         final_norm=decoder.final_norm.weight.data,
         lm_head=decoder.lm_head.weight.data if LM_HEAD not in (stored or {}) else side_by_side(stored[LM_HEAD]),
     )
+
+
+def linears_of(model: nn.Module, names: Collection[str]) -> dict[str, nn.Linear]:
+    """Linears of these keys of projections, and of LM_HEAD where that is among them."""
+    decoder = Decoder.of(model)
+    found = {key(one.block, one.kind): one.linear for one in decoder.projections()}
+    return {name: decoder.lm_head if name == LM_HEAD else found[name] for name in names}
 
 
 def check_stored(stored: Mapping[str, StoredWeight], shape: DecoderShape) -> None:
@@ -172,28 +182,16 @@ def _pack_block(
 
 def _side_by_side(*linears: nn.Linear) -> Tensor:
     """(in, total out); the layers' weights become views of it."""
-    if (packed := _packed_before(linears)) is not None:
+    # A second engine shares the weights of the first.
+    if (packed := beside_each_other([linear.weight.data.T for linear in linears])) is not None:
         return packed
-    packed = torch.cat([linear.weight.data.T for linear in linears], dim=1).contiguous()
+    packed = torch.cat([linear.weight.data.T for linear in linears], dim=1)
     start = 0
     for linear in linears:
         end = start + linear.out_features
         linear.weight.data = packed[:, start:end].T
         start = end
     return packed
-
-
-def _packed_before(linears: tuple[nn.Linear, ...]) -> Tensor | None:
-    """The tensor that these layers are views of already; a second engine shares the weights of the first."""
-    first, total = linears[0].weight.data, sum(linear.out_features for linear in linears)
-    place = first.storage_offset()
-    for linear in linears:
-        weight = linear.weight.data
-        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or weight.stride() != (1, total) or weight.storage_offset() != place:
-            return None
-        place += linear.out_features
-    return first.as_strided((linears[0].in_features, total), (total, 1))
 
 
 def _by_neuron(linear: nn.Linear) -> Tensor:

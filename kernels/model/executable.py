@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from ..errors import KernelError
+from . import stored_linears
 from .decoder import (
     ATTENTION_PATH,
     GATE_ACTIVATION_PATH,
@@ -19,9 +20,13 @@ from .decoder import (
     Family,
 )
 
-OBSERVERS = ("transformers.utils.output_capturing", "transformers.modeling_utils")
-"""Modules of hooks that transformers leaves on a model that was asked for its hidden states, or for gradient
-checkpoints. They change no number."""
+OBSERVERS = (
+    "transformers.utils.output_capturing",
+    "transformers.modeling_utils",
+    stored_linears.__name__,
+)
+"""Modules of hooks that change no number: of those that transformers leaves on a model that was asked for its
+hidden states, or for gradient checkpoints, and of an engine that reads stored weights."""
 
 ACTIVATION_CLASSES = {"silu": ("SiLU", "SiLUActivation"), "relu": ("ReLU",)}
 """Classes of modules that compute an activation, by its name in config.json."""

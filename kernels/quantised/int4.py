@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
-from .stored import StoredBytes, bytes_of, check_weight
+from .stored import DequantisedByRows, StoredBytes, bytes_of, check_weight
 
 LEVELS = 15
 """Largest stored value; the smallest is 0."""
@@ -36,8 +36,8 @@ def unpacked(found: Tensor, outputs: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Int4Weight:
-    """A weight `(in, out)` in 4 bits."""
+class Int4Weight(DequantisedByRows):
+    """A weight `(in, out)` in 4 bits: dequantised, its values are s · (q − z)."""
 
     values: Tensor
     """(in, ⌈out / 2⌉) uint8, two values a byte."""
@@ -58,11 +58,11 @@ class Int4Weight:
         """(in, out)."""
         return self.values.shape[0], self.outputs
 
-    def dequantised(self) -> Tensor:
-        """Values s · (q − z), (in, out) float32."""
-        grouped = unpacked(self.values, self.outputs).float().unflatten(1, (self.scales.shape[1], -1))
-        zeros = MIDDLE if self.zeros is None else self.zeros.float()[..., None]
-        return ((grouped - zeros) * self.scales.float()[..., None]).flatten(1)
+    def _write(self, some: slice, rows: Tensor) -> None:
+        groups = self.scales.shape[1], self.group
+        grouped = unpacked(self.values[some], self.outputs).to(torch.int8).unflatten(1, groups)
+        zeros = MIDDLE if self.zeros is None else self.zeros[some, :, None].to(torch.int8)
+        torch.mul(grouped - zeros, self.scales[some, :, None].float(), out=rows.unflatten(1, groups))
 
     def stored_bytes(self) -> StoredBytes:
         """Half a byte for each value, and with each row the scales and zero points of its groups."""

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .stored import StoredBytes, UngroupedValues, bytes_of, check_weight
+from .stored import DequantisedByRows, StoredBytes, UngroupedValues, bytes_of, check_weight
 
 LARGEST = 127
 """Largest magnitude of a value; -128 is not used, so that signs are alike."""
 
 
 @dataclass(frozen=True)
-class Int8Weight(UngroupedValues):
-    """A weight `(in, out)` in 8 bits."""
+class Int8Weight(UngroupedValues, DequantisedByRows):
+    """A weight `(in, out)` in 8 bits: dequantised, its values are r_i · q_ij · c_j."""
 
     values: Tensor
     """(in, out) int8, from -127 to 127."""
@@ -30,9 +30,8 @@ class Int8Weight(UngroupedValues):
     """(out,) float32."""
     format = "int8"
 
-    def dequantised(self) -> Tensor:
-        """Values r_i · q_ij · c_j, (in, out) float32."""
-        return self.row_scales[:, None] * self.values.float() * self.column_scales
+    def _write(self, some: slice, rows: Tensor) -> None:
+        torch.mul(self.values[some] * self.row_scales[some, None], self.column_scales, out=rows)
 
     def stored_bytes(self) -> StoredBytes:
         """A byte for each value; a dropped row takes its scale with it, those of the columns stay."""

@@ -14,6 +14,7 @@ from .int4 import Int4Weight
 from .int8 import Int8Weight
 from .stored import StoredWeight
 
+FewBitsWeight = Int8Weight | Int4Weight
 FORMATS = (Int8Weight.format, Int4Weight.format)
 """All formats that can be packed."""
 
@@ -91,7 +92,8 @@ PackedWeight = PackedInt8 | PackedInt4
 def side_by_side(*stored: StoredWeight) -> PackedWeight:
     """The weights (in, out each) as one (in, total out), bit by bit; of one alone nothing is copied.
 
-    Raises KernelError for formats that differ or are not known, and for groups that differ.
+    Those of several become views of it, so that all are held once. Raises KernelError for formats that differ
+    or are not known, and for groups that differ.
     """
     widths = tuple(weight.shape[1] for weight in stored)
     if all(isinstance(weight, Int8Weight) for weight in stored):
@@ -130,12 +132,12 @@ def check_widths(widths: Sequence[int]) -> None:
         )
 
 
-def separate(packed: PackedWeight) -> tuple[Int8Weight | Int4Weight, ...]:
+def separate(packed: PackedWeight) -> tuple[FewBitsWeight, ...]:
     """Each projection's weight (in, out) again: views of what `side_by_side` joined."""
     return tuple(some_of(packed, index, 1) for index in range(len(packed.widths)))
 
 
-def some_of(packed: PackedWeight, first: int, count: int) -> Int8Weight | Int4Weight:
+def some_of(packed: PackedWeight, first: int, count: int) -> FewBitsWeight:
     """Weight (in, out) of `count` projections beside each other from number `first` on: a view.
 
     Raises KernelError for several in 8 bits, whose rows have a scale in each.
@@ -153,5 +155,26 @@ def some_of(packed: PackedWeight, first: int, count: int) -> Int8Weight | Int4We
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
-    """One tensor, contiguous; the only one as it is."""
-    return tensors[0].contiguous() if len(tensors) == 1 else torch.cat(tensors, dim=dim).contiguous()
+    """One tensor, contiguous, of which these become parts; the only one as it is."""
+    if len(tensors) == 1:
+        return tensors[0].contiguous()
+    if (whole := beside_each_other(tensors, dim)) is not None:
+        return whole
+    whole = torch.cat(tensors, dim=dim)
+    for tensor, part in zip(tensors, whole.split([tensor.shape[dim] for tensor in tensors], dim), strict=True):
+        tensor.data = part
+    return whole
+
+
+def beside_each_other(tensors: list[Tensor], dim: int = 1) -> Tensor | None:
+    """The contiguous tensor that these are neighbouring parts of along a dimension; None: there is none."""
+    first, total = tensors[0], sum(tensor.shape[dim] for tensor in tensors)
+    shape = (*first.shape[:dim], total)
+    strides = torch.empty(shape, device="meta").stride()
+    place = first.storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or tensor.stride() != strides or tensor.storage_offset() != place:
+            return None
+        place += tensor.shape[dim]
+    return first.as_strided(shape, strides)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..errors import KernelError
@@ -59,6 +61,37 @@ class StoredWeight(Protocol):
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors by the name of their field."""
         ...
+
+
+PIECE = {"cpu": 1 << 18, "cuda": 1 << 23}
+"""Values that are dequantised at once: what lies between stored and rounded ones stays in a cache."""
+
+
+class DequantisedByRows(ABC):
+    """What formats in few bits have in common: values that are made of some stored rows at a time."""
+
+    values: Tensor
+    """One row for each input channel."""
+    shape: tuple[int, int]
+    """(in, out)."""
+
+    @abstractmethod
+    def _write(self, some: slice, rows: Tensor) -> None:
+        """Write the values of some rows into a tensor of their size, from float32 ones."""
+
+    def dequantise_into(self, rows: Tensor) -> None:
+        """Write the dequantised values into a tensor (in, out) of any floating type, which rounds them."""
+        inner, out = self.shape
+        each = max(1, PIECE[self.values.device.type] // max(1, out))
+        for start in range(0, inner, each):
+            some = slice(start, min(start + each, inner))
+            self._write(some, rows[some])
+
+    def dequantised(self) -> Tensor:
+        """The values that products are computed with, (in, out) float32."""
+        rows = torch.empty(self.shape, device=self.values.device)
+        self.dequantise_into(rows)
+        return rows
 
 
 class UngroupedValues:

@@ -46,8 +46,12 @@ def test_weights_side_by_side_keep_their_bits(quantise):
     for part, weight in zip(parts_of(packed), stored, strict=True):
         assert torch.equal(part, weight.dequantised())
     assert packed.nbytes == sum(weight.stored_bytes().total for weight in stored)
-    alone = side_by_side(stored[0])
-    assert alone.values.data_ptr() == stored[0].values.data_ptr()
+    again = side_by_side(*stored)
+    for held in (again, *stored):
+        assert held.values.untyped_storage().data_ptr() == packed.values.untyped_storage().data_ptr()
+    assert torch.equal(again.values, packed.values)
+    alone = quantise(drawn(5, 8, 0))
+    assert side_by_side(alone).values.data_ptr() == alone.values.data_ptr()
 
 
 def test_what_does_not_lie_side_by_side_is_refused():

@@ -1,0 +1,176 @@
+"""Prompts on weights in few bits: computed from the stored rows, which alone are held of these weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from contextlib import ExitStack
+
+import pytest
+import torch
+import wisparse
+from torch import nn
+from wisparse.kernels.engine.decode_engine import DecodeEngine
+from wisparse.kernels.errors import KernelError
+from wisparse.kernels.quantised.stored import PIECE
+from wisparse.method.projections import model_projections
+from wisparse.method.quantisation.quantisers import Int4, Int8
+from wisparse.method.quantised_model import quantised, quantised_linears
+
+from ...conftest import make_calibration, make_tiny_model
+from ..decoded_tokens import prompts
+from ..triton_cases import DEVICE
+
+QUANTISERS = {
+    "int8": Int8("int8", lm_head="int8"),
+    "int8 without the head": Int8("int8", lm_head="none"),
+    "int4": Int4("int4", lm_head="same", group=64, symmetric=False),
+}
+DTYPES = (torch.float32, torch.bfloat16) if DEVICE.type == "cpu" else (torch.bfloat16, torch.float16)
+
+
+def setting(name: str = "int8", dtype: torch.dtype = DTYPES[0]):
+    """A model, its stored weights and a prompt of one row."""
+    model = make_tiny_model("llama", heads=(2, 2), sizes=(64, 128)).to(DEVICE, dtype)
+    return model, QUANTISERS[name].weights(make_calibration(model)), prompts(model, 1).to(DEVICE)
+
+
+def bytes_held() -> int:
+    """Bytes of all tensors that the process holds, each storage once."""
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.device == DEVICE:
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_a_prompt_has_the_logits_of_the_dequantised_model(name, dtype):
+    model, weights, ids = setting(name, dtype)
+    with quantised(model, weights):
+        expected = model(ids).logits[:, -1].float()
+        before = [parameter.data.clone() for parameter in model.parameters()]
+        with DecodeEngine(model, quantised=weights, capacity=40) as engine:
+            found = engine.prefill(ids)
+            found_by_the_model = model(ids).logits[:, -1].float()
+        assert all(map(torch.equal, before, model.parameters()))
+        assert all(parameter.is_contiguous() for parameter in model.parameters())
+        assert torch.equal(model(ids).logits[:, -1].float(), expected)
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for logits in (found, found_by_the_model):
+        assert (logits - expected).norm() <= tolerance * expected.norm()
+    assert not any(linear._forward_hooks or linear._forward_pre_hooks for linear in model.modules())
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_an_engine_holds_the_stored_weights_alone(name):
+    """What the linears held that stored values make is gone while it lives, but for the largest on a CPU."""
+    model, weights, ids = setting(name)
+    linears = quantised_linears(model, "lm_head" in weights.weights)
+    sizes = [linear.weight.nbytes for linear in linears.values()]
+    scratch = max(sizes) if DEVICE.type == "cpu" else 0
+    stored = sum(weight.stored_bytes().total for weight in weights.weights.values())
+    with quantised(model, weights):
+        before = bytes_held()
+        with DecodeEngine(model, quantised=weights, capacity=16) as engine:
+            cache = engine.cache
+            others = sum(one.nbytes for one in vars(cache).values() if isinstance(one, torch.Tensor))
+            for _ in range(2):
+                kept = bytes_held() - others - scratch - (before - sum(sizes))
+                assert kept < 0.5 * stored  # the step's own vectors, and scales side by side
+                engine.prefill(ids)
+        del engine, cache
+        assert bytes_held() <= before
+
+
+def test_a_linear_that_is_read_by_itself_meanwhile_shows_it():
+    model, weights, _ = setting()
+    with quantised(model, weights), DecodeEngine(model, quantised=weights, capacity=16):
+        for linear in model_projections(model).values():
+            assert linear.weight.isnan().all()
+            assert linear.weight.untyped_storage().nbytes() == linear.weight.element_size()
+
+
+def test_own_weights_that_no_stored_ones_make_are_kept_and_not_read():
+    """The engine reads its prompt from the stored rows, whatever the model holds."""
+    model, weights, ids = setting()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with quantised(model, weights), DecodeEngine(model, quantised=weights, capacity=40) as engine:
+        expected = engine.generate(ids, new_tokens=4)
+    with DecodeEngine(model, quantised=weights, capacity=40) as engine:
+        assert torch.equal(engine.generate(ids, new_tokens=4), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_engines_on_the_same_stored_weights_share_them_and_end_in_any_order():
+    model, weights, ids = setting()
+    with quantised(model, weights):
+        expected = model(ids).logits
+        for order in ((0, 1), (1, 0)):
+            engines = [DecodeEngine(model, quantised=weights, capacity=40) for _ in range(2)]
+            qkv = [engine.weights.blocks[0].qkv.values.data_ptr() for engine in engines]
+            assert qkv[0] == qkv[1]
+            logits = [engine.prefill(ids) for engine in engines]
+            assert torch.equal(*logits)
+            engines[order[0]].close()
+            assert torch.equal(engines[order[1]].prefill(ids), logits[0])
+            engines[order[1]].close()
+            assert torch.equal(model(ids).logits, expected)
+
+
+def test_an_engine_on_other_weights_of_the_model_is_refused_meanwhile():
+    model, weights, _ = setting()
+    other = QUANTISERS["int8"].weights(make_calibration(model))
+    with quantised(model, weights), DecodeEngine(model, quantised=weights, capacity=16):
+        with pytest.raises(KernelError, match="its linears hold none; close that one first"):
+            DecodeEngine(model, capacity=16)
+        with pytest.raises(KernelError, match="reads other stored weights of this model already"):
+            DecodeEngine(model, quantised=other, capacity=16)
+        linear = model.model.layers[0].mlp.down_proj
+        assert linear.weight.isnan().all()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_weights_that_come_back_meanwhile_stay():
+    """The context of the quantisation ends before the engine: the model has its own, and keeps them."""
+    model, weights, ids = setting()
+    expected = model(ids).logits
+    with ExitStack() as engines:
+        with quantised(model, weights):
+            engines.enter_context(DecodeEngine(model, quantised=weights, capacity=16))
+        own = [linear.weight.data_ptr() for linear in model_projections(model).values()]
+    assert [linear.weight.data_ptr() for linear in model_projections(model).values()] == own
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_a_copy_that_is_made_meanwhile_computes_the_same():
+    model, weights, ids = setting()
+    with quantised(model, weights):
+        with DecodeEngine(model, quantised=weights, capacity=16):
+            other = copy.deepcopy(model)
+            expected = model(ids).logits
+        assert torch.equal(other(ids).logits, expected)
+        assert isinstance(other.model.layers[0].mlp.down_proj, nn.Linear)
+
+
+def test_the_report_of_an_engine_reads_the_stored_rows():
+    model, weights, ids = setting()
+    with quantised(model, weights), wisparse.engine(model, capacity=40) as engine:
+        engine.generate(ids, new_tokens=4)
+        assert engine.report()["bytes_per_token"] > 0
+
+
+def test_large_weights_are_dequantised_some_rows_at_a_time():
+    weight = torch.randn(5, PIECE["cpu"] // 2, generator=torch.Generator().manual_seed(0))
+    for stored in (
+        QUANTISERS["int8"].rounded("0.q", weight),
+        QUANTISERS["int4"].rounded("0.q", weight),
+    ):
+        whole = stored.dequantised()
+        rows = torch.empty(weight.shape, dtype=torch.bfloat16)
+        stored.dequantise_into(rows)
+        assert torch.equal(rows, whole.bfloat16())
+        assert (whole - weight).abs().max() < 0.5
