@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ...kernels.shared_files import make_folder, release, taken
 from ...method.errors import UserError
@@ -54,9 +54,11 @@ class Announcement(Callback):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        swept = [f"{name}={values}" for name, values in (self._config.hydra.sweeper.params or {}).items()]
+        # As they were written: what ${…} in them stands for is a matter of the cell.
+        hydra = OmegaConf.to_container(self._config.hydra)
+        swept = [f"{name}={values}" for name, values in (hydra["sweeper"]["params"] or {}).items()]
         parser = OverridesParser.create(config_loader=self._config_loader)
-        overrides = parser.parse_overrides([*swept, *self._config.hydra.overrides.task])
+        overrides = parser.parse_overrides([*swept, *hydra["overrides"]["task"]])
         (cells,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         varied = [place for place, values in enumerate(zip(*cells, strict=True)) if len(set(values)) > 1]
         return [" ".join(cell[place] for place in varied) or " ".join(cell) for cell in cells]

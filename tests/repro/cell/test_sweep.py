@@ -29,10 +29,21 @@ from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.locks import LOCKS, held
 from wisparse.repro.records import write_json
 
+from .conftest import CELL
+
 SMALL = [
     "logger=none", "suite=perplexity", f"suite.text={REPOSITORY / 'repro/run.py'}", "suite.length=64",
     "suite.windows=4", "calibration.sequences=2", "calibration.length=64",
 ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_an_override_stands_for_is_a_matter_of_the_cell(start):
+    name = "++quantisation.name=eight-${.lm_head}"
+    code, out, errors = start("-m", *CELL, "method=dense", "quantisation=int8", name, "sparsity=0,0.5")
+    assert code == 0, errors
+    assert "2 cells" in errors
+    assert json.loads(out[-1])["quantisation"]["name"] == "eight-int8"
 
 
 @pytest.mark.slow
