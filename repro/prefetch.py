@@ -1,4 +1,4 @@
-"""Fetch models and data sets once, for offline use: `make prefetch PROFILE=paper`, `make fetch-smollm2`."""
+"""Fetch models and data once, for offline use: `make prefetch PROFILE=paper|real`, `make fetch-smollm2`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class Profile:
 PROFILES = {
     "paper": Profile(
         models=PAPER_MODELS,
-        suites=("paper", "wina", "wikitext"),
+        suites=("paper", "wina", "wikitext", "zeroshot"),
         calibrations=("paper", "alpaca", "c4", "wikitext"),
     ),
+    "real": Profile(models=("smollm2-135m",), suites=("wikitext", "zeroshot"), calibrations=()),
     "smollm2": Profile(models=("smollm2-135m",), suites=(), calibrations=()),
 }
 
@@ -57,7 +58,8 @@ def steps(profile: Profile) -> Iterator[tuple[str, Fetch]]:
         mix = instantiate(_configuration(f"calibration={choice}").calibration)
         data |= {(source.data, source.split): None for source in mix.sources.values()}
     for source, split in data:
-        yield f"data {source.hub} {split}", lambda source=source, split=split: load_split(source, split, None)
+        name = " ".join(part for part in ("data", source.hub, source.config, split) if part)
+        yield name, lambda source=source, split=split: load_split(source, split, None)
 
 
 def _suite_data(config: DictConfig) -> list[tuple[DataSource, str]]:

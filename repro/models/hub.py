@@ -25,7 +25,7 @@ SECOND_COPIES = ["original/*", "consolidated*"]
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """NAME or OWNER/NAME."""
-PREFETCH = "`make prefetch PROFILE=paper`"
+PREFETCH = "`make prefetch PROFILE=paper` (PROFILE=real: without the 7-8B models)"
 PATIENCE = 10.0
 """Seconds in which the hub has to answer at all."""
 

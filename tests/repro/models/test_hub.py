@@ -47,7 +47,9 @@ def test_data_that_cannot_be_reached_name_the_command(monkeypatch, tmp_path):
         lambda: load_hub_split("org/set", None, "test"),
         lambda: fetch_dataset_file("org/set", "a.jsonl"),
     ):
-        with pytest.raises(UserError, match=r"run `make prefetch PROFILE=paper`.*data.root=DIR") as caught:
+        with pytest.raises(
+            UserError, match=r"prefetch PROFILE=paper` \(PROFILE=real: .*data.root=DIR"
+        ) as caught:
             ask()
         assert "\n" not in str(caught.value)
 
@@ -104,11 +106,26 @@ def test_prefetch_asks_for_everything_once(composing):
         "model Qwen/Qwen2.5-7B-Instruct",
     ]
     for needed in (
-        "openai/gsm8k train", "openai/openai_humaneval test", "cais/mmlu test", "Rowan/hellaswag validation",
-        "Salesforce/wikitext test", "Salesforce/wikitext train", "mit-han-lab/pile-val-backup validation",
+        "openai/gsm8k main train", "openai/openai_humaneval test", "cais/mmlu all test",
+        "Rowan/hellaswag validation", "Salesforce/wikitext wikitext-2-raw-v1 test",
+        "Salesforce/wikitext wikitext-2-raw-v1 train", "mit-han-lab/pile-val-backup validation",
         "meta-math/MetaMathQA train", "sahil2801/CodeAlpaca-20k train", "allenai/c4 train",
     ):  # fmt: skip
         assert f"data {needed}" in names
+
+
+@pytest.mark.slow
+def test_whoever_wants_the_real_model_fetches_no_other(composing):
+    names = [name for name, _ in prefetch.steps(prefetch.PROFILES["real"])]
+    assert [name for name in names if name.startswith("model ")] == ["model smollm2-135m"]
+    for needed in (
+        "Salesforce/wikitext wikitext-2-raw-v1 test",
+        "EleutherAI/lambada_openai default test",
+        "allenai/sciq test",
+    ):
+        assert f"data {needed}" in names
+    paper = [name for name, _ in prefetch.steps(prefetch.PROFILES["paper"])]
+    assert set(names) - {"model smollm2-135m"} <= set(paper)
 
 
 @pytest.mark.slow
