@@ -92,7 +92,7 @@ def outlook(experiment: str, gpu: str | None, gpus: int = 1) -> list[str]:
     """Sentences on what an experiment of the papers' models takes. gpu: name of this machine's; None: none."""
     cells = jobs(experiment)
     finished = len(list((OUTPUTS / experiment).glob(f"*/{RECORD}")))
-    lines = [f"{experiment}: {len(cells)} cells, of which {finished} are finished and kept."]
+    lines = [f"{experiment}: {len(cells)} cells, a dense one for each model; {finished} are finished and kept."]
     measured = dict(measured_rates())
     for device, rates in measured.items():
         if gpu == device or gpu not in measured:

@@ -21,7 +21,7 @@ def test_hours_are_those_of_the_gpu_that_is_here():
     device, rates = measured_rates()[0]
     alone = makespan([rates.minutes(job) for job in jobs("table1_paper")], 1) / 60
     lines = outlook("table1_paper", device)
-    assert lines[0] == "table1_paper: 48 cells, of which 0 are finished and kept."
+    assert lines[0] == "table1_paper: 48 cells, a dense one for each model; 0 are finished and kept."
     assert lines[1] == f"From the start, at rates measured on a {device}: {alone:.1f} h on 1 GPU."
     assert len(lines) == 3
     assert float(hours(jobs("table1_paper"), rates, 8).split()[0]) < alone / 4
