@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+Settings = dict[str, Any]
 
 EMBEDDED_MODELS = "repro/embedded/models/"
 RENAMED = {"NotMeasured": "NoLatency", "Protocol": "TokenPolicy"}
@@ -10,6 +13,21 @@ RENAMED = {"NotMeasured": "NoLatency", "Protocol": "TokenPolicy"}
 
 UNIFORM = {"_target_": "UniformBlocks", "name": "uniform"}
 """Settings of WiSparse's first stage where it is left out."""
+
+ADDED: Mapping[str, Settings] = {
+    "TEAL": {"mask": {"_target_": "StaticThreshold"}},
+    "WINA": {"mask": {"_target_": "TopK"}},
+    "WiSparse": {
+        "mask": {"_target_": "StaticThreshold"},
+        "norm_order": 2,
+        "order": ["coarse", "greedy", "alpha"],
+        "greedy_unit": "parameters",
+        "block_error": {"_target_": "BlockError", "form": "squared", "positions": "all"},
+        "block_inputs": "dense",
+        "divergence_positions": "all",
+    },
+}
+"""Settings of methods that older records do not name, by class: what it did before they were settings."""
 
 RENAMED_SUITES = {"no": "none"}
 """Suites that older records name otherwise."""
@@ -67,7 +85,8 @@ def suite_choice(name: str) -> str:
 def comparable(settings: Any) -> Any:
     """Settings with classes named by their own names alone, and by their present ones.
 
-    Where a class lies, and what it was called, makes two cells no less of the same settings.
+    Where a class lies, what it was called, and what has become a setting since make two cells no less of the
+    same settings.
     """
     if isinstance(settings, list):
         return [comparable(entry) for entry in settings]
@@ -76,7 +95,11 @@ def comparable(settings: Any) -> Any:
     found = {name: comparable(value) for name, value in settings.items()}
     if found.pop("coarse", True) is False:  # older records: a switch for what the allocator now says
         found["allocator"] = dict(UNIFORM)
+    if (
+        evolution := found.pop("evolution", None)
+    ) is not None:  # older records: the allocator, when there was one
+        found.setdefault("allocator", evolution | {"name": "evolutionary"})
     if isinstance(target := settings.get("_target_"), str):
         own = target.rpartition(".")[2]
-        found["_target_"] = RENAMED.get(own, own)
+        found = dict(ADDED.get(own, {})) | found | {"_target_": RENAMED.get(own, own)}
     return found

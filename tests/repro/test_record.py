@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from wisparse.repro.archive import unpacked
+from wisparse.repro.cost.reproduction_cost import composed
 from wisparse.repro.measured.cells import MeasuredCell
 from wisparse.repro.measured.comparable import check_comparable
 from wisparse.repro.record import Record, RecordError
@@ -112,7 +115,7 @@ def test_tables_mix_cells_of_before_and_after_a_class_moved(contents):
     """And still refuse cells of another class."""
     old, new = ({"config": part | {"search": {"name": "quick"}}} for part in (OLD, NEW))
     model = {"name": "m", "fingerprint": "f", "dtype": "float32"}
-    shared = {"seed": 0, "tasks": {}, "model": model, "sparsity": 0.5, "n_tokens": 8}
+    shared = {"seed": 0, "tasks": {}, "model": model, "sparsity": 0.5, "n_tokens": 8, "n_documents": 2}
     methods = [
         {"name": "teal", "config": {"mask": {"_target_": f"wisparse.{place}.StaticThreshold"}}}
         for place in ("method.mask", "method.rules")
@@ -172,3 +175,12 @@ def test_what_must_be_known_of_a_model_is_said(contents):
     assert "from carrier 1, sha256 34cd." in model_notes(carried | {"suite": {"name": "wikitext"}})[0]
     assert len(model_notes(carried | {"suite": {"name": "wikitext"}})) == 1
     assert Record.from_json(content).to_json() == content
+
+
+@pytest.mark.parametrize("method", ["teal", "wina", "wisparse", "rsparse", "chess"])
+def test_a_methods_settings_are_those_of_older_records(method):
+    """What has become a setting since is, at what it was, no other setting: old and new cells share a table."""
+    (old,) = unpacked(RECORDS / "table1").glob(f"mistral-mini-{method}-0.5-*/{RECORD}")
+    config = composed("config", f"method={method}", "search=medium").method
+    today = OmegaConf.to_container(config, resolve=True)
+    assert comparable(json.loads(old.read_text(encoding="utf-8"))["method"]["config"]) == comparable(today)
