@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -25,8 +26,8 @@ OBSERVERS = (
     "transformers.modeling_utils",
     stored_linears.__name__,
 )
-"""Modules of hooks that change no number: of those that transformers leaves on a model that was asked for its
-hidden states, or for gradient checkpoints, and of an engine that reads stored weights."""
+"""Modules of functions on a model that change no number: of hooks that transformers leaves where it was asked
+for hidden states or gradient checkpoints, and of linears whose stored weights an engine reads."""
 
 ACTIVATION_CLASSES = {"silu": ("SiLU", "SiLUActivation"), "relu": ("ReLU",)}
 """Classes of modules that compute an activation, by its name in config.json."""
@@ -98,7 +99,7 @@ def _classes(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
             usual = kind.__module__.startswith(OWN)
         if not usual:
             yield f"{name} is a {kind.__name__}, unlike in other {decoder.family.title} models"
-        if "forward" in vars(module):
+        if _changes(vars(module).get("forward")):
             yield f"{name} has a forward of its own"
 
 
@@ -106,8 +107,13 @@ def _hooks(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
     """Modules with hooks that may change what they compute."""
     for name, module in {"the model": decoder.model, **modules}.items():
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        if any(getattr(hook, "__module__", None) not in OBSERVERS for hook in hooks):
+        if any(map(_changes, hooks)):
             yield f"{name} has a forward hook"
+
+
+def _changes(function: Any) -> bool:
+    """Whether a function that was put on a module may change what it computes; None never does."""
+    return function is not None and getattr(function, "__module__", None) not in OBSERVERS
 
 
 def _settings(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:

@@ -1,58 +1,49 @@
 """A model's linears while an engine reads their stored weights in few bits: they hold no others of their own.
 
-A pass of the model, such as one over a prompt, computes with the stored rows: each linear's weight is made of
-them when it is its turn, and dropped behind its product.
+A pass of the model, such as one over a prompt, computes with the stored values: some columns of a linear's
+weight are dequantised at a time, and multiplied at once.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import KernelError
 from ..quantised.packed import FewBitsWeight
+from ..quantised.stored import Dequantised
 
 
 class _Scratch:
-    """Room for one dequantised weight at a time.
+    """Room for the dequantised values of one piece; to get memory anew takes as long as to fill it."""
 
-    On a CPU it is kept between them: to get memory from the system takes as long as to fill it. A GPU's
-    allocator keeps what it got for whoever needs it next.
-    """
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._room = torch.empty(0, dtype=dtype, device=device)
 
-    def __init__(self) -> None:
-        self._kept = torch.empty(0)
-
-    def made(self, stored: FewBitsWeight, like: Tensor) -> Tensor:
-        """(out, in) view of the stored weight's values, in the dtype of a linear's; good until the next."""
-        rows = self._room(stored.shape, like)
-        stored.dequantise_into(rows)
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def made(self, piece: Dequantised) -> Tensor:
+        """(out, in) view of a piece's values, good until the next."""
+        inner, out = piece.shape
+        if self._room.numel() < inner * out:
+            self._room = self._room.new_empty(inner * out)
+        rows = self._room[: inner * out].view(inner, out)
+        piece.dequantise_into(rows)
         return rows.T
-
-    def _room(self, shape: tuple[int, int], like: Tensor) -> Tensor:
-        if like.device.type != "cpu":
-            return torch.empty(shape, dtype=like.dtype, device=like.device)
-        size = math.prod(shape)
-        if self._kept.dtype != like.dtype or self._kept.numel() < size:
-            self._kept = torch.empty(size, dtype=like.dtype)
-        return self._kept[:size].view(shape)
 
 
 @dataclass(eq=False)
 class _Taken:
     stored: Mapping[str, FewBitsWeight]
-    linears: dict[str, nn.Linear] = field(default_factory=dict)
-    """Those whose weights the stored ones make bit by bit, and which were dropped."""
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    """Their parameters, without their values."""
-    handles: list[RemovableHandle] = field(default_factory=list)
-    scratch: _Scratch = field(default_factory=_Scratch)
+    linears: Mapping[str, nn.Linear]
+    scratch: _Scratch
+    dropped: dict[str, nn.Parameter] = field(default_factory=dict)
+    """Parameters without their values, which the stored ones make bit by bit."""
     engines: int = 0
 
 
@@ -74,14 +65,15 @@ def take_linears(
     if taken is not None and taken.stored is not stored:
         raise KernelError("an engine reads other stored weights of this model already; close that one first")
     if taken is None:
-        taken = _TAKEN[model] = _Taken(stored)
+        some = next(iter(linears.values())).weight
+        taken = _TAKEN[model] = _Taken(stored, linears, _Scratch(some.dtype, some.device))
         embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
         for name, linear in linears.items():
-            taken.handles += _computing_with(linear, stored[name], taken.scratch)
             shared = any(linear.weight is weight for weight in embeddings)
-            if not shared and torch.equal(taken.scratch.made(stored[name], linear.weight), linear.weight):
-                taken.linears[name], taken.parameters[name] = linear, linear.weight
+            if not shared and _makes(stored[name], linear.weight, taken.scratch):
+                taken.dropped[name] = linear.weight
                 linear.weight.data = _nothing(linear.weight)
+            linear.forward = _forward(linear, stored[name], taken.scratch)
     taken.engines += 1
 
 
@@ -94,12 +86,13 @@ def give_back_linears(model: nn.Module) -> None:
     if taken.engines:
         return
     del _TAKEN[model]
-    for handle in taken.handles:
-        handle.remove()
     for name, linear in taken.linears.items():
-        if linear.weight is taken.parameters[name]:  # else the linear was given another meanwhile
-            made = taken.scratch.made(taken.stored[name], linear.weight)
-            linear.weight.data = made.clone(memory_format=torch.contiguous_format)
+        del linear.forward
+        if linear.weight is taken.dropped.get(name):  # else it was not dropped, or the linear has another now
+            weight = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device=linear.weight.device)
+            for columns, piece in taken.stored[name].pieces():
+                weight[columns] = taken.scratch.made(piece)
+            linear.weight.data = weight
 
 
 def check_not_taken(model: nn.Module) -> None:
@@ -111,21 +104,23 @@ def check_not_taken(model: nn.Module) -> None:
         )
 
 
-def _computing_with(linear: nn.Linear, stored: FewBitsWeight, scratch: _Scratch) -> Iterator[RemovableHandle]:
-    """Hooks that give a linear a weight for the length of its product; it is free again behind it."""
-    resting: list[Tensor] = []
+def _forward(linear: nn.Linear, stored: FewBitsWeight, scratch: _Scratch) -> Callable[[Tensor], Tensor]:
+    """What a linear computes, from its stored weight."""
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def place(module: nn.Module, _: tuple[Tensor, ...]) -> None:
-        resting.append(module.weight.data)
-        module.weight.data = scratch.made(stored, module.weight)
+    def forward(input: Tensor) -> Tensor:  # its name in nn.Linear
+        bias = linear.bias
+        parts = [
+            F.linear(input, scratch.made(piece), None if bias is None else bias[columns])
+            for columns, piece in stored.pieces()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def put_back(module: nn.Module, _: tuple[Tensor, ...], __: Tensor) -> None:
-        module.weight.data = resting.pop()
+    return forward
 
-    yield linear.register_forward_pre_hook(place)
-    yield linear.register_forward_hook(put_back, always_call=True)
+
+def _makes(stored: FewBitsWeight, weight: Tensor, scratch: _Scratch) -> bool:
+    """Whether a linear's weight (out, in) is what its stored weight makes, bit by bit."""
+    return all(torch.equal(scratch.made(piece), weight[columns]) for columns, piece in stored.pieces())
 
 
 def _nothing(like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ values nor what is needed to read them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
-from .stored import DequantisedByRows, StoredBytes, bytes_of, check_weight
+from .stored import Dequantised, StoredBytes, bytes_of, check_weight
 
 LEVELS = 15
 """Largest stored value; the smallest is 0."""
@@ -36,7 +37,7 @@ def unpacked(found: Tensor, outputs: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Int4Weight(DequantisedByRows):
+class Int4Weight(Dequantised):
     """A weight `(in, out)` in 4 bits: dequantised, its values are s · (q − z)."""
 
     values: Tensor
@@ -58,11 +59,24 @@ class Int4Weight(DequantisedByRows):
         """(in, out)."""
         return self.values.shape[0], self.outputs
 
-    def _write(self, some: slice, rows: Tensor) -> None:
+    @property
+    def together(self) -> int:
+        """Whole groups and whole bytes."""
+        return math.lcm(self.group, 2)
+
+    def columns(self, some: slice) -> Int4Weight:
+        """See `Dequantised`; from the first output of a group and of a byte on, to one that ends both."""
+        groups = slice(some.start // self.group, some.stop // self.group)
+        zeros = None if self.zeros is None else self.zeros[:, groups]
+        values = self.values[:, some.start // 2 : (some.stop + 1) // 2]
+        return Int4Weight(values, self.scales[:, groups], zeros, some.stop - some.start)
+
+    def dequantise_into(self, rows: Tensor) -> None:
+        """See `Dequantised`."""
         groups = self.scales.shape[1], self.group
-        grouped = unpacked(self.values[some], self.outputs).to(torch.int8).unflatten(1, groups)
-        zeros = MIDDLE if self.zeros is None else self.zeros[some, :, None].to(torch.int8)
-        torch.mul(grouped - zeros, self.scales[some, :, None].float(), out=rows.unflatten(1, groups))
+        grouped = unpacked(self.values, self.outputs).to(torch.int8).unflatten(1, groups)
+        zeros = MIDDLE if self.zeros is None else self.zeros[..., None].to(torch.int8)
+        torch.mul(grouped - zeros, self.scales[..., None].float(), out=rows.unflatten(1, groups))
 
     def stored_bytes(self) -> StoredBytes:
         """Half a byte for each value, and with each row the scales and zero points of its groups."""

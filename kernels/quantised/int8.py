@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .stored import DequantisedByRows, StoredBytes, UngroupedValues, bytes_of, check_weight
+from .stored import Dequantised, StoredBytes, UngroupedValues, bytes_of, check_weight
 
 LARGEST = 127
 """Largest magnitude of a value; -128 is not used, so that signs are alike."""
 
 
 @dataclass(frozen=True)
-class Int8Weight(UngroupedValues, DequantisedByRows):
+class Int8Weight(UngroupedValues, Dequantised):
     """A weight `(in, out)` in 8 bits: dequantised, its values are r_i · q_ij · c_j."""
 
     values: Tensor
@@ -30,8 +30,13 @@ class Int8Weight(UngroupedValues, DequantisedByRows):
     """(out,) float32."""
     format = "int8"
 
-    def _write(self, some: slice, rows: Tensor) -> None:
-        torch.mul(self.values[some] * self.row_scales[some, None], self.column_scales, out=rows)
+    def columns(self, some: slice) -> Int8Weight:
+        """See `Dequantised`."""
+        return Int8Weight(self.values[:, some], self.row_scales, self.column_scales[some])
+
+    def dequantise_into(self, rows: Tensor) -> None:
+        """See `Dequantised`."""
+        torch.mul(self.values * self.row_scales[:, None], self.column_scales, out=rows)
 
     def stored_bytes(self) -> StoredBytes:
         """A byte for each value; a dropped row takes its scale with it, those of the columns stay."""

@@ -146,12 +146,10 @@ def some_of(packed: PackedWeight, first: int, count: int) -> FewBitsWeight:
     if isinstance(packed, PackedInt8):
         if count != 1:
             raise KernelError("projections in 8 bits have row scales of their own, and are one weight each")
-        values, scales = packed.values[:, start:end], packed.column_scales[start:end]
-        return Int8Weight(values, packed.row_scales[first], scales)
-    groups = slice(start // packed.group, end // packed.group)
-    zeros = None if packed.zeros is None else packed.zeros[:, groups]
-    values = packed.values[:, start // 2 : (end + 1) // 2]
-    return Int4Weight(values, packed.scales[:, groups], zeros, end - start)
+        whole: FewBitsWeight = Int8Weight(packed.values, packed.row_scales[first], packed.column_scales)
+    else:
+        whole = Int4Weight(packed.values, packed.scales, packed.zeros, sum(packed.widths))
+    return whole.columns(slice(start, end))
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:

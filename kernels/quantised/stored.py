@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,34 +63,42 @@ class StoredWeight(Protocol):
         ...
 
 
-PIECE = {"cpu": 1 << 18, "cuda": 1 << 23}
-"""Values that are dequantised at once: what lies between stored and rounded ones stays in a cache."""
+PIECE = {"cpu": 1 << 19, "cuda": 1 << 23}
+"""Values that are dequantised at once, which a device's second cache holds, by its type."""
 
 
-class DequantisedByRows(ABC):
-    """What formats in few bits have in common: values that are made of some stored rows at a time."""
+class Dequantised(ABC):
+    """What formats in few bits have in common: values that are made of some columns at a time."""
 
     values: Tensor
     """One row for each input channel."""
     shape: tuple[int, int]
     """(in, out)."""
+    together = 1
+    """Columns that are not parted from each other."""
 
     @abstractmethod
-    def _write(self, some: slice, rows: Tensor) -> None:
-        """Write the values of some rows into a tensor of their size, from float32 ones."""
+    def columns(self, some: slice) -> Dequantised:
+        """The weight of some outputs alone, a view."""
 
+    @abstractmethod
     def dequantise_into(self, rows: Tensor) -> None:
-        """Write the dequantised values into a tensor (in, out) of any floating type, which rounds them."""
+        """Write the values into a tensor (in, out) of any floating type, rounded once from float32."""
+
+    def pieces(self) -> Iterator[tuple[slice, Dequantised]]:
+        """Columns of about PIECE values, and the weight of these."""
         inner, out = self.shape
-        each = max(1, PIECE[self.values.device.type] // max(1, out))
-        for start in range(0, inner, each):
-            some = slice(start, min(start + each, inner))
-            self._write(some, rows[some])
+        fitting = PIECE[self.values.device.type] // max(1, inner)
+        step = max(self.together, fitting // self.together * self.together)
+        for start in range(0, out, step):
+            some = slice(start, min(start + step, out))
+            yield some, self.columns(some)
 
     def dequantised(self) -> Tensor:
         """The values that products are computed with, (in, out) float32."""
         rows = torch.empty(self.shape, device=self.values.device)
-        self.dequantise_into(rows)
+        for some, piece in self.pieces():
+            piece.dequantise_into(rows[:, some])
         return rows
 
 

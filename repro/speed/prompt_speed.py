@@ -32,14 +32,16 @@ from ...method.quantised_model import QuantisedWeights, quantised
 from ..configuration import mistakes_in_one_line
 from ..models.weights import ATTENTION
 
-QUANTISERS: dict[int, Quantiser] = {
-    8: Int8("int8", lm_head="int8"),
-    4: Int4("int4_wide", lm_head="int8", group=128, symmetric=True),
-}
-"""As `quantisation=int8` and `int4_wide`."""
 REPEATS = 7
 SPARE = 8
 """Slots of the engine's cache behind the longest prompt."""
+
+
+def quantiser(bits: int, group: int) -> Quantiser:
+    """As `quantisation=int8` and `int4`, in groups of so many outputs."""
+    if bits == 8:
+        return Int8("int8", lm_head="int8")
+    return Int4("int4", lm_head="int8", group=group, symmetric=True)
 
 
 def drawn_model(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -84,7 +86,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     ids = torch.randint(model.config.vocab_size, (1, longest), generator=generator).to(device)
     prompts = [ids[:, :length] for length in options.prompts]
     for bits in options.bits:
-        found = QUANTISERS[bits].weights(Calibration(model, ids, 1))
+        found = quantiser(bits, options.group).weights(Calibration(model, ids, 1))
         with quantised(model, found):
             for prompt, timed in zip(prompts, _compared(model, found, prompts), strict=True):
                 yield {
@@ -92,6 +94,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     "model": options.model,
                     "dtype": options.dtype,
                     "bits": bits,
+                    "group": options.group if bits == 4 else None,
                     "prompt": prompt.shape[1],
                     **timed,
                     "stored_bytes": sum(one.stored_bytes().total for one in found.weights.values()),
@@ -125,7 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", default="llama3.1-8b", help="a model of conf/model that states its sizes")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--bits", type=int, choices=tuple(QUANTISERS), nargs="+", default=list(QUANTISERS))
+    parser.add_argument("--bits", type=int, choices=(8, 4), nargs="+", default=[8, 4])
+    parser.add_argument("--group", type=int, default=128, help="outputs that share a scale in 4 bits")
     parser.add_argument("--prompts", type=int, nargs="+", default=[5, 128, 1024, 4096])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
