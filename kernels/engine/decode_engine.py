@@ -19,7 +19,7 @@ from ..model.decoder_weights import (
 )
 from ..model.held_weights import check_held, hold, let_go, remember
 from ..model.static_cache import StaticCache
-from ..model.stored_linears import give_back_linears, take_linears
+from ..model.stored_linears import give_back_linears, is_taken, take_linears
 from ..plan.block_rules import block_rules, dense_for_a_batch, gated_blocks, needed, predicted_blocks
 from ..plan.folding import bases_of, folded
 from ..plan.whole_plan import Plan
@@ -122,7 +122,7 @@ class DecodeEngine:
         """Lay the model's weights out as before, in its own bases unless another engine needs these."""
         if self._took_linears:
             give_back_linears(self.model)
-        else:
+        if not is_taken(self.model):
             unpack(self.model)
         let_go(self.model, self._holder)
         self._folding.__exit__(None, None, None)

@@ -95,9 +95,14 @@ def give_back_linears(model: nn.Module) -> None:
             linear.weight.data = weight
 
 
+def is_taken(model: nn.Module) -> bool:
+    """Whether linears of the model compute with stored weights now, and may hold no others."""
+    return model in _TAKEN
+
+
 def check_not_taken(model: nn.Module) -> None:
     """Raise KernelError for an engine on a model's own weights, where another has dropped them."""
-    if model in _TAKEN:
+    if is_taken(model):
         raise KernelError(
             "an engine reads stored weights of this model, and its linears hold none; close that one first, or "
             "give this one the same weights"

@@ -37,11 +37,11 @@ def setting(name: str = "int8", dtype: torch.dtype = DTYPES[0]):
 
 
 def bytes_held() -> int:
-    """Bytes of all tensors that the process holds, each storage once."""
+    """Bytes of all tensors that the process holds in main memory, each storage once."""
     gc.collect()
     found = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device == DEVICE:
+        if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
             storage = thing.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())
@@ -66,6 +66,7 @@ def test_a_prompt_has_the_logits_of_the_dequantised_model(name, dtype):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="`prompt_speed` counts the bytes of a GPU's tensors")
 @pytest.mark.parametrize("name", QUANTISERS)
 def test_an_engine_holds_the_stored_weights_alone(name):
     """What the linears held that stored values make is gone while it lives, but for room for one piece."""
@@ -130,8 +131,8 @@ def test_an_engine_on_other_weights_of_the_model_is_refused_meanwhile():
             DecodeEngine(model, capacity=16)
         with pytest.raises(KernelError, match="reads other stored weights of this model already"):
             DecodeEngine(model, quantised=other, capacity=16)
-        linear = model.model.layers[0].mlp.down_proj
-        assert linear.weight.isnan().all()
+        for linear in model_projections(model).values():
+            assert linear.weight.untyped_storage().nbytes() == linear.weight.element_size()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
