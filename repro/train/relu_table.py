@@ -118,6 +118,7 @@ def page(data: TrainedModels) -> str:
         f"`{START}` itself was {start['held_out_perplexity']:.3f}, after {start['tokens_seen']:,} tokens of "
         "more text.",
         "- Methods: perplexity of the suite's held-out texts; realised: block weights not read.",
+        *_slow(data),
         *_settings(data),
         *_claims(data),
         "",
@@ -144,6 +145,19 @@ def page(data: TrainedModels) -> str:
             ]
         lines.append(table_row([*dense, *under]))
     return "\n".join(lines) + "\n"
+
+
+def _slow(data: TrainedModels) -> list[str]:
+    """What must be known of models that had a part of the control's learning rate."""
+    named: dict[tuple[float, float], list[str]] = {}
+    for name, card in data.cards.items():
+        if how := card.get("continuation", {}).get("routers"):
+            named.setdefault((how["model_rate"], how["hard_from"]), []).append(f"`{START}-{name}`")
+    return [
+        f"- {', '.join(names)}: {rate:g} of the control's learning rate for the first {share:.0%} of training, "
+        "so that the model is less far from its start than the control is."
+        for (rate, share), names in named.items()
+    ]
 
 
 def _settings(data: TrainedModels) -> list[str]:

@@ -12,7 +12,7 @@ from ...tables.table import is_number
 from ...tables.text import NOT_MEASURED, table_row
 from .real import REAL, SETTINGS, mean_shown
 
-RECORDS = REPOSITORY / "results" / "real" / "records" / "pruned.tar.xz"
+RECORDS = REPOSITORY / "results" / "real" / "records" / "pruned_bfloat16.tar.xz"
 SPARSITIES = (0.4, 0.5, 0.6)
 PROTOCOLS = ("all", "half")
 """Pruned weights serve every token, as TEAL does under `all`."""

@@ -53,6 +53,17 @@ def test_budgets_and_a_recall_that_was_asked_for_are_said(tmp_path):
     assert "Search budget" not in page(read_models(tmp_path / "cards"))
 
 
+def test_a_model_that_learnt_more_slowly_than_the_control_says_so(tmp_path):
+    card(tmp_path, "dense", 0.1, 8.0)
+    assert "control's learning rate" not in page(read_models(tmp_path))
+    for name in ("lte", "lte_strong"):
+        card(tmp_path, name, 0.8, 9.0, continuation={"routers": {"model_rate": 0.1, "hard_from": 0.6}})
+    assert (
+        "- `llama-mini-lte`, `llama-mini-lte_strong`: 0.1 of the control's learning rate for the first 60% of "
+        in page(read_models(tmp_path))
+    )
+
+
 def test_the_papers_claim_stands_beside_what_was_found(tmp_path):
     card(tmp_path, "dense", 0.1, 8.0)
     assert "claims" not in page(read_models(tmp_path))
