@@ -74,8 +74,8 @@ class Int4Weight(Dequantised):
     def dequantise_into(self, rows: Tensor) -> None:
         """See `Dequantised`."""
         groups = self.scales.shape[1], self.group
-        grouped = unpacked(self.values, self.outputs).to(torch.int8).unflatten(1, groups)
-        zeros = MIDDLE if self.zeros is None else self.zeros[..., None].to(torch.int8)
+        grouped = unpacked(self.values, self.outputs).view(torch.int8).unflatten(1, groups)
+        zeros = MIDDLE if self.zeros is None else self.zeros[..., None].view(torch.int8)
         torch.mul(grouped - zeros, self.scales[..., None].float(), out=rows.unflatten(1, groups))
 
     def stored_bytes(self) -> StoredBytes:

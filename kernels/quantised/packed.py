@@ -90,10 +90,10 @@ PackedWeight = PackedInt8 | PackedInt4
 
 
 def side_by_side(*stored: StoredWeight) -> PackedWeight:
-    """The weights (in, out each) as one (in, total out), bit by bit; of one alone nothing is copied.
+    """The weights (in, out each) as one (in, total out), bit by bit, one contiguous row for each input channel.
 
-    Those of several become views of it, so that all are held once. Raises KernelError for formats that differ
-    or are not known, and for groups that differ.
+    They become views of it, so that all are held once. Raises KernelError for formats that differ or are not
+    known, and for groups that differ.
     """
     widths = tuple(weight.shape[1] for weight in stored)
     if all(isinstance(weight, Int8Weight) for weight in stored):
@@ -153,9 +153,7 @@ def some_of(packed: PackedWeight, first: int, count: int) -> FewBitsWeight:
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
-    """One tensor, contiguous, of which these become parts; the only one as it is."""
-    if len(tensors) == 1:
-        return tensors[0].contiguous()
+    """One tensor, contiguous, of which these become parts."""
     if (whole := beside_each_other(tensors, dim)) is not None:
         return whole
     whole = torch.cat(tensors, dim=dim)

@@ -37,6 +37,7 @@ SECTIONS = (
     _declared("speed"),
     ("kernels", "Kernel speed", "make reproduce-speed"),
     ("steps", "A whole decode step by bits of the weights", "python -m wisparse.kernels.bench.gpu_step"),
+    ("prompts", "Prompts on weights in few bits", "python -m wisparse.repro.speed.prompt_speed"),
     ("step_biases", "What biases cost a decode step", "python -m wisparse.kernels.bench.gpu_biases"),
     ("cpu_steps", "A decode step on a CPU beside llama.cpp", "python -m wisparse.repro.speed.cpu_steps"),
     ("heads_speed", "Speed of attention over chosen heads", "python -m wisparse.kernels.bench.gpu_heads"),

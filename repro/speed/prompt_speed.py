@@ -94,7 +94,6 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     "model": options.model,
                     "dtype": options.dtype,
                     "bits": bits,
-                    "group": options.group if bits == 4 else None,
                     "prompt": prompt.shape[1],
                     **timed,
                     "stored_bytes": sum(one.stored_bytes().total for one in found.weights.values()),

@@ -82,7 +82,7 @@ def test_an_engine_holds_the_stored_weights_alone(name):
             others = sum(one.nbytes for one in vars(cache).values() if isinstance(one, torch.Tensor))
             for _ in range(2):
                 kept = bytes_held() - others - scratch - (before - sum(sizes))
-                assert kept < 0.5 * stored  # the step's own vectors, and scales side by side
+                assert kept < 0.1 * stored  # the step's own vectors
                 engine.prefill(ids)
         del engine, cache
         assert bytes_held() <= before

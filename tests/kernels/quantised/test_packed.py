@@ -50,8 +50,10 @@ def test_weights_side_by_side_keep_their_bits(quantise):
     for held in (again, *stored):
         assert held.values.untyped_storage().data_ptr() == packed.values.untyped_storage().data_ptr()
     assert torch.equal(again.values, packed.values)
-    alone = quantise(drawn(5, 8, 0))
-    assert side_by_side(alone).values.data_ptr() == alone.values.data_ptr()
+    alone = quantise(drawn(8, 5, 0).T)  # as the weight of a linear lies
+    values = side_by_side(alone).values
+    assert values.is_contiguous()
+    assert values.data_ptr() == alone.values.data_ptr() == side_by_side(alone).values.data_ptr()
 
 
 def test_what_does_not_lie_side_by_side_is_refused():
