@@ -25,7 +25,7 @@ class Folded(Method):
 
     inner: Method
     """Makes the rules."""
-    basis_sequences: int = 128
+    basis_sequences: int
     """Calibration sequences that the bases are found on, where there are as many."""
     basis: BasisSettings = field(default_factory=BasisSettings)
     """How that of the residual stream is fitted."""

@@ -18,7 +18,7 @@ from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .summaries.bars import bars_table
 from .summaries.field import field_table
-from .summaries.own import OTHER_TEXT, SHORT_TEXT, generation_table, own_table, tried_table
+from .summaries.own import OTHER_TEXT, generation_table, own_table, times_table, tried_table
 from .summaries.pruned import pruned_table
 from .summaries.question import question_summary
 from .summaries.real import readings_table, real_table
@@ -117,7 +117,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "own": own_table,
         "bars": bars_table,
         "text": partial(own_table, OTHER_TEXT),
-        "text_512": partial(own_table, SHORT_TEXT),
+        "times": times_table,
         "generation": generation_table,
         "choice": partial(tried_table, apart=True),
         "tried": tried_table,

@@ -55,7 +55,6 @@ FIRST = (
     "table1",
     "method",
     "method_text",
-    "method_text_512",
     "frontier",
     "table2",
     "quantised",

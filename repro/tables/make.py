@@ -16,6 +16,7 @@ from .against_bytes.frontier_table import FRONTIER
 from .against_bytes.generation_table import GENERATION
 from .against_bytes.given_loss_table import GIVEN_LOSS
 from .against_bytes.own_table import OWN
+from .against_bytes.plan_times import PLAN_TIMES
 from .against_bytes.quantised_table import QUANTISED
 from .against_bytes.real_frontier_table import REAL_FRONTIER
 from .full_size_table import FULL_SIZE
@@ -37,6 +38,7 @@ TABLES: dict[str, Table[Any]] = {
         REAL,
         READINGS,
         OWN,
+        PLAN_TIMES,
         FRONTIER,
         REAL_FRONTIER,
         GENERATION,

@@ -9,6 +9,7 @@ from statistics import fmean
 from ...configuration import REPOSITORY
 from ...measured.cells import method_rank
 from ...tables.against_bytes.generation_table import GENERATION
+from ...tables.against_bytes.plan_times import PLAN_TIMES
 from ...tables.against_bytes.tried import CHOSEN_ON, TEXTS
 from ...tables.csv_rows import Row, read_rows
 from ...tables.table import markdown_table
@@ -20,8 +21,7 @@ COLUMNS = (*SHOWN, ("english", "rise_share", "English rise ÷ TEAL's {}", 2))
 OWN = REPOSITORY / "results" / "real" / "method.csv"
 OTHER_TEXT = OWN.with_name("method_text.csv")
 """The same of other calibration text, in sequences as long as what is evaluated."""
-SHORT_TEXT = OWN.with_name("method_text_512.csv")
-"""The same text in sequences of 512 tokens."""
+TIMES = OWN.with_name("plan_times.csv")
 GENERATED = OWN.with_name("generation.csv")
 LEFT_OUT = {"model", "protocol", "seeds", "realised_sparsity", "unchanged"}
 """Columns of the table of generated text that its page alone shows."""
@@ -51,6 +51,12 @@ def generation_table(path: Path = GENERATED) -> str:
         return f"*{NOT_MEASURED.capitalize()}.*"
     shown = [column for column in GENERATION.shown_columns(rows) if column.name not in LEFT_OUT]
     return markdown_table(shown, rows)
+
+
+def times_table(path: Path = TIMES) -> str:
+    """What plans take on a GPU of their own."""
+    rows = read_rows(path)
+    return markdown_table(PLAN_TIMES.shown_columns(rows), rows) if rows else f"*{NOT_MEASURED.capitalize()}.*"
 
 
 def _shown(rows: list[Row]) -> Iterator[str]:
