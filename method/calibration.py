@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..kernels.model.stored_linears import is_taken
 from .errors import UserError
 from .passes.collectors import BlockStatistics
 from .passes.dense_pass import Collected, Need, dense_pass
@@ -37,8 +38,17 @@ class Calibration:
     _found: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_weights()
         decoder_of(self.model)  # an unsupported family is refused before any work
         check_input_ids(self.input_ids, self.model)
+
+    def _check_weights(self) -> None:
+        """Raise UserError where methods would read what the model's linears do not hold."""
+        if is_taken(self.model):
+            raise UserError(
+                "an engine reads stored weights of this model, and its linears hold none to make a plan of; "
+                "close the engine first"
+            )
 
     def prepare(self, needs: Collection[Need], kept: KeptPass = NOT_KEPT) -> None:
         """Collect what is needed and not there yet, all of it in one dense pass over the calibration text.
@@ -46,6 +56,7 @@ class Calibration:
         A pass that was cut off goes on from `kept`. What is there in the end is kept too: a search that is cut
         off then finds it.
         """
+        self._check_weights()
         there = self._collected.there
         if wanted := set(needs) - there:
             if "statistics" not in there:

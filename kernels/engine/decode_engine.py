@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,12 @@ def _check_own_bases(model: nn.Module, plan: Plan | None) -> None:
     """Raise KernelError for folded bases: weights in few bits are stored in the model's own."""
     if bases_of(model) is not None or (plan is not None and plan.folded is not None):
         raise KernelError(NO_FOLDED_BASES_IN_FEW_BITS)
+
+
+def _lay_out_again(model: nn.Module) -> None:
+    """Lay the model's weights out as before, unless another engine holds none but stored ones."""
+    if not is_taken(model):
+        unpack(model)
 
 
 class DecodeEngine:
@@ -83,24 +90,24 @@ class DecodeEngine:
         self.model = model
         self.closed = False
         self._reading_prompts = reading_prompts
-        self._folding = folded(model, bases_of(model) if plan is None else plan.folded)
-        self._folding.__enter__()
-        self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
-        self._holder, self._took_linears = hold(model, "an engine", in_place=True), False
-        try:
+        with ExitStack() as undo:
+            undo.enter_context(folded(model, bases_of(model) if plan is None else plan.folded))
+            self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
+            undo.callback(let_go, model, hold(model, "an engine", in_place=True))
+            undo.callback(_lay_out_again, model)
             chosen = gated_blocks(plan, self.dense), predicted_blocks(plan, self.dense)
             self.weights: DecoderWeights = pack(model, chosen[0], stored, chosen[1])
             if stored is not None:
                 take_linears(model, linears_of(model, stored), stored)
-                self._took_linears = True
+                undo.callback(give_back_linears, model)
             remember(model)
             weights = self.weights
             self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)
             self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
             self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
-        except BaseException:
-            self._let_go()
-            raise
+            # Once: when it is closed, or when nobody has it any more, so that no model is left without weights.
+            self._let_go = finalize(self, undo.pop_all().close)
+            self._let_go.atexit = False
 
     def __enter__(self) -> DecodeEngine:
         return self
@@ -117,15 +124,6 @@ class DecodeEngine:
             # First, so that no weight is held twice for longer than its copy takes.
             del self.step, self.cache, self.rules, self.weights
             self._let_go()
-
-    def _let_go(self) -> None:
-        """Lay the model's weights out as before, in its own bases unless another engine needs these."""
-        if self._took_linears:
-            give_back_linears(self.model)
-        if not is_taken(self.model):
-            unpack(self.model)
-        let_go(self.model, self._holder)
-        self._folding.__exit__(None, None, None)
 
     def ran(self) -> dict[str, str]:
         """Language of the kernels of each part of a decode step, and what a batch has dense, for records."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -99,7 +100,8 @@ def _classes(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
             usual = kind.__module__.startswith(OWN)
         if not usual:
             yield f"{name} is a {kind.__name__}, unlike in other {decoder.family.title} models"
-        if _changes(vars(module).get("forward")):
+        own = vars(module).get("forward")
+        if own != MethodType(kind.forward, module) and _changes(own):
             yield f"{name} has a forward of its own"
 
 

@@ -51,17 +51,13 @@ class _Held:
     def marks_of(self, model: nn.Module) -> dict[str, Mark]:
         """What the parameters are now: their type, how often they were changed in place, and where they lie."""
         in_place = any(holder.in_place for holder in self.holders)
-        return {
-            name: (
-                parameter,
-                (
-                    parameter.dtype,
-                    None if parameter.is_inference() else parameter._version,
-                    parameter.data_ptr() if in_place else None,
-                ),
-            )
-            for name, parameter in model.named_parameters()
-        }
+        return {name: (parameter, mark_of(parameter, in_place)) for name, parameter in model.named_parameters()}
+
+
+def mark_of(parameter: nn.Parameter, in_place: bool) -> object:
+    """What of a parameter is another once it was changed: its type, changes in place, and where it lies."""
+    version = None if parameter.is_inference() else parameter._version
+    return parameter.dtype, version, parameter.data_ptr() if in_place else None
 
 
 _HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()

@@ -6,8 +6,13 @@ weight are dequantised at a time, and multiplied at once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Lock
+from types import MethodType
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +22,10 @@ from torch import Tensor, nn
 from ..errors import KernelError
 from ..quantised.packed import FewBitsWeight
 from ..quantised.stored import Dequantised
+from .held_weights import mark_of
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers as wide as a number of so many bytes, to tell zeros by their signs."""
 
 
 class _Scratch:
@@ -24,26 +33,86 @@ class _Scratch:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._room = torch.empty(0, dtype=dtype, device=device)
+        self.lock = Lock()
+        """To be held from `made` until its values were used: two threads may share a model."""
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def made(self, piece: Dequantised) -> Tensor:
-        """(out, in) view of a piece's values, good until the next."""
+    def made(self, piece: Dequantised, kept: bool = False) -> Tensor:
+        """(out, in) view of a piece's values, good until the next; kept: in memory of their own."""
         inner, out = piece.shape
-        if self._room.numel() < inner * out:
-            self._room = self._room.new_empty(inner * out)
-        rows = self._room[: inner * out].view(inner, out)
+        if kept or self._room.numel() < inner * out:
+            room = self._room.new_empty(inner * out)
+            self._room = self._room if kept else room
+        else:
+            room = self._room[: inner * out]
+        rows = room.view(inner, out)
         piece.dequantise_into(rows)
         return rows.T
+
+
+class _StoredForward:
+    """What a taken linear computes: from its stored weight, as long as nobody gives it another."""
+
+    def __init__(self, linear: nn.Linear, stored: FewBitsWeight, scratch: _Scratch, shared: bool) -> None:
+        self._linear, self._stored, self._scratch = linear, stored, scratch
+        self._parameter = linear.weight
+        self._dropped = not shared and _makes(stored, linear.weight, scratch)
+        if self._dropped:
+            linear.weight.data = _nothing(linear.weight)
+        self._mark = mark_of(linear.weight, in_place=True)
+        linear.forward = self
+
+    def __call__(self, input: Tensor) -> Tensor:  # its name in nn.Linear
+        weight, bias = self._linear.weight, self._linear.bias
+        if weight is not self._parameter or mark_of(weight, in_place=True) != self._mark:
+            raise KernelError(
+                "weights of this model were replaced or changed while an engine reads its stored ones; close "
+                "the engine first"
+            )
+        kept = torch.is_grad_enabled() and input.requires_grad  # a gradient is computed with the values later
+        with self._scratch.lock:
+            parts = [
+                F.linear(input, self._scratch.made(piece, kept), None if bias is None else bias[columns])
+                for columns, piece in self._stored.pieces()
+            ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def give_back(self) -> None:
+        """Let the linear compute with its own weight, made again if it was dropped and there is no other."""
+        weight = self._linear.weight
+        if self._dropped and weight is self._parameter and bool(weight[0, 0].isnan()):
+            weight.data = self._values()
+        del self._linear.forward
+
+    def _values(self) -> Tensor:
+        """(out, in) of the stored weight, as the linear held it."""
+        values = torch.empty_like(self._parameter.data, memory_format=torch.contiguous_format)
+        with self._scratch.lock:
+            for columns, piece in self._stored.pieces():
+                values[columns] = self._scratch.made(piece)
+        return values
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
+        """The forward of a copied linear: the copy holds the values itself, and computes as any other."""
+        if self._dropped:
+            copy.deepcopy(self._parameter, memo).data = self._values()
+        return MethodType(nn.Linear.forward, copy.deepcopy(self._linear, memo))
+
+    def __reduce__(self) -> NoReturn:
+        raise KernelError(
+            "an engine reads stored weights of this model, and its linears hold none; save it before or after "
+            "that context"
+        )
 
 
 @dataclass(eq=False)
 class _Taken:
     stored: Mapping[str, FewBitsWeight]
-    linears: Mapping[str, nn.Linear]
-    scratch: _Scratch
-    dropped: dict[str, nn.Parameter] = field(default_factory=dict)
-    """Parameters without their values, which the stored ones make bit by bit."""
+    back: ExitStack = field(default_factory=ExitStack)
+    """Gives all linears back."""
     engines: int = 0
 
 
@@ -66,14 +135,13 @@ def take_linears(
         raise KernelError("an engine reads other stored weights of this model already; close that one first")
     if taken is None:
         some = next(iter(linears.values())).weight
-        taken = _TAKEN[model] = _Taken(stored, linears, _Scratch(some.dtype, some.device))
+        scratch = _Scratch(some.dtype, some.device)
         embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-        for name, linear in linears.items():
-            shared = any(linear.weight is weight for weight in embeddings)
-            if not shared and _makes(stored[name], linear.weight, taken.scratch):
-                taken.dropped[name] = linear.weight
-                linear.weight.data = _nothing(linear.weight)
-            linear.forward = _forward(linear, stored[name], taken.scratch)
+        with ExitStack() as undo:  # whoever is interrupted here has no engine that would give them back
+            for name, linear in linears.items():
+                shared = any(linear.weight is weight for weight in embeddings)
+                undo.callback(_StoredForward(linear, stored[name], scratch, shared).give_back)
+            taken = _TAKEN[model] = _Taken(stored, undo.pop_all())
     taken.engines += 1
 
 
@@ -83,16 +151,9 @@ def give_back_linears(model: nn.Module) -> None:
     """Undo one `take_linears`; the last one makes the weights again that were dropped."""
     taken = _TAKEN[model]
     taken.engines -= 1
-    if taken.engines:
-        return
-    del _TAKEN[model]
-    for name, linear in taken.linears.items():
-        del linear.forward
-        if linear.weight is taken.dropped.get(name):  # else it was not dropped, or the linear has another now
-            weight = torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device=linear.weight.device)
-            for columns, piece in taken.stored[name].pieces():
-                weight[columns] = taken.scratch.made(piece)
-            linear.weight.data = weight
+    if not taken.engines:
+        del _TAKEN[model]
+        taken.back.close()
 
 
 def is_taken(model: nn.Module) -> bool:
@@ -101,7 +162,7 @@ def is_taken(model: nn.Module) -> bool:
 
 
 def check_not_taken(model: nn.Module) -> None:
-    """Raise KernelError for an engine on a model's own weights, where another has dropped them."""
+    """Raise KernelError for what would read a model's own weights, where an engine has dropped them."""
     if is_taken(model):
         raise KernelError(
             "an engine reads stored weights of this model, and its linears hold none; close that one first, or "
@@ -109,23 +170,13 @@ def check_not_taken(model: nn.Module) -> None:
         )
 
 
-def _forward(linear: nn.Linear, stored: FewBitsWeight, scratch: _Scratch) -> Callable[[Tensor], Tensor]:
-    """What a linear computes, from its stored weight."""
-
-    def forward(input: Tensor) -> Tensor:  # its name in nn.Linear
-        bias = linear.bias
-        parts = [
-            F.linear(input, scratch.made(piece), None if bias is None else bias[columns])
-            for columns, piece in stored.pieces()
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-    return forward
-
-
 def _makes(stored: FewBitsWeight, weight: Tensor, scratch: _Scratch) -> bool:
     """Whether a linear's weight (out, in) is what its stored weight makes, bit by bit."""
-    return all(torch.equal(scratch.made(piece), weight[columns]) for columns, piece in stored.pieces())
+    bits = BITS[weight.element_size()]
+    return all(
+        torch.equal(scratch.made(piece).view(bits), weight[columns].view(bits))
+        for columns, piece in stored.pieces()
+    )
 
 
 def _nothing(like: Tensor) -> Tensor:
