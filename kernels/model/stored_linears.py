@@ -34,7 +34,7 @@ class _Scratch:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._room = torch.empty(0, dtype=dtype, device=device)
         self.lock = Lock()
-        """To be held from `made` until its values were used: two threads may share a model."""
+        """Held from `made` until its values were used: two threads may share a model."""
 
     @torch.inference_mode(False)
     @torch.no_grad()

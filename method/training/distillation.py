@@ -35,7 +35,7 @@ class TrainedRules:
     """What a training has found."""
 
     rules: dict[str, ProjectionRule]
-    """By key."""
+    """Rules of projections, by key."""
     stream: Tensor | None
     """(hidden, hidden) basis of the stream that the rules are in, from the one before; None: the same."""
     losses: list[float]

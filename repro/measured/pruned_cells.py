@@ -33,7 +33,7 @@ def pruned_or_method(record: dict[str, Any]) -> Key:
 
 
 def own_weights(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of some records whose model computed with its own weights."""
+    """Records whose model computed with its own weights."""
     return [record for record in records if quantisation_of(record)["name"] == "none"]
 
 

@@ -38,7 +38,7 @@ SPARE = 8
 
 
 def quantiser(bits: int, group: int) -> Quantiser:
-    """As `quantisation=int8` and `int4`, in groups of so many outputs."""
+    """What `quantisation=int8` and `int4` store, in groups of so many outputs."""
     if bits == 8:
         return Int8("int8", lm_head="int8")
     return Int4("int4", lm_head="int8", group=group, symmetric=True)

@@ -36,7 +36,7 @@ class TextSource:
     lines: bool = False
     """Rows are lines; a document is the lines from one first-level heading to the next."""
     apart_every: int | None = None
-    """Of so many documents the first stays out, for settings to be chosen on; None: all are there."""
+    """One document of so many, the first, stays out, for settings to be chosen on; None: all are there."""
 
     @property
     def data(self) -> DataSource:

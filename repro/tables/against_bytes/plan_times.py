@@ -24,7 +24,7 @@ def entries(data: RealData) -> list[tuple[RealData, MeasuredCell]]:
 
 
 def seconds(record: dict[str, Any]) -> float:
-    """Of all stages, as measured."""
+    """Seconds of all stages, as measured."""
     return sum(record["plan"]["seconds_by_stage"].values())
 
 
