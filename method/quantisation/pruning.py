@@ -195,7 +195,8 @@ def surgically_pruned(
     """The weight (in, out) with zeros where w²/[H⁻¹] is least, and the others changed to make up for them.
 
     factor: `inverse_factor` of XᵀX. The zeros are chosen among `block` channels at a time, of all outputs or of
-    each (`among`), at the weights as they are by then.
+    each (`among`), at the weights as they are by then. So many are zero up to each block that their share
+    is the one asked for, whatever the size of blocks.
     """
     kept: Tensor | None = None
 
@@ -205,7 +206,9 @@ def surgically_pruned(
             some = remaining[:block]
             saliency = (some / factor.diagonal()[channel : channel + block, None].to(some.device)).square()
             competing = saliency.reshape(-1, 1) if among == "all" else saliency
-            order = competing.argsort(dim=0, stable=True)[: round(sparsity * len(competing))]
+            width = len(competing) // len(some)
+            zero_before, zero_then = (round(sparsity * end * width) for end in (channel, channel + len(some)))
+            order = competing.argsort(dim=0, stable=True)[: zero_then - zero_before]
             kept = torch.ones_like(competing).scatter(0, order, 0.0).view_as(some)
         return remaining[0] * kept[channel % block]
 

@@ -40,6 +40,7 @@ def tried_rows(data: RealData, series: int) -> Iterator[dict[str, Any]]:
         if entry.method == "dense" or not entry.cells:
             continue
         ((_, cell),) = entry.cells.items()
+        perplexity = cell.record["perplexity"]
         share = entry.rise_share
         yield {
             "series": series,
@@ -47,7 +48,7 @@ def tried_rows(data: RealData, series: int) -> Iterator[dict[str, Any]]:
             "sparsity": entry.sparsity,
             "text": TEXTS.get(entry.section.suite, entry.section.suite),
             "realised_sparsity": f"{cell.record['realised']['realised_sparsity']:.4f}",
-            "perplexity": f"{cell.record['perplexity']:.3f}",
+            "perplexity": None if perplexity is None else f"{perplexity:.3f}",
             "rise_share": None if share is None else f"{share.value:.3f}",
             "between_cells": None if share is None else "true",
         }
@@ -95,6 +96,7 @@ def _setting(record: dict[str, Any], protocol: str) -> str:
         *_changes(record),
         f"{text['sequences']} sequences of {text['length']:,} tokens of {text['name']}",
         f"protocol {protocol}",
+        *([f"seed {record['seed']}"] if record["seed"] else []),
     ]
     return ", ".join(parts)
 
@@ -122,7 +124,8 @@ def main() -> None:
                 " ".join(shlex.quote(change) for change in best_changes(data, chosen.trained, chosen.sparsity))
             )
             return
-        rows = list(tried_rows(data, chosen.series))
+        if not (rows := list(tried_rows(data, chosen.series))):
+            raise UserError("nothing but dense cells is there; measure a setting first")
         write_text(chosen.rows, with_series(read_rows(chosen.rows), rows, chosen.series))
 
 

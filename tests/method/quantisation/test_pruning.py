@@ -113,6 +113,19 @@ def test_each_output_by_itself_loses_as_many_weights_as_the_others():
         SensitivityPruner("obs", 0.5, "none", **OBS, among="each")
 
 
+@pytest.mark.parametrize("among", ["all", "output"])
+@pytest.mark.parametrize(("block", "sparsity"), [(1, 0.5), (3, 0.3), (4, 0.3), (5, 0.9), (128, 0.3)])
+def test_blocks_of_any_size_leave_the_share_that_was_asked_for(among, block, sparsity):
+    """Rounded block by block, half of one channel was none: no weight of an output became zero."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(20, 7, generator=generator, dtype=torch.float64)
+    x = torch.randn(60, 20, generator=generator, dtype=torch.float64)
+    zeros = surgically_pruned(weight, inverse_factor(x.T @ x, 0.01), sparsity, block, among) == 0.0
+    assert int(zeros.sum()) == 20 * 7 * sparsity
+    if among == "output":
+        assert zeros.sum(0).tolist() == [20 * sparsity] * 7
+
+
 def test_channels_that_nothing_reaches_are_damped_like_the_least_of_the_others():
     diagonal = torch.tensor([4.0, 0.0, 2.0], dtype=torch.float64)
     assert damped_channels(diagonal, 0.5, "own").tolist() == [2.0, 1.0, 1.0]

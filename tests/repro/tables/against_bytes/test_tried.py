@@ -16,11 +16,12 @@ from ..made_up_cells import CONFIG, write_cell
 APART = "wikitext_apart"
 
 
-def cell(root, name, sparsity, broken, *changes, suite=APART, stage="coarse"):
+def cell(root, name, sparsity, broken, *changes, suite=APART, stage="coarse", **more):
     config = CONFIG | {"suite": CONFIG["suite"] | {"name": suite}}
     command = f"python repro/run.py experiment=x 'method.name={name}' {' '.join(changes)}"
     suite, plan = {"name": suite, "config": {}}, {"seconds_by_stage": {stage: 1.0}, "provenance": {}}
-    write_cell(root, name, sparsity, broken, config=config, suite=suite, command=command, plan=plan, seed=0)
+    more = {"seed": 0} | more
+    write_cell(root, name, sparsity, broken, config=config, suite=suite, command=command, plan=plan, **more)
 
 
 @pytest.fixture
@@ -80,3 +81,28 @@ def test_rows_are_shares_at_teals_bytes_and_take_the_place_of_their_series(recor
 def test_a_series_begins_a_file(records):
     rows = list(tried_rows(read_tried(records), 1))
     assert with_series([], rows, 1).startswith("series,setting,sparsity")
+
+
+def test_dense_cells_alone_end_in_one_line(tmp_path, monkeypatch, capsys):
+    cell(tmp_path, "dense", 0.0, 0)
+    path = tmp_path / "rows.csv"
+    monkeypatch.setattr(sys, "argv", ["tried", str(tmp_path), "--rows", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code != 0
+    assert "nothing but dense cells is there; measure a setting first" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_rows_of_several_seeds_are_told_apart(records):
+    cell(records, "plain", 0.5, 9, seed=1)
+    named = [row["setting"] for row in tried_rows(read_tried(records), 5) if row["setting"].startswith("plain")]
+    assert sum(name.endswith("protocol half, seed 1") for name in named) == 1
+    assert sum(name.endswith("protocol half") for name in named) == len(named) - 1 > 0
+
+
+def test_a_suite_without_a_perplexity_leaves_it_empty(tmp_path):
+    cell(tmp_path, "dense", 0.0, 0)
+    cell(tmp_path, "again", 0.5, 3, perplexity=None)
+    (row,) = tried_rows(read_tried(tmp_path), 5)
+    assert (row["perplexity"], row["rise_share"]) == (None, None)
