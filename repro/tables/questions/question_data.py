@@ -154,7 +154,8 @@ VARIED = {"model": ("model fingerprint",), "protocol": ("protocol",), "search": 
 SHARED: dict[str, Callable[[MeasuredCell], Any]] = {
     "question": lambda cell: cell.record["config"].get("question"),
     "suite": lambda cell: without_machine(cell.record["config"]["suite"]),
-    "search budget": lambda cell: cell.record["config"]["search"],
+    # all tokens were sparse in searches before that was a setting
+    "search budget": lambda cell: {"sparse_tokens": "all"} | cell.record["config"]["search"],
     "protocol": lambda cell: protocol_of(cell.record),
     "calibration": lambda cell: without_machine(without_seed(cell).record["config"]["calibration"]),
     "number of items": lambda cell: (
