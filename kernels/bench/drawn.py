@@ -21,6 +21,11 @@ SPARE = 8
 """Free slots behind a context."""
 
 
+def head_bits_beside(bits: int) -> int:
+    """Bits of lm_head in `quantisation=`: 8 beside weights in few bits."""
+    return 16 if bits == 16 else 8
+
+
 def random_weights(
     shape: DecoderShape,
     bits: int,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +20,8 @@ from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
-from .drawn import dropping, filled_cache, random_weights
-from .gpu_step import append
+from .drawn import dropping, filled_cache, head_bits_beside, random_weights
+from .measured_rows import print_rows
 from .model_shapes import family_named, shape_of
 
 REPEATS = 5
@@ -62,7 +61,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str
     """A row of each setting; weights of the same bits are drawn once."""
     for name, bits in product(options.shapes, options.bits):
         shape, dtype = shape_of(name), getattr(torch, options.dtype)
-        head_bits = 16 if bits == 16 else 8
+        head_bits = head_bits_beside(bits)
         weights = random_weights(shape, bits, head_bits, dtype, device, family=family_named(name))
         cache = filled_cache(shape, dtype, device, options.context)
         for sparsity in options.sparsities:
@@ -95,10 +94,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if not torch.cuda.is_available():
         parser.error("steps are timed on a CUDA GPU; there is none")
     try:
-        for row in rows(options, torch.device("cuda")):
-            print(json.dumps(row), flush=True)
-            if options.csv:
-                append(row, options.csv)
+        print_rows(rows(options, torch.device("cuda")), options.csv)
     except KernelError as error:
         sys.exit(f"error: {error}")
 

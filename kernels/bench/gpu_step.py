@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -22,7 +20,8 @@ from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_rules import block_rules, dense_for_a_batch
 from .bandwidth import read_bandwidth
-from .drawn import GROUP, DrawnPlan, bytes_read, cache_bytes, filled_cache, random_weights
+from .drawn import GROUP, DrawnPlan, bytes_read, cache_bytes, filled_cache, head_bits_beside, random_weights
+from .measured_rows import print_rows
 from .model_shapes import family_named, shape_of
 
 REPEATS = 3
@@ -89,7 +88,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str
     """
     dtype, bandwidth = getattr(torch, options.dtype), read_bandwidth(device)
     for name, bits in product(options.shapes, options.bits):
-        head_bits, shape = options.head_bits or _head_bits(bits), shape_of(name)
+        head_bits, shape = options.head_bits or head_bits_beside(bits), shape_of(name)
         weights = random_weights(shape, bits, head_bits, dtype, device, family=family_named(name))
         for batch, context in product(options.batches, options.contexts):
             place = f"{name}, {bits} bits, batch {batch}, context {context}"
@@ -105,11 +104,6 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str
                     print(f"left out: {place}, {sparsity:.0%}: {error}", file=sys.stderr, flush=True)
             del cache
         del weights
-
-
-def _head_bits(bits: int) -> int:
-    """Bits of lm_head in `quantisation=`: 8 beside weights in few bits."""
-    return 16 if bits == 16 else 8
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -130,26 +124,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if not torch.cuda.is_available():
         parser.error("steps are timed on a CUDA GPU; there is none")
     try:
-        for row in rows(options, torch.device("cuda")):
-            print(json.dumps(row), flush=True)
-            if options.csv:
-                append(row, options.csv)
+        print_rows(rows(options, torch.device("cuda")), options.csv)
     except KernelError as error:
         sys.exit(f"error: {error}")
-
-
-def append(row: dict[str, object], path: Path) -> None:
-    """Add a row to a CSV, whose first line names the columns. Raises KernelError for one with other columns."""
-    begins = not path.exists()
-    with path.open("a+", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if begins:
-            writer.writeheader()
-        else:
-            file.seek(0)
-            if (known := next(csv.reader(file), [])) != list(row):
-                raise KernelError(f"{path} has the columns {', '.join(known)}, not {', '.join(row)}")
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

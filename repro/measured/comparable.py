@@ -9,7 +9,7 @@ from typing import Any
 from ...method.errors import UserError
 from ..record_facts import comparable
 from .cells import MeasuredCell
-from .deciding import APART, check_names, heads_of, protocol_of, quantisation_of, without_machine
+from .deciding import APART, check_names, heads_of, protocol_of, quantisation_of, search_of, without_machine
 
 Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 """How to find what cells must share, by its name."""
@@ -106,8 +106,8 @@ SHARED_SETTINGS: Settings = {
 
 def search_settings(record: dict[str, Any]) -> str:
     """Search budget and which tokens were sparse while methods searched."""
-    search = record["config"]["search"]
-    return f"{search['name']}, {search.get('sparse_tokens', 'all')} tokens sparse"
+    search = search_of(record)
+    return f"{search['name']}, {search['sparse_tokens']} tokens sparse"
 
 
 def _task_settings(record: dict[str, Any]) -> dict[str, Any]:

@@ -28,10 +28,14 @@ def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def search_of(record: Record) -> dict[str, Any]:
+    """The search budget; of records that do not say which tokens are sparse in searches, all are."""
+    return {"sparse_tokens": "all"} | record["config"]["search"]
+
+
 def search_values(record: Record) -> dict[str, Any]:
     """Values of the search budget, which a name alone does not tell."""
-    values = {"sparse_tokens": "all"} | without_machine(record["config"]["search"])
-    return {name: value for name, value in values.items() if name != "name"}
+    return {name: value for name, value in without_machine(search_of(record)).items() if name != "name"}
 
 
 def quantisation_of(record: Record) -> dict[str, Any]:

@@ -9,7 +9,6 @@ engine computes a prompt from the stored rows instead, and holds nothing else of
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ...kernels.bench.gpu_step import append
+from ...kernels.bench.measured_rows import print_rows
 from ...kernels.bench.model_shapes import architecture_of
 from ...kernels.engine.decode_engine import DecodeEngine
 from ...kernels.gpu.tuning.timing import device_name
@@ -135,10 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     options.prompts.sort()
     with mistakes_in_one_line():
-        for row in rows(options):
-            print(json.dumps(row), flush=True)
-            if options.csv:
-                append(row, options.csv)
+        print_rows(rows(options), options.csv)
 
 
 if __name__ == "__main__":

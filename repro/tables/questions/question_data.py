@@ -12,7 +12,7 @@ from ....method.errors import UserError
 from ...measured.cells import MeasuredCell, method_rank, stored_cells
 from ...measured.comparable import without_seed
 from ...measured.comparison import REACH, Between, Comparison, Outside, at_equal_bytes, bytes_of
-from ...measured.deciding import check_names, protocol_of, without_machine
+from ...measured.deciding import check_names, protocol_of, search_of, without_machine
 from ...measured.paired_bootstrap import Interval
 
 METHOD = "method.name"
@@ -154,8 +154,7 @@ VARIED = {"model": ("model fingerprint",), "protocol": ("protocol",), "search": 
 SHARED: dict[str, Callable[[MeasuredCell], Any]] = {
     "question": lambda cell: cell.record["config"].get("question"),
     "suite": lambda cell: without_machine(cell.record["config"]["suite"]),
-    # all tokens were sparse in searches before that was a setting
-    "search budget": lambda cell: {"sparse_tokens": "all"} | cell.record["config"]["search"],
+    "search budget": lambda cell: search_of(cell.record),
     "protocol": lambda cell: protocol_of(cell.record),
     "calibration": lambda cell: without_machine(without_seed(cell).record["config"]["calibration"]),
     "number of items": lambda cell: (

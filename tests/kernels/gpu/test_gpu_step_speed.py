@@ -14,7 +14,8 @@ from wisparse.kernels.bench.drawn import (
     filled_cache,
     random_weights,
 )
-from wisparse.kernels.bench.gpu_step import Setting, append, main, rows, step_row
+from wisparse.kernels.bench.gpu_step import Setting, main, rows, step_row
+from wisparse.kernels.bench.measured_rows import append
 from wisparse.kernels.bench.model_shapes import family_named, shape_of
 from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.errors import KernelError
