@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...measured.cells import MeasuredCell
+from ...measured.frontier import search_seconds
 from ...measured.real_cells import RealData, read_tried
 from ..table import PERCENT, Column, Table, number
 from ..text import headed, settings_lines
@@ -23,15 +24,10 @@ def entries(data: RealData) -> list[tuple[RealData, MeasuredCell]]:
     return [(data, cell) for cell in data.cells.values()]
 
 
-def seconds(record: dict[str, Any]) -> float:
-    """Seconds of all stages, as measured."""
-    return sum(record["plan"]["seconds_by_stage"].values())
-
-
 def whole_seconds(record: dict[str, Any]) -> float:
-    """The same for as many generations as the search's budget has, where fewer were run."""
+    """Seconds of a plan with as many generations as the search's budget has, where fewer were run."""
     times, asked = record["plan"]["seconds_by_stage"], record["config"]["search"]["generations"]
-    return seconds(record) + times.get(BY_GENERATION, 0.0) * (asked / _generations(record) - 1)
+    return search_seconds(record) + times.get(BY_GENERATION, 0.0) * (asked / _generations(record) - 1)
 
 
 def _generations(record: dict[str, Any]) -> int:
@@ -59,7 +55,7 @@ def columns(_: Sequence[str]) -> list[Column[tuple[RealData, MeasuredCell]]]:
         Column("text", "Calibration",
                lambda entry: "{sequences} × {length} {name}".format_map(entry[1].record["calibration"])),
         Column("stages", "Stages, s", lambda entry: _stages(entry[1].record)),
-        Column("seconds", "Measured, s", lambda entry: seconds(entry[1].record), 2, number(0)),
+        Column("seconds", "Measured, s", lambda entry: search_seconds(entry[1].record), 2, number(0)),
         Column("whole_seconds", "At the whole budget, s", lambda entry: whole_seconds(entry[1].record), 2,
                number(0)),
         Column("share", "÷ WiSparse's", _share, 4, number(2)),
