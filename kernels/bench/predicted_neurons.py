@@ -3,15 +3,17 @@
     python -m wisparse.kernels.bench.predicted_neurons --shape llama3.1-8b --computed 0.2 0.3
 
 Of random weights half of the gates are above zero, so that the share of neurons that is computed is forced: by
-how many signs may be unlike.
+how many signs may be unlike. On a CPU all kinds of plans take turns, so that what else the machine does meets
+them alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import NormalDist, median
 
 import torch
@@ -25,30 +27,19 @@ from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
 from .bandwidth import read_bandwidth
 from .cpu_clock import cpu_step_times
+from .cpu_heads import device_name
 from .drawn import filled_cache, random_weights
+from .measured_rows import print_rows
 from .model_shapes import shape_of
 
 DRAWN = 64
 """Activations on which shares of rows are counted."""
-CPU_STEPS = 11
+ROUNDS, STEPS = 5, 5
+"""Turns of every plan on a CPU, and its steps in a turn, of which the first is not counted."""
 
-
-@dataclass(frozen=True)
-class PredictedSpeed:
-    """A decode step of one kind of plan."""
-
-    device: str
-    shape: str
-    blocks: int
-    kind: str
-    """`dense`; `nothing`: no weights of the MLP are read; `signs`: nothing but signs is; `predicted`."""
-    computed: float
-    """Share of neurons whose row of gate is read."""
-    active: float
-    """Share of neurons whose row of up and column of down are read."""
-    ms: float
-    read_gb_s: float
-    """Bandwidth of the machine in this run."""
+Row = dict[str, str | float]
+Case = tuple[str, DecoderWeights, tuple[BlockPlan, ...]]
+"""Kind of plan, the weights laid out for it, and a plan for each block."""
 
 
 def row_weights(weights: DecoderWeights) -> DecoderWeights:
@@ -94,60 +85,75 @@ def shares_read(weights: DecoderWeights, plan: BlockPlan) -> tuple[float, float]
     return computed.float().mean().item(), active.float().mean().item()
 
 
-def cpu_clock(weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> float:
-    """Milliseconds of a step on a CPU, the median of some."""
-    return median(cpu_step_times(decode_step(weights, rules, cache), cache, int(cache.length), CPU_STEPS))
+def cpu_milliseconds(cases: Sequence[Case], cache: StaticCache) -> list[float]:
+    """Milliseconds of each case's step on a CPU, medians of steps in turn."""
+    context = int(cache.length)
+    steps = [decode_step(weights, rules, cache) for _, weights, rules in cases]
+    times: list[list[float]] = [[] for _ in cases]
+    for _ in range(ROUNDS):
+        for case, step in zip(times, steps, strict=True):
+            case.extend(cpu_step_times(step, cache, context, STEPS)[1:])
+    return [median(found) for found in times]
 
 
-def gpu_clock(weights: DecoderWeights, rules: tuple[BlockPlan, ...], cache: StaticCache) -> float:
-    """Milliseconds of a captured step on a GPU."""
+def gpu_milliseconds(cases: Sequence[Case], cache: StaticCache) -> list[float]:
+    """Milliseconds of each case's captured step on a GPU."""
     from ..gpu.step import GPUDecodeStep
     from ..gpu.tuning.steps import step_clock
 
-    return step_clock(GPUDecodeStep(weights, rules, cache))
+    return [step_clock(GPUDecodeStep(weights, rules, cache)) for _, weights, rules in cases]
 
 
-def measured(name: str, shape: DecoderShape, device: torch.device, computed: list[float], context: int) -> None:
-    """Print a line of JSON for each kind of plan, and each share of neurons computed."""
-    clock: Callable[..., float] = gpu_clock if device.type == "cuda" else cpu_clock
+def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
+    """Rows of predicted_neurons.csv: a decode step of each kind of plan, and of each share of neurons computed.
+
+    kind: `dense`; `nothing`: no weights of the MLP are read; `signs`: nothing but signs is; `predicted`.
+    computed: share of neurons whose row of gate is read; active: those whose row of up and column of down are.
+    ms: of a step; read_gb_s: bandwidth of the machine in this run.
+    """
+    on_gpu = device.type == "cuda"
     dense = random_weights(shape, 16, 16, torch.bfloat16, device)
     by_row = row_weights(dense)
-    cache = filled_cache(shape, torch.bfloat16, device, context)
+    cache = filled_cache(shape, torch.bfloat16, device, options.context)
     bandwidth = read_bandwidth(device) / 1e9
-    cases = [
+    cases: list[Case] = [
         ("dense", dense, (BlockPlan(),) * shape.blocks),
         ("nothing", dense, nothing_read(shape, device)),
         ("signs", by_row, predicting(by_row, 0.0)),
-        *(("predicted", by_row, predicting(by_row, share)) for share in computed),
+        *(("predicted", by_row, predicting(by_row, share)) for share in options.computed),
     ]
-    for kind, weights, rules in cases:
+    times = (gpu_milliseconds if on_gpu else cpu_milliseconds)(cases, cache)
+    for (kind, weights, rules), ms in zip(cases, times, strict=True):
         shares = {"dense": (1.0, 1.0), "nothing": (0.0, 0.0), "signs": (0.0, 0.0)}.get(kind)
-        found = PredictedSpeed(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            shape=name,
-            blocks=shape.blocks,
-            kind=kind,
-            **dict(zip(("computed", "active"), shares or shares_read(weights, rules[0]), strict=True)),
-            ms=clock(weights, rules, cache),
-            read_gb_s=bandwidth,
-        )
-        print(json.dumps(asdict(found)), flush=True)
+        computed, active = shares or shares_read(weights, rules[0])
+        yield {
+            "device": torch.cuda.get_device_name(device) if on_gpu else device_name(),
+            "shape": name,
+            "blocks": shape.blocks,
+            "kind": kind,
+            "computed": round(computed, 4),
+            "active": round(active, 4),
+            "ms": round(ms, 4),
+            "read_gb_s": round(bandwidth, 1),
+            "commit": os.environ.get("GIT_COMMIT", ""),
+        }
 
 
 def main() -> None:
-    """Print a line of JSON for each kind of plan."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama3.1-8b", help="a model of conf/model")
     parser.add_argument("--blocks", type=int, default=None, help="blocks of the model; as it has")
     parser.add_argument("--computed", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args()
     shape = shape_of(options.shape)
     blocks = options.blocks or shape.blocks
     shape = replace(shape, blocks=blocks, windows=shape.windows[:blocks], activation="relu")
     with torch.inference_mode():
-        measured(options.shape, shape, torch.device(options.device), options.computed, options.context)
+        print_rows(rows(options.shape, shape, torch.device(options.device), options), options.csv)
 
 
 if __name__ == "__main__":
