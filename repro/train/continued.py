@@ -34,14 +34,20 @@ WINDOWS_FOR_ZEROS = 64
 """Held-out windows on which zeros are counted."""
 
 
-def straight_through(x: torch.Tensor, kept: float) -> torch.Tensor:
-    """X (..., channels) with its largest magnitudes alone; its gradient is that of all channels (Q-Sparse)."""
-    channels = x.shape[-1]
-    drop = channels - max(1, int(kept * channels))
+def straight_through(x: torch.Tensor, kept: float, neighbours: int | None = None) -> torch.Tensor:
+    """X (..., channels) with its largest magnitudes alone; its gradient is that of all channels (Q-Sparse).
+
+    neighbours: channels beside each other of which as many are kept each time, which divide all (its block
+    variant); None: of all channels.
+    """
+    grouped = x.unflatten(-1, (-1, neighbours or x.shape[-1]))
+    drop = grouped.shape[-1] - max(1, int(kept * grouped.shape[-1]))
     if drop == 0:
         return x
-    threshold = x.detach().abs().float().kthvalue(drop, dim=-1, keepdim=True).values
-    return x + (torch.where(x.detach().abs() > threshold, x, 0.0) - x).detach()
+    magnitudes = grouped.detach().abs()
+    thresholds = magnitudes.float().kthvalue(drop, dim=-1, keepdim=True).values
+    sparse = torch.where(magnitudes > thresholds, grouped, 0.0)
+    return (grouped + (sparse - grouped).detach()).flatten(-2)
 
 
 class Changed(NamedTuple):
@@ -65,7 +71,7 @@ def changed(model: PreTrainedModel, how: Continuation) -> Iterator[Changed]:
         magnitudes.append(inputs[0].abs().float().mean())
 
     def sparse(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (straight_through(inputs[0], how.kept), *inputs[1:])
+        return (straight_through(inputs[0], how.kept, how.neighbours), *inputs[1:])
 
     def handles() -> Iterator[RemovableHandle]:
         if how.stages:

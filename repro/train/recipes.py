@@ -24,6 +24,8 @@ class Continuation:
     from the start; in each later one the factor rises from the one before along half a period of a sine."""
     kept: float | None = None
     """Share of every projection's input channels that is kept at each token; gradients pass as if all were."""
+    neighbours: int | None = None
+    """Channels beside each other of which that share is kept each time; None: all."""
     routers: RouterRecipe | None = None
     """Routers that are trained with the model and choose its neurons."""
 
@@ -58,6 +60,12 @@ CONTINUATIONS = {
         "Q-Sparse (arXiv 2407.10969): squared ReLU, and top-k of every projection's input, straight through.",
         activation="relu2",
         kept=0.5,
+    ),
+    "qsparse_block": Continuation(
+        "Q-Sparse for batches: the top half of every 32 neighbouring channels.",
+        activation="relu2",
+        kept=0.5,
+        neighbours=32,  # ours: the paper's number was not readable
     ),
     "lte": Continuation(
         "LTE (arXiv 2402.06126): SiLU, and routers that learn to leave out groups of neurons.",

@@ -37,6 +37,15 @@ def test_top_k_keeps_the_largest_and_lets_all_gradients_through():
     assert torch.equal(continued.straight_through(x, 1.0), x)
 
 
+def test_of_neighbours_as_many_are_kept_and_all_gradients_pass():
+    x = torch.tensor([[[3.0, -1.0, -4.0, 5.0], [0.25, 0.5, 9.0, 8.0]]], requires_grad=True)
+    assert continued.straight_through(x, 0.5).tolist() == [[[0.0, 0.0, -4.0, 5.0], [0.0, 0.0, 9.0, 8.0]]]
+    sparse = continued.straight_through(x, 0.5, neighbours=2)
+    assert sparse.tolist() == [[[3.0, 0.0, 0.0, 5.0], [0.0, 0.5, 9.0, 0.0]]]
+    sparse.sum().backward()
+    assert x.grad.tolist() == [[[1.0] * 4] * 2]
+
+
 def test_the_penalty_is_the_mean_of_what_enters_down(llama):
     ids = torch.randint(128, (2, 8), generator=torch.Generator().manual_seed(0))
     seen = []
