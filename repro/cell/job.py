@@ -122,8 +122,8 @@ class CellJob:
 
 
 def _number() -> str:
-    """Number of the cell in its sweep, from 1; nothing for a single one."""
-    return f"cell {HydraConfig.get().job.num + 1}: " if _is_sweep() else ""
+    """Number of the job in its sweep, from 1; nothing for a single one."""
+    return f"job {HydraConfig.get().job.num + 1}: " if _is_sweep() else ""
 
 
 def outcomes_folder(experiment: Path, outcomes: str) -> Path:

@@ -35,8 +35,7 @@ class Announcement(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """A sweep."""
         self._keep(config, Path(config.hydra.sweep.dir))
-        cells = len(self.cells())
-        print(f"{cells} cell{'s' if cells > 1 else ''}; finished ones are kept", file=sys.stderr, flush=True)
+        print(f"{_number_of_cells(self._overrides())}; finished ones are kept", file=sys.stderr, flush=True)
 
     def _keep(self, config: DictConfig, folder: Path) -> None:
         self._config, self.folder = config, folder
@@ -51,6 +50,12 @@ class Announcement(Callback):
         """Every cell by the overrides that tell it from the others, in the order of the jobs' numbers."""
         if self.is_single:
             return [""]
+        cells = self._overrides()
+        varied = [place for place, values in enumerate(zip(*cells, strict=True)) if len(set(values)) > 1]
+        return [" ".join(cell[place] for place in varied) or " ".join(cell) for cell in cells]
+
+    def _overrides(self) -> list[list[str]]:
+        """Overrides of every job of the sweep, in the order of the jobs' numbers."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -59,9 +64,8 @@ class Announcement(Callback):
         swept = [f"{name}={values}" for name, values in (hydra["sweeper"]["params"] or {}).items()]
         parser = OverridesParser.create(config_loader=self._config_loader)
         overrides = parser.parse_overrides([*swept, *hydra["overrides"]["task"]])
-        (cells,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-        varied = [place for place, values in enumerate(zip(*cells, strict=True)) if len(set(values)) > 1]
-        return [" ".join(cell[place] for place in varied) or " ".join(cell) for cell in cells]
+        (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        return jobs
 
     @property
     def is_single(self) -> bool:
@@ -94,6 +98,20 @@ class Announcement(Callback):
         if not self._in_slurm:
             return set()
         return {path.parent.name for path in self._slurm_folder.glob("*/*_submitted.pkl")}
+
+
+def _number_of_cells(overrides: list[list[str]]) -> str:
+    """How many cells the jobs of a sweep are of: the dense model has one for all sparsities.
+
+    overrides: of every job.
+    """
+    jobs, cells = len(overrides), len({frozenset(_of_cell(job)) for job in overrides})
+    counted = f"{cells} cell{'s' if cells > 1 else ''}"
+    return counted if jobs == cells else f"{counted} in {jobs} jobs, as the dense model has one for all sparsities"
+
+
+def _of_cell(job: list[str]) -> list[str]:
+    return [one for one in job if "method=dense" not in job or not one.startswith("sparsity=")]
 
 
 def finish(outcomes: str, error: Outcome | None) -> int:

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -24,8 +25,9 @@ from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.repro import run
 from wisparse.repro.cell.job import CellJob, Outcome
 from wisparse.repro.cell.plan_cache import PlanCache
-from wisparse.repro.cell.sweep import _show_life
+from wisparse.repro.cell.sweep import _number_of_cells, _show_life
 from wisparse.repro.configuration import REPOSITORY
+from wisparse.repro.cost.reproduction_cost import composed, jobs
 from wisparse.repro.locks import LOCKS, held
 from wisparse.repro.records import write_json
 
@@ -37,12 +39,20 @@ SMALL = [
 ]  # fmt: skip
 
 
+def test_the_number_of_cells_is_that_of_the_outlook():
+    swept = composed("config", "experiment=table1_paper").hydra.sweeper.params
+    values = [[f"{name}={value}" for value in str(values).split(",")] for name, values in swept.items()]
+    counted = _number_of_cells([list(job) for job in product(*values)])
+    assert counted.startswith(f"{len(jobs('table1_paper'))} cells in 54 jobs, ")
+    assert _number_of_cells([["method=teal", "sparsity=0.4"], ["method=teal", "sparsity=0.5"]]) == "2 cells"
+
+
 @pytest.mark.slow
 def test_what_an_override_stands_for_is_a_matter_of_the_cell(start):
     name = "++quantisation.name=eight-${.lm_head}"
     code, out, errors = start("-m", *CELL, "method=dense", "quantisation=int8", name, "sparsity=0,0.5")
     assert code == 0, errors
-    assert "2 cells" in errors
+    assert "1 cell in 2 jobs, as the dense model has one for all sparsities" in errors
     assert json.loads(out[-1])["quantisation"]["name"] == "eight-int8"
 
 
