@@ -10,7 +10,7 @@ import torch
 from ..errors import KernelError
 from ..model.decoder import SITES, DecoderShape, split_key
 from .block_plan import BlockPlan, GateRule
-from .mechanism import Mechanism
+from .mechanism import Mechanism, in_words
 from .whole_plan import Plan, of_another_model
 
 PAYS_BELOW = 0.6
@@ -121,9 +121,9 @@ def needed(blocks: Collection[BlockPlan]) -> set[Mechanism]:
 
 def check_supported(needed: Collection[Mechanism], supports: Collection[Mechanism], device: str) -> None:
     """Raise KernelError for a mechanism that a step on `device` does not execute."""
-    if lacking := [mechanism.value for mechanism in Mechanism if mechanism in set(needed) - set(supports)]:
+    if lacking := set(needed) - set(supports):
         raise KernelError(
-            f"on {device} the decode engine does not execute {' and '.join(lacking)}; take a method without, "
+            f"on {device} the decode engine does not execute {in_words(lacking)}; take a method without, "
             "or evaluate the plan without the engine (latency=none)"
         )
 

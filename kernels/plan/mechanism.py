@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 
 
@@ -34,3 +35,8 @@ OF_DROPPING = frozenset(
     }
 )
 """Mechanisms that choose what is dropped, or help those that do: a plan that is to drop nothing has none."""
+
+
+def in_words(mechanisms: Collection[Mechanism]) -> str:
+    """What messages call them, in the order of their declaration."""
+    return " and ".join(mechanism.value for mechanism in Mechanism if mechanism in mechanisms)

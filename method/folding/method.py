@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...kernels.plan.bases import FoldedBases
-from ...kernels.plan.mechanism import Mechanism
+from ...kernels.plan.mechanism import Mechanism, in_words
 from ..base import Method
 from ..calibration import Calibration
+from ..errors import UserError
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..rotation import folded_into
@@ -33,6 +34,13 @@ class Folded(Method):
     """Times that the bases are then found again, at the sparse model of the plan so far."""
 
     needs = frozenset()  # what activations look like in the bases is measured there
+
+    def __post_init__(self) -> None:
+        if others := self.inner.mechanisms & {Mechanism.ROTATION, Mechanism.ROUTER}:
+            raise UserError(
+                f"{self.name}: {self.inner.name} has {in_words(others)}, which are of the model's own bases; "
+                "take folded bases for another method"
+            )
 
     @property
     def mechanisms(self) -> frozenset[Mechanism]:

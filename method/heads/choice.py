@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
+from ...kernels.model.decoder import Decoder
+from ...kernels.plan.bases import FoldedBases
+from ...kernels.plan.heads import HeadRule
 from ...kernels.plan.mechanism import Mechanism
 from ..calibration import Calibration
 from ..errors import UserError
@@ -105,11 +108,26 @@ class PolarHeads:
         )
 
 
-def with_heads(plan: SparsityPlan, heads: SparsityPlan) -> SparsityPlan:
-    """A method's plan with routers; its provenance says what both took and found."""
+def with_heads(plan: SparsityPlan, heads: SparsityPlan, model: PreTrainedModel) -> SparsityPlan:
+    """A method's plan with routers; its provenance says what both took and found.
+
+    In a plan of folded bases routers read the new channels, and choose what they chose from the old ones.
+    """
     ours, theirs = plan.provenance, heads.provenance
     search = SearchCost(
         ours.search.stages | theirs.search.stages, ours.search.evaluations | theirs.search.evaluations
     )
     provenance = replace(ours, search=search, details={**ours.details, **theirs.details})
-    return replace(plan, heads=heads.heads, provenance=provenance)
+    return replace(plan, heads=_in_bases(heads.heads, plan.folded, decoder_of(model)), provenance=provenance)
+
+
+def _in_bases(rules: dict[int, HeadRule], bases: FoldedBases | None, decoder: Decoder) -> dict[int, HeadRule]:
+    """Routers of what q, k and v read in folded bases: x/g·Q for the norm's gains g, and no longer x."""
+    if bases is None or bases.stream is None:
+        return rules
+    stream = bases.stream.cpu().double()
+    gains = {block: decoder.gains(block, "attention_input").cpu().double() for block in rules}
+    return {
+        block: replace(rule, weight=(rule.weight.double() * gains[block] @ stream).float())
+        for block, rule in rules.items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...kernels.plan.bases import FoldedBases
-from ...kernels.plan.mechanism import Mechanism
+from ...kernels.plan.mechanism import Mechanism, in_words
 from ..base import Method
 from ..calibration import Calibration
 from ..errors import UserError
@@ -27,6 +27,13 @@ class Trained(Method):
     """Makes the thresholds to begin with."""
     training: Distillation = field(default_factory=Distillation)
 
+    def __post_init__(self) -> None:
+        if others := self.inner.mechanisms:
+            raise UserError(
+                f"{self.name}: {self.inner.name} has {in_words(others)}, and trained are plans of static "
+                "thresholds alone; folded bases go around the training, not into it"
+            )
+
     @property
     def needs(self) -> frozenset[Need]:
         """The dense predictions, beside what the inner method needs."""
@@ -45,7 +52,7 @@ class Trained(Method):
         plan = self.inner._plan(calibration, sparsity, cost)
         if sparsity == 0.0:
             return plan
-        if plan.gate_thresholds or any(rule.thresholds is None or rule.rank for rule in plan.rules.values()):
+        if any(rule.thresholds is None or rule.rank for rule in plan.rules.values()):
             raise UserError(f"{self.name}: trained are plans of static thresholds on channels alone")
         with cost.stage("training"):
             trained = self.training.run(calibration, plan.rules, sparsity)

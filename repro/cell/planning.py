@@ -78,7 +78,7 @@ class Planner:
             lambda calibration, _: self.heads.plan(calibration, self.config.seed),
         )
         return CachedPlan(
-            with_heads(found.plan, routers.plan),
+            with_heads(found.plan, routers.plan, self.loaded.model),
             digest([found.key, routers.key]),
             digest([found.sha256, routers.sha256]),
             found.from_cache and routers.from_cache,

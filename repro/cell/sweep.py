@@ -107,7 +107,7 @@ def _number_of_cells(overrides: list[list[str]]) -> str:
     """
     jobs, cells = len(overrides), len({frozenset(_of_cell(job)) for job in overrides})
     counted = f"{cells} cell{'s' if cells > 1 else ''}"
-    return counted if jobs == cells else f"{counted} in {jobs} jobs, as the dense model has one for all sparsities"
+    return counted if jobs == cells else f"{counted} in {jobs} jobs: the dense model has one for all sparsities"
 
 
 def _of_cell(job: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from wisparse.kernels.plan.bases import FoldedBases
 from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss.method import EqualLoss
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities
+from wisparse.method.errors import UserError
 from wisparse.method.folding.bases import _Measured, bases_at, shared_bases
 from wisparse.method.folding.method import Folded
 from wisparse.method.folding.stream_basis import BasisSample, BasisSettings, _Cost, fitted_basis
@@ -188,3 +189,9 @@ def test_bases_that_stand_beside_rotations_are_refused(model, tmp_path):
     plan.save(tmp_path / "plan")
     with pytest.raises(PlanError, match="rotated and folded bases"):
         SparsityPlan.load(tmp_path / "plan")
+
+
+@pytest.mark.parametrize(("inner", "part"), [("teal_rotated", "rotated bases"), ("lte", "routers")])
+def test_what_is_of_the_models_own_bases_is_not_planned_in_folded_ones(inner, part):
+    with pytest.raises(UserError, match=f"has {part}"):
+        replace(make_method("teal_folded"), inner=make_method(inner))

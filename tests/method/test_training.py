@@ -178,5 +178,13 @@ def test_settings_and_plans_that_cannot_be_trained_are_refused(model):
     wina = replace(method, inner=make_method("wina", "method.greedy=false"))
     with pytest.raises(UserError, match="static thresholds"):
         wina.plan(make_calibration(model), 0.5)
+    for inner, part in (
+        ("teal_folded", "folded bases"),  # the training would be of rules on channels that are not there
+        ("teal_rotated", "rotated bases"),
+        ("spon", "biases of sparse tokens"),  # they would be lost
+        ("prox", "proxies"),
+    ):
+        with pytest.raises(UserError, match=f"has {part}"):
+            replace(method, inner=make_method(inner))
     with pytest.raises(UserError, match="prompt=40"):
         own_text(model, make_calibration(model, 2, 16).input_ids, 2, 40, 0)

@@ -138,7 +138,7 @@ def test_a_density_of_one_keeps_all_and_is_the_dense_model(llama):
 
 def test_a_methods_plan_with_routers_says_what_both_took(llama, tmp_path):
     calibration = make_calibration(llama)
-    plan = with_heads(make_method("teal_uniform").plan(calibration, 0.4), POLAR.plan(calibration, 0))
+    plan = with_heads(make_method("teal_uniform").plan(calibration, 0.4), POLAR.plan(calibration, 0), llama)
     assert plan.block_plans()[1].mechanisms().keys() == {Mechanism.THRESHOLD, Mechanism.HEADS}
     facts = plan.provenance.to_dict()
     assert facts["method"] == "teal_uniform"
@@ -146,6 +146,24 @@ def test_a_methods_plan_with_routers_says_what_both_took(llama, tmp_path):
     assert facts["heads"]["kept"] == 1
     plan.save(tmp_path / "plan")
     assert SparsityPlan.load(tmp_path / "plan").provenance.to_dict() == facts
+
+
+def test_routers_choose_the_same_groups_in_folded_bases(llama):
+    """Gains of one would hide whether the routers take the norms' over."""
+    generator = torch.Generator().manual_seed(3)
+    for block in llama.model.layers:
+        block.input_layernorm.weight.data = 0.5 + torch.rand(48, generator=generator)
+    calibration = make_calibration(llama)
+    heads = POLAR.plan(calibration, 0)
+    in_bases = with_heads(make_method("teal_folded").plan(calibration, 1e-6), heads, llama)
+    assert in_bases.folded.stream is not None
+    found = []
+    for plan in (heads, in_bases):
+        with applied(llama, plan, make_protocol("all")):
+            found.append(llama(input_ids=calibration.input_ids[:2]).logits)
+    dense = llama(input_ids=calibration.input_ids[:2]).logits
+    assert not torch.allclose(found[0], dense, atol=1e-2)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

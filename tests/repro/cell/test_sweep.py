@@ -43,7 +43,7 @@ def test_the_number_of_cells_is_that_of_the_outlook():
     swept = composed("config", "experiment=table1_paper").hydra.sweeper.params
     values = [[f"{name}={value}" for value in str(values).split(",")] for name, values in swept.items()]
     counted = _number_of_cells([list(job) for job in product(*values)])
-    assert counted.startswith(f"{len(jobs('table1_paper'))} cells in 54 jobs, ")
+    assert counted.startswith(f"{len(jobs('table1_paper'))} cells in 54 jobs: ")
     assert _number_of_cells([["method=teal", "sparsity=0.4"], ["method=teal", "sparsity=0.5"]]) == "2 cells"
 
 
@@ -52,7 +52,7 @@ def test_what_an_override_stands_for_is_a_matter_of_the_cell(start):
     name = "++quantisation.name=eight-${.lm_head}"
     code, out, errors = start("-m", *CELL, "method=dense", "quantisation=int8", name, "sparsity=0,0.5")
     assert code == 0, errors
-    assert "1 cell in 2 jobs, as the dense model has one for all sparsities" in errors
+    assert "1 cell in 2 jobs: the dense model has one for all sparsities" in errors
     assert json.loads(out[-1])["quantisation"]["name"] == "eight-int8"
 
 
