@@ -18,9 +18,10 @@ from ..model.decoder_weights import (
     pack,
     unpack,
 )
-from ..model.held_weights import check_held, hold, let_go, remember
+from ..model.held_weights import check_held, check_same_parameters, hold, let_go, remember
 from ..model.static_cache import StaticCache
 from ..model.stored_linears import give_back_linears, is_taken, take_linears
+from ..model.uninterrupted import uninterrupted
 from ..plan.block_rules import block_rules, dense_for_a_batch, gated_blocks, needed, predicted_blocks
 from ..plan.folding import bases_of, folded
 from ..plan.whole_plan import Plan
@@ -93,7 +94,8 @@ class DecodeEngine:
         with ExitStack() as undo:
             undo.enter_context(folded(model, bases_of(model) if plan is None else plan.folded))
             self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
-            undo.callback(let_go, model, hold(model, "an engine", in_place=True))
+            self._holder = hold(model, "an engine", in_place=True)
+            undo.callback(let_go, model, self._holder)
             undo.callback(_lay_out_again, model)
             chosen = gated_blocks(plan, self.dense), predicted_blocks(plan, self.dense)
             self.weights: DecoderWeights = pack(model, chosen[0], stored, chosen[1])
@@ -119,7 +121,9 @@ class DecodeEngine:
 
     def close(self) -> None:
         """Lay the model's weights out as before, and drop the engine's; it decodes nothing any more."""
-        if not self.closed:
+        if self.closed:
+            return
+        with uninterrupted():
             self.closed = True
             # First, so that no weight is held twice for longer than its copy takes.
             del self.step, self.cache, self.rules, self.weights
@@ -147,6 +151,7 @@ class DecodeEngine:
     def _prepared(self, input_ids: Tensor, attention_mask: Tensor | None) -> PreparedPrompt:
         self._check_open()
         check_held(self.model)
+        check_same_parameters(self.model, self._holder)
         weights = self.weights
         return prepared(input_ids, attention_mask, self.cache, weights.embedding.shape[0], weights.device)
 

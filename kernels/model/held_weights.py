@@ -38,6 +38,8 @@ class Holder:
     """Name for messages."""
     in_place: bool
     """Whether the numbers must lie where they are; blocks that are streamed to a GPU move."""
+    parameters: dict[str, nn.Parameter]
+    """The model's when it began to hold them."""
 
 
 @dataclass(eq=False)
@@ -68,7 +70,7 @@ def hold(model: nn.Module, who: str, *, in_place: bool) -> Holder:
     """Begin to hold a model's weights. Raises KernelError where others hold them, and they were changed."""
     check_held(model)
     held = _HELD.setdefault(model, _Held())
-    holder = Holder(who, in_place)
+    holder = Holder(who, in_place, dict(model.named_parameters()))
     held.holders.add(holder)
     for name in DOORS:
         if name not in vars(model) and hasattr(model, name):
@@ -116,6 +118,17 @@ def check_held(model: nn.Module) -> None:
             raise KernelError(
                 f"{name} was changed while {held.who()} held the model's weights; change weights before or "
                 "after that context, and make the plan anew"
+            )
+
+
+def check_same_parameters(model: nn.Module, holder: Holder) -> None:
+    """Raise KernelError where a model has other parameters than those that a holder began to hold."""
+    now = dict(model.named_parameters())
+    for name, parameter in holder.parameters.items():
+        if now.get(name) is not parameter:
+            raise KernelError(
+                f"{name} was replaced while {holder.who} reads the one before, as `quantised` does when it is "
+                "entered or left; end that context after the engine's and begin it before"
             )
 
 

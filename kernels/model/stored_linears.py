@@ -23,6 +23,7 @@ from ..errors import KernelError
 from ..quantised.packed import FewBitsWeight
 from ..quantised.stored import Dequantised
 from .held_weights import mark_of
+from .uninterrupted import uninterrupted
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as a number of so many bytes, to tell zeros by their signs."""
@@ -137,11 +138,16 @@ def take_linears(
         some = next(iter(linears.values())).weight
         scratch = _Scratch(some.dtype, some.device)
         embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-        with ExitStack() as undo:  # whoever is interrupted here has no engine that would give them back
+        taken = _Taken(stored)
+        try:
             for name, linear in linears.items():
                 shared = any(linear.weight is weight for weight in embeddings)
-                undo.callback(_StoredForward(linear, stored[name], scratch, shared).give_back)
-            taken = _TAKEN[model] = _Taken(stored, undo.pop_all())
+                taken.back.callback(_StoredForward(linear, stored[name], scratch, shared).give_back)
+        except BaseException:  # whoever is interrupted here has no engine that would give them back
+            with uninterrupted():
+                taken.back.close()
+            raise
+        _TAKEN[model] = taken
     taken.engines += 1
 
 
@@ -152,8 +158,9 @@ def give_back_linears(model: nn.Module) -> None:
     taken = _TAKEN[model]
     taken.engines -= 1
     if not taken.engines:
-        del _TAKEN[model]
-        taken.back.close()
+        with uninterrupted():
+            del _TAKEN[model]
+            taken.back.close()
 
 
 def is_taken(model: nn.Module) -> bool:
