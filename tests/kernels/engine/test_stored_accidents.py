@@ -128,7 +128,7 @@ def test_weights_that_come_back_before_the_engine_ends_are_not_passed_over():
         with quantised(model, weights):
             engine = engines.enter_context(DecodeEngine(model, quantised=weights, capacity=40))
         for call in (lambda: model(ids), lambda: engine.generate(ids, new_tokens=2)):
-            with pytest.raises(KernelError, match="replaced .*while an engine reads"):
+            with pytest.raises(KernelError, match=r"replaced .*while an engine reads"):
                 call()
     assert torch.equal(model(ids).logits, expected)
 
