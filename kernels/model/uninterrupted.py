@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Context in which Ctrl-C waits for the end, however often it is pressed, and then does what it always does.
+    """Context in which Ctrl-C waits for the end, however often it is pressed; then it does what it always does.
 
     Python interrupts its main thread alone: in another one, or where the signal is not Python's, there is
     nothing to put off.
