@@ -31,9 +31,19 @@ def channel_sensitivities(calibration: Calibration, seed: int, sequences: int) -
     label is drawn for each.
     """
     input_ids = calibration.input_ids[calibration.spread(sequences)]
-    return calibration.remembered(
-        ("sensitivities", seed, sequences), lambda: _measured(calibration, input_ids, seed, {})
+    return known_sensitivities(
+        calibration, seed, sequences, lambda: _measured(calibration, input_ids, seed, {})
     )
+
+
+def known_sensitivities(
+    calibration: Calibration, seed: int, sequences: int, find: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The same as `find` has them, unless they are known of these sequences already; computed once.
+
+    For whoever has the gradients of a pass of its own, in which labels were drawn alike.
+    """
+    return calibration.remembered(("sensitivities", seed, calibration.spread(sequences).step), find)
 
 
 def sensitivities_at(

@@ -22,21 +22,36 @@ from ..equal_loss.sensitivity import label_loss
 from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
-from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of, key, model_projections, projections_of_site
+from ..projections import (
+    NORM_PATHS,
+    PROJECTION_PATHS,
+    decoder_of,
+    key,
+    model_projections,
+    projections_of_site,
+    split_key,
+)
 from ..running.precision import coarse_products
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
+from .fishers import Fishers
 from .stream_basis import BasisSample, BasisSettings, fitted_basis
 
+NOT_FINITE = "activations or gradients are not finite on the calibration text; try model.dtype=float32"
 
-def shared_bases(calibration: Calibration, sequences: int, settings: BasisSettings) -> FoldedBases:
+
+def shared_bases(
+    calibration: Calibration, sequences: int, settings: BasisSettings
+) -> tuple[FoldedBases, Fishers]:
     """Bases of the residual stream and of each block's values, found on so many sequences; computed once.
 
-    Raises UserError where activations or gradients are not finite.
+    With them the Fisher matrices that they were found from. Raises UserError where activations or gradients are
+    not finite.
     """
 
-    def find() -> FoldedBases:
-        return _found(_Measured(calibration, sequences, settings, {}), settings)
+    def find() -> tuple[FoldedBases, Fishers]:
+        sample = _Measured(calibration, sequences, settings, {})
+        return _found(sample, settings), sample.fishers
 
     return calibration.remembered(("shared bases", sequences, settings), find)
 
@@ -86,12 +101,25 @@ class _Measured:
         self._stride = max(1, self._tokens // settings.tokens)
         self._value_steps = settings.value_steps
         self._inputs: dict[str, list[Tensor]] = {}
-        self._fishers: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
         shape = self._decoder.shape
         self._grouped = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
         self.values: list[Tensor] = [torch.zeros(())] * shape.blocks
         """Σ v vᵀ (kv heads, head_dim, head_dim) float64 of what o reads, by block."""
         self._pass_over(input_ids, settings.seed)
+        self.fishers = self._means()
+        """Fisher matrices of the model that the pass was over."""
+
+    def _means(self) -> Fishers:
+        means = {name: found / self._tokens for name, found in self._gradients.items()}
+        if not all(found.isfinite().all() for found in means.values()):
+            raise UserError(NOT_FINITE)
+        heads, down = (
+            {name: found for name, found in means.items() if split_key(name)[1] == projection}
+            for projection in ("o", "down")
+        )
+        stream = {name: found for name, found in means.items() if name not in heads.keys() | down.keys()}
+        return Fishers(stream, heads, down)
 
     def stream(self) -> BasisSample:
         """What the projections read of the residual stream, and how much they depend on it."""
@@ -100,7 +128,7 @@ class _Measured:
         for index, (block, site) in enumerate(places):
             for projection in projections_of_site(site):
                 sites.append(index)
-                fishers.append(self._fishers[key(block, projection)] / self._tokens)
+                fishers.append(self.fishers.stream[key(block, projection)])
                 outs.append(self._calibration.shapes[key(block, projection)][0])
         inputs = torch.stack([torch.cat(self._inputs[key(*place)]) for place in places])
         return _finite(BasisSample(inputs, torch.tensor(sites), torch.stack(fishers), torch.tensor(outs)))
@@ -109,7 +137,7 @@ class _Measured:
         """What o reads of every head of v, a group each, the heads of q that share it as its sites."""
         names = [key(block, "o") for block in range(len(self._decoder.blocks))]
         inputs = torch.cat([torch.cat(self._inputs[name]).permute(1, 2, 0, 3) for name in names])
-        fishers = torch.cat([self._fishers[name] / self._tokens for name in names])
+        fishers = torch.cat([self.fishers.heads[name] for name in names])
         sharing = torch.arange(inputs.shape[1])
         outs = torch.full_like(sharing, self._calibration.shapes[names[0]][0])
         return _finite(BasisSample(inputs, sharing, fishers, outs))
@@ -137,8 +165,9 @@ class _Measured:
                     yield linears[name].register_full_backward_hook(self._of_gradient(name, norm))
             heads = block.get_submodule(PROJECTION_PATHS["o"])
             yield heads.register_forward_pre_hook(self._of_heads(index))
-            if self._value_steps:
-                yield heads.register_full_backward_hook(self._of_head_gradient(key(index, "o")))
+            yield heads.register_full_backward_hook(self._of_head_gradient(key(index, "o")))
+            down = linears[key(index, "down")]
+            yield down.register_full_backward_hook(self._of_down(key(index, "down")))
 
     def _of_norm(self, name: str) -> Callable[..., None]:
         def record(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -152,7 +181,7 @@ class _Measured:
     def _of_gradient(self, name: str, norm: nn.Module) -> Callable[..., None]:
         def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
             gradient = (at_input[0] * norm.weight)[:, self._sparse].flatten(0, 1).float()
-            self._fishers[name] = self._fishers.get(name, 0.0) + gradient.T @ gradient
+            self._gradients[name] = self._gradients.get(name, 0.0) + gradient.T @ gradient
 
         return record
 
@@ -172,7 +201,14 @@ class _Measured:
         def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
             by_head = self._by_head(at_input[0]).float()
             products = torch.einsum("nghi,nghj->ghij", by_head, by_head)
-            self._fishers[name] = self._fishers.get(name, 0.0) + products
+            self._gradients[name] = self._gradients.get(name, 0.0) + products
+
+        return record
+
+    def _of_down(self, name: str) -> Callable[..., None]:
+        def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
+            squares = at_input[0][:, self._sparse].flatten(0, 1).float().square()
+            self._gradients[name] = self._gradients.get(name, 0.0) + squares.sum(dim=0)
 
         return record
 
@@ -182,10 +218,8 @@ class _Measured:
 
 
 def _finite(sample: BasisSample) -> BasisSample:
-    if not (sample.inputs.isfinite().all() and sample.fishers.isfinite().all()):
-        raise UserError(
-            "activations or gradients are not finite on the calibration text; try model.dtype=float32"
-        )
+    if not sample.inputs.isfinite().all():
+        raise UserError(NOT_FINITE)
     return sample
 
 

@@ -8,11 +8,13 @@ from ...kernels.plan.bases import FoldedBases
 from ...kernels.plan.mechanism import Mechanism, in_words
 from ..base import Method
 from ..calibration import Calibration
+from ..equal_loss.sensitivity import known_sensitivities
 from ..errors import UserError
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..rotation import folded_into
 from .bases import bases_at, shared_bases
+from .fishers import Fishers
 from .stream_basis import BasisSettings
 
 
@@ -56,19 +58,23 @@ class Folded(Method):
             calibration.prepare(self.inner.needs)
             return self.inner._plan(calibration, sparsity, cost)
         with cost.stage("bases"):
-            bases = shared_bases(calibration, self.basis_sequences, self.basis)
+            bases, fishers = shared_bases(calibration, self.basis_sequences, self.basis)
         inside = calibration.remembered(("folded", id(bases)), lambda: replace(calibration))
-        plan = self._in_bases(bases, inside, sparsity, cost)
+        plan = self._in_bases(bases, fishers, inside, sparsity, cost)
         for _ in range(self.sparse_rounds):
             with cost.stage("bases"), folded_into(calibration.model, plan.folded):
                 bases = bases_at(calibration, plan.rules, plan.folded, self.basis_sequences, self.basis)
-            plan = self._in_bases(bases, replace(calibration), sparsity, cost)
+            plan = self._in_bases(bases, fishers, replace(calibration), sparsity, cost)
         return plan
 
     def _in_bases(
-        self, bases: FoldedBases, inside: Calibration, sparsity: float, cost: SearchCost
+        self, bases: FoldedBases, fishers: Fishers, inside: Calibration, sparsity: float, cost: SearchCost
     ) -> SparsityPlan:
         """The inner method's plan; `inside` is what it measures in these bases."""
+        with cost.stage("bases"):
+            known_sensitivities(
+                inside, self.basis.seed, self.basis_sequences, lambda: fishers.sensitivities(bases)
+            )
         with folded_into(inside.model, bases):
             with cost.stage("calibration"):
                 inside.prepare(self.inner.needs)

@@ -36,7 +36,7 @@ FEW = BasisSettings(steps=3, tokens=64, tokens_a_step=16)
 
 def test_bases_of_values_are_the_principal_axes_of_the_sparse_tokens(model):
     input_ids = make_calibration(model).input_ids
-    bases = shared_bases(Calibration(model, input_ids, 3, HALF), 8, FEW)
+    bases, _ = shared_bases(Calibration(model, input_ids, 3, HALF), 8, FEW)
     attended = []
     handle = model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(
         lambda _, inputs: attended.append(inputs[0])
@@ -68,10 +68,32 @@ def test_the_basis_of_the_stream_is_fitted_to_what_norms_make_and_to_gradients_b
     assert (diagonal / sensitivities["1.k"]).log().abs().mean() < 0.5
 
 
+@pytest.mark.parametrize("policy", [None, HALF])
+def test_sensitivities_in_any_bases_follow_from_the_gradients_that_these_were_found_from(model, policy):
+    input_ids = make_calibration(model).input_ids
+    calibration, inside = (Calibration(model, input_ids, 3, policy) for _ in range(2))
+    bases, fishers = shared_bases(calibration, 8, replace(FEW, rate=0.1))
+    with folded_into(model, bases):
+        measured = channel_sensitivities(inside, 0, 8)
+    found = fishers.sensitivities(bases)
+    assert found.keys() == measured.keys()
+    for name, expected in measured.items():
+        assert torch.allclose(found[name], expected, rtol=1e-3), name
+    own = channel_sensitivities(calibration, 0, 8)
+    assert not torch.allclose(found["1.q"], own["1.q"], rtol=0.05)
+
+
+def test_a_plan_in_folded_bases_takes_no_gradients_twice(model, monkeypatch):
+    monkeypatch.setattr("wisparse.method.equal_loss.sensitivity._measured", None)
+    settings = replace(FEW, seed=0)
+    method = Folded("folded", EqualLoss(sensitivity_sequences=8, correction_rounds=1), 8, settings, 1)
+    assert method.plan(make_calibration(model), 0.5).folded is not None
+
+
 def test_bases_found_again_are_bases_of_the_models_own_weights(model):
     """Where nothing is dropped and nothing turned, what is measured in the bases are the turned activations."""
     calibration = Calibration(model, make_calibration(model).input_ids, 3, HALF)
-    reached, still = shared_bases(calibration, 8, FEW), BasisSettings(steps=0, tokens=64)
+    (reached, _), still = shared_bases(calibration, 8, FEW), BasisSettings(steps=0, tokens=64)
     with folded_into(model, reached):
         again = bases_at(calibration, {}, reached, 8, still)
     assert torch.allclose(again.stream, reached.stream, atol=1e-6)
@@ -122,7 +144,7 @@ def test_bases_of_values_can_be_fitted_as_that_of_the_stream(model):
     calibration = Calibration(model, make_calibration(model).input_ids, 3, HALF)
     settings = replace(FEW, tokens=10**6, tokens_a_step=128, value_steps=150, rate=0.01)
     axes, fitted = (
-        shared_bases(calibration, 8, one).values for one in (replace(settings, value_steps=0), settings)
+        shared_bases(calibration, 8, one)[0].values for one in (replace(settings, value_steps=0), settings)
     )
     sample = _Measured(calibration, 8, settings, {}).heads()
     assert sample.inputs.shape == (2 * 2, 2, 8 * 16, 12)
