@@ -24,6 +24,7 @@ from .summaries.question import question_summary
 from .summaries.real import readings_table, real_table
 from .summaries.speed import speed_by_bits, speed_by_model, speed_by_setting
 from .summaries.steps import cpu_table, steps_by_batch, steps_by_sparsity, steps_of_others
+from .summaries.trained import predicted_table, trained_table
 
 TABLE = REPOSITORY / "results" / "table1.csv"
 RECORDS = REPOSITORY / "results" / "records"
@@ -122,7 +123,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "choice": partial(tried_table, apart=True),
         "tried": tried_table,
     },
-    "docs/field.md": {"measured": field_table},
+    "docs/field.md": {"measured": field_table, "trained": trained_table, "predicted": predicted_table},
     "docs/quantisation.md": {
         "pruned": pruned_table,
         "steps": steps_by_sparsity,

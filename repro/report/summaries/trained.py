@@ -1,0 +1,74 @@
+"""Models with true zeros for docs/field.md: what is lost at half, and how fast predicted neurons are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...configuration import REPOSITORY
+from ...tables.csv_rows import Row, read_rows
+from ...tables.text import NOT_MEASURED, table_row
+
+MODELS = REPOSITORY / "results" / "relu" / "models.csv"
+PREDICTED = REPOSITORY / "results" / "predicted_neurons.csv"
+CONTROL = "llama-mini-dense"
+LEAST, MOST = 0.45, 0.55
+"""Realised sparsities around the one that is shown."""
+MODEL_HEADS = (
+    "model", "zeros", "dense ÷ control", "method", "not read", "MB/token", "perplexity ÷ dense control",
+)  # fmt: skip
+SPEED_HEADS = (
+    "device", "shapes", "blocks", "rows of gate", "of up and down", "ms", "over dense",
+    "signs alone, µs a block", "of the dense step",
+)  # fmt: skip
+
+
+def trained_table(path: Path = MODELS) -> str:
+    """A row for every method on a trained model that leaves about half of the weights unread.
+
+    A model without such a cell has the one nearest to it, or says that none was measured.
+    """
+    rows = read_rows(path)
+    (dense,) = (float(row["perplexity"]) for row in rows if (row["model"], row["method"]) == (CONTROL, "dense"))
+    lines = [table_row(MODEL_HEADS), "|---|---:|---:|---|---:|---:|---:|"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        for row in _shown(mine):
+            found = [NOT_MEASURED, "", "", ""]
+            if row["method"]:
+                found = [
+                    f"`{row['method']}`",
+                    f"{float(row['realised_sparsity']):.1%}",
+                    f"{float(row['bytes_per_token']) / 1e6:.1f}",
+                    f"{float(row['perplexity']) / dense:.3f}",
+                ]
+            about = [f"`{model}`", f"{float(row['zeros']):.1%}", f"{float(row['over_control']):.3f}"]
+            lines.append(table_row([*about, *found]))
+    return "\n".join(lines)
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    """A model's rows around half; else its sparsest one, else the first."""
+    around = [row for row in rows if row["method"] and LEAST <= float(row["realised_sparsity"]) <= MOST]
+    return around or [max(rows, key=lambda row: float(row["realised_sparsity"] or 0.0))]
+
+
+def predicted_table(path: Path = PREDICTED) -> str:
+    """A row for every share of neurons that signs leave, over the dense step of the same run.
+
+    The last columns: what counting signs adds to a step that reads nothing of the feed-forward parts.
+    """
+    runs: dict[tuple[str, ...], list[Row]] = {}
+    for row in read_rows(path):
+        runs.setdefault((row["device"], row["shape"], row["blocks"]), []).append(row)
+    lines = [table_row(SPEED_HEADS), "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for run, rows in runs.items():
+        alone = {row["kind"]: float(row["ms"]) for row in rows if row["kind"] != "predicted"}
+        blocks = int(run[2])
+        signs = (alone["signs"] - alone["nothing"]) / blocks
+        cost = [f"{1e3 * signs:.1f}", f"{signs * blocks / alone['dense']:.1%}"]
+        for row in rows:
+            if row["kind"] == "predicted":
+                shares = [f"{float(row[part]):.0%}" for part in ("computed", "active")]
+                gain = f"{alone['dense'] / float(row['ms']):.2f}×"
+                lines.append(table_row([*run, *shares, f"{float(row['ms']):.2f}", gain, *cost]))
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""Models with true zeros in docs/field.md: cells around half, one of other models, gains by hand."""
+
+from wisparse.repro.report.summaries.trained import predicted_table, trained_table
+from wisparse.repro.tables.csv_rows import csv_text
+
+SHARED = {"shape": "b", "blocks": "4", "computed": "0.26", "active": "0.21"}
+CELLS = (
+    ("llama-mini-dense", "dense", "0", "0.0", "14.0"),
+    ("llama-mini-dense", "teal", "0.5", "0.501", "21.0"),
+    ("llama-mini-dense", "teal", "0.6", "0.6", "70.0"),
+    ("llama-mini-relu", "relu_zeros", "0", "0.322", "13.3"),
+    ("llama-mini-lte", "", "", "", ""),
+)
+
+
+def test_a_model_has_its_cells_around_half_or_its_sparsest_one(tmp_path):
+    rows = [
+        {
+            "model": model,
+            "zeros": "0.6232",
+            "over_control": "0.9879",
+            "method": method,
+            "sparsity": sparsity,
+            "realised_sparsity": realised,
+            "bytes_per_token": "28166430" if method else "",
+            "perplexity": perplexity,
+        }
+        for model, method, sparsity, realised, perplexity in CELLS
+    ]
+    path = tmp_path / "models.csv"
+    path.write_text(csv_text(tuple(rows[0]), rows))
+    assert trained_table(path).splitlines()[2:] == [
+        "| `llama-mini-dense` | 62.3% | 0.988 | `teal` | 50.1% | 28.2 | 1.500 |",
+        "| `llama-mini-relu` | 62.3% | 0.988 | `relu_zeros` | 32.2% | 28.2 | 0.950 |",
+        "| `llama-mini-lte` | 62.3% | 0.988 | not measured |  |  |  |",
+    ]
+
+
+def test_a_step_is_compared_with_the_dense_one_of_its_run(tmp_path):
+    rows = [
+        SHARED | {"device": device, "kind": kind, "ms": ms}
+        for device, times in (("GPU", ("2", "0.8", "0.88", "1.25")), ("CPU", ("40", "20", "22", "30")))
+        for kind, ms in zip(("dense", "nothing", "signs", "predicted"), times, strict=True)
+    ]
+    path = tmp_path / "predicted.csv"
+    path.write_text(csv_text(tuple(rows[0]), rows))
+    # The GPU's signs take 0.08 ms of four blocks and of 2 ms, the CPU's 2 of 40.
+    assert predicted_table(path).splitlines()[2:] == [
+        "| GPU | b | 4 | 26% | 21% | 1.25 | 1.60× | 20.0 | 4.0% |",
+        "| CPU | b | 4 | 26% | 21% | 30.00 | 1.33× | 500.0 | 5.0% |",
+    ]
