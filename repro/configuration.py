@@ -56,6 +56,16 @@ def _located(path: str) -> str:
     return str((PACKAGES if path.startswith("repro/") else REPOSITORY) / path)
 
 
+def described(path: Path) -> str:
+    """What the comment at the head of a file of conf/ says, without its commands."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# "):
+            break
+        lines.append(line[2:].strip())
+    return " ".join(line for line in lines if not line.startswith(("@package", "python ")))
+
+
 def portable(value: Any) -> Any:
     """The same JSON-able value with paths inside the repository made relative to it.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..configuration import CONFIGURATION, REPOSITORY, mistakes_in_one_line
+from ..configuration import CONFIGURATION, REPOSITORY, described, mistakes_in_one_line
 from ..cost.reproduction_cost import reproduction
 from ..measured.frontier import read_frontier
 from ..records import write_text
@@ -46,13 +46,7 @@ def catalogue(variants: bool) -> str:
     for name in names:
         if variants is not any(name.startswith(f"{other}_") for other in names):
             continue
-        path = CONFIGURATION / "method" / f"{name}.yaml"
-        header = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.startswith("# "):
-                break
-            header.append(line[2:].strip())
-        what = " ".join(line for line in header if not line.startswith("python "))
+        what = described(CONFIGURATION / "method" / f"{name}.yaml")
         linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", what)
         lines.append(f"| `{name}` | {linked.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from ..measured.cells import Key, MeasuredCell
 from ..measured.paired_bootstrap import Interval
 from .table import MEGABYTES, PERCENT_1, Column, number
 from .table_data import TableData
-from .text import MEASURED, NOT_MEASURED
+from .text import MEASURED, unmeasured_text
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class AccuracyEntry:
         """Whether it was measured, and if not, whether it can be."""
         if self.cell is not None:
             return MEASURED
-        maximum = self.data.unreachable.get(self.key)
-        return NOT_MEASURED if maximum is None else f"out of reach (max {maximum:.3f})"
+        return unmeasured_text(self.data.unreachable.get(self.key))
 
     def of_record(self, *path: str) -> float | None:
         """A number of the record by its place there; None where it was not measured."""

@@ -23,7 +23,7 @@ from ..measured.real_cells import RealData, Section, read_readings, read_real
 from ..measured.rise import Rises, mean_of
 from .accuracy import AVERAGE, BYTES, PERPLEXITY, REALISED
 from .table import PERCENT, Column, Table, entries_as_rows, markdown_table, number, task_column
-from .text import MEASURED, NOT_MEASURED, settings_lines
+from .text import MEASURED, settings_lines, unmeasured_text
 
 INCOMPARABLE = "not comparable at equal bytes"
 
@@ -57,8 +57,7 @@ class RealEntry:
         """Whether it was measured, and if not, whether it can be."""
         if self.cells:
             return MEASURED
-        maximum = self.data.unreachable.get((self.section.model, self.method, self.sparsity))
-        return NOT_MEASURED if maximum is None else f"out of reach (max {maximum:.3f})"
+        return unmeasured_text(self.data.unreachable.get((self.section.model, self.method, self.sparsity)))
 
     def of_record(self, *path: str) -> float | None:
         """The mean of a number of the records by its place there; None where it is in none."""
@@ -237,6 +236,14 @@ def page(data: RealData, title: str = "Table 1 on a real model", more: Sequence[
     return "\n\n".join(parts) + "\n"
 
 
+def section_head(data: RealData, section: Section) -> Iterator[str]:
+    """Title and settings of the part of a page that is about a section's sparse cells."""
+    cells = [cell for (_, method, *_), cell in data.cells_of(section).items() if method != "dense"]
+    of_model = f"{section.model}: " if len({one.model for one in data.sections}) > 1 else ""
+    yield f"## {of_model}{section.suite}, protocol {section.protocol}, search {section.budget}"
+    yield "\n".join(f"- {line}" for line in settings_lines(cells))
+
+
 def _part(data: RealData, section: Section) -> Iterator[str]:
     cells = [cell for (_, method, *_), cell in data.cells_of(section).items() if method != "dense"]
     tasks = list(cells[0].record["tasks"])
@@ -247,10 +254,7 @@ def _part(data: RealData, section: Section) -> Iterator[str]:
     lacking = set() if tasks else {"average", "kept", "average_minus_reference"}
     lacking |= set() if cells[0].record["n_documents"] else {"perplexity", "rise_share"}
     shown = [column for column in declared if column.name not in lacking]
-    several = len({section.model for section in data.sections}) > 1
-    of_model = f"{section.model}: " if several else ""
-    yield f"## {of_model}{section.suite}, protocol {section.protocol}, search {section.budget}"
-    yield "\n".join(f"- {line}" for line in settings_lines(cells))
+    yield from section_head(data, section)
     yield markdown_table(shown, found, lambda row: None if row["method"] == "dense" else row["sparsity"])
 
 

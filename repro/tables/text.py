@@ -88,6 +88,11 @@ def number_text(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def unmeasured_text(maximum: float | None) -> str:
+    """Why a cell has no numbers; maximum: the largest sparsity that its method reaches, where that is less."""
+    return NOT_MEASURED if maximum is None else f"out of reach (max {maximum:.3f})"
+
+
 def joined(values: dict[str, Any]) -> str:
     """Name value, name value; no limit is `all`."""
     return ", ".join(f"{name} {'all' if value is None else value}" for name, value in values.items())

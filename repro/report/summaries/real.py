@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from ...configuration import CONFIGURATION, REPOSITORY
+from ...configuration import CONFIGURATION, REPOSITORY, described
 from ...measured.cells import method_rank
 from ...tables.csv_rows import Row, read_rows
 from ...tables.text import NOT_MEASURED, table_row
@@ -71,12 +71,7 @@ def _rise(rows: list[Row]) -> float:
 def _difference(method: str) -> str:
     """What the header of a reading's file says; nothing for a method of its own."""
     path = CONFIGURATION / "reading" / f"{method.removeprefix('wisparse_')}.yaml"
-    if not path.exists() or not method.startswith("wisparse_"):
-        return ""
-    header = (
-        line[2:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")
-    )
-    return " ".join(line for line in header if not line.startswith(("@package", "python ")))
+    return described(path) if path.exists() and method.startswith("wisparse_") else ""
 
 
 def _at(row: Row, sparsity: float) -> bool:

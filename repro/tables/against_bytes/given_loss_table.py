@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from ...measured.given_loss import EARLIER, LOSSES, MEASURED, AtLoss, losses
 from ...measured.paired_bootstrap import RESAMPLES
 from ...measured.real_cells import RealData, Section, read_real
+from ..real_table import section_head
 from ..table import MEGABYTES, PERCENT_1, Column, Table, Value, entries_as_rows, markdown_table
-from ..text import headed, settings_lines
+from ..text import headed
 
 ABOVE = (
     "Net sparsity, and bytes a token, at which perplexity has risen by 1, 5 and 10 % of the dense model's: "
@@ -86,12 +87,8 @@ def _sections(data: RealData) -> Iterator[str]:
     by_section: dict[Section, dict[str, list[AtLoss]]] = {}
     for found in losses(data):
         by_section.setdefault(found.section, {}).setdefault(found.method, []).append(found)
-    several = len({section.model for section in by_section}) > 1
     for section, methods in by_section.items():
-        cells = [cell for (_, method, *_), cell in data.cells_of(section).items() if method != "dense"]
-        of_model = f"{section.model}: " if several else ""
-        yield f"## {of_model}{section.suite}, protocol {section.protocol}, search {section.budget}"
-        yield "\n".join(f"- {line}" for line in settings_lines(cells))
+        yield from section_head(data, section)
         rows: Iterable[Row] = map(tuple, methods.values())
         yield markdown_table(_shown(), list(entries_as_rows(_shown(), rows)))
 

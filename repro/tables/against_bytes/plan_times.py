@@ -12,7 +12,7 @@ from ...measured.cells import MeasuredCell
 from ...measured.frontier import search_seconds
 from ...measured.real_cells import RealData, read_tried
 from ..table import PERCENT, Column, Table, number
-from ..text import headed, settings_lines
+from ..text import device_text, headed, settings_lines
 
 COMPARED = "wisparse"
 BY_GENERATION = "coarse"
@@ -39,11 +39,18 @@ def _stages(record: dict[str, Any]) -> str:
 
 
 def _share(entry: tuple[RealData, MeasuredCell]) -> float | None:
+    """Seconds over WiSparse's of the same model and sparsity on the same device; None without."""
     data, cell = entry
+    if cell.record["method"]["name"] == COMPARED:
+        return None
     for other in data.cells.values():
-        if other.record["method"]["name"] == COMPARED and other is not cell:
+        if other.record["method"]["name"] == COMPARED and _setting(other.record) == _setting(cell.record):
             return whole_seconds(cell.record) / whole_seconds(other.record)
     return None
+
+
+def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["model"]["name"], record["sparsity"], device_text(record)
 
 
 def columns(_: Sequence[str]) -> list[Column[tuple[RealData, MeasuredCell]]]:

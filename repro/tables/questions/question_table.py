@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...measured.comparison import REACH, Outside
+from ...measured.frontier import search_seconds
 from ...measured.paired_bootstrap import RESAMPLES
 from ...record_facts import is_embedded
 from ..plot_style import INK, line_style
@@ -40,7 +41,7 @@ NUMBERS: dict[str, tuple[str, Find, Form]] = {
         lambda record: record["plan"]["provenance"]["evaluations"],
         number(0),
     ),
-    "search_seconds": ("Seconds", lambda record: sum(record["plan"]["seconds_by_stage"].values()), number(1)),
+    "search_seconds": ("Seconds", search_seconds, number(1)),
 }
 """Title, value and form of the columns that are means over seeds."""
 
