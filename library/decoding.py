@@ -22,7 +22,7 @@ from .method.projections import projection_shapes
 from .method.quantised_model import quantisation_of
 from .method.running.acting import ENGINE, acting_on, at_rest
 from .method.running.apply import SparseSession, applied
-from .method.token_policy import TokenPolicy
+from .method.token_policy import GENERATED, TokenPolicy
 from .method.tokens import stop_tokens as end_tokens
 
 TOKENS = "half"
@@ -30,8 +30,6 @@ TOKENS = "half"
 
 CAPACITY = 2048
 """Tokens of prompt and continuation that an engine holds unless told otherwise."""
-
-GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .catalogue import token_policy
-from .decoding import GENERATED
 from .kernels.engine.backends import check_decodable
 from .kernels.engine.decode_engine import DecodeEngine
 from .kernels.engine.sampling import require_finite
@@ -23,6 +22,7 @@ from .kernels.plan.mechanism import Mechanism
 from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.running.apply import applied
+from .method.token_policy import GENERATED
 from .method.tokens import continuation_text, stop_tokens
 
 SEPARATOR = " │ "

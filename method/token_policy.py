@@ -75,3 +75,7 @@ class TokenPolicy:
             share = torch.ceil(total.double() * self.dense_share - 1e-9).long()
             dense = torch.minimum(share.clamp_min(self.dense_tokens), total)
         return real & (position >= dense)
+
+
+GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)
+"""What a decode step reads: under it a pass over prompt and continuation counts the latter alone."""

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..passes.histogram import ChannelHistogram, narrowed
+from ..passes.histogram import SMALLEST_IMPORTANCE, ChannelHistogram, narrowed
 from ..projections import SITE_OF_PROJECTION, split_key
 
-SMALLEST_SENSITIVITY = 1e-30
-"""So that a channel that nothing depends on has a finite, if huge, threshold."""
 LOSS_ROUNDS = 13
 """Rounds of `narrowed`: as fine as forty bisections, in a third of the steps."""
 LARGEST_OCTAVES = 100.0
@@ -54,7 +52,7 @@ class LossThreshold:
         """Thresholds t_i = √(τ·out / h_i) on |x_i|, (channels,) float32, from h (channels,) float64."""
         if sparsity == 0.0:
             return torch.zeros_like(sensitivities).float()
-        at_one = 0.5 * (self._out.log2() - sensitivities.clamp_min(SMALLEST_SENSITIVITY).log2())
+        at_one = 0.5 * (self._out.log2() - sensitivities.clamp_min(SMALLEST_IMPORTANCE).log2())
         weights = self._out / self._out.sum()
 
         def too_low(tried: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..hooks import hooked
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, SITE_OF_PROJECTION, decoder_of
 from .collectors import BlockStatistics, input_recorder, output_recorder
 from .histogram import ChannelHistogram
-from .kept_pass import KeptPass
+from .kept_pass import STATES, KeptPass
 
 MEASURED = {
     "attention_input": "the inputs of q, k and v",
@@ -65,11 +65,15 @@ class Collected:
     def keep_in(self, kept: KeptPass, batch_size: int) -> None:
         """Keep what whole passes have collected, if it was much work and is not kept already."""
         if self.seconds >= kept.after and kept.batches < self.batches:
-            kept.write(self.tensors(), self.batches, batch_size, self.seconds)
+            self.write_to(kept, batch_size)
+
+    def write_to(self, kept: KeptPass, batch_size: int) -> None:
+        """Keep what there is by now."""
+        kept.write(self.tensors(), self.states, self.batches, batch_size, self.seconds)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, as a file holds it."""
-        named = {f"states.{batch}": states for batch, states in enumerate(self.states)}
+        """The statistics by name, as a file holds them."""
+        named: dict[str, Tensor] = {}
         for block, one in enumerate(self.statistics):
             for site, histogram in one.magnitudes.items():
                 named[f"{block}.{site}.counts"] = histogram.counts
@@ -80,10 +84,8 @@ class Collected:
         return named
 
     def restore(self, named: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take what `tensors` gave; the statistics are there and empty."""
-        self.states = [
-            named[f"states.{batch}"].to(device) for batch in range(sum("states." in n for n in named))
-        ]
+        """Take what was kept; the statistics are there and empty."""
+        self.states = [named[STATES].to(device)] if STATES in named else []
         for block, one in enumerate(self.statistics):
             for site, histogram in one.magnitudes.items():
                 histogram.counts = named[f"{block}.{site}.counts"].to(device)
@@ -108,7 +110,8 @@ def dense_pass(
     if set(wanted) <= (held := _needs_in(before)):
         wanted = held  # what goes on is a pass that collects all this
     else:
-        before, kept.batches, kept.seconds = {}, 0, 0.0
+        before = {}
+        kept.begin_anew()
     with hooked(_statistics_hooks(model, collected.statistics) if "statistics" in wanted else ()):
         if before:
             collected.restore(before, device)
@@ -123,7 +126,7 @@ def dense_pass(
             collected.batches += 1
             collected.seconds = time.perf_counter() - begin
             if collected.batches < len(batches) and kept.is_due():
-                kept.write(collected.tensors(), collected.batches, batch_size, collected.seconds)
+                collected.write_to(kept, batch_size)
     _check_finite(collected)
     if collected.states:
         collected.states = [torch.cat(collected.states)]
@@ -132,7 +135,7 @@ def dense_pass(
 
 def _needs_in(named: Mapping[str, Tensor]) -> set[Need]:
     """What a file's tensors are of."""
-    there = {"final_states" if name.startswith("states.") else "statistics" for name in named}
+    there = {"final_states" if name == STATES else "statistics" for name in named}
     return cast("set[Need]", there)
 
 

@@ -23,7 +23,7 @@ from ...method.errors import UserError
 from ...method.plan import SparsityPlan
 from ...method.quantised_model import quantisation_of
 from ...method.running.apply import applied
-from ...method.token_policy import TokenPolicy
+from ...method.token_policy import GENERATED
 from .compiled_decoder import COMPILED_DECODER, PRODUCTS, CompiledDecoder
 from .speed_card import print_card
 from .timing import Decoder, Timing, interleaved
@@ -39,7 +39,6 @@ MATCHING_ROUNDS = 6
 PlanAt = Callable[[float], SparsityPlan]
 Keep = Callable[[dict[str, Any]], None]
 """Takes what is measured so far, as a section of a record that names what is not."""
-GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from wisparse.method.hooks import hooked
 from wisparse.method.passes.kept_pass import KeptPass
 from wisparse.method.passes.progress import Progress
@@ -41,7 +42,8 @@ def small():
 
 
 def collected(calibration) -> dict[str, torch.Tensor]:
-    return calibration._collected.tensors()
+    found = calibration._collected
+    return found.tensors() | {"states": torch.cat(found.states)}
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -75,8 +77,8 @@ class Interrupted(OfEachBatch):
         super().__init__(file)
         self.limit = batches
 
-    def write(self, tensors, batches, batch_size, seconds):
-        super().write(tensors, batches, batch_size, seconds)
+    def write(self, tensors, states, batches, batch_size, seconds):
+        super().write(tensors, states, batches, batch_size, seconds)
         if batches == self.limit:
             raise KeyboardInterrupt
 
@@ -108,7 +110,26 @@ def test_it_is_cut_off_again_and_again(tmp_path):
     assert_equal(collected(goes_on), collected(whole))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "a byte changed", "other batches"])
+def test_states_that_are_kept_are_not_written_again(tmp_path):
+    file = tmp_path / "kept"
+    cut_off(file)
+    parts = sorted(tmp_path.glob("kept-states-*"))
+    assert [len(load_file(part)["states"]) for part in parts] == [1, 1, 1]
+    written = [part.stat().st_mtime_ns for part in parts]
+    assert "states" not in load_file(file)
+    cut_off(file, batches=5)
+    assert [part.stat().st_mtime_ns for part in parts] == written
+    assert len(list(tmp_path.glob("kept-states-*"))) == 5
+    # The whole pass, whose states are one tensor by then, adds what is not kept.
+    goes_on = small()
+    goes_on.prepare(NEEDS, KeptPass(file, after=0.0))
+    parts = [load_file(part)["states"] for part in sorted(tmp_path.glob("kept-states-*"))]
+    assert torch.equal(torch.cat(parts), goes_on.final_states)
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut short", "a byte changed", "states changed", "states lost", "other batches"]
+)
 def test_what_is_not_what_was_written_counts_as_nothing(tmp_path, caplog, damage):
     file, goes_on, whole = tmp_path / "kept", small(), small()
     cut_off(file)
@@ -118,6 +139,10 @@ def test_what_is_not_what_was_written_counts_as_nothing(tmp_path, caplog, damage
     elif damage == "a byte changed":
         content[-100] ^= 1
         file.write_bytes(content)
+    elif damage == "states changed":  # for others that are whole
+        (tmp_path / "kept-states-1").write_bytes((tmp_path / "kept-states-0").read_bytes())
+    elif damage == "states lost":
+        (tmp_path / "kept-states-1").unlink()
     else:
         goes_on.batch_size = 2
     with caplog.at_level(logging.WARNING):
@@ -161,6 +186,7 @@ def test_a_whole_pass_is_kept_for_the_searches_that_follow(tmp_path):
 def test_a_plan_is_the_same_and_leaves_no_file(tmp_path):
     file = tmp_path / "steps"
     cut_off(file.with_name("steps.calibration"))
+    assert file.with_name("steps.calibration-states-0").exists()
     file.with_name("steps.calibration-unfinished").write_bytes(b"of a kill while it was written")
     method = make_method("teal_uniform")
     progress = Progress(file)
