@@ -143,6 +143,14 @@ def gather_gemv(
     return out
 
 
+def all_times(x: Tensor, weight: AnyWeight) -> Tensor:
+    """X (rows, in), of any number of rows, times a weight (in, out): (rows, out) float32. See `gather_gemv`."""
+    out = torch.empty(x.shape[0], weight.shape[1])
+    for some, place in zip(x.split(LARGEST_BATCH), out.split(LARGEST_BATCH), strict=True):
+        gather_gemv(keep_all(some), weight, place)
+    return out
+
+
 def row_dots(x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor | None = None) -> Tensor:
     """Products of x with the kept rows alone: the outputs of kept neurons whose weights are rows (CHESS, CATS).
 

@@ -14,6 +14,7 @@ from ..model.decoder import SITES, Decoder
 from ..model.decoder_weights import NO_FOLDED_BASES_IN_FEW_BITS, NO_GATES_IN_FEW_BITS, DecoderWeights
 from ..model.executable import check_executable
 from ..model.static_cache import StaticCache, check_positions
+from ..model.stored_linears import StoredProducts
 from ..plan.block_plan import BlockPlan
 from ..plan.block_rules import check_supported
 from ..plan.mechanism import Mechanism
@@ -22,6 +23,9 @@ from ..quantised.packed import FORMATS, check_widths
 
 LARGEST_BATCH = {"cuda": 64, "cpu": 8}
 """Most rows by device."""
+MOST_ROWS = 64
+"""Rows of a prompt up to which a CPU's products read stored weights as they are: from 128 on, values that are
+made first are the faster in bfloat16, at 576 and 2,048 channels, on one core with AVX-512."""
 
 
 class DecodeStep(Protocol):
@@ -73,6 +77,25 @@ def _cpu_mechanisms() -> frozenset[Mechanism]:
 
 BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 """Steps by the device that weights are on; imported at first use, for none needs the other's compilers."""
+
+
+def _gpu_stored_products() -> StoredProducts:
+    from ..triton.dequantise import dequantise
+
+    return StoredProducts(dequantise)
+
+
+def _cpu_stored_products() -> StoredProducts:
+    from ..cpu.gemv import all_times, backend
+
+    return StoredProducts(multiply=all_times, most_rows=MOST_ROWS) if backend() == "c++" else StoredProducts()
+
+
+STORED_PRODUCTS: dict[str, Callable[[], StoredProducts]] = {
+    "cuda": _gpu_stored_products,
+    "cpu": _cpu_stored_products,
+}
+"""How each of them reads a prompt on weights in few bits."""
 
 MECHANISMS = {"cuda": _gpu_mechanisms, "cpu": _cpu_mechanisms}
 """What of a plan each of them executes."""

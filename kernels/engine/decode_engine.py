@@ -26,7 +26,7 @@ from ..plan.block_rules import block_rules, dense_for_a_batch, gated_blocks, nee
 from ..plan.folding import bases_of, folded
 from ..plan.whole_plan import Plan
 from ..quantised.packed import QuantisedModel
-from .backends import BACKENDS, DecodeStep, check_decodable
+from .backends import BACKENDS, STORED_PRODUCTS, DecodeStep, check_decodable
 from .prompt import PreparedPrompt, check_continuation, prepared
 from .sampling import Greedy, Sampler, require_finite
 
@@ -100,7 +100,8 @@ class DecodeEngine:
             chosen = gated_blocks(plan, self.dense), predicted_blocks(plan, self.dense)
             self.weights: DecoderWeights = pack(model, chosen[0], stored, chosen[1])
             if stored is not None:
-                take_linears(model, linears_of(model, stored), stored)
+                products = STORED_PRODUCTS[self.weights.device.type]()
+                take_linears(model, linears_of(model, stored), stored, products)
                 undo.callback(give_back_linears, model)
             remember(model)
             weights = self.weights

@@ -1,7 +1,7 @@
 """A model's linears while an engine reads their stored weights in few bits: they hold no others of their own.
 
-A pass of the model, such as one over a prompt, computes with the stored values: some columns of a linear's
-weight are dequantised at a time, and multiplied at once.
+A pass of the model, such as one over a prompt, computes with the stored values: a few rows are multiplied by
+them as a decode step does it, for more some columns of a linear's weight are dequantised at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ..errors import KernelError
 from ..quantised.packed import FewBitsWeight
-from ..quantised.stored import Dequantised
 from .held_weights import mark_of
 from .uninterrupted import uninterrupted
 
@@ -29,17 +28,34 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as a number of so many bytes, to tell zeros by their signs."""
 
 
+def _by_torch(weight: FewBitsWeight, rows: Tensor) -> None:
+    weight.dequantise_into(rows)
+
+
+@dataclass(frozen=True)
+class StoredProducts:
+    """How a device computes with stored weights."""
+
+    dequantise: Callable[[FewBitsWeight, Tensor], None] = _by_torch
+    """Writes a weight's values into contiguous rows (in, out), bit by bit as `Dequantised.dequantise_into`."""
+    multiply: Callable[[Tensor, FewBitsWeight], Tensor] | None = None
+    """Rows x (rows, in) times a weight, (rows, out) float32; None: there is no such kernel."""
+    most_rows: int = 0
+    """Rows up to which it multiplies faster than values can be made first."""
+
+
 class _Scratch:
     """Room for the dequantised values of one piece; to get memory anew takes as long as to fill it."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, products: StoredProducts) -> None:
         self._room = torch.empty(0, dtype=dtype, device=device)
+        self.products = products
         self.lock = Lock()
         """Held from `made` until its values were used: two threads may share a model."""
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def made(self, piece: Dequantised, kept: bool = False) -> Tensor:
+    def made(self, piece: FewBitsWeight, kept: bool = False) -> Tensor:
         """(out, in) view of a piece's values, good until the next; kept: in memory of their own."""
         inner, out = piece.shape
         if kept or self._room.numel() < inner * out:
@@ -48,7 +64,7 @@ class _Scratch:
         else:
             room = self._room[: inner * out]
         rows = room.view(inner, out)
-        piece.dequantise_into(rows)
+        self.products.dequantise(piece, rows)
         return rows.T
 
 
@@ -72,12 +88,21 @@ class _StoredForward:
                 "the engine first"
             )
         kept = torch.is_grad_enabled() and input.requires_grad  # a gradient is computed with the values later
+        if not kept and input.numel() <= self._scratch.products.most_rows * input.shape[-1]:
+            return self._multiplied(input)
         with self._scratch.lock:
             parts = [
                 F.linear(input, self._scratch.made(piece, kept), None if bias is None else bias[columns])
                 for columns, piece in self._stored.pieces()
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _multiplied(self, input: Tensor) -> Tensor:
+        """The product with a few rows, rounded once from float32."""
+        found = self._scratch.products.multiply(input.reshape(-1, input.shape[-1]), self._stored)
+        if self._linear.bias is not None:
+            found += self._linear.bias
+        return found.to(input.dtype).view(*input.shape[:-1], -1)
 
     def give_back(self) -> None:
         """Let the linear compute with its own weight, made again if it was dropped and there is no other."""
@@ -124,7 +149,10 @@ _TAKEN: WeakKeyDictionary[nn.Module, _Taken] = WeakKeyDictionary()
 @torch.inference_mode(False)
 @torch.no_grad()
 def take_linears(
-    model: nn.Module, linears: Mapping[str, nn.Linear], stored: Mapping[str, FewBitsWeight]
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    stored: Mapping[str, FewBitsWeight],
+    products: StoredProducts,
 ) -> None:
     """Let linears compute with stored weights (in, out) of the same names, until as many `give_back_linears`.
 
@@ -136,7 +164,7 @@ def take_linears(
         raise KernelError("an engine reads other stored weights of this model already; close that one first")
     if taken is None:
         some = next(iter(linears.values())).weight
-        scratch = _Scratch(some.dtype, some.device)
+        scratch = _Scratch(some.dtype, some.device, products)
         embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
         taken = _Taken(stored)
         try:

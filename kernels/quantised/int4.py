@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
-from .stored import Dequantised, StoredBytes, bytes_of, check_weight
+from .stored import Dequantised, StoredBytes, bytes_of, check_weight, exact_room
 
 LEVELS = 15
 """Largest stored value; the smallest is 0."""
@@ -73,10 +73,13 @@ class Int4Weight(Dequantised):
 
     def dequantise_into(self, rows: Tensor) -> None:
         """See `Dequantised`."""
-        groups = self.scales.shape[1], self.group
-        grouped = unpacked(self.values, self.outputs).view(torch.int8).unflatten(1, groups)
-        zeros = MIDDLE if self.zeros is None else self.zeros[..., None].view(torch.int8)
-        torch.mul(grouped - zeros, self.scales[..., None].float(), out=rows.unflatten(1, groups))
+        exact = exact_room(rows)
+        exact[:, 0::2] = self.values & 0xF
+        exact[:, 1::2] = self.values[:, : self.outputs // 2] >> 4
+        grouped = exact.unflatten(1, (self.scales.shape[1], self.group))
+        grouped.sub_(MIDDLE if self.zeros is None else self.zeros[..., None]).mul_(self.scales[..., None])
+        if exact is not rows:
+            rows.copy_(exact)
 
     def stored_bytes(self) -> StoredBytes:
         """Half a byte for each value, and with each row the scales and zero points of its groups."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .stored import Dequantised, StoredBytes, UngroupedValues, bytes_of, check_weight
+from .stored import Dequantised, StoredBytes, UngroupedValues, bytes_of, check_weight, exact_room
 
 LARGEST = 127
 """Largest magnitude of a value; -128 is not used, so that signs are alike."""
@@ -36,7 +36,10 @@ class Int8Weight(UngroupedValues, Dequantised):
 
     def dequantise_into(self, rows: Tensor) -> None:
         """See `Dequantised`."""
-        torch.mul(self.values * self.row_scales[:, None], self.column_scales, out=rows)
+        exact = exact_room(rows).copy_(self.values)
+        exact.mul_(self.row_scales[:, None]).mul_(self.column_scales)
+        if exact is not rows:
+            rows.copy_(exact)
 
     def stored_bytes(self) -> StoredBytes:
         """A byte for each value; a dropped row takes its scale with it, those of the columns stay."""

@@ -63,8 +63,9 @@ class StoredWeight(Protocol):
         ...
 
 
-PIECE = {"cpu": 1 << 19, "cuda": 1 << 23}
-"""Values that are dequantised at once, which a device's second cache holds, by its type."""
+PIECE = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""Values that are dequantised at once, by the type of device: on a CPU as many as its second cache holds, on a
+GPU as a linear of a model of 8B has, for two launches of more take longer than a journey to its memory."""
 
 
 class Dequantised(ABC):
@@ -114,6 +115,13 @@ class UngroupedValues:
         """(in, out)."""
         inner, out = self.values.shape
         return inner, out
+
+
+def exact_room(rows: Tensor) -> Tensor:
+    """Where float32 values are made that belong into rows: rows itself, or room of the same shape."""
+    if rows.dtype is torch.float32:
+        return rows
+    return torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
 
 
 def check_weight(weight: Tensor) -> None:

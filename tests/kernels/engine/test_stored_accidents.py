@@ -229,7 +229,7 @@ def test_zeros_come_back_with_their_signs():
         for linear, stored in zip(model_projections(model).values(), zeroed.values(), strict=True):
             linear.weight.data = stored.dequantised().T.to(linear.weight.dtype).contiguous()
             linear.weight.data[:, 0] = -0.0
-        stored_linears.take_linears(model, model_projections(model), zeroed)
+        stored_linears.take_linears(model, model_projections(model), zeroed, stored_linears.StoredProducts())
         stored_linears.give_back_linears(model)
         for linear in model_projections(model).values():
             assert linear.weight[:, 0].signbit().all()

@@ -1,4 +1,4 @@
-"""Compile what a decode step launches for sm_90, on a machine without a GPU: prints each kernel's name.
+"""Compile what steps and prompts launch for sm_90, on a machine without a GPU: prints each kernel's name.
 
 Run as a program, without TRITON_INTERPRET: the interpreter accepts more than the compiler does.
 """
@@ -44,6 +44,9 @@ def main(batch):
     from wisparse.kernels.plan.block_plan import BlockPlan, GateRule
     from wisparse.kernels.plan.heads import HeadRule
     from wisparse.kernels.plan.projection_rule import ProjectionRule
+    from wisparse.kernels.quantised.int4 import int4_rounded
+    from wisparse.kernels.quantised.int8 import int8_rounded
+    from wisparse.kernels.triton.dequantise import dequantise
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
     shape = DecoderShape(3, hidden, ffn, heads, kv_heads, head_dim, vocabulary, 1e-5, (None, 64, None))
@@ -98,6 +101,9 @@ def main(batch):
     for of_blocks in (plans, (BlockPlan(), plans[1], BlockPlan())):
         step = GPUDecodeStep(weights, of_blocks, cache, replace(tiles, library=library))
         step(torch.zeros(batch, dtype=torch.int64))
+    ones = torch.ones(32, 256)
+    for stored in (int8_rounded(ones), int4_rounded(ones, 128, True), int4_rounded(ones, 128, False)):
+        dequantise(stored, weight(32, 256))
 
 
 if __name__ == "__main__":

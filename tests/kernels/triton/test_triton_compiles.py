@@ -9,7 +9,9 @@ import pytest
 
 from ..triton_cases import DEVICE
 
-KERNELS = {"embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention"}
+KERNELS = {
+    "embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention", "dequantise"
+}  # fmt: skip
 OF_BATCH = {
     1: {"short_attention"},
     3: {"attention", "magnitudes", "shared_lists", "neurons_of_sums", "onto_residual"},
