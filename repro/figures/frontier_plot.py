@@ -42,7 +42,7 @@ Points = dict[str, list[tuple[float, float]]]
 
 
 def frontier_figure(rows: list[Row]) -> Figure:
-    """One column a model and protocol: perplexity over dense above, average accuracy below.
+    """One column a model, protocol and calibration text: perplexity over dense above, average accuracy below.
 
     Means over the seeds; lines of methods that are trained are broken, those of pruned weights dotted.
     """
@@ -71,17 +71,21 @@ def frontier_figure(rows: list[Row]) -> Figure:
         axes[-1, column].set(xlabel="MB a token reads")
     for axis, measure in zip(axes[:, 0], measures, strict=True):
         axis.set_ylabel(MEASURES[measure])
-    if beside:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    if beside:  # of all panels: not every method is in each
+        drawn = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+        shown = [method for method in methods if method in drawn]
+        figure.legend([drawn[method] for method in shown], shown, fontsize=8, loc="outside right upper")
     else:
         axes[0, 0].legend(fontsize=8)
     return figure
 
 
 def _part(row: Row) -> str:
-    """Title of the panel that a row is in: its model, and its protocol in a table that has several."""
+    """Title of the panel that a row is in: its model, and protocol and calibration text where it has them."""
     protocol = row.get("protocol")
-    return row["model"] if protocol is None else f"{row['model']}, protocol {protocol}"
+    if protocol is None:
+        return row["model"]
+    return f"{row['model']}, protocol {protocol},\ncalibrated on {row['calibration']}"
 
 
 def _points(rows: list[Row], figure: str) -> Points:

@@ -24,6 +24,8 @@ class Section(NamedTuple):
     suite: str
     protocol: str
     budget: str
+    text: str = ""
+    """Calibration text, of tables that tell several apart."""
 
 
 READING = "wisparse_"
@@ -132,16 +134,28 @@ def read_real_frontier(
 ) -> RealData:
     """Read cells of every method on one suite, under all protocols, and of pruned weights. keep: which of them.
 
-    Raises as `read_real`, and UserError for several suites or search budgets, and for weights in few bits.
+    Methods are compared with those of their own calibration text. Raises as `read_real`, and UserError for
+    several suites or search budgets, and for weights in few bits.
     """
     command = "`python repro/run.py experiment=method_real`"
     varied = ("search", "search budget", "calibration", "quantisation")
-    data = _read(folders, command, varied, keep=keep, name=pruned_or_method)
+    data = _read(folders, command, varied, keep=keep, name=pruned_or_method, text=text_of)
     if len({(section.suite, section.budget) for section in data.sections}) > 1:
         raise UserError(
             "a frontier is of one suite and search budget; choose with --where suite=NAME search=NAME"
         )
     return data
+
+
+def read_aimed(*folders: Path) -> RealData:
+    """Read cells of every method on every suite and calibration text. Raises as `read_real`."""
+    varied = ("search", "search budget", "calibration")
+    return _read(folders, "`python repro/run.py experiment=method_text`", varied, text=text_of)
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """Name of the calibration text that a cell's plan was made on."""
+    return str(record["calibration"]["name"])
 
 
 def read_generation(*folders: Path) -> RealData:
@@ -176,11 +190,12 @@ def _read(
     varied: Collection[str],
     keep: Callable[[dict[str, Any]], bool] = lambda record: True,
     name: Callable[[dict[str, Any]], Key] = place_of,
+    text: Callable[[dict[str, Any]], str] = lambda record: "",
 ) -> RealData:
     def place(record: dict[str, Any]) -> Place:
         model, method, sparsity = name(record)
         suite, protocol = suite_choice(record["suite"]["name"]), record["protocol"]["name"]
-        section = Section(model, suite, protocol, record["config"]["search"]["name"])
+        section = Section(model, suite, protocol, record["config"]["search"]["name"], text(record))
         return section, method, sparsity, record["seed"]
 
     found = stored_cells(folders, place, keep=keep, command=command)
@@ -196,9 +211,9 @@ def _read(
 
 
 def _order(place: Place) -> tuple[Any, ...]:
-    (model, suite, protocol, budget), method, sparsity, seed = place
+    (model, suite, protocol, budget, text), method, sparsity, seed = place
     # The default protocol, and the smaller budget, whose grid is the larger, stand first.
-    return model, suite, protocol != "half", protocol, budget, sparsity, *method_rank(method), seed
+    return model, suite, text, protocol != "half", protocol, budget, sparsity, *method_rank(method), seed
 
 
 def _distinct(values: Iterable[Value]) -> list[Value]:

@@ -16,7 +16,7 @@ from ..measured.frontier import read_frontier
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
-from .summaries.bars import bars_table
+from .summaries.bars import bars_table, mini_bars_table
 from .summaries.field import field_table
 from .summaries.own import OTHER_TEXT, generation_table, own_table, times_table, tried_table
 from .summaries.pruned import pruned_table
@@ -111,6 +111,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/method.md": {
         "own": own_table,
         "bars": bars_table,
+        "bars of small models": mini_bars_table,
         "text": partial(own_table, OTHER_TEXT),
         "times": times_table,
         "generation": generation_table,

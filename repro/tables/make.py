@@ -12,6 +12,7 @@ from typing import Any
 
 from ..record_facts import suite_choice
 from ..records import write_text
+from .against_bytes.bars_table import BARS
 from .against_bytes.frontier_table import FRONTIER
 from .against_bytes.generation_table import GENERATION
 from .against_bytes.given_loss_table import GIVEN_LOSS
@@ -38,6 +39,7 @@ TABLES: dict[str, Table[Any]] = {
         REAL,
         READINGS,
         OWN,
+        BARS,
         PLAN_TIMES,
         FRONTIER,
         REAL_FRONTIER,
@@ -96,7 +98,7 @@ def main() -> None:
     table = TABLES[arguments.table]
     if arguments.where and table not in (FRONTIER, REAL_FRONTIER, QUANTISED, HEADS):
         parser.error("--where chooses records of the frontiers, quantised and heads alone")
-    of_several = (FRONTIER, REAL_FRONTIER, GENERATION, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN)
+    of_several = (FRONTIER, REAL_FRONTIER, GENERATION, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN, BARS)
     if len(arguments.records) > 1 and table not in of_several:
         parser.error(f"{arguments.table} is made from one folder of records")
     where = _kept(dict(arguments.where))

@@ -249,13 +249,18 @@ def _part(data: RealData, section: Section) -> Iterator[str]:
     tasks = list(cells[0].record["tasks"])
     seeds = Column("seeds", "Seeds", lambda entry: entry.seeds_text)
     declared = [*_measured(seeds, tasks), *_compared(f"{data.reference}'s")]
-    hidden = [Column("status", "", lambda entry: entry.status), Column("compared", "", _reason)]
-    found = list(entries_as_rows([*declared, *hidden], rows(data, section)))
+    hidden = [Column("status", "", lambda entry: entry.status), Column("compared", "", _reason),
+              Column("trained", "", lambda entry: entry.trained)]  # fmt: skip
+    # What is trained is compared with what is trained.
+    ordered = sorted(rows(data, section), key=lambda entry: (entry.sparsity, entry.trained))
+    found = list(entries_as_rows([*declared, *hidden], ordered))
     lacking = set() if tasks else {"average", "kept", "average_minus_reference"}
     lacking |= set() if cells[0].record["n_documents"] else {"perplexity", "rise_share"}
     shown = [column for column in declared if column.name not in lacking]
     yield from section_head(data, section)
-    yield markdown_table(shown, found, lambda row: None if row["method"] == "dense" else row["sparsity"])
+    yield markdown_table(
+        shown, found, lambda row: None if row["method"] == "dense" else (row["sparsity"], row["trained"])
+    )
 
 
 def _reason(entry: RealEntry) -> str:

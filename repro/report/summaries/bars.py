@@ -1,55 +1,77 @@
-"""What was aimed at with this project's methods on the real model, and whether it was reached."""
+"""What was aimed at with this project's methods, and whether it was reached."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 
+from ...configuration import REPOSITORY
+from ...tables.against_bytes.bars_table import MINI, REAL
 from ...tables.csv_rows import Row, read_rows
 from ...tables.text import NOT_MEASURED, table_row
-from .own import OTHER_TEXT, OWN
 
-AIMS: Mapping[bool, Mapping[float, float]] = {False: {0.5: 0.7, 0.6: 0.65}, True: {0.5: 0.55, 0.6: 0.5}}
-"""Largest share of TEAL's rise, of what is lightly trained and of what is not, by sparsity."""
-TEXTS = {"prose": OWN, "prose and WikiText-2's validation part": OTHER_TEXT}
-"""Calibration texts, and the tables of what was measured on them."""
-AIMED = ("equal_loss_folded", "equal_loss_trained")
-"""How the names of the methods begin that the aims are of."""
+BARS = REPOSITORY / "results" / "real" / "bars.csv"
+TEXTS = {
+    "english": "prose",
+    "english_wikitext": "prose and WikiText-2's validation part",
+    "unseen": "code that the models were not trained on",
+}
+"""What the calibration texts are, by name."""
 SUITES = {"wikitext": "WikiText-2", "english": "English"}
-PROTOCOLS = ("half", "all")
 
 
-def bars_table(texts: Mapping[str, Path] = TEXTS) -> str:
-    """Every aim beside what was reached, by calibration text and protocol: means over the seeds."""
-    lines = [
-        table_row(["", "calibration text", "protocol", "sparsity", "aimed at", *SUITES.values()]),
-        "|---|---|---|---:|---:|" + "---|" * len(SUITES),
-    ]
-    for trained, aims in AIMS.items():
-        kind = "lightly trained" if trained else "training-free"
-        for text, path in texts.items():
-            rows = [row for row in read_rows(path) if _aimed(row, trained)]
-            for protocol in PROTOCOLS:
-                for sparsity, aim in aims.items():
-                    mine = [
-                        row for row in rows if (row["protocol"], row["sparsity"]) == (protocol, str(sparsity))
-                    ]
-                    found = (reached([row for row in mine if row["suite"] == suite], aim) for suite in SUITES)
-                    lines.append(table_row([kind, text, protocol, f"{sparsity:.0%}", f"{aim:.2f}", *found]))
+def bars_table(path: Path = BARS) -> str:
+    """Every aim on the real model beside what was reached, a line for both suites."""
+    wanted = {place[0] for place in REAL}
+    rows = [row for row in read_rows(path) if row["model"] in wanted]
+    heads = ["", "calibration text", "protocol", "sparsity", "aimed at", *SUITES.values()]
+    lines = [table_row(heads), "|---|---|---|---:|---:|" + "---|" * len(SUITES)]
+    places = dict.fromkeys((row["method"], row["protocol"], row["sparsity"]) for row in rows)
+    for place in places:
+        mine = [row for row in rows if (row["method"], row["protocol"], row["sparsity"]) == place]
+        found = [reached(next(row for row in mine if row["suite"] == suite)) for suite in SUITES]
+        shown = [_kind(mine[0]), _text(mine[0], rows), mine[0]["protocol"], *_aim(mine[0]), *found]
+        lines.append(table_row(shown))
     return "\n".join(lines)
 
 
-def _aimed(row: Row, trained: bool) -> bool:
-    return row["method"].startswith(AIMED) and row["status"] == "measured" and row["trained"] == str(trained)
+def mini_bars_table(path: Path = BARS) -> str:
+    """Every aim on the small models beside what was reached."""
+    wanted = {place[0] for place in MINI}
+    rows = [row for row in read_rows(path) if row["model"] in wanted]
+    heads = ["", "calibration text", "model", "sparsity", "aimed at", "reached"]
+    lines = [table_row(heads), "|---|---|---|---:|---:|---|"]
+    for row in rows:
+        lines.append(table_row([_kind(row), _text(row, rows), row["model"], *_aim(row), reached(row)]))
+    return "\n".join(lines)
 
 
-def reached(rows: list[Row], aim: float) -> str:
-    """The share that was reached, over how many seeds, and whether that is what was aimed at."""
-    if not rows:
-        return NOT_MEASURED
-    shares = [float(row["rise_share"]) for row in rows if row["rise_share"]]
-    if not shares:
-        return rows[0]["compared"]
-    seeds = f"{len(shares)} seed{'s' if len(shares) > 1 else ''}"
-    return f"{'met' if fmean(shares) <= aim else 'missed'}: {fmean(shares):.2f} ({seeds})"
+def reached(row: Row) -> str:
+    """The share of the best published method's rise, the accuracy beside its, and whether that is the aim."""
+    if not row["rise_share"]:
+        return row["verdict"]
+    points = _points(row, "{:+.1f} [{:+.1f}, {:+.1f}] points")
+    seeds = f"{row['seeds']} seed{'s' if row['seeds'] != '1' else ''}"
+    share = f"{float(row['rise_share']):.2f} of `{row['published']}`"
+    return f"{row['verdict']}: {', '.join(filter(None, [share, points, seeds]))}"
+
+
+def _points(row: Row, pattern: str) -> str:
+    if not row["average_minus_published"]:
+        return ""
+    return pattern.format(*(float(row[f"average_minus_published{end}"]) for end in ("", "_low", "_high")))
+
+
+def _kind(row: Row) -> str:
+    return "lightly trained" if row["trained"] == "yes" else "training-free"
+
+
+def _aim(row: Row) -> tuple[str, str]:
+    return f"{float(row['sparsity']):.0%}", f"{float(row['aim']):.2f}"
+
+
+def _text(row: Row, rows: list[Row]) -> str:
+    """What the calibration text is, and its tokens, which cells of any aim on it tell."""
+    alike = [other["calibration_tokens"] for other in rows if other["calibration"] == row["calibration"]]
+    tokens = next(filter(None, alike), None)
+    amount = NOT_MEASURED if tokens is None else f"{int(tokens):,} tokens"
+    return f"{TEXTS[row['calibration']]}, {amount}"

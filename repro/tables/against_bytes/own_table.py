@@ -31,7 +31,7 @@ def own_page(data: RealData) -> str:
     trained = sorted(method for method, found in of_method.items() if True in found)
     lines = (
         f"Lightly trained, the model's weights as they are: {', '.join(trained) or 'none'}. The others train "
-        "nothing.",
+        "nothing, and have a best of their own.",
         "`equal_loss_*`, `spon` and `teal_folded` are searched with those tokens sparse that are so in "
         "evaluation, as is `wisparse_tokens_protocol`; the others with all.",
     )

@@ -1,7 +1,8 @@
-r"""The frontier on a real model: every method against the bytes it reads, under each protocol, beside TEAL.
+r"""The frontier on a real model: every method against the bytes it reads, by protocol and calibration text.
 
 python -m wisparse.repro.tables real_frontier \
-    --records results/real/records/table1 results/real/records/method results/real/records/pruned \
+    --records results/real/records/table1 results/real/records/method results/real/records/method_text \
+    results/real/records/pruned \
     --where suite=wikitext search=medium --output results/real/frontier
 """
 
@@ -22,10 +23,10 @@ from .frontier_table import FRONTIER, Entry, columns, entries
 
 @dataclass(frozen=True)
 class Placed:
-    """A cell of a frontier, and the protocol of the part of the page that it stands in."""
+    """A cell of a frontier, and the part of the page that it stands in."""
 
     entry: Entry
-    protocol: str
+    section: Section
 
     @property
     def trained(self) -> bool:
@@ -47,11 +48,11 @@ def placed_entries(data: RealData) -> Iterator[Placed]:
     """Cells of every section in the order of the table; the dense one stands in each."""
     for section in data.sections:
         for entry in entries(frontier_of(data, section)):
-            yield Placed(entry, section.protocol)
+            yield Placed(entry, section)
 
 
 def placed_columns(tasks: Sequence[str]) -> list[Column[Placed]]:
-    """Columns of every frontier, then the protocol, and whether anything was trained."""
+    """Columns of every frontier, then protocol, calibration text, and whether anything was trained."""
 
     def of_entry(column: Column[Entry]) -> Column[Placed]:
         def value(placed: Placed) -> Value:
@@ -61,12 +62,14 @@ def placed_columns(tasks: Sequence[str]) -> list[Column[Placed]]:
 
     return [
         *map(of_entry, columns(tasks)),
-        Column("protocol", "Protocol", lambda placed: placed.protocol),
+        Column("protocol", "Protocol", lambda placed: placed.section.protocol),
+        Column("calibration", "Calibration", lambda placed: placed.section.text),
         Column("trained", "Trained", lambda placed: placed.trained),
     ]
 
 
 COMPARED: list[Column[RealEntry]] = [
+    Column("calibration", "Calibration", lambda entry: entry.section.text),
     Column("protocol", "Protocol", lambda entry: entry.section.protocol),
     Column("sparsity", "Sparsity", lambda entry: entry.sparsity, form=PERCENT),
     Column("method", "Method", lambda entry: entry.method),
@@ -84,6 +87,7 @@ def above(data: RealData) -> str:
         "A row of the first table is the mean over the seeds that can be compared. Trained: something of the "
         "plan was fitted by gradients, the model's weights as they are.",
         *(line.format(reference=data.reference) for line in HOW_READ[1:]),
+        "What methods are compared with is of their own calibration text.",
         *pruned_lines(cell.record for cell in data.cells.values()),
     ]
     compared = [entry for section in data.sections for entry in rows(data, section) if entry.compared]

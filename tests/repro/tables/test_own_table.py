@@ -45,3 +45,10 @@ def test_shares_and_what_is_trained(data):
         assert rows[method]["trained"] == trained
         assert float(rows[method]["plan_seconds"]) == seconds
     assert "Lightly trained, the model's weights as they are: equal_loss_trained." in OWN.markdown(data)
+
+
+def test_what_is_trained_is_marked_apart(data):
+    lines = [line for line in OWN.markdown(data).splitlines() if "| 50 % |" in line]
+    assert [line.split("|")[1].strip() for line in lines] == ["teal", "equal_loss_folded", "equal_loss_trained"]
+    perplexities = [line.split("|")[6].strip() for line in lines]
+    assert [text.startswith("**") for text in perplexities] == [False, True, False]

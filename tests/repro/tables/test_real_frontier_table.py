@@ -18,6 +18,7 @@ from ...conftest import ROOT
 
 RECORDS = unpacked(ROOT / "results" / "real" / "records" / "method")
 PRUNED = unpacked(ROOT / "results" / "real" / "records" / "pruned")
+OTHER_TEXT = unpacked(ROOT / "results" / "real" / "records" / "method_text")
 QUANTISED = unpacked(ROOT / "results" / "real" / "records" / "quantised")
 SPARSITIES = (0.0, 0.5, 0.6)
 
@@ -41,9 +42,9 @@ def rows(data):
     return list(csv.DictReader(io.StringIO(REAL_FRONTIER.csv(data))))
 
 
-def test_columns_are_those_of_every_frontier_and_two_more(rows):
+def test_columns_are_those_of_every_frontier_and_three_more(rows):
     of_frontier = [column.name for column in FRONTIER.columns(())]
-    assert list(rows[0]) == [*of_frontier, "protocol", "trained"]
+    assert list(rows[0]) == [*of_frontier, "protocol", "calibration", "trained"]
 
 
 def test_every_row_says_under_which_protocol_and_whether_it_was_trained(rows):
@@ -65,12 +66,29 @@ def test_methods_that_are_trained_have_broken_lines(rows):
     axis = frontier_figure(rows).axes[0]
     styles = {line.get_label(): line.get_linestyle() for line in axis.get_lines()}
     assert (styles["equal_loss_trained"], styles["equal_loss_folded"]) == ("--", "-")
-    assert axis.get_title() == "smollm2-135m, protocol half"
+    assert axis.get_title() == "smollm2-135m, protocol half,\ncalibrated on english"
 
 
 def test_the_report_shows_its_columns(rows):
     shown = display_table("real_frontier", "real-frontier", rows)
-    assert {"protocol", "trained"} <= {column.name for column in shown.columns}
+    assert {"protocol", "calibration", "trained"} <= {column.name for column in shown.columns}
+
+
+def test_methods_are_compared_with_those_of_their_own_calibration_text():
+    def on_either(record):
+        suite, protocol = record["suite"]["name"], record["protocol"]["name"]
+        return (suite, protocol, record["seed"]) == ("wikitext", "half", 0) and (
+            record["method"]["name"].startswith(("dense", "teal", "equal_loss_folded"))
+        )
+
+    data = read_real_frontier(RECORDS, OTHER_TEXT, keep=on_either)
+    assert [section.text for section in data.sections] == ["english", "english_wikitext"]
+    lines = [line for line in REAL_FRONTIER.markdown(data).splitlines() if "| equal_loss_folded_long |" in line]
+    compared = [line.split("|")[1].strip() for line in lines if "÷" not in line and "1 of 1" in line]
+    assert set(compared) == {"english_wikitext"}
+    parts = [axis.get_title() for axis in frontier_figure(list(csv.DictReader(io.StringIO(
+        REAL_FRONTIER.csv(data))))).axes]  # fmt: skip
+    assert [part.splitlines()[1] for part in parts] == [f"calibrated on {s.text}" for s in data.sections]
 
 
 def test_several_suites_are_not_one_frontier():

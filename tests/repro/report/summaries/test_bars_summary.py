@@ -1,36 +1,46 @@
 """Aims beside what was reached."""
 
-from wisparse.repro.report.summaries.bars import bars_table, reached
+import csv
 
-HEAD = "method,sparsity,seed,protocol,suite,rise_share,status,compared,trained"
+from wisparse.repro.report.summaries.bars import bars_table, mini_bars_table, reached
+from wisparse.repro.tables.against_bytes.bars_table import BARS
 
-
-def row(share: str, compared: str = "1 of 1") -> dict[str, str]:
-    return {"rise_share": share, "compared": compared}
-
-
-def test_an_aim_is_met_by_the_mean_over_the_seeds():
-    assert reached([row("0.60"), row("0.78")], 0.7) == "met: 0.69 (2 seeds)"
-    assert reached([row("0.75")], 0.7) == "missed: 0.75 (1 seed)"
-    assert reached([row("", "not comparable at equal bytes")], 0.7) == "not comparable at equal bytes"
-    assert reached([], 0.7) == "not measured"
+NAMES = [name for column in BARS.columns(()) for name in column.names]
 
 
-def test_what_is_trained_has_aims_of_its_own(tmp_path):
-    path = tmp_path / "own.csv"
-    lines = [
-        "equal_loss_folded,0.5,0,half,wikitext,0.6,measured,1 of 1,False",
-        "equal_loss_trained,0.5,0,half,wikitext,0.6,measured,1 of 1,True",
-        "equal_loss_folded,0.6,0,all,english,0.66,measured,1 of 1,False",
-        "equal_loss,0.6,0,all,wikitext,0.2,measured,1 of 1,False",
+def row(**changes: str) -> dict[str, str]:
+    known = {"rise_share": "0.4949", "seeds": "3", "published": "teal", "verdict": "met"}
+    return dict.fromkeys(NAMES, "") | known | changes
+
+
+def test_what_was_reached_names_the_published_method_and_the_seeds():
+    assert reached(row()) == "met: 0.49 of `teal`, 3 seeds"
+    points = {"average_minus_published": "2.79", "average_minus_published_low": "1.449"}
+    assert reached(row(seeds="1", **points, average_minus_published_high="4.11")) == (
+        "met: 0.49 of `teal`, +2.8 [+1.4, +4.1] points, 1 seed"
+    )
+    assert reached(row(rise_share="", verdict="not measured")) == "not measured"
+
+
+def test_a_line_holds_both_suites_of_the_real_model_and_small_models_stand_apart(tmp_path):
+    real = {"model": "smollm2-135m", "protocol": "half", "method": "ours", "sparsity": "0.5", "aim": "0.7"}
+    text = {"calibration": "english", "trained": "no"}
+    rows = [
+        row(suite="wikitext", calibration_tokens="32768", **real, **text),
+        row(suite="english", rise_share="", verdict="not measured", **real, **text),
+        row(model="qwen-mini", suite="embedded", sparsity="0.6", aim="0.5", calibration="unseen", trained="yes",
+            published="wina", verdict="missed", calibration_tokens="131072"),
+    ]  # fmt: skip
+    path = tmp_path / "bars.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, NAMES)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert bars_table(path).splitlines()[2:] == [
+        "| training-free | prose, 32,768 tokens | half | 50% | 0.70 | met: 0.49 of `teal`, 3 seeds "
+        "| not measured |"
     ]
-    path.write_text("\n".join([HEAD, *lines]) + "\n")
-    found = {
-        (cells[0], cells[2], cells[3]): cells[5:]
-        for line in bars_table({"prose": path}).splitlines()[2:]
-        for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
-    }
-    assert len(found) == 8
-    assert found["training-free", "half", "50%"] == ["met: 0.60 (1 seed)", "not measured"]
-    assert found["lightly trained", "half", "50%"] == ["missed: 0.60 (1 seed)", "not measured"]
-    assert found["training-free", "all", "60%"] == ["not measured", "missed: 0.66 (1 seed)"]
+    assert mini_bars_table(path).splitlines()[2:] == [
+        "| lightly trained | code that the models were not trained on, 131,072 tokens | qwen-mini | 60% | 0.50 "
+        "| missed: 0.49 of `wina`, 3 seeds |"
+    ]
