@@ -53,19 +53,18 @@ class _Scratch:
         self.lock = Lock()
         """Held from `made` until its values were used: two threads may share a model."""
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def made(self, piece: FewBitsWeight, kept: bool = False) -> Tensor:
         """(out, in) view of a piece's values, good until the next; kept: in memory of their own."""
         inner, out = piece.shape
-        if kept or self._room.numel() < inner * out:
-            room = self._room.new_empty(inner * out)
-            self._room = self._room if kept else room
-        else:
-            room = self._room[: inner * out]
-        rows = room.view(inner, out)
+        if self._room.numel() < inner * out:
+            self._room = self._of_size(inner * out)
+        rows = (self._of_size(inner * out) if kept else self._room[: inner * out]).view(inner, out)
         self.products.dequantise(piece, rows)
         return rows.T
+
+    @torch.inference_mode(False)
+    def _of_size(self, values: int) -> Tensor:
+        return self._room.new_empty(values)
 
 
 class _StoredForward:
@@ -73,6 +72,7 @@ class _StoredForward:
 
     def __init__(self, linear: nn.Linear, stored: FewBitsWeight, scratch: _Scratch, shared: bool) -> None:
         self._linear, self._stored, self._scratch = linear, stored, scratch
+        self._pieces = tuple(stored.pieces())
         self._parameter = linear.weight
         self._dropped = not shared and _makes(stored, linear.weight, scratch)
         if self._dropped:
@@ -93,7 +93,7 @@ class _StoredForward:
         with self._scratch.lock:
             parts = [
                 F.linear(input, self._scratch.made(piece, kept), None if bias is None else bias[columns])
-                for columns, piece in self._stored.pieces()
+                for columns, piece in self._pieces
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
@@ -115,7 +115,7 @@ class _StoredForward:
         """(out, in) of the stored weight, as the linear held it."""
         values = torch.empty_like(self._parameter.data, memory_format=torch.contiguous_format)
         with self._scratch.lock:
-            for columns, piece in self._stored.pieces():
+            for columns, piece in self._pieces:
                 values[columns] = self._scratch.made(piece)
         return values
 
