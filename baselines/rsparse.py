@@ -72,7 +72,7 @@ class BudgetedRules:
             rank = self.rank(name, share)
             if rank:
                 if name not in self.factors:
-                    weight = model_projections(self.calibration.model)[name].weight
+                    weight = model_projections(self.calibration.model)[name].weight.to(self.calibration.device)
                     left, right = low_rank_factors(weight)
                     largest = self.rank(name, 0.0)
                     # Copies: views would keep all ranks, which together are larger than the model.

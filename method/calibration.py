@@ -105,11 +105,12 @@ class Calibration:
         return self.norms_of(2)
 
     def norms_of(self, order: int) -> dict[str, Tensor]:
-        """‖W[:, i]‖ of that order of every projection, (in,) float32; computed once."""
+        """‖W[:, i]‖ of that order of every projection, (in,) float32 on `device`; computed once."""
 
         def norms() -> dict[str, Tensor]:
+            # Weights that stream from main memory are normed there; what meets the norms is on `device`.
             return {
-                name: linear.weight.detach().float().norm(order, dim=0)
+                name: linear.weight.detach().float().norm(order, dim=0).to(self.device)
                 for name, linear in model_projections(self.model).items()
             }
 

@@ -76,6 +76,12 @@ def test_what_is_remembered_is_found_once(llama):
     assert set(calibration.norms_of(1)) == set(calibration.shapes)
 
 
+def test_norms_are_where_the_activations_are_though_weights_wait_elsewhere(llama, monkeypatch):
+    # Weights streamed block by block lie in main memory between passes, what searches compare is on a GPU.
+    monkeypatch.setattr(Calibration, "device", torch.device("meta"))
+    assert {norms.device.type for norms in make_calibration(llama).column_norms.values()} == {"meta"}
+
+
 def test_hooks_are_gone_where_one_cannot_be_placed(llama):
     norm = llama.model.norm
 
