@@ -19,7 +19,7 @@ from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .summaries.bars import bars_table, mini_bars_table
 from .summaries.field import field_table
 from .summaries.own import OTHER_TEXT, generation_table, own_table, times_table, tried_table
-from .summaries.pruned import pruned_table
+from .summaries.pruned import pruned_small_table, pruned_table
 from .summaries.question import question_summary
 from .summaries.real import readings_table, real_table
 from .summaries.speed import speed_by_bits, speed_by_model, speed_by_setting
@@ -121,6 +121,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/field.md": {"measured": field_table, "trained": trained_table, "predicted": predicted_table},
     "docs/quantisation.md": {
         "pruned": pruned_table,
+        "pruned_small": pruned_small_table,
         "steps": steps_by_sparsity,
         "others": steps_of_others,
         "cpu": cpu_table,
