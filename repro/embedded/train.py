@@ -95,7 +95,7 @@ def prepare(
             "preparation_seconds": round(time.time() - started, 1),
         }
         cache.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(cache / "tokenizer.json"))
+        tokenizer.save(str(cache / "tokenizer.json"), pretty=False)
         np.save(cache / "training.npy", training)
         np.save(cache / "held_out.npy", held_out)
         (cache / "facts.json").write_text(json.dumps(facts))
