@@ -17,6 +17,7 @@ from .method.plan import SparsityPlan
 from .method.tokens import docstrings
 from .planning import LENGTH, SEQUENCES, plan
 from .repro.models.checkpoint import find_checkpoint, load_model, resolve_device
+from .repro.text.calibration_text import read_text
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,7 @@ class Recipe:
         """The calibration text."""
         if self.calibration is None:
             return library_docstrings()
-        try:
-            return [self.calibration.expanduser().read_text(encoding="utf-8")]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--calibration {self.calibration} cannot be read as UTF-8 text ({error})"
-            ) from error
+        return [read_text("--calibration", str(self.calibration))]
 
 
 def load(name: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -21,6 +21,7 @@ from ..cpu.build import cpu_facts
 from ..cpu.step import decode_step
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
+from .arguments import count, refusals_in_one_line
 from .bandwidth import read_bandwidth
 from .cpu_clock import cpu_step_times
 from .drawn import bytes_read, filled_cache, random_weights
@@ -77,17 +78,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="smollm2-135m", help="a model of conf/model whose shapes are taken")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 8192])
-    parser.add_argument("--kept", type=int, nargs="+", default=None, help="groups besides all; half of them")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=count, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--contexts", type=count, nargs="+", default=[1024, 4096, 8192])
+    parser.add_argument("--kept", type=count, nargs="+", default=None, help="groups besides all; half of them")
+    parser.add_argument("--rounds", type=count, default=5)
     options = parser.parse_args()
-    shape = shape_of(options.shape)
-    weights = random_weights(shape, 16, 16, DTYPES[options.dtype], torch.device("cpu"))
-    peak, kept = read_bandwidth(torch.device("cpu")) / 1e9, chosen_groups(shape, options.kept)
-    for batch, context in product(options.batches, options.contexts):
-        for row in step_rows(options.shape, weights, batch, context, kept, options.rounds, peak):
-            print(json.dumps(asdict(row)), flush=True)
+    with refusals_in_one_line():
+        shape = shape_of(options.shape)
+        weights = random_weights(shape, 16, 16, DTYPES[options.dtype], torch.device("cpu"))
+        peak, kept = read_bandwidth(torch.device("cpu")) / 1e9, chosen_groups(shape, options.kept)
+        for batch, context in product(options.batches, options.contexts):
+            for row in step_rows(options.shape, weights, batch, context, kept, options.rounds, peak):
+                print(json.dumps(asdict(row)), flush=True)
 
 
 if __name__ == "__main__":

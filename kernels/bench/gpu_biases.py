@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from ..errors import KernelError
 from ..gpu.step import GPUDecodeStep
 from ..gpu.tuning.steps import StepClock, step_clock
 from ..gpu.tuning.timing import device_name
@@ -20,6 +18,7 @@ from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
+from .arguments import count, gpu, refusals_in_one_line, share
 from .drawn import dropping, filled_cache, head_bits_beside, random_weights
 from .measured_rows import print_rows
 from .model_shapes import family_named, shape_of
@@ -87,16 +86,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="+", default=["llama3.1-8b"], help="models of conf/model")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--bits", type=int, choices=(16, 8, 4), nargs="+", default=[16, 8, 4])
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--sparsities", type=share, nargs="+", default=[0.5])
+    parser.add_argument("--context", type=count, default=128)
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("steps are timed on a CUDA GPU; there is none")
-    try:
-        print_rows(rows(options, torch.device("cuda")), options.csv)
-    except KernelError as error:
-        sys.exit(f"error: {error}")
+    with refusals_in_one_line():
+        print_rows(rows(options, gpu(parser)), options.csv)
 
 
 if __name__ == "__main__":

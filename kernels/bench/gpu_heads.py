@@ -23,6 +23,7 @@ from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
 from ..plan.heads import HeadRule
 from ..triton.attention.selection import Selection
+from .arguments import count, gpu, refusals_in_one_line
 from .bandwidth import read_bandwidth
 from .drawn import bytes_read, cache_bytes, filled_cache, random_weights
 from .gpu_attention import AttentionWorkload
@@ -148,14 +149,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama3.1-8b")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
-    parser.add_argument("--kept", type=int, nargs="+", default=(8, 4), help="groups that a row looks at")
+    parser.add_argument("--batches", type=count, nargs="+", default=BATCHES)
+    parser.add_argument("--contexts", type=count, nargs="+", default=CONTEXTS)
+    parser.add_argument("--kept", type=count, nargs="+", default=(8, 4), help="groups that a row looks at")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     options = parser.parse_args()
     chosen_rows = map(tuple, (options.batches, options.contexts, options.kept, options.parts))
-    for found in rows(options.shape, getattr(torch, options.dtype), *chosen_rows):
-        print(json.dumps(asdict(found)), flush=True)
+    gpu(parser)
+    with refusals_in_one_line():
+        for found in rows(options.shape, getattr(torch, options.dtype), *chosen_rows):
+            print(json.dumps(asdict(found)), flush=True)
 
 
 if __name__ == "__main__":

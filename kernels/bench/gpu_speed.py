@@ -25,6 +25,7 @@ from ..triton.compact import ListRules, norm_compact
 from ..triton.gemv_tiles import Tile
 from ..triton.launch import blocks_of
 from ..triton.select import select_smallest
+from .arguments import count, gpu, share
 from .bandwidth import read_bandwidth
 from .gpu_attention import AttentionWorkload
 from .model_shapes import MODEL_SHAPES
@@ -240,11 +241,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama3.1-8b")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.4, 0.5, 0.65])
+    parser.add_argument("--batch", type=count, default=1)
+    parser.add_argument("--sparsities", type=share, nargs="+", default=[0.0, 0.4, 0.5, 0.65])
     parser.add_argument("--untuned", action="store_true", help="default tiles")
     options = parser.parse_args()
-    device, dtype = torch.device("cuda"), getattr(torch, options.dtype)
+    device, dtype = gpu(parser), getattr(torch, options.dtype)
     shape, batch = MODEL_SHAPES[options.shape], options.batch
     print(json.dumps({"device": device_name(device), "read_gb_s": read_bandwidth(device) / 1e9}), flush=True)
     tiles = {

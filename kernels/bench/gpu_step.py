@@ -19,6 +19,7 @@ from ..gpu.tuning.timing import device_name, free_memory
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_rules import block_rules, dense_for_a_batch
+from .arguments import count, gpu, refusals_in_one_line, share
 from .bandwidth import read_bandwidth
 from .drawn import GROUP, DrawnPlan, bytes_read, cache_bytes, filled_cache, head_bits_beside, random_weights
 from .measured_rows import print_rows
@@ -113,20 +114,16 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--bits", type=int, choices=(16, 8, 4), nargs="+", default=[16])
     parser.add_argument("--head-bits", type=int, choices=(16, 8, 4), help="16 beside 16 bits, else 8")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.5])
-    parser.add_argument("--contexts", type=int, nargs="+", default=[128])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--sparsities", type=share, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--contexts", type=count, nargs="+", default=[128])
+    parser.add_argument("--batches", type=count, nargs="+", default=[1])
     parser.add_argument("--tune", action="store_true", help="tune the launches first; minutes")
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args(arguments)
     if min(options.bits) < 16 and max(options.batches) > 1:
         parser.error("weights in few bits are read for one row; give --bits 16 for a batch")
-    if not torch.cuda.is_available():
-        parser.error("steps are timed on a CUDA GPU; there is none")
-    try:
-        print_rows(rows(options, torch.device("cuda")), options.csv)
-    except KernelError as error:
-        sys.exit(f"error: {error}")
+    with refusals_in_one_line():
+        print_rows(rows(options, gpu(parser)), options.csv)
 
 
 if __name__ == "__main__":

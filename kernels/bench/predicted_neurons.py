@@ -19,12 +19,14 @@ from statistics import NormalDist, median
 import torch
 
 from ..cpu.step import decode_step
+from ..errors import KernelError
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
 from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
+from .arguments import count, gpu, refusals_in_one_line, share
 from .bandwidth import read_bandwidth
 from .cpu_clock import cpu_step_times
 from .cpu_heads import device_name
@@ -143,17 +145,20 @@ def main() -> None:
     """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama3.1-8b", help="a model of conf/model")
-    parser.add_argument("--blocks", type=int, default=None, help="blocks of the model; as it has")
-    parser.add_argument("--computed", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
-    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--blocks", type=count, default=None, help="blocks of the model; as it has")
+    parser.add_argument("--computed", type=share, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--context", type=count, default=128)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args()
-    shape = shape_of(options.shape)
-    blocks = options.blocks or shape.blocks
-    shape = replace(shape, blocks=blocks, windows=shape.windows[:blocks], activation="relu")
-    with torch.inference_mode():
-        print_rows(rows(options.shape, shape, torch.device(options.device), options), options.csv)
+    device = gpu(parser) if options.device == "cuda" else torch.device("cpu")
+    with refusals_in_one_line(), torch.inference_mode():
+        shape = shape_of(options.shape)
+        blocks = options.blocks or shape.blocks
+        if blocks > shape.blocks:
+            raise KernelError(f"--blocks {blocks}: {options.shape} has {shape.blocks}")
+        shape = replace(shape, blocks=blocks, windows=shape.windows[:blocks], activation="relu")
+        print_rows(rows(options.shape, shape, device, options), options.csv)
 
 
 if __name__ == "__main__":

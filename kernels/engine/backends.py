@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..cpu.kept_channels import LARGEST_BATCH as ROWS_ON_A_CPU
 from ..errors import KernelError
 from ..model.decoder import SITES, Decoder
 from ..model.decoder_weights import NO_FOLDED_BASES_IN_FEW_BITS, NO_GATES_IN_FEW_BITS, DecoderWeights
@@ -21,7 +22,7 @@ from ..plan.mechanism import Mechanism
 from ..quantised.int4 import Int4Weight
 from ..quantised.packed import FORMATS, check_widths
 
-LARGEST_BATCH = {"cuda": 64, "cpu": 8}
+LARGEST_BATCH = {"cuda": 64, "cpu": ROWS_ON_A_CPU}
 """Most rows by device."""
 MOST_ROWS = 64
 """Rows of a prompt up to which a CPU's products read stored weights as they are: from 128 on, values that are

@@ -22,7 +22,7 @@ from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..record_facts import hardware
 from ..records import git_state, write_text
-from ..tables.csv_rows import Row, csv_text, read_rows
+from ..tables.csv_rows import Row, csv_text, place_by, read_rows, renewed
 from ..tables.text import table_row
 from .reproduction_cost import composed
 
@@ -106,10 +106,9 @@ def row_of(config: DictConfig, gigabytes: float, record: dict[str, Any] | None) 
 def write_rows(output: Path, rows: list[Row]) -> None:
     """Write OUTPUT.csv and OUTPUT.md, the rows beside those of other cells that the table holds."""
     path = output.with_name(f"{output.name}.csv")
-    new = {tuple(row[name] for name in CELL) for row in rows}
-    kept = [row for row in read_rows(path) if tuple(row[name] for name in CELL) not in new]
-    write_text(path, csv_text(COLUMNS, [*kept, *rows]))
-    write_text(output.with_name(f"{output.name}.md"), markdown([*kept, *rows]))
+    table = renewed(read_rows(path), rows, place_by(CELL))
+    write_text(path, csv_text(COLUMNS, table))
+    write_text(output.with_name(f"{output.name}.md"), markdown(table))
 
 
 def markdown(rows: list[Row]) -> str:

@@ -6,7 +6,6 @@ python -m wisparse.repro.cost.search_cost_table FILE.csv ...     # add what anot
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..models.architecture import PAPER_MODELS
 from ..records import write_text
-from ..tables.csv_rows import Row, csv_text
+from ..tables.csv_rows import Row, csv_text, read_rows
 from ..tables.text import NOT_MEASURED
 
 COLUMNS = (
@@ -31,12 +30,8 @@ TABLE = REPOSITORY / "results" / "search-cost"
 
 def read_costs(path: Path) -> list[Row]:
     """Rows of a CSV, none where there is no file. Raises UserError for a file with other columns."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    rows = read_rows(path)
+    if rows and tuple(rows[0]) != COLUMNS:
         raise UserError(f"{path} is no table of search costs; remove it or give another cost.output")
     return rows
 

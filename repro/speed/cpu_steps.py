@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.bench.arguments import count, share
 from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.bench.cpu_clock import cpu_step_times
 from ...kernels.bench.drawn import bytes_read, dropping, filled_cache, random_weights
@@ -31,8 +32,10 @@ from ...kernels.cpu.build import cpu_facts, march
 from ...kernels.cpu.step import decode_step
 from ...kernels.model.decoder import DecoderShape
 from ...kernels.plan.block_rules import block_rules
+from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
 from ..records import write_text
-from ..tables.csv_rows import csv_text, read_rows
+from ..tables.csv_rows import csv_text, place_by, read_rows, renewed
 from .random_gguf import FORMATS, write_random_gguf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -140,25 +143,15 @@ def measured_rows(options: argparse.Namespace, bits: int) -> list[dict[str, Any]
     return rows
 
 
-def renewed(rows: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A table's rows without those that were measured anew, which follow them."""
-
-    def same(row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(str(row[name]) for name in SAME)
-
-    new = {same(row) for row in found}
-    return [row for row in rows if same(row) not in new] + found
-
-
 def main() -> None:
     """Print a line of JSON for each row, and write the rows into a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="smollm2-135m", help="a model of conf/model whose shapes are taken")
     parser.add_argument("--bits", type=int, nargs="+", choices=(16, 8, 4), default=[16, 8, 4])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of activations")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.5])
-    parser.add_argument("--context", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--sparsities", type=share, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--context", type=count, default=100)
+    parser.add_argument("--rounds", type=count, default=10)
     parser.add_argument("--llama", type=Path, default=None, help="a Python that has llama-cpp-python")
     parser.add_argument(
         "--instructions", default=None, help="what the rows say, where llama.cpp was built for it"
@@ -167,13 +160,14 @@ def main() -> None:
     parser.add_argument("--commit", default="")
     parser.add_argument("--output", type=Path, default=None, help="path of the .csv")
     options = parser.parse_args()
-    if options.rounds < 1 or options.context < 1:
-        print("error: --rounds and --context are at least 1", file=sys.stderr)
-        sys.exit(2)
-    for bits in options.bits:
-        rows = measured_rows(options, bits)
-        if options.output:
-            write_text(options.output, csv_text(COLUMNS, renewed(read_rows(options.output), rows)))
+    with mistakes_in_one_line():
+        if options.llama and not shutil.which(options.llama):
+            raise UserError(f"--llama {options.llama} is no program; give a Python that has llama-cpp-python")
+        for bits in options.bits:
+            rows = measured_rows(options, bits)
+            if options.output:
+                table = renewed(read_rows(options.output), rows, place_by(SAME))
+                write_text(options.output, csv_text(COLUMNS, table))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.bench.cpu_speed import measure
 from ...kernels.bench.model_shapes import MODEL_SHAPES
 from ..records import write_text
-from ..tables.csv_rows import csv_text, read_rows
+from ..tables.csv_rows import csv_text, read_rows, renewed
 
 CPU_SHAPES = {"gate": (4096, 14336), "down": (14336, 4096)}
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7)
@@ -77,34 +77,28 @@ def _gpu_rows(device: torch.device, part: GpuPart) -> Iterator[dict[str, Any]]:
             yield row.to_dict() | {"peak_gb_s": peak}
 
 
-def kernels_csv(rows: Iterable[dict[str, Any]]) -> str:
+def kernels_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows in the columns' order; microseconds, shares, 1e9 bytes a second."""
     return csv_text(COLUMNS, map(_csv_row, rows))
 
 
-def _csv_row(row: dict[str, Any]) -> dict[str, Any]:
+def _csv_row(row: Mapping[str, Any]) -> dict[str, Any]:
     shape = row["shape"] if isinstance(row["shape"], str) else "x".join(str(size) for size in row["shape"])
     rounded = {name: f"{value:.6g}" for name, value in row.items() if isinstance(value, float)}
-    shown = row | {"shape": shape} | rounded
+    shown = {**row, "shape": shape, **rounded}
     return {name: shown[name] for name in COLUMNS if name in shown}  # a measurement knows more than is shown
 
 
-def renewed(rows: Iterable[dict[str, Any]], found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A table's rows without what was measured anew, which follows them."""
-    found = list(found)
-    new = {_measurement(row) for row in found}
-    return [row for row in rows if _measurement(row) not in new] + found
-
-
-def _measurement(row: dict[str, Any]) -> tuple[Any, ...]:
-    row = _csv_row(row)
-    return *(row[name] for name in COLUMNS[:4]), float(row["sparsity"]), row["backend"]
+def measurement(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a row of the table from others."""
+    shown = _csv_row(row)
+    return *(shown[name] for name in COLUMNS[:4]), float(shown["sparsity"]), shown["backend"]
 
 
 def write_kernels(path: Path, repeats: int, part: GpuPart | None = None) -> None:
     """Measure, and renew the rows of the table that were measured."""
     rows = measured_rows(repeats, part or GpuPart())
-    write_text(path, kernels_csv(renewed(read_rows(path), rows)))
+    write_text(path, kernels_csv(renewed(read_rows(path), rows, measurement)))
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from ...kernels.bench.arguments import count
 from ...kernels.bench.measured_rows import print_rows
 from ...kernels.bench.model_shapes import architecture_of
 from ...kernels.engine.decode_engine import DecodeEngine
@@ -29,6 +30,7 @@ from ...method.calibration import Calibration
 from ...method.quantisation.quantisers import Int4, Int8, Quantiser
 from ...method.quantised_model import QuantisedWeights, quantised
 from ..configuration import mistakes_in_one_line
+from ..models.checkpoint import resolve_device
 from ..models.weights import ATTENTION
 
 REPEATS = 7
@@ -127,13 +129,14 @@ def main() -> None:
     parser.add_argument("--model", default="llama3.1-8b", help="a model of conf/model that states its sizes")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--bits", type=int, choices=(8, 4), nargs="+", default=[8, 4])
-    parser.add_argument("--group", type=int, default=128, help="outputs that share a scale in 4 bits")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[5, 128, 1024, 4096])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--group", type=count, default=128, help="outputs that share a scale in 4 bits")
+    parser.add_argument("--prompts", type=count, nargs="+", default=[5, 128, 1024, 4096])
+    parser.add_argument("--device", default="auto", help="cuda or cpu; by default a GPU where there is one")
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args()
     options.prompts.sort()
     with mistakes_in_one_line():
+        options.device = resolve_device(options.device)
         print_rows(rows(options), options.csv)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,22 @@ def read_rows(path: Path) -> list[Row]:
     if not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
         raise UserError(f"{path} is empty or cut off; {AGAIN}")
     return [StoredRow(path, row) for row in rows]
+
+
+def renewed(
+    rows: Iterable[Mapping[str, Any]],
+    found: Iterable[Mapping[str, Any]],
+    place: Callable[[Mapping[str, Any]], Hashable],
+) -> list[Mapping[str, Any]]:
+    """A table's rows without those that were measured anew, which follow them. place: tells rows apart."""
+    found = list(found)
+    new = {place(row) for row in found}
+    return [*(row for row in rows if place(row) not in new), *found]
+
+
+def place_by(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], Hashable]:
+    """A `place` of `renewed`: the text of these columns."""
+    return lambda row: tuple(str(row[name]) for name in columns)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

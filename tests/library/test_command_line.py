@@ -65,7 +65,7 @@ def test_a_plan_is_made_saved_and_used_to_generate(monkeypatch, capsys, tmp_path
             "--plan p is made already: leave out --method, --sparsity, or --plan",
         ),
         (["generate", "--model", str(MODEL), "--plan", "no", "x"], "no: not a readable plan"),
-        (["generate", "--model", str(MODEL), "--calibration", "no", "x"], "--calibration no cannot be read"),
+        (["generate", "--model", str(MODEL), "--calibration", "no", "x"], "--calibration=no cannot be read"),
         (["generate", "--model", str(MODEL), "--device", "tpu", "x"], "tpu is not supported"),
         (["generate", "--model", str(MODEL), "--dtype", "int3", "x"], "int3 is not supported"),
     ],

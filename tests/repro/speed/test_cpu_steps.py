@@ -4,9 +4,9 @@ import gguf
 import pytest
 from wisparse.kernels.model.decoder import DecoderShape
 from wisparse.repro.report.summaries.steps import cpu_table
-from wisparse.repro.speed.cpu_steps import COLUMNS, TOKENS, OwnDecoder, in_turn, renewed
+from wisparse.repro.speed.cpu_steps import COLUMNS, SAME, TOKENS, OwnDecoder, in_turn
 from wisparse.repro.speed.random_gguf import write_random_gguf
-from wisparse.repro.tables.csv_rows import csv_text
+from wisparse.repro.tables.csv_rows import csv_text, place_by, renewed
 
 SHAPE = DecoderShape(2, 128, 256, 2, 1, 64, 96, 1e-5, (None, None))
 
@@ -61,7 +61,7 @@ def row(decoder, dtype, sparsity, ms, bits=4):
 def test_a_row_that_is_measured_again_is_replaced():
     old, other = row("engine", "float32", 0.0, 5), row("engine", "float32", 0.5, 4)
     new = row("engine", "float32", 0.0, 3)
-    assert renewed([old, other], [new]) == [other, new]
+    assert renewed([old, other], [new], place_by(SAME)) == [other, new]
 
 
 def test_the_table_compares_with_llama_cpp_of_the_same_setting(tmp_path):

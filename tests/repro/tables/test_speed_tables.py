@@ -18,7 +18,8 @@ from wisparse.repro.report.summaries.speed import (
     speed_by_model,
     speed_by_setting,
 )
-from wisparse.repro.speed.kernel_table import kernels_csv, renewed
+from wisparse.repro.speed.kernel_table import kernels_csv, measurement
+from wisparse.repro.tables.csv_rows import renewed
 from wisparse.repro.tables.speed.speed_data import SpeedData, read_speed
 from wisparse.repro.tables.speed.speed_table import SPEED, speed_markdown
 
@@ -131,7 +132,7 @@ def row(us: str, backend: str = "triton", sparsity: object = 0.5) -> dict[str, o
 
 def test_a_run_renews_what_it_measures_and_keeps_the_rest():
     kept = [row("1", sparsity="0.5"), row("2", "cuda c++", "0.5"), row("3", sparsity="0.25")]
-    found = renewed(kept, [row("9")])
+    found = renewed(kept, [row("9")], measurement)
     assert [(one["us"], one["backend"]) for one in found] == [
         ("2", "cuda c++"),
         ("3", "triton"),
