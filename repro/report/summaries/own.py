@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -62,13 +63,19 @@ def times_table(path: Path = TIMES) -> str:
 def _shown(rows: list[Row]) -> Iterator[str]:
     measured = [row for row in rows if row["status"] == "measured"]
     yield "yes" if any(row["trained"] == "True" for row in measured) else ""
-    perplexities = [row for row in measured if row["perplexity"] and float(row["sparsity"]) in SPARSITIES]
-    yield str(len({row["seed"] for row in perplexities}))
+    yield _seeds(row for row in measured if float(row["sparsity"]) in SPARSITIES)
     for suite, column, _, digits in COLUMNS:
         of_suite = [row for row in measured if row["suite"] == suite]
         yield from (mean_shown(of_suite, sparsity, column, digits) for sparsity in SPARSITIES)
     seconds = [float(row["plan_seconds"]) for row in measured if row["plan_seconds"]]
     yield f"{fmean(seconds):.0f}" if seconds else NOT_MEASURED
+
+
+def _seeds(rows: Iterable[Row]) -> str:
+    """How many seeds the numbers of a line are means of: the fewest and the most."""
+    places = Counter((row["suite"], row["sparsity"]) for row in rows)
+    fewest, most = min(places.values(), default=0), max(places.values(), default=0)
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def tried_table(path: Path = TRIED, apart: bool = False) -> str:

@@ -63,9 +63,11 @@ def _details(cell: MeasuredCell) -> dict[str, Any]:
 
 
 def entries(data: RealData) -> Iterator[Generated]:
-    """Rows of every section that were measured."""
+    """Rows of every section that were measured; of a sparsity what is trained stands last."""
     for section in data.sections:
-        yield from (Generated(entry) for entry in rows(data, section) if entry.cells)
+        measured = (entry for entry in rows(data, section) if entry.cells)
+        for entry in sorted(measured, key=lambda entry: (entry.sparsity, entry.trained)):
+            yield Generated(entry)
 
 
 def columns(tasks: Sequence[str]) -> list[Column[Generated]]:
@@ -134,5 +136,5 @@ GENERATION = Table(
     columns=columns,
     tasks=lambda data: data.tasks,
     above=above,
-    block=lambda row: None if row["method"] == "dense" else (row["protocol"], row["sparsity"]),
+    block=lambda row: None if row["method"] == "dense" else (row["protocol"], row["sparsity"], row["trained"]),
 )

@@ -68,3 +68,13 @@ def test_how_far_answers_agree_is_shown_once(rows):
     titles = [column.title for column in GENERATION.shown_columns(list(rows.values()))]
     assert titles.count("sum, answers alike") == 1
     assert "sum_consistency" not in titles
+
+
+def test_the_best_of_what_is_trained_is_marked_apart():
+    cells = {
+        (SECTION, name, 0.5, 0): cell(name, 0.5, first, 0.5)
+        for name, first in (("teal", 10), ("equal_loss_trained", 30), ("wisparse", 20))
+    }
+    rows = list(csv.DictReader(io.StringIO(GENERATION.csv(RealData(cells)))))
+    assert [row["method"] for row in rows] == ["teal", "wisparse", "equal_loss_trained"]
+    assert GENERATION.block(rows[0]) == GENERATION.block(rows[1]) != GENERATION.block(rows[2])

@@ -29,7 +29,7 @@ def test_own_methods_are_means_over_the_seeds_by_protocol(tmp_path):
     ).splitlines()
     trained = next(line for line in table if line.startswith("| equal_loss_trained"))
     cells = [cell.strip() for cell in trained.strip("|").split("|")]
-    assert cells[:4] == ["equal_loss_trained", "half", "yes", "2"]
+    assert cells[:4] == ["equal_loss_trained", "half", "yes", "1 to 2"]
     assert cells[4] == "66.0"
     assert cells[6] == "23.50"
     assert cells[8] == "0.65"
