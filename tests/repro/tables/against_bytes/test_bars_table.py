@@ -77,6 +77,12 @@ def test_an_aim_is_missed_where_the_accuracy_is_surely_lower(folder):
     assert found == ["missed", "met"]
 
 
+def test_pruned_weights_are_no_published_method_of_activation_sparsity(folder):
+    config = {"name": "wanda-0.5-bitmap", "sparsity": 0.5, "index": "bitmap"}
+    cell(folder, "dense", 0.5, 1, quantisation={"name": config["name"], "config": config})
+    assert published(read_aimed(folder), PLACE) == ["teal", "wina", "wisparse"]
+
+
 def test_every_aim_is_listed_whether_measured_or_not(folder):
     rows = BARS.csv(read_aimed(folder)).splitlines()
     assert len(rows) == 1 + sum(len(aimed.places) * len(AIMS[aimed.trained]) for aimed in AIMED)
