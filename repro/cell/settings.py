@@ -243,7 +243,8 @@ def _fits(kind: Any, value: Any, name: str) -> bool:
     if kind in (int, float):
         return _is_number(value, kind) and BOUNDS.get(name, FROM_0).holds(value)
     if kind in (str, bool):
-        return isinstance(value, kind)
+        # A name stands in one line of a table.
+        return isinstance(value, kind) and (name != "name" or str(value).isprintable())
     origin = get_origin(kind) or kind
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
         return isinstance(value, list)
@@ -265,7 +266,8 @@ def _described(kind: Any, name: str) -> str:
     origin = get_origin(kind) or kind
     if isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str:
         return "a list"
-    named = {NoneType: "null", str: "text (quote it)", bool: "true or false", Mapping: "a mapping"}
+    one_line = " of one line" if name == "name" else ""
+    named = {NoneType: "null", str: f"text{one_line} (quote it)", bool: "true or false", Mapping: "a mapping"}
     return named.get(origin, f"a choice of its group, which names a {TARGET}")
 
 

@@ -48,7 +48,7 @@ def catalogue(variants: bool) -> str:
             continue
         what = described(CONFIGURATION / "method" / f"{name}.yaml")
         linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", what)
-        lines.append(f"| `{name}` | {linked.replace('|', chr(92) + '|')} |")
+        lines.append(table_row([f"`{name}`", linked]))
     return "\n".join(lines)
 
 

@@ -71,8 +71,9 @@ def model_lines(records: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def table_row(cells: Iterable[str]) -> str:
-    """One line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+    """One line of a Markdown table, whatever the cells hold: a bar in a name would move all behind it."""
+    whole = (" ".join(cell.splitlines()).replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(whole)} |"
 
 
 def interval_text(found: Interval | None, pattern: str) -> str:

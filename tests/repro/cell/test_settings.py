@@ -82,6 +82,7 @@ REFUSED = [
     ("output_dir=null", "output_dir=null names no folder to write into; give output_dir=FOLDER"),
     ("cache_dir=''", "cache_dir= names no folder to write into; give cache_dir=FOLDER"),
     ("experiment_name=''", "experiment_name='' is no name"),
+    ("method.name='a\tb'", "is not text of one line"),
     ("+magic=1", "there is no setting 'magic'"),
     ("+method.magic=1", "there is no setting 'method.magic'"),
 ]

@@ -20,6 +20,7 @@ from wisparse.repro.tables.make import main
 from wisparse.repro.tables.table import Column
 from wisparse.repro.tables.table1 import TABLE1, columns
 from wisparse.repro.tables.table_data import read_table
+from wisparse.repro.tables.text import table_row
 
 from .made_up_cells import DENSE_OUTCOMES, TASKS, write_cell
 
@@ -235,6 +236,10 @@ def test_pairing_takes_away_what_both_sides_share():
     difference = resamples.log_perplexities(nats, [100] * 50) - resamples.log_perplexities(nats + 1, [100] * 50)
     assert np.allclose(difference, -0.01)
     assert resamples.log_perplexities(nats, [100] * 50).std() > 0.1
+
+
+def test_a_bar_or_a_line_end_in_a_cell_moves_no_other():
+    assert table_row(["a|b", "c\nd", "e"]) == r"| a\|b | c d | e |"
 
 
 def test_a_measured_row_without_a_value_shows_none():
