@@ -84,17 +84,30 @@ inline void store(const Pair &pair, float *target) {
   std::memcpy(target + LANES, &pair.second, sizeof pair.second);
 }
 
+// One to four values of 16 bits, zeros behind them, in a register: read in two pieces from memory, a vector that
+// was written in others would wait for these to arrive there.
+inline int64_t up_to_four(const uint16_t *source, int64_t count) {
+  uint64_t all;
+  uint32_t two;
+  if (count == 4) return std::memcpy(&all, source, sizeof all), all;
+  if (count == 1) return source[0];
+  std::memcpy(&two, source, sizeof two);
+  return count == 2 ? two : two | static_cast<uint64_t>(source[2]) << 32;
+}
+
 // LANES float16, whose conversion is exact; of them `count` may be read, and zeros stand for those behind.
 inline Floats load_halves(const uint16_t *source, int64_t count) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   const __mmask16 readable = count >= LANES ? 0xffff : (1u << count) - 1;
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(readable, source));
 #else
+#if defined(__F16C__) && !defined(__AVX512F__)
+  if (count >= LANES) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(source)));
+  const int64_t lower = count >= 4 ? up_to_four(source, 4) : up_to_four(source, count);
+  return _mm256_cvtph_ps(_mm_set_epi64x(count > 4 ? up_to_four(source + 4, count - 4) : 0, lower));
+#else
   uint16_t halves[LANES] = {};
   std::memcpy(halves, source, sizeof(uint16_t) * (count >= LANES ? LANES : count));
-#if defined(__F16C__) && !defined(__AVX512F__)
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
-#else
   Floats result;
   for (int lane = 0; lane < LANES; ++lane) result[lane] = half_to_float(halves[lane]);
   return result;

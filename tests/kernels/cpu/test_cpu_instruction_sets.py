@@ -13,6 +13,7 @@ from torch import Tensor
 from wisparse.kernels.cpu import build as cpu_build
 from wisparse.kernels.cpu.gemv import choose_backend, compact_by_top_k, gather_gemv, keep_all, row_dots
 from wisparse.kernels.cpu.kept_channels import KeptChannels
+from wisparse.kernels.quantised.int4 import int4_rounded
 from wisparse.kernels.reference import dropped_by_top_k
 
 from .test_cpu_gemv import DTYPES, assert_product, assert_selects, random
@@ -121,6 +122,22 @@ def test_all_machines_that_fuse_give_the_same_bits(compiled, monkeypatch):
 
     native = results()
     compile_for("x86-64-v3", monkeypatch)  # skips where "native" may not fuse
+    assert all(torch.equal(*pair) for pair in zip(native, results(), strict=True))
+
+
+def test_the_last_groups_of_a_row_have_the_same_bits_on_all_machines(compiled, monkeypatch):
+    """Of one to sixteen scales, which fill a vector or do not, and behind which nothing may be read."""
+
+    def results() -> list[Tensor]:
+        return [
+            gather_gemv(kept_rows(batch), weight, by_integers=by_integers)
+            for weight in (int4_rounded(random(CHANNELS, 8 * groups), 8, True) for groups in range(1, 17))
+            for batch in (1, 3)
+            for by_integers in (True, False)
+        ]
+
+    native = results()
+    compile_for("x86-64-v3", monkeypatch)
     assert all(torch.equal(*pair) for pair in zip(native, results(), strict=True))
 
 
