@@ -28,6 +28,7 @@ def folder(tmp_path):
         cell(tmp_path, "wina", sparsity, wina)
     cell(tmp_path, "wisparse", 0.5, 12)
     cell(tmp_path, "equal_loss", 0.5, 4)
+    cell(tmp_path, "teal_folded", 0.5, 4)
     return tmp_path
 
 
@@ -47,6 +48,15 @@ def test_the_published_method_that_loses_least_at_these_bytes_counts(folder):
     assert at_60.rise_share.value == pytest.approx(rise(36) / rise(40))
     assert at_60.average_difference.value > 0
     assert against_best(data, PLACE, "equal_loss_trained_given", 0.5) is None
+
+
+def test_a_method_of_one_cell_is_compared_at_its_own_bytes_alone(folder):
+    cell(folder, "spon", 0.5, 6)
+    for sparsity, broken in ((0.5, 4), (0.55, 5)):
+        cell(folder, "equal_loss_trained_given", sparsity, broken)
+    data = read_aimed(folder)
+    found = [against_best(data, PLACE, "equal_loss_trained_given", sparsity) for sparsity in (0.5, 0.55)]
+    assert [against.published == "spon" for against in found] == [True, False]
 
 
 def test_cells_of_another_calibration_text_are_not_compared_with(folder):
