@@ -1,9 +1,11 @@
 """The bench of predicted neurons: the share that is computed is forced, and rows hold the same weights."""
 
+import argparse
 from dataclasses import replace
 
 import pytest
 import torch
+from wisparse.kernels.bench import predicted_neurons
 from wisparse.kernels.bench.drawn import filled_cache, random_weights
 from wisparse.kernels.bench.predicted_neurons import nothing_read, predicting, row_weights, shares_read
 from wisparse.kernels.cpu.step import decode_step
@@ -46,3 +48,15 @@ def test_with_every_neuron_computed_a_step_is_the_dense_one(compiled, weights):
         cache = filled_cache(SHAPE, torch.bfloat16, torch.device("cpu"), 8)
         found.append(decode_step(given, rules, cache)(torch.tensor([3])).clone())
     assert torch.allclose(*found, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_every_kind_of_plan_has_a_row(compiled, monkeypatch):
+    monkeypatch.setattr(predicted_neurons, "read_bandwidth", lambda _: 20e9)
+    options = argparse.Namespace(context=8, computed=[0.3])
+    found = list(predicted_neurons.rows("tiny", SHAPE, torch.device("cpu"), options))
+    assert [(row["kind"], row["blocks"], row["read_gb_s"]) for row in found] == [
+        (kind, 2, 20.0) for kind in ("dense", "nothing", "signs", "predicted")
+    ]
+    assert found[-1]["computed"] == pytest.approx(0.3, abs=0.05)
+    assert all(row["ms"] > 0 for row in found)
