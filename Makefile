@@ -139,7 +139,7 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 		$(call KEEP_real,massive))
 
 given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
-	@$(RUN) -m wisparse.repro.tables given_loss --records results/records/table1 \
+	@$(RUN) -m wisparse.repro.tables given_loss --records results/records/table1 results/records/frontier \
 		--output results/given_loss > /dev/null
 	@$(RUN) -m wisparse.repro.tables given_loss --records results/real/records/table1 \
 		--output results/real/given_loss > /dev/null

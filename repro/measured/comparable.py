@@ -9,7 +9,16 @@ from typing import Any
 from ...method.errors import UserError
 from ..record_facts import comparable
 from .cells import MeasuredCell
-from .deciding import APART, check_names, heads_of, protocol_of, quantisation_of, search_of, without_machine
+from .deciding import (
+    APART,
+    calibration_of,
+    check_names,
+    heads_of,
+    protocol_of,
+    quantisation_of,
+    search_of,
+    without_machine,
+)
 
 Settings = Mapping[str, Callable[[MeasuredCell], Any]]
 """How to find what cells must share, by its name."""
@@ -98,7 +107,7 @@ SHARED_SETTINGS: Settings = {
     "quantisation": lambda cell: quantisation_of(cell.record),
     "heads": lambda cell: heads_of(cell.record),
     "search": lambda cell: search_settings(cell.record),
-    "calibration": lambda cell: without_machine(cell.record["config"]["calibration"]),
+    "calibration": lambda cell: calibration_of(cell.record),
     "seed": lambda cell: cell.record["seed"],
     "items": lambda cell: (_counts(cell.items), len(cell.items["documents"])),
 }

@@ -38,6 +38,10 @@ def search_values(record: Record) -> dict[str, Any]:
     return {name: value for name, value in without_machine(search_of(record)).items() if name != "name"}
 
 
+FORMER_PIECE = 8000
+"""Characters of a file in `calibration=unseen` before `piece` was a setting; the hashes of the text agree."""
+
+
 def quantisation_of(record: Record) -> dict[str, Any]:
     """Settings of the quantised weights; of records without any, which older ones are, `none`."""
     found = record.get("quantisation")
@@ -47,6 +51,12 @@ def quantisation_of(record: Record) -> dict[str, Any]:
 def protocol_of(record: Record) -> dict[str, Any]:
     """Settings of the token policy; of records that do not say how many rows share a mask, each has its own."""
     return {"rows_sharing": 1} | without_machine(record["config"]["protocol"])
+
+
+def calibration_of(record: Record) -> dict[str, Any]:
+    """Settings of the calibration text; of records that do not say how much of a file, what was taken then."""
+    settings = without_machine(record["config"]["calibration"])
+    return {"piece": FORMER_PIECE} | settings if settings.get("name") == "unseen" else settings
 
 
 def heads_of(record: Record) -> dict[str, Any]:
@@ -66,7 +76,7 @@ DECIDING: Mapping[str, Callable[[Record], Any]] = {
     "protocol": protocol_of,
     # The other values of a budget stand in the settings of the methods that search.
     "search tokens": lambda record: search_values(record)["sparse_tokens"],
-    "calibration": lambda record: without_machine(record["config"]["calibration"]),
+    "calibration": calibration_of,
     "seed": lambda record: record["seed"],
 }
 """How to find it in a record, by its name."""

@@ -75,6 +75,19 @@ def test_dense_cells_differ_by_their_calibration_where_weights_are_made_on_it(tm
         read_table(tmp_path / "int8")
 
 
+@pytest.mark.parametrize("read", [read_table, read_real])
+def test_records_from_before_pieces_could_be_chosen_are_of_the_pieces_of_then(tmp_path, read):
+    def of(**piece: int) -> dict[str, object]:
+        return {"config": CONFIG | {"calibration": {"name": "unseen"} | piece}}
+
+    write_cell(tmp_path, "teal", 0.5, 10, **of())
+    write_cell(tmp_path, "wina", 0.5, 10, **of(piece=8000))
+    read(tmp_path)
+    write_cell(tmp_path, "chess", 0.5, 10, **of(piece=16000))
+    with pytest.raises(UserError, match=r"records of different calibration do not belong .*'piece': 16000"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("read", [read_table, read_frontier, read_real])
 def test_two_tokenizers_are_refused_and_records_that_do_not_say_are_read(tmp_path, read):
     write_cell(tmp_path, "dense", 0.0, 0)
