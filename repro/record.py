@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, get_origin, get_type_hints
 
-from .record_facts import hardware, has_random_weights, is_embedded, suite_choice
+from .record_facts import hardware, has_random_weights, is_embedded
 from .record_sections import (
     CalibrationFacts,
     CellName,
@@ -100,11 +100,6 @@ class Record:
     def commit(self) -> str:
         """Commit of the sources; empty outside of a checkout."""
         return self.surroundings.git.commit if self.surroundings.git else ""
-
-    @property
-    def suite_name(self) -> str:
-        """Name of the suite, as `suite=` takes it."""
-        return suite_choice(self.suite.name)
 
 
 OBJECTS = frozenset(

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ...kernels.model.decoder import Decoder
+from ...method.errors import UserError
 from .corpus import HELD_OUT_PACKAGES, training_and_held_out_texts
 from .recipes import BEGIN_OF_TEXT, RECIPES, VOCABULARY, Recipe
 
@@ -71,8 +72,9 @@ def prepare(
     """Tokenizer, training ids, held-out ids and facts on the text; kept in `cache` between runs.
 
     known: the tokenizer of a model that is trained on; without it one is trained on the text. files: training
-    files that are taken, and as large a share of the held-out ones; None: all.
+    files that are taken, and as large a share of the held-out ones, with a cache of their own; None: all.
     """
+    cache = cache if files is None else cache / f"{files}-files"
     if (cache / "facts.json").exists():
         tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
         facts = json.loads((cache / "facts.json").read_text())
@@ -100,6 +102,8 @@ def prepare(
         np.save(cache / "held_out.npy", held_out)
         (cache / "facts.json").write_text(json.dumps(facts))
     print("text", facts, flush=True)
+    if len(held_out) < HELD_OUT_LENGTH:
+        raise UserError(f"{len(held_out)} held-out tokens are fewer than a window of {HELD_OUT_LENGTH}")
     as_tensor = [torch.from_numpy(ids.astype(np.int32)) for ids in (training, held_out)]
     return tokenizer, as_tensor[0], as_tensor[1], facts
 
@@ -113,14 +117,11 @@ def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_out_nats(model: PreTrainedModel, ids: torch.Tensor, windows: int) -> float:
-    """Mean cross-entropy over the first `windows` windows of HELD_OUT_LENGTH tokens."""
-    total, batch = 0.0, 32
-    windows = min(windows, len(ids) // HELD_OUT_LENGTH) // batch * batch
-    for start in range(0, windows, batch):
-        chunk = ids[start * HELD_OUT_LENGTH : (start + batch) * HELD_OUT_LENGTH]
-        total += token_losses(model, chunk.view(batch, HELD_OUT_LENGTH).long()).item() * batch
-    return total / windows
+def held_out_nats(model: PreTrainedModel, ids: torch.Tensor, windows: int | None = None) -> tuple[float, int]:
+    """Mean cross-entropy over the first `windows` windows of HELD_OUT_LENGTH tokens (all), and their tokens."""
+    whole = ids[: len(ids) // HELD_OUT_LENGTH * HELD_OUT_LENGTH].view(-1, HELD_OUT_LENGTH)[:windows]
+    losses = [token_losses(model, chunk.long()).item() * len(chunk) for chunk in whole.split(32)]
+    return sum(losses) / len(whole), whole.numel()
 
 
 def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -128,19 +129,15 @@ def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.
     matrices = [p for p in Decoder.of(model).blocks.parameters() if p.ndim == 2]
     matrix_ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in matrix_ids]
-    adamw = {"betas": (0.9, 0.95), "fused": True, "lr": recipe.learning_rate}
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    adamw = {"betas": (0.9, 0.95), "fused": True, "lr": rate}
     if recipe.optimizer == "muon":
         return [
-            torch.optim.Muon(
-                matrices,
-                lr=recipe.learning_rate,
-                weight_decay=recipe.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
+            torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, weight_decay=0.0, **adamw),
         ]
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": matrices, "weight_decay": decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return [torch.optim.AdamW(groups, **adamw)]
@@ -241,8 +238,8 @@ def evaluate_and_save(
     record: what is known of the training. Returns it with what was measured, as `training.json` holds it.
     """
     model = model.bfloat16().float().eval()  # what is stored is what is measured
-    nats = held_out_nats(model, held_out, HELD_OUT_WINDOWS)
-    nats_all = held_out_nats(model, held_out, len(held_out))
+    nats, tokens = held_out_nats(model, held_out, HELD_OUT_WINDOWS)
+    nats_all, _ = held_out_nats(model, held_out)
     facts = record["text"]
     bytes_per_token = facts["held_out_bytes"] / facts["held_out_tokens"]
     device = held_out.device.type
@@ -252,7 +249,7 @@ def evaluate_and_save(
         "held_out_packages": HELD_OUT_PACKAGES,
         **record,
         "held_out_perplexity": math.exp(nats),
-        "held_out_perplexity_tokens": HELD_OUT_WINDOWS * HELD_OUT_LENGTH,
+        "held_out_perplexity_tokens": tokens,
         "held_out_perplexity_all": math.exp(nats_all),
         "held_out_bits_per_byte_all": nats_all / math.log(2) / bytes_per_token,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",

@@ -50,12 +50,19 @@ def timed(losses: Iterable[Row], steps: Iterable[Row]) -> list[Timed]:
     found = defaultdict(list)
     for row in losses:
         place = BITS.get(row["quantisation"], 0), float(row["sparsity"])
-        if place in times:
-            ratio = float(row["perplexity_ratio"] or 1.0)  # the dense model itself has none
+        ratio = _ratio(row)
+        if place in times and ratio is not None:
             point = Timed(row["quantisation"], place[1], row["method"], ratio, times[place])
             found[point[:2]].append(point)
     best = [min(points, key=lambda point: point.ratio) for points in found.values()]
     return sorted(best, key=lambda point: (list(BITS).index(point.quantisation), point.sparsity))
+
+
+def _ratio(row: Row) -> float | None:
+    """Perplexity over that of the dense model, which has no ratio itself; None where a row was not measured."""
+    if row["perplexity_ratio"]:
+        return float(row["perplexity_ratio"])
+    return 1.0 if (row["quantisation"], row["method"]) == ("none", "dense") else None
 
 
 def milliseconds_figure(points: list[Timed], model: str) -> Figure:

@@ -126,7 +126,7 @@ def test_all_machines_that_fuse_give_the_same_bits(compiled, monkeypatch):
 
 
 def test_the_last_groups_of_a_row_have_the_same_bits_on_all_machines(compiled, monkeypatch):
-    """Of one to sixteen scales, which fill a vector or do not, and behind which nothing may be read."""
+    """Scales are one to sixteen, which fill a vector or do not, and behind which nothing may be read."""
 
     def results() -> list[Tensor]:
         return [

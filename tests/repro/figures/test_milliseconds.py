@@ -11,6 +11,8 @@ small,none,teal,0.5,1.2
 small,none,wina,0.5,1.1
 small,int8,teal,0.5,1.21
 small,int4,dense,0.0,1.8
+small,none,oats,0.5,
+small,int4,oats,0.0,
 small,wanda,dense,0.0,2.0
 """
 STEPS = """\

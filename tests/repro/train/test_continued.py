@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
+from wisparse.method.errors import UserError
 from wisparse.method.running.apply import applied
 from wisparse.repro.embedded import train
 from wisparse.repro.embedded.corpus import package_sources
@@ -66,9 +67,28 @@ def test_the_penalty_is_the_mean_of_what_enters_down(llama):
 def test_some_of_the_files_are_a_share_of_both_texts(tmp_path, monkeypatch):
     texts = ["import os\n"] * 10, ["import re\n"] * 4
     monkeypatch.setattr(train, "training_and_held_out_texts", lambda: texts)
+    monkeypatch.setattr(train, "HELD_OUT_LENGTH", 4)
     known = Tokenizer.from_file(str(continued.MODELS / continued.START / "tokenizer.json"))
-    facts = [train.prepare(tmp_path / str(files), known, files)[3] for files in (5, 1, None)]
-    assert [(fact["training_files"], fact["held_out_files"]) for fact in facts] == [(5, 2), (1, 1), (10, 4)]
+    facts = [train.prepare(tmp_path, known, files)[3] for files in (5, 1, None, 5)]
+    assert [(fact["training_files"], fact["held_out_files"]) for fact in facts] == [
+        (5, 2),
+        (1, 1),
+        (10, 4),
+        (5, 2),
+    ]
+    monkeypatch.setattr(train, "HELD_OUT_LENGTH", 512)
+    with pytest.raises(UserError, match="are fewer than a window of 512"):
+        train.prepare(tmp_path, known, 1)
+
+
+def test_held_out_loss_is_of_the_tokens_that_there_are(monkeypatch):
+    """Also of fewer windows than a batch of them, and of a last batch that is not full."""
+    monkeypatch.setattr(train, "HELD_OUT_LENGTH", 4)
+    monkeypatch.setattr(train, "token_losses", lambda _, ids: ids.float().mean())
+    ids = torch.arange(34 * 4 + 3)
+    assert train.held_out_nats(None, ids[:11]) == (pytest.approx(3.5), 8)
+    assert train.held_out_nats(None, ids) == (pytest.approx(67.5), 136)
+    assert train.held_out_nats(None, ids, 33) == (pytest.approx(65.5), 132)
 
 
 def check_lte(folder, record, held_out):
