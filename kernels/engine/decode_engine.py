@@ -210,6 +210,7 @@ class DecodeEngine:
                 running &= ~torch.isin(tokens, stops)
                 if not running.any():
                     break
+            self._check_open()  # a sampler or another thread may have closed it
             logits = self.step(tokens)
             largest = torch.maximum(largest, logits.amax())
             tokens = sampler(logits).masked_fill(~running, pad_token)

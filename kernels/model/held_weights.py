@@ -64,6 +64,8 @@ def mark_of(parameter: nn.Parameter, in_place: bool) -> object:
 
 _HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
 """Beside the models, so that a copy of one is free."""
+_BEHIND_DOORS: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
+"""The same of a model and of its parts that can be stored by themselves, as its base model can."""
 
 
 def hold(model: nn.Module, who: str, *, in_place: bool) -> Holder:
@@ -72,9 +74,11 @@ def hold(model: nn.Module, who: str, *, in_place: bool) -> Holder:
     held = _HELD.setdefault(model, _Held())
     holder = Holder(who, in_place, dict(model.named_parameters()))
     held.holders.add(holder)
-    for name in DOORS:
-        if name not in vars(model) and hasattr(model, name):
-            setattr(model, name, MethodType(_guarded(getattr(type(model), name)), model))
+    for part in _with_doors(model):
+        _BEHIND_DOORS[part] = held
+        for name in DOORS:
+            if name not in vars(part) and hasattr(part, name):
+                setattr(part, name, MethodType(_guarded(getattr(type(part), name)), part))
     remember(model)
     return holder
 
@@ -87,8 +91,10 @@ def let_go(model: nn.Module, holder: Holder) -> None:
         remember(model)
         return
     del _HELD[model]
-    for name in DOORS:
-        vars(model).pop(name, None)
+    for part in _with_doors(model):
+        _BEHIND_DOORS.pop(part, None)
+        for name in DOORS:
+            vars(part).pop(name, None)
 
 
 @contextmanager
@@ -132,12 +138,18 @@ def check_same_parameters(model: nn.Module, holder: Holder) -> None:
             )
 
 
+def _with_doors(model: nn.Module) -> list[nn.Module]:
+    """The model, and those of its parts that transformers stores as models of their own."""
+    parts = (part for part in model.modules() if part is not model)
+    return [model, *(part for part in parts if hasattr(part, "save_pretrained"))]
+
+
 def _guarded(method: Any) -> Any:
     """The method of a class, for a model that may be held, or is a copy of one that was."""
 
     @wraps(method)
     def guarded(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
-        held = _HELD.get(self)
+        held = _BEHIND_DOORS.get(self)
         if held is not None and held.holders:
             raise KernelError(
                 f"{held.who()} holds the model's weights, which lie otherwise or are others meanwhile; call "

@@ -88,7 +88,7 @@ class _StoredForward:
                 "the engine first"
             )
         kept = torch.is_grad_enabled() and input.requires_grad  # a gradient is computed with the values later
-        if not kept and input.numel() <= self._scratch.products.most_rows * input.shape[-1]:
+        if not kept and self._is_for_products(input):
             return self._multiplied(input)
         with self._scratch.lock:
             parts = [
@@ -97,9 +97,17 @@ class _StoredForward:
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def _is_for_products(self, input: Tensor) -> bool:
+        """Whether it is a few rows of the linear's own dtype; of others torch says what it makes of them."""
+        weight = self._linear.weight
+        if input.dtype is not weight.dtype or torch.is_autocast_enabled(weight.device.type):
+            return False
+        return 0 < input.numel() <= self._scratch.products.most_rows * input.shape[-1]
+
     def _multiplied(self, input: Tensor) -> Tensor:
         """The product with a few rows, rounded once from float32."""
-        found = self._scratch.products.multiply(input.reshape(-1, input.shape[-1]), self._stored)
+        rows = input.reshape(-1, input.shape[-1]).contiguous()
+        found = self._scratch.products.multiply(rows, self._stored)
         if self._linear.bias is not None:
             found += self._linear.bias
         return found.to(input.dtype).view(*input.shape[:-1], -1)

@@ -201,9 +201,9 @@ def _measured(seeds: Column[RealEntry], tasks: Sequence[str]) -> list[Column[Any
 def _compared(whose: str) -> list[Column[RealEntry]]:
     return [
         Column("rise_share", f"Rise ÷ {whose}", lambda entry: entry.rise_share, 4, number(2), bounds=True,
-               absent="compared"),
+               absent="compared", beside="part"),
         Column("average_minus_reference", f"Average − {whose}", lambda entry: entry.minus_reference, 4,
-               number(2, sign="+"), bounds=True, absent="compared"),
+               number(2, sign="+"), bounds=True, absent="compared", beside="part"),
     ]  # fmt: skip
 
 
@@ -214,7 +214,7 @@ HOW_READ = (
     "Rise: perplexity minus that of the dense model. `{reference}` is taken at the very bytes that each cell "
     "reads, between its own two cells nearest to them, of the same seed: the logarithm of its rise and the "
     "outcome of every item are linear in the bytes. Beyond its cells nothing is extrapolated: "
-    f"*{INCOMPARABLE}*.",
+    f"*{INCOMPARABLE}*; *1 of 3*: of one of the row's three seeds alone.",
     f"Brackets: 95 % bootstrap intervals from {RESAMPLES:,} resamples of the mean over the seeds, paired by "
     "document (rise) and by item (average).",
 )
@@ -250,6 +250,7 @@ def _part(data: RealData, section: Section) -> Iterator[str]:
     seeds = Column("seeds", "Seeds", lambda entry: entry.seeds_text)
     declared = [*_measured(seeds, tasks), *_compared(f"{data.reference}'s")]
     hidden = [Column("status", "", lambda entry: entry.status), Column("compared", "", _reason),
+              Column("part", "", _part_of_seeds),
               Column("trained", "", lambda entry: entry.trained)]  # fmt: skip
     # What is trained is compared with what is trained.
     ordered = sorted(rows(data, section), key=lambda entry: (entry.sparsity, entry.trained))
@@ -265,6 +266,10 @@ def _part(data: RealData, section: Section) -> Iterator[str]:
 
 def _reason(entry: RealEntry) -> str:
     return INCOMPARABLE if entry.comparison_text == INCOMPARABLE else ""
+
+
+def _part_of_seeds(entry: RealEntry) -> str:
+    return entry.comparison_text if 0 < len(entry.compared) < len(entry.cells) else ""
 
 
 REAL = Table(

@@ -55,6 +55,8 @@ class Column(Generic[Entry]):
     """Which values of a block of rows are marked in Markdown."""
     absent: str = ""
     """Text shown without a value: this, or what stands in the column of this name, which may be hidden."""
+    beside: str = ""
+    """Column of a text that is shown behind a value, such as of what it is the mean; it may be hidden."""
     optional: bool = False
     """Whether the column is left out of a CSV in which no row has a value."""
 
@@ -78,10 +80,11 @@ class Column(Generic[Entry]):
             absent = row.get(self.absent, self.absent)
             return "" if absent == MEASURED else absent  # its row is there, and has no such value
         value = self._formed(row, self.name)
-        if not self.bounds or not row.get(f"{self.name}_low"):
-            return value
-        low, high = (self._formed(row, f"{self.name}_{end}") for end in ("low", "high"))
-        return f"{value} [{low}, {high}]"
+        if self.bounds and row.get(f"{self.name}_low"):
+            low, high = (self._formed(row, f"{self.name}_{end}") for end in ("low", "high"))
+            value = f"{value} [{low}, {high}]"
+        beside = row.get(self.beside, "")
+        return f"{value}, {beside}" if beside else value
 
     def _formed(self, row: Row, name: str) -> str:
         try:

@@ -39,22 +39,27 @@ def holding(request, llama):
 def test_weights_that_are_held_do_not_leave_move_or_change(llama, holding, tmp_path):
     who, context = holding
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
-    doors = {
-        "save_pretrained": lambda: llama.save_pretrained(tmp_path / "saved"),
-        "state_dict": lambda: llama.state_dict(None),
-        "load_state_dict": lambda: llama.load_state_dict(before),
-        "to, half": lambda: llama.to(torch.float16),
-        "to, half, cuda": llama.cpu,
-    }
+    doors = [
+        ("save_pretrained", lambda: llama.save_pretrained(tmp_path / "saved")),
+        ("state_dict", lambda: llama.state_dict(None)),
+        ("load_state_dict", lambda: llama.load_state_dict(before)),
+        ("to, half", lambda: llama.to(torch.float16)),
+        ("to, half, cuda", llama.cpu),
+        ("save_pretrained", lambda: llama.model.save_pretrained(tmp_path / "saved")),
+        ("state_dict", lambda: llama.model.state_dict(None)),
+        ("to, half", lambda: llama.model.to(torch.bfloat16)),
+    ]
     with context:
-        for name, door in doors.items():
+        for name, door in doors:
             with pytest.raises(KernelError, match=rf"{who} holds the model's weights, .* call {name}"):
                 door()
     assert not (tmp_path / "saved").exists()
     llama.save_pretrained(tmp_path / "saved")
+    llama.model.save_pretrained(tmp_path / "base")
     llama.load_state_dict(before)
     assert llama.half().dtype == torch.float16
-    assert not {"save_pretrained", "state_dict", "load_state_dict", "_apply"} & vars(llama).keys()
+    for model in (llama, llama.model):
+        assert not {"save_pretrained", "state_dict", "load_state_dict", "_apply"} & vars(model).keys()
 
 
 def replace_a_weight(model):

@@ -9,7 +9,7 @@ from ...measured.cells import method_rank
 from ...tables.csv_rows import Row, read_rows
 from ...tables.table import is_number
 from ...tables.text import NOT_MEASURED, table_row
-from .real import REAL, SETTINGS, mean_shown
+from .real import REAL, SETTINGS, mean_shown, most_seeds
 
 GIVEN_LOSS = REPOSITORY / "results" / "real" / "given_loss.csv"
 SPEED = REPOSITORY / "results" / "speed.csv"
@@ -39,6 +39,7 @@ def field_table(path: Path = REAL, given_loss: Path = GIVEN_LOSS, speed: Path = 
     }
     gains = {row["method"]: row["speedup"] for row in read_rows(speed) if DECODED.items() <= row.items()}
     lines = [table_row(HEADS), "|---" + "|---:" * (len(HEADS) - 1) + "|"]
+    seeds = most_seeds(rows)
     for method in sorted({row["method"] for row in rows}, key=method_rank):
         wikitext, english = (
             [row for row in rows if (row["suite"], row["method"]) == (suite, method)]
@@ -49,9 +50,9 @@ def field_table(path: Path = REAL, given_loss: Path = GIVEN_LOSS, speed: Path = 
         shown = [
             f"{float(gross):.1%}" if is_number(gross) else gross,
             f"{float(read) / 1e6:.0f}" if is_number(read) else read,
-            mean_shown(wikitext, SPARSITY, "perplexity", 2),
-            mean_shown(wikitext, SPARSITY, "rise_share", 2),
-            mean_shown(english, SPARSITY, "average", 1),
+            mean_shown(wikitext, SPARSITY, "perplexity", 2, seeds),
+            mean_shown(wikitext, SPARSITY, "rise_share", 2, seeds),
+            mean_shown(english, SPARSITY, "average", 1, seeds),
             _saved(saved.get(method)),
             f"{float(gains[method]):.2f}×" if method in gains else "",
         ]

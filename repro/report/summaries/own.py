@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -63,19 +63,16 @@ def times_table(path: Path = TIMES) -> str:
 def _shown(rows: list[Row]) -> Iterator[str]:
     measured = [row for row in rows if row["status"] == "measured"]
     yield "yes" if any(row["trained"] == "True" for row in measured) else ""
-    yield _seeds(row for row in measured if float(row["sparsity"]) in SPARSITIES)
+    places = Counter(
+        (row["suite"], row["sparsity"]) for row in measured if float(row["sparsity"]) in SPARSITIES
+    )
+    fewest, most = min(places.values(), default=0), max(places.values(), default=0)
+    yield str(most) if fewest == most else f"{fewest} to {most}"
     for suite, column, _, digits in COLUMNS:
         of_suite = [row for row in measured if row["suite"] == suite]
-        yield from (mean_shown(of_suite, sparsity, column, digits) for sparsity in SPARSITIES)
+        yield from (mean_shown(of_suite, sparsity, column, digits, most) for sparsity in SPARSITIES)
     seconds = [float(row["plan_seconds"]) for row in measured if row["plan_seconds"]]
     yield f"{fmean(seconds):.0f}" if seconds else NOT_MEASURED
-
-
-def _seeds(rows: Iterable[Row]) -> str:
-    """How many seeds the numbers of a line are means of: the fewest and the most."""
-    places = Counter((row["suite"], row["sparsity"]) for row in rows)
-    fewest, most = min(places.values(), default=0), max(places.values(), default=0)
-    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def tried_table(path: Path = TRIED, apart: bool = False) -> str:

@@ -33,11 +33,12 @@ def real_table(path: Path = REAL, readings: Path = READINGS) -> str:
         return f"*{NOT_MEASURED.capitalize()}.*"
     heads = [title.format(f"{sparsity:.0%}") for *_, title, _ in SHOWN for sparsity in SPARSITIES]
     lines = [table_row(["", *heads]), "|---" + "|---:" * len(heads) + "|"]
+    seeds = most_seeds(rows)
     for method in sorted({row["method"] for row in rows}, key=method_rank):
         shown = []
         for suite, column, _, digits in SHOWN:
             mine = [row for row in rows if (row["suite"], row["method"]) == (suite, method)]
-            shown += [mean_shown(mine, sparsity, column, digits) for sparsity in SPARSITIES]
+            shown += [mean_shown(mine, sparsity, column, digits, seeds) for sparsity in SPARSITIES]
         lines.append(table_row([method, *shown]))
     return "\n".join(lines)
 
@@ -54,7 +55,7 @@ def readings_table(path: Path = READINGS) -> str:
     for method, mine in sorted(methods.items(), key=lambda pair: _rise(pair[1])):
         seeds = {row["seed"] for row in mine if row["perplexity"] and float(row["sparsity"]) in SPARSITIES}
         shown = [
-            mean_shown(mine, sparsity, column, digits)
+            mean_shown(mine, sparsity, column, digits, len(seeds))
             for _, column, _, digits in SHOWN[1:]
             for sparsity in SPARSITIES
         ]
@@ -78,12 +79,26 @@ def _at(row: Row, sparsity: float) -> bool:
     return row["method"] == "dense" or float(row["sparsity"]) == sparsity
 
 
-def mean_shown(rows: list[Row], sparsity: float, column: str, digits: int) -> str:
-    """The mean over the seeds at a sparsity, or why there is none; dense is the same at every sparsity."""
+def most_seeds(rows: list[Row]) -> int:
+    """The most seeds that any method was measured with at a sparsity that is shown."""
+    shown = (row for row in rows if row["status"] == "measured" and float(row["sparsity"]) in SPARSITIES)
+    found: dict[tuple[str, ...], set[str]] = {}
+    for row in shown:
+        found.setdefault((row["suite"], row["method"], row["sparsity"]), set()).add(row["seed"])
+    return max(map(len, found.values()), default=0)
+
+
+def mean_shown(rows: list[Row], sparsity: float, column: str, digits: int, seeds: int = 0) -> str:
+    """The mean over the seeds at a sparsity, or why there is none; dense is the same at every sparsity.
+
+    seeds: how many the table says that its means are of. A mean of fewer says of how many it is.
+    """
     wanted = [row for row in rows if _at(row, sparsity)]
     values = [float(row[column]) for row in wanted if row[column]]
     if values:
-        return f"{fmean(values):.{digits}f}"
+        fewer = len(values) < seeds and wanted[0]["method"] != "dense"
+        of = f" ({len(values)} seed{'s' if len(values) > 1 else ''})" if fewer else ""
+        return f"{fmean(values):.{digits}f}{of}"
     status = wanted[0]["status"] if wanted else NOT_MEASURED
     if status != "measured":
         return status

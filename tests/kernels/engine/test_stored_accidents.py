@@ -233,3 +233,18 @@ def test_zeros_come_back_with_their_signs():
         stored_linears.give_back_linears(model)
         for linear in model_projections(model).values():
             assert linear.weight[:, 0].signbit().all()
+
+
+def test_an_engine_that_is_closed_while_it_generates_says_so():
+    model, weights, ids = setting()
+    with quantised(model, weights):
+        before = parameters(model)
+        engine = DecodeEngine(model, quantised=weights, capacity=40)
+
+        def closing(logits: Tensor) -> Tensor:
+            engine.close()
+            return logits.argmax(dim=-1)
+
+        with pytest.raises(KernelError, match="this decode engine is closed"):
+            engine.generate(ids, new_tokens=4, sampler=closing)
+        assert is_as_before(model, before)

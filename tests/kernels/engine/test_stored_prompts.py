@@ -211,3 +211,26 @@ def test_large_weights_are_dequantised_some_columns_at_a_time(name):
     give_back_linears(model)
     assert torch.allclose(found, x @ whole + model["q"].bias, atol=1e-3)
     assert not torch.allclose(model["q"](x), found, atol=1.0)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU no product reads several rows from few bits")
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_few_rows_of_any_form_are_what_a_linear_makes_of_them(name, compiled):
+    """None at all, rows that lie apart or are not finite; of another dtype, torch says what it says of any."""
+    model, weights, _ = setting(name, torch.float32)
+    linear = model.model.layers[0].mlp.down_proj
+    many = torch.randn(128, 6, generator=torch.Generator().manual_seed(0))
+    forms = [torch.empty(0, 128), torch.empty(2, 0, 128), many.T, many.T.reshape(2, 3, 128), many[:, 0]]
+    forms += [many[:, :1].T.expand(5, 128), torch.randn(5, 256)[:, ::2], torch.ones(5, 1).expand(5, 128)]
+    for value in (torch.inf, torch.nan, 1e30):
+        forms.append(many.T.clone())
+        forms[-1][1, 3] = value
+    with torch.no_grad(), quantised(model, weights):
+        expected = [linear(form) for form in forms]
+        with DecodeEngine(model, quantised=weights, capacity=16):
+            for form, wanted in zip(forms, expected, strict=True):
+                torch.testing.assert_close(linear(form), wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+            with pytest.raises(RuntimeError, match="the same dtype"):
+                linear(many.T.half())
+            with torch.autocast("cpu", torch.bfloat16):
+                assert linear(many.T).dtype is torch.bfloat16

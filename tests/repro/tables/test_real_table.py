@@ -162,3 +162,35 @@ def test_a_frontier_of_one_suite_and_protocol_among_several(records, tmp_path, m
     monkeypatch.setattr("sys.argv", [*command, "--where", "protocol=half", "suite=embedded"])
     main()
     assert len(list(csv.DictReader((tmp_path / "frontier.csv").open()))) == 1 + 6 + 3
+
+
+def test_a_share_of_some_of_the_rows_seeds_says_of_how_many(records):
+    """Its perplexity is the mean over two seeds, and what it is compared with has one that reaches there."""
+    write(records, "chess", 0.45, 20, bytes_read=BYTES * 0.45)
+    write(records, "chess", 0.45, 90, seed=1, bytes_read=BYTES * 0.2)
+    lines = [line.split(" | ") for line in REAL.markdown(read_real(records)).splitlines()]
+    shown = {(line[0], line[1]): line for line in lines if line[0] == "| chess" and line[2] == "0, 1"}
+    assert [text.endswith(", 1 of 2") for text in shown["| chess", "45 %"][-2:]] == [True, False]
+    assert shown["| chess", "45 %"][-1].endswith("], 1 of 2 |")
+    assert all(" of 2" not in text for text in shown["| chess", "50 %"])
+
+
+def test_the_readmes_block_says_of_how_many_seeds_where_they_are_fewer(tmp_path):
+    path, none = tmp_path / "table1.csv", tmp_path / "none.csv"
+    head = "suite,protocol,search_budget,method,sparsity,seed,status,perplexity,rise_share,average,reference"
+    shares = {"teal": ("", ""), "was": (1.5,), "wina": (1.2, "")}
+    rows = [
+        f"wikitext,half,medium,{method},0.5,{seed},measured,{20 + seed},{share},,teal"
+        for method, of_method in shares.items()
+        for seed, share in enumerate(of_method)
+    ]
+    rows.append("wikitext,half,medium,dense,0.0,0,measured,19,,,teal")
+    path.write_text("\n".join([head, *rows]) + "\n")
+    lines = [line.split(" | ") for line in real_table(path, none).splitlines()]
+    shown = {line[0].lstrip("| "): [line[3], line[5]] for line in lines[2:]}
+    assert shown == {
+        "dense": ["19.00", ""],
+        "teal": ["20.50", ""],
+        "was": ["20.00 (1 seed)", "1.50 (1 seed)"],
+        "wina": ["20.50", "1.20 (1 seed)"],
+    }

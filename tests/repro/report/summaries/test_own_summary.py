@@ -30,10 +30,10 @@ def test_own_methods_are_means_over_the_seeds_by_protocol(tmp_path):
     trained = next(line for line in table if line.startswith("| equal_loss_trained"))
     cells = [cell.strip() for cell in trained.strip("|").split("|")]
     assert cells[:4] == ["equal_loss_trained", "half", "yes", "1 to 2"]
-    assert cells[4] == "66.0"
+    assert cells[4] == "66.0 (1 seed)"
     assert cells[6] == "23.50"
     assert cells[8] == "0.65"
-    assert cells[10] == "0.50"
+    assert cells[10] == "0.50 (1 seed)"
     assert cells[-1] == "110"
     assert [line.split("|")[2].strip() for line in table[2:]] == ["half", "half", "all"]
 
