@@ -14,7 +14,7 @@ from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import csv_text
-from ..tables.text import NOT_MEASURED
+from ..tables.text import NOT_MEASURED, table_row
 from .checks import CHECKS, Finding
 from .evidence import Evidence
 from .figure_checks import FIGURE_CHECKS
@@ -137,12 +137,12 @@ def _paper(paper: str, verified: list[Verified]) -> str:
     columns = ("Claim", "Printed", "Recomputed", "Measured", "Verdict", "Why", "On embedded models")
     sources = "; ".join(dict.fromkeys(entry.claim.source for entry in verified))
     lines = [f"## {paper}", "", f"{sources}.", ""]
-    lines += ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    lines += [table_row(columns), "| --- " * len(columns) + "|"]
     for entry in verified:
         row = entry.row()
         verdict = row["verdict"] if row["verdict"] == NOT_DECIDED else f"**{row['verdict']}**"
         cells = [row["claim"], row["printed"], row["recomputed"], row["measured"], verdict, row["reason"]]
-        lines.append("| " + " | ".join([*cells, row["on_embedded_models"] or NOT_MEASURED]) + " |")
+        lines.append(table_row([*cells, row["on_embedded_models"] or NOT_MEASURED]))
     return "\n".join([*lines, *_commands(verified)])
 
 

@@ -17,7 +17,7 @@ from ..measured.paired_bootstrap import PairedResamples, interval
 from ..models.architecture import PAPER_MODELS, decode_tflops, projection_sizes
 from ..record_facts import suite_choice
 from ..tables.csv_rows import read_rows
-from ..tables.speed.speed_data import ENGINE_DENSE
+from ..tables.speed.speed_data import ENGINE_DENSE, in_main_dtype
 from ..tables.text import NOT_MEASURED
 
 Row = dict[str, Any]
@@ -119,15 +119,15 @@ def cost_rows(speed: Path) -> Iterator[Row]:
     """Figure 4: TFLOPs of 128 tokens from the architecture, and tokens a second where measured.
 
     `speed`: results/speed.csv; from it WiSparse's rows of batch 1 against the same engine without a plan, and
-    those of TEAL without allocation, which runs the same kernels.
+    those of TEAL without allocation, which runs the same kernels; each model's in one dtype.
     """
-    measured = [
+    measured = in_main_dtype(
         row
         for row in read_rows(speed)
         if row["method"] in ("dense", *TIMED_METHODS)
         and row["baseline"] == ENGINE_DENSE
         and (row["batch"], row["prompt"]) == ("1", "5")
-    ]
+    )
     models = dict.fromkeys([*PAPER_MODELS, *from_scratch(), *(row["model"] for row in measured)])
     for model in models:
         mine = [row for row in measured if row["model"] == model]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import INK, ink, line_style, write_figure
+from ..tables.speed.speed_data import in_main_dtype
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -156,7 +157,7 @@ def _weights(row: Row) -> str:
 
 
 def _main_settings(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if _is_main_setting(row)]
+    return in_main_dtype(row for row in rows if _is_main_setting(row))
 
 
 def _chosen_heads(rows: list[Row]) -> list[Row]:

@@ -17,6 +17,7 @@ SPARSITY, LOSS = 0.5, 0.1
 DECODED = {
     "device": "NVIDIA H200",
     "model": "llama3.1-8b-random",
+    "dtype": "bfloat16",
     "sparsity": str(SPARSITY),
     "batch": "1",
     "prompt": "5",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ...measured.cells import MeasuredCell, method_rank, stored_cells
 from ...measured.deciding import check_names
 from ...record_facts import hardware
+from ..csv_rows import Row
 
 ENGINE_DENSE, COMPILED, EAGER = "engine-dense", "torch.compile", "eager"
 COMPILED_DECODER = "compiled-decoder"
@@ -104,6 +106,14 @@ def plain_pytorch(data: SpeedData) -> dict[tuple[Any, ...], PlainPyTorch]:
                     known = replace(known, **{place: found})
         fastest[setting] = known
     return fastest
+
+
+def in_main_dtype(rows: Iterable[Row]) -> list[Row]:
+    """Rows of speed.csv in the dtype of most rows of their device and model: one line, one dtype."""
+    rows = list(rows)
+    counts = Counter((row["device"], row["model"], row["dtype"]) for row in rows)
+    main = {place[:2]: place[2] for place, _ in reversed(counts.most_common())}
+    return [row for row in rows if row["dtype"] == main[row["device"], row["model"]]]
 
 
 def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...record_facts import hardware, has_random_weights
 from ..table import PERCENT, PERCENT_1, Column, Table, number
-from ..text import NOT_MEASURED, model_lines
+from ..text import NOT_MEASURED, model_lines, table_row
 from .speed_data import (
     EAGER,
     ENGINE_DENSE,
@@ -98,9 +98,9 @@ def speed_markdown(data: SpeedData) -> str:
         cells = [cell for cell in data.sorted_cells() if hardware(cell.record["model"]) == device]
         rows = [_row(cell.record, plain[setting_of(cell.record)]) for cell in cells]
         table = [
-            "| " + " | ".join(PAGE_COLUMNS) + " |",
+            table_row(PAGE_COLUMNS),
             "| --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * (len(PAGE_COLUMNS) - 6),
-            *("| " + " | ".join(row) + " |" for row in rows),
+            *map(table_row, rows),
         ]
         sections.append("\n".join([f"## {device}", "", *_notes([cell.record for cell in cells]), "", *table]))
     return "\n\n".join([HEADER, *sections]) + "\n"

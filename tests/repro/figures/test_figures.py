@@ -192,6 +192,8 @@ def test_costs_are_the_papers_and_throughput_is_speed_csvs(tmp_path):
     }
     found = {(row["model"], row["sparsity"], row["device"], row["tok_s"]) for row in rows if "tok_s" in row}
     assert timed <= found
+    places = [(row["model"], row["sparsity"], row["device"], row["method"]) for row in rows if "tok_s" in row]
+    assert len(places) == len(set(places)), "a line has one point at a sparsity, of one dtype"
     absent = list(cost_rows(tmp_path / "absent.csv"))
     assert {row["status"] for row in absent} == {"not measured"}
 

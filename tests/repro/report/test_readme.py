@@ -77,6 +77,17 @@ def test_every_link_inside_the_repository_leads_somewhere(page):
         assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
 
 
+def test_rows_of_tables_have_as_many_columns_as_their_heads():
+    """A bar in a cell, as in |x|, moves all behind it, unless it is escaped."""
+    wrong = []
+    for page in {*WRITTEN, *(ROOT / "results").rglob("*.md")}:
+        for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.M):
+            rows = table.splitlines()
+            bars = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
+            wrong += [(page, row) for row, count in zip(rows, bars, strict=True) if count != bars[0]]
+    assert not wrong
+
+
 def test_every_make_target_exists():
     targets = set(re.findall(r"^([a-z0-9-]+):", read("Makefile"), re.MULTILINE))
     targets |= {f"reproduce-{part}" for part in ("table1", "table2")}

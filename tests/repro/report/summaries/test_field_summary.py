@@ -1,4 +1,4 @@
-"""The chart of the field: a row a method, its numbers those of the tables, and no speed of another device."""
+"""Chart of the field: a row a method, its numbers those of the tables, no speed of another device or dtype."""
 
 from wisparse.repro.report.summaries.field import field_table
 from wisparse.repro.tables.csv_rows import csv_text
@@ -56,6 +56,7 @@ def test_every_number_stands_in_a_table(tmp_path):
         {
             "device": device,
             "model": "llama3.1-8b-random",
+            "dtype": dtype,
             "method": "teal",
             "sparsity": "0.5",
             "batch": "1",
@@ -63,7 +64,11 @@ def test_every_number_stands_in_a_table(tmp_path):
             "baseline": "engine-dense",
             "speedup": speedup,
         }
-        for device, speedup in (("NVIDIA H100", "1.9"), ("NVIDIA H200", "1.637"))
+        for device, dtype, speedup in (
+            ("NVIDIA H100", "bfloat16", "1.9"),
+            ("NVIDIA H200", "bfloat16", "1.637"),
+            ("NVIDIA H200", "float16", "1.8"),
+        )
     ]
     paths = []
     for name, rows in (("cells", cells), ("losses", losses), ("speeds", speeds)):
