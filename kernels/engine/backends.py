@@ -25,8 +25,8 @@ from ..quantised.packed import FORMATS, check_widths
 LARGEST_BATCH = {"cuda": 64, "cpu": ROWS_ON_A_CPU}
 """Most rows by device."""
 MOST_ROWS = 48
-"""Rows of a prompt up to which a CPU's products read stored weights as they are. From 64 on, values made first are
-as fast or faster: SmolLM2-135M on one core, in float32 with AVX-512 and with AVX2 alone, in bfloat16 with
+"""Rows of a prompt up to which a CPU's products read stored weights as they are. From 64 on, values made first
+are as fast or faster: SmolLM2-135M on one core, in float32 with AVX-512 and with AVX2 alone, in bfloat16 with
 AVX-512."""
 
 
