@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -54,9 +57,12 @@ def dequantise(weight: FewBitsWeight, rows: Tensor) -> None:
     else:
         tensors = (None, weight.scales, weight.zeros)
         form, scales_row = (4, weight.group, weight.zeros is not None), weight.scales.stride(0)
-    launch(
-        dequantise_kernel,
-        (blocks_of(outputs, COLUMNS), blocks_of(inner, ROWS)),
-        weight.values, *tensors, rows, inner, outputs, weight.values.stride(0), scales_row,
-        BITS=form[0], GROUP=form[1], ZEROS=form[2], ROWS=ROWS, COLUMNS=COLUMNS,
-    )  # fmt: skip
+    with (
+        torch.cuda.device(rows.device) if rows.is_cuda else nullcontext()
+    ):  # Triton launches on the current one
+        launch(
+            dequantise_kernel,
+            (blocks_of(outputs, COLUMNS), blocks_of(inner, ROWS)),
+            weight.values, *tensors, rows, inner, outputs, weight.values.stride(0), scales_row,
+            BITS=form[0], GROUP=form[1], ZEROS=form[2], ROWS=ROWS, COLUMNS=COLUMNS,
+        )  # fmt: skip
