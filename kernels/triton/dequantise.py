@@ -57,9 +57,8 @@ def dequantise(weight: FewBitsWeight, rows: Tensor) -> None:
     else:
         tensors = (None, weight.scales, weight.zeros)
         form, scales_row = (4, weight.group, weight.zeros is not None), weight.scales.stride(0)
-    with (
-        torch.cuda.device(rows.device) if rows.is_cuda else nullcontext()
-    ):  # Triton launches on the current one
+    # Triton launches on the current GPU, which may be another one.
+    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
         launch(
             dequantise_kernel,
             (blocks_of(outputs, COLUMNS), blocks_of(inner, ROWS)),
