@@ -14,6 +14,7 @@ import torch
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..models.hub import MODEL_PATTERNS, SECOND_COPIES
+from ..models.weight_files import weight_files
 from ..records import RECORD
 from ..tables.text import NOT_MEASURED
 from .reproduction_cost import (
@@ -40,7 +41,7 @@ def hub_cache() -> Path:
 
 
 def on_disk(model: str) -> bool:
-    """Whether a model's checkpoint is in the hub's cache already; nothing is asked of the hub."""
+    """Whether a model's checkpoint is whole in the hub's cache already; nothing is asked of the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -53,9 +54,10 @@ def on_disk(model: str) -> bool:
             ignore_patterns=SECOND_COPIES,
             local_files_only=True,
         )
-    except LocalEntryNotFoundError:
+        weight_files(Path(folder), {})
+    except (LocalEntryNotFoundError, UserError):
         return False
-    return any(Path(folder).glob("*.safetensors"))
+    return True
 
 
 def free_bytes(folder: Path) -> int:

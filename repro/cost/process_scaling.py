@@ -139,6 +139,8 @@ def main() -> None:
     with mistakes_in_one_line():
         try:
             numbers = [int(number) for number in arguments.processes.split(",")]
+            if min(numbers) < 1:
+                raise ValueError("no process")
         except ValueError as error:
             raise UserError(f"--processes {arguments.processes} is not like 1,2") from error
         if arguments.records:

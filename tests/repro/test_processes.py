@@ -18,7 +18,7 @@ from torch import multiprocessing
 from wisparse.method.errors import UserError
 from wisparse.repro import processes, run
 from wisparse.repro.configuration import REPOSITORY
-from wisparse.repro.cost.process_scaling import rows_of, stored, write_rows
+from wisparse.repro.cost.process_scaling import main, rows_of, stored, write_rows
 from wisparse.repro.processes import OtherProcessError, SharedTrafficCounter
 
 CELL = [
@@ -144,3 +144,12 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch, device, latency, 
     processes.check("auto", "none")
     with pytest.raises(UserError, match=message):
         processes.check(device, latency)
+
+
+@pytest.mark.parametrize("numbers", ["0,1", "-2", "two", ""])
+def test_what_is_no_number_of_processes_is_refused(numbers, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["process_scaling", f"--processes={numbers}"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"error: --processes {numbers} is not like 1,2\n"

@@ -1,10 +1,14 @@
 """What is said before a table of the papers' models is begun."""
 
+import json
+
 import pytest
+import torch
+from safetensors.torch import save_file
 from wisparse.method.errors import UserError
 from wisparse.repro.cost import outlook as module
-from wisparse.repro.cost.outlook import download, free_bytes, hours, outlook
-from wisparse.repro.cost.reproduction_cost import jobs, makespan, measured_rates, weight_bytes
+from wisparse.repro.cost.outlook import download, free_bytes, hours, on_disk, outlook
+from wisparse.repro.cost.reproduction_cost import composed, jobs, makespan, measured_rates, weight_bytes
 
 MODELS = ["llama3.1-8b", "mistral-7b", "qwen2.5-7b"]
 
@@ -48,6 +52,21 @@ def test_the_download_is_what_is_not_on_disk_yet(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(module, "on_disk", lambda model: True)
     assert download(MODELS, tmp_path) == f"Weights: all of {', '.join(MODELS)} are in {tmp_path}."
+
+
+def test_a_checkpoint_without_all_of_its_shards_is_not_on_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert not on_disk("llama3.1-8b")
+    kept = tmp_path / f"models--{composed('config', 'model=llama3.1-8b').model.id.replace('/', '--')}"
+    snapshot, commit = kept / "snapshots" / ("0" * 40), kept / "refs" / "main"
+    snapshot.mkdir(parents=True)
+    commit.parent.mkdir()
+    commit.write_text(snapshot.name)
+    shards = {name: f"{name}.safetensors" for name in ("first", "second")}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    for name, whole in (("first", False), ("second", True)):
+        save_file({name: torch.zeros(2)}, snapshot / shards[name])
+        assert on_disk("llama3.1-8b") == whole
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(monkeypatch, tmp_path):
