@@ -1,7 +1,8 @@
 r"""What was aimed at with own methods beside what was reached, at equal bytes against the best published one.
 
 python -m wisparse.repro.tables bars --output results/real/bars --records results/real/records/table1 \
-    results/real/records/method results/real/records/method_text results/records/frontier
+    results/real/records/method results/real/records/method_text \
+    results/records/frontier results/records/frontier_own
 """
 
 from __future__ import annotations
