@@ -55,7 +55,7 @@ def plan(
     policy = None if search_tokens is None else token_policy(search_tokens)
     with acting_on(model, PLANNING, beside=ENGINE), at_rest(model):
         torch.manual_seed(seed)
-        return recipe.plan(Calibration(model, ids, batch_size, policy), sparsity)
+        return recipe.plan(Calibration(model, ids, batch_size, policy), float(sparsity))  # NumPy's is no JSON
 
 
 def load_plan(path: Path | str) -> SparsityPlan:

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..kernels.shared_files import replacing
 from .configuration import INSTALLED, PACKAGES, digest, portable
 from .record import OBJECTS, SCHEMA, SECTIONS, Record, RecordError
 from .record_sections import GitState, Surroundings
+from .scores import unsupported
 from .typed_json import misfit
 
 RECORD, ITEMS, UNREACHABLE = "record.json", "items.json", "unreachable.json"
@@ -70,13 +71,15 @@ def save_begun(folder: Path, record: dict[str, Any]) -> None:
 
 
 def load_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
-    """Read a finished cell's record. Raises RecordError when it, or its items, are missing or damaged.
+    """Read a finished cell's record. Raises RecordError when it or its items are missing or damaged, or differ.
 
     name: EVALUATED for what `save_evaluated` wrote.
     """
-    record = read_record(folder, name)
-    if digest(_read(folder / ITEMS)) != record["items_sha256"]:
+    record, items = read_record(folder, name), _read(folder / ITEMS)
+    if digest(items) != record["items_sha256"]:
         raise RecordError(f"{folder / ITEMS} is not what the record was made from")
+    if wrong := unsupported(record, items) or _unlike_its_plan(record):
+        raise RecordError(f"{folder / name} was edited or is of other items: {wrong}")
     return record
 
 
@@ -111,12 +114,26 @@ def load_note(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise RecordError(f"{path} is not a JSON object")
     return content
+
+
+def _unlike_its_plan(record: dict[str, Any]) -> str | None:
+    """What a record says of its cell, and of its plan otherwise; None where it agrees with itself."""
+    made = (record["plan"] or {}).get("provenance") or {}
+    stated = {"sparsity": record["sparsity"], "method": (record["method"] or {}).get("name")}
+    for name, value in stated.items():
+        if name in made and made[name] != value:
+            return f"{name} is {value}, and that of its plan {made[name]}"
+    return None
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _check_seal(path: Path, content: dict[str, Any]) -> None:

@@ -38,24 +38,44 @@ def decoded(kind: type[T], value: Any, place: str = "") -> T:
     return kind(**{part.name: _part(part, value, place) for part in _plan(kind)})
 
 
-def misfit(kind: type, value: dict[str, Any]) -> str | None:
-    """The first number, text or switch of an object that is of another type; None where all fit."""
+def misfit(kind: type, value: dict[str, Any], place: str = "") -> str | None:
+    """The first number, text or switch that is of another type, in an object or in those inside it.
+
+    None where all that are there fit; what lacks is not looked for, and an object or a list may be null.
+    """
     try:
         for part in _plan(kind):
+            inside = _object_kind(part.kind)
             if part.inline:
-                if found := misfit(part.kind, value):
-                    return found
-            elif part.name in value and _is_plain(part.kind):
-                _value(part.kind, value[part.name], part.name)
+                found = misfit(part.kind, value, place)
+            elif inside is not None and isinstance(value.get(part.name), dict):
+                found = misfit(inside, value[part.name], f"{place}{part.name}.")
+            else:
+                found = None
+                null = get_origin(part.kind) in (list, dict) and value.get(part.name) is None
+                if part.name in value and _is_plain(part.kind) and not null:
+                    _value(part.kind, value[part.name], f"{place}{part.name}")
+            if found:
+                return found
     except MisfitError as error:
         return str(error)
     return None
 
 
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+
+
+def _object_kind(kind: Any) -> type | None:
+    """The dataclass that a type is, or may be; None for others."""
+    return next((one for one in _kinds(kind) if is_dataclass(one)), None)
+
+
 def _is_plain(kind: Any) -> bool:
-    """Whether a type is a number, a text or a switch, or none of them."""
-    kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
-    return all(one in (str, int, float, bool, NoneType) for one in kinds)
+    """Whether a type is a number, a text or a switch, none of them, or a list or an object of such."""
+    if get_origin(kind) in (list, dict):
+        return all(map(_is_plain, get_args(kind)))
+    return all(one in (str, int, float, bool, NoneType) for one in _kinds(kind))
 
 
 def encoded(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...method.errors import UserError
+from ..scores import average_of, bits_per_byte_of, perplexity_of
 from ..text.calibration_text import read_text
 from .language_model import SparseLM, longest_sequence
 from .passes.context import Session
@@ -67,8 +68,7 @@ class Evaluation:
     @property
     def average(self) -> float | None:
         """Mean of the tasks' values, in percent."""
-        values = [result.value for result in self.tasks.values()]
-        return 100 * sum(values) / len(values) if values else None
+        return average_of([result.value for result in self.tasks.values()])
 
     @property
     def n_documents(self) -> int:
@@ -82,18 +82,16 @@ class Evaluation:
     @property
     def perplexity(self) -> float | None:
         """Exp of the nats per token; infinite where that overflows."""
-        nats = sum(document.nats for document in self.documents)
-        if not self.documents:
-            return None
-        return math.exp(nats / self.n_tokens) if nats / self.n_tokens < 700 else math.inf
+        return perplexity_of(self._nats, self.n_tokens)
 
     @property
     def bits_per_byte(self) -> float | None:
         """Nats over all bytes, in bits: comparable between tokenizers."""
-        if not self.documents:
-            return None
-        nats = sum(document.nats for document in self.documents)
-        return nats / math.log(2) / sum(document.bytes for document in self.documents)
+        return bits_per_byte_of(self._nats, sum(document.bytes for document in self.documents))
+
+    @property
+    def _nats(self) -> float:
+        return sum(document.nats for document in self.documents)
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, ready for JSON."""

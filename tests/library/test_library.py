@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import wisparse
@@ -253,3 +254,9 @@ def test_a_model_under_a_plan_has_gradients(llama, method):
     gradients = [parameter.grad for parameter in llama.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert gradients[-1].any()
+
+
+def test_a_sparsity_of_numpy_is_a_number_as_any(llama, tmp_path):
+    plan = wisparse.plan(llama, None, IDS, method="teal_uniform", sparsity=np.float32(0.5))
+    plan.save(tmp_path / "plan.safetensors")
+    assert wisparse.load_plan(tmp_path / "plan.safetensors").provenance.sparsity == 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -37,9 +38,23 @@ from wisparse.repro.records import (
 
 from .cell.test_plan_cache import plan
 
-ITEM_OUTCOMES = {"items": {"next_line": [1.0, 0.0]}, "documents": []}
-
-NUMBERS = {"sparsity": 0.5, "n_documents": 1, "n_tokens": 8, "seed": 0, "command": "", "utc": ""}
+ITEM_OUTCOMES = {
+    "items": {"next_line": [1.0, 0.0]},
+    "documents": [{"nats": 8 * math.log(4), "tokens": 8, "bytes": 16}],
+}
+TASK = {"metric": "acc", "value": 0.5, "stderr": 0.5, "n": 2, "chance": 0.25}
+SCORES = {
+    "tasks": {"next_line": TASK},
+    "average": 50.0,
+    "perplexity": 4.0,
+    "bits_per_byte": 1.0,
+    "n_documents": 1,
+    "n_tokens": 8,
+}
+PLAN = {"provenance": {"sparsity": 0.5, "method": "teal"}}
+NUMBERS = SCORES | {
+    "sparsity": 0.5, "seed": 0, "command": "", "utc": "", "plan": PLAN, "method": {"name": "teal"}
+}  # fmt: skip
 
 
 def finished(folder: Path) -> Path:
@@ -74,6 +89,10 @@ def _edit(change):
         (_edit(lambda record: record.pop("realised")), "lacks realised"),
         (_edit(lambda record: record.update(sparsity="half")), "sparsity is 'half', not of type float"),
         (_edit(lambda record: record.update(perplexity="9.5")), "perplexity is '9.5', not of type float"),
+        (_edit(lambda record: record.update(perplexity=math.nan)), "NaN is no number of JSON"),
+        (_edit(lambda record: record.update(model={"threads": "2"})), "model.threads is '2', not of type int"),
+        (_edit(lambda record: record.update(realised={"by_block": ["x"]})), r"realised.by_block\[0\] is 'x'"),
+        (_edit(lambda record: record.update(seconds={"plan": None})), "seconds.plan is None"),
         (_edit(lambda record: record.update(schema=SCHEMA + 1)), "has schema"),
         (_edit(lambda record: record.update(perplexity=9.5)), "record.json was edited"),
         (_edit(lambda record: record.update(content_sha256=None)), "record.json was edited"),
@@ -93,8 +112,33 @@ def test_a_record_of_before_records_had_a_hash_is_read_and_the_order_of_its_keys
     (folder / RECORD).write_text(json.dumps(dict(sorted(content.items())), indent=7))
     assert load_record(folder) == content
     del content[SEAL]
-    (folder / RECORD).write_text(json.dumps(content | {"perplexity": 9.5}))
-    assert load_record(folder)["perplexity"] == 9.5
+    (folder / RECORD).write_text(json.dumps(content | {"command": "python run.py"}))
+    assert load_record(folder)["command"] == "python run.py"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"perplexity": 3.9}, r"perplexity is 3\.9, and its items make 4\.0"),
+        ({"perplexity": None}, "perplexity is None"),
+        ({"average": 51.0}, "average is 51"),
+        ({"bits_per_byte": 0.9}, "bits_per_byte"),
+        ({"n_documents": 2}, "n_documents is 2, and its items make 1"),
+        ({"n_tokens": 80}, "n_tokens"),
+        ({"tasks": {}}, "the number of tasks is 0"),
+        ({"tasks": {"next_line": TASK | {"value": 0.6}}}, "the score of next_line is 0.6"),
+        ({"tasks": {"next_line": TASK | {"n": 3}}}, "the number of items of next_line"),
+        ({"tasks": {"other": TASK}}, "the number of items of next_line is None"),
+        ({"sparsity": 0.4}, r"sparsity is 0\.4, and that of its plan 0\.5"),
+    ],
+)
+@pytest.mark.parametrize("resealed", [False, True])
+def test_a_score_that_the_items_do_not_make_is_noticed_without_a_hash_too(tmp_path, change, message, resealed):
+    folder = finished(tmp_path / "cell")
+    content = {name: value for name, value in load_record(folder).items() if name != SEAL} | change
+    write_json(folder / RECORD, sealed(content) if resealed else content)
+    with pytest.raises(RecordError, match=f"was edited or is of other items: .*{message}"):
+        load_record(folder)
 
 
 def test_an_edited_note_on_a_cell_out_of_reach_is_noticed(tmp_path):

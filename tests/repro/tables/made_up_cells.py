@@ -34,11 +34,17 @@ def outcomes(broken: float) -> dict[str, list[float]]:
 
 
 def write_cell(
-    root: Path, name: str, sparsity: float, broken: float, details: object = None, **changes: object
+    root: Path,
+    name: str,
+    sparsity: float,
+    broken: float,
+    details: object = None,
+    dense_documents: list[dict[str, float]] = DOCUMENTS,
+    **changes: object,
 ) -> Path:
     """A finished cell whose perplexity is the dense one times 1.01 for each broken answer."""
-    stretch = 1.01**broken
-    documents = [entry | {"nats": entry["nats"] + entry["tokens"] * math.log(stretch)} for entry in DOCUMENTS]
+    stretch = math.log(1.01) * broken
+    documents = [entry | {"nats": entry["nats"] + entry["tokens"] * stretch} for entry in dense_documents]
     items = {"items": outcomes(broken), "documents": documents} | ({"details": details} if details else {})
     tasks = {
         task: {
@@ -50,7 +56,7 @@ def write_cell(
         }
         for task, found in items["items"].items()
     }
-    tokens = sum(entry["tokens"] for entry in documents)
+    nats, tokens, size = (sum(entry[part] for entry in documents) for part in ("nats", "tokens", "bytes"))
     record = dict.fromkeys(SECTIONS) | {
         "schema": SCHEMA,
         "model": {
@@ -73,8 +79,8 @@ def write_cell(
         },
         "tasks": tasks,
         "average": 100 * sum(task["value"] for task in tasks.values()) / len(tasks),
-        "perplexity": math.exp(sum(entry["nats"] for entry in documents) / tokens),
-        "bits_per_byte": 1.0,
+        "perplexity": math.exp(nats / tokens) if documents else None,
+        "bits_per_byte": nats / math.log(2) / size if documents else None,
         "n_documents": len(documents),
         "n_tokens": tokens,
         "plan": {"seconds_by_stage": {"coarse": 4.0}, "provenance": {"evaluations": 7}},

@@ -102,7 +102,7 @@ def test_rows_of_several_seeds_are_told_apart(records):
 
 
 def test_a_suite_without_a_perplexity_leaves_it_empty(tmp_path):
-    cell(tmp_path, "dense", 0.0, 0)
-    cell(tmp_path, "again", 0.5, 3, perplexity=None)
+    cell(tmp_path, "dense", 0.0, 0, dense_documents=[])
+    cell(tmp_path, "again", 0.5, 3, dense_documents=[])
     (row,) = tried_rows(read_tried(tmp_path), 5)
     assert (row["perplexity"], row["rise_share"]) == (None, None)
