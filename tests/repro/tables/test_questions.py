@@ -134,7 +134,7 @@ def test_of_numbers_the_summary_has_both_ends(tmp_path):
     for step, name in ((0.005, "wisparse-0.5"), (0.01, "teal-0.5"), (0.02, "wina-0.5"), (0.04, "rsparse-0.5")):
         record = give(tmp_path / "records", f"llama-mini-{name}", question=question, allocation={"step": step})
         path = tmp_path / "records" / f"llama-mini-{name}-0" / "record.json"
-        record["method"]["name"] = "wisparse"
+        record["method"]["name"] = record["plan"]["provenance"]["method"] = "wisparse"
         path.write_text(json.dumps(record))
     output = tmp_path / "answers" / "evolution_step"
     write_tables(TABLES["question"], read_question(tmp_path / "records"), output)
