@@ -16,6 +16,12 @@ from pathlib import Path
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 PAUSE = 1.0
 """Seconds between two looks at a lock that another process holds."""
+UNUSABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOSPC,
+    errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
+)  # fmt: skip
+NO_FILES = ("/proc/", "/sys/")
+"""Where nothing can be made: the system calls it missing."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """Numbers of the error on a file system without locks, such as some that machines share."""
 
@@ -69,6 +75,14 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
+
+
+def unusable_file(error: OSError) -> str | None:
+    """What is wrong with a folder or file of the user's, by its name; None for other errors of the system."""
+    missing = error.errno == errno.ENOENT and str(error.filename).startswith(NO_FILES)
+    if error.filename is not None and (error.errno in UNUSABLE or missing):
+        return f"{error.filename}: {error.strerror}; choose a place that can be written and has room"
+    return None
 
 
 def taken(path: Path) -> int | None:

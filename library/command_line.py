@@ -71,12 +71,13 @@ def _suite_command(name: str) -> int | None:
 def _mistake(error: Exception) -> str | None:
     """One line on what the user should do; None for an error that is not the user's."""
     from .kernels.errors import KernelError
+    from .kernels.shared_files import unusable_file
     from .method.errors import UserError
     from .method.plan import PlanError
 
     if isinstance(error, UserError | KernelError | PlanError):
         return " ".join(str(error).split())
-    return None
+    return unusable_file(error) if isinstance(error, OSError) else None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -141,10 +141,10 @@ class SparsityPlan(PlanParts):
         _check_replaceable(path)
         with replacing(path) as unfinished:
             if path.suffix == ".safetensors":
-                self._save_tensors(unfinished, {METADATA: json.dumps(self._sealed_document())})
+                self._save_tensors(unfinished, path.parent, {METADATA: json.dumps(self._sealed_document())})
             else:
                 make_folder(unfinished)
-                self._save_tensors(unfinished / TENSORS)
+                self._save_tensors(unfinished / TENSORS, path.parent)
                 document = json.dumps(self._sealed_document(), indent=1) + "\n"
                 (unfinished / DOCUMENT).write_text(document, encoding="utf-8")
                 shutil.rmtree(path, ignore_errors=True)
@@ -176,7 +176,7 @@ class SparsityPlan(PlanParts):
             raise PlanError(f"{path}: not a readable plan ({error})") from error
         return plan
 
-    def _save_tensors(self, file: Path, metadata: dict[str, str] | None = None) -> None:
+    def _save_tensors(self, file: Path, folder: Path, metadata: dict[str, str] | None = None) -> None:
         try:
             save_file(self.tensors(), file, metadata=metadata)
         except SafetensorError as error:
@@ -184,7 +184,7 @@ class SparsityPlan(PlanParts):
             if number is None:
                 raise
             # As other writes fail: a full disk and a bound on file sizes are told apart by their number alone.
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file.parent.parent)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
         file.chmod(file_mode(file.parent))  # safetensors lets nobody else read what it writes
 
     def _sealed_document(self) -> dict[str, Any]:

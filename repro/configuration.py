@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..kernels.errors import KernelError
+from ..kernels.shared_files import unusable_file
 from ..method.errors import UserError
 
 PACKAGES = Path(__file__).resolve().parents[1]
@@ -35,12 +35,6 @@ REPOSITORY = Path.cwd() if INSTALLED else PACKAGES
 
 CONFIGURATION = PACKAGES / "conf"
 LAUNCHERS = "install one: pip install 'wisparse[joblib]' for joblib, 'wisparse[slurm]' for submitit_slurm"
-UNUSABLE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOSPC,
-    errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
-)  # fmt: skip
-NO_FILES = ("/proc/", "/sys/")
-"""Where nothing can be made: the system calls it missing."""
 UNKNOWN_SETTING = re.compile(r"Could not override '([^']+)'")
 
 
@@ -149,21 +143,13 @@ def _composition(error: HydraException | OmegaConfBaseException) -> str | None:
     return f"configuration: {'; '.join([line for line in lines if line][:2])}"
 
 
-def _unusable_file(error: OSError) -> str | None:
-    """A folder or file of the user's that cannot be used, by its name; other errors of the system are ours."""
-    missing = error.errno == errno.ENOENT and str(error.filename).startswith(NO_FILES)
-    if error.filename is not None and (error.errno in UNUSABLE or missing):
-        return f"{error.filename}: {error.strerror}; choose a place that can be written and has room"
-    return None
-
-
 EXPLANATIONS: dict[type[BaseException], Callable[[Any], str | None]] = {
     UserError: _user_error,
     KernelError: _user_error,
     MissingConfigException: _missing_choice,
     OverrideParseException: _unreadable_override,
     MissingMandatoryValue: _missing_value,
-    OSError: _unusable_file,
+    OSError: unusable_file,
     HydraException: _composition,
     OmegaConfBaseException: _composition,
 }

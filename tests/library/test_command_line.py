@@ -7,6 +7,7 @@ import sys
 from unittest import mock
 
 import pytest
+from safetensors import SafetensorError
 from wisparse import command_line
 from wisparse.checkpoint import library_docstrings, load
 from wisparse.method.tokens import stop_tokens
@@ -76,6 +77,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, ar
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert shown.startswith("error: ")
     assert line in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_that_a_disk_has_no_room_for_is_one_line(monkeypatch, capsys, tmp_path):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("wisparse.method.plan.save_file", full)
+    output = ["--output", str(tmp_path / "plan.safetensors")]
+    assert run(monkeypatch, "plan", "--model", str(MODEL), "--method", "dense", *output) == 2
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert shown.startswith(f"error: {tmp_path}: No space left on device; choose a place")
     assert not list(tmp_path.iterdir())
 
 
