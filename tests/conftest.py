@@ -1,8 +1,12 @@
 """Small real models for all tests: every family with random weights."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets its background jobs ignore Ctrl-C: tests of it have it back, and so have their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Iterable
 from functools import cache
