@@ -9,7 +9,6 @@ them alike. The lines are those of `gpu_heads`.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
@@ -26,6 +25,7 @@ from .bandwidth import read_bandwidth
 from .cpu_clock import cpu_step_times
 from .drawn import bytes_read, filled_cache, random_weights
 from .gpu_heads import HeadSpeed, routed
+from .measured_rows import print_rows
 from .model_shapes import shape_of
 
 TOKENS = 10
@@ -88,8 +88,8 @@ def main() -> None:
         weights = random_weights(shape, 16, 16, DTYPES[options.dtype], torch.device("cpu"))
         peak, kept = read_bandwidth(torch.device("cpu")) / 1e9, chosen_groups(shape, options.kept)
         for batch, context in product(options.batches, options.contexts):
-            for row in step_rows(options.shape, weights, batch, context, kept, options.rounds, peak):
-                print(json.dumps(asdict(row)), flush=True)
+            found = step_rows(options.shape, weights, batch, context, kept, options.rounds, peak)
+            print_rows(map(asdict, found))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,6 +27,7 @@ from .bandwidth import read_bandwidth
 from .drawn import bytes_read, cache_bytes, filled_cache, random_weights
 from .gpu_attention import AttentionWorkload
 from .gpu_step import REPEATS
+from .measured_rows import print_rows
 from .model_shapes import MODEL_SHAPES
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (1024, 2048, 4096, 8192, 16384)
@@ -157,8 +157,7 @@ def main() -> None:
     chosen_rows = map(tuple, (options.batches, options.contexts, options.kept, options.parts))
     gpu(parser)
     with refusals_in_one_line():
-        for found in rows(options.shape, getattr(torch, options.dtype), *chosen_rows):
-            print(json.dumps(asdict(found)), flush=True)
+        print_rows(map(asdict, rows(options.shape, getattr(torch, options.dtype), *chosen_rows)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import KernelError
 
 
-def print_rows(rows: Iterable[Mapping[str, object]], table: Path | None) -> None:
+def print_rows(rows: Iterable[Mapping[str, object]], table: Path | None = None) -> None:
     """Print each row as a line of JSON once it is there, and append it to a CSV, if one is named.
 
     Raises KernelError as `append` does.

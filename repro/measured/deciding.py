@@ -48,6 +48,11 @@ def quantisation_of(record: Record) -> dict[str, Any]:
     return {"name": "none"} if found is None else without_machine(found["config"])
 
 
+def has_own_weights(record: Record) -> bool:
+    """Whether the model computed with its own weights: neither in few bits nor pruned."""
+    return bool(quantisation_of(record)["name"] == "none")
+
+
 def protocol_of(record: Record) -> dict[str, Any]:
     """Settings of the token policy; of records that do not say how many rows share a mask, each has its own."""
     return {"rows_sharing": 1} | without_machine(record["config"]["protocol"])
@@ -103,7 +108,7 @@ def check_one_cell(first: Found, second: Found) -> None:
     """Raises UserError that names what differs, where two records of one place of a table are of two cells."""
     names = tuple(DECIDING)
     if first[1]["method"]["name"] == "dense":
-        own = quantisation_of(first[1])["name"] == "none"
+        own = has_own_weights(first[1])
         names = OF_DENSE if own else OF_DENSE + OF_ITS_WEIGHTS
     for name in names:
         _check_equal(name, DECIDING[name], first, second, "both stand for one cell of the table")

@@ -8,7 +8,7 @@ from typing import Any
 from ...kernels.quantised.pruned import INDICES
 from ...method.errors import UserError
 from .cells import Key, place_of
-from .deciding import quantisation_of
+from .deciding import has_own_weights, quantisation_of
 
 PRUNED = "pruned_"
 """How the names of pruned weights begin in a table of methods."""
@@ -34,7 +34,7 @@ def pruned_or_method(record: dict[str, Any]) -> Key:
 
 def own_weights(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records whose model computed with its own weights."""
-    return [record for record in records if quantisation_of(record)["name"] == "none"]
+    return [record for record in records if has_own_weights(record)]
 
 
 def pruned_lines(records: Iterable[dict[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from ..record_facts import suite_choice
 from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, tasks_of, unreachable_sparsities
 from .comparable import check_comparable, check_same_items, without_seed
 from .comparison import Comparison, LatestComparison
-from .deciding import check_names, quantisation_of
+from .deciding import check_names, has_own_weights
 from .pruned_cells import pruned_or_method
 
 
@@ -152,12 +152,8 @@ def read_aimed(*folders: Path) -> RealData:
 
     Raises as `read_real`.
     """
-
-    def own(record: dict[str, Any]) -> bool:
-        return quantisation_of(record)["name"] == "none"
-
-    varied = ("search", "search budget", "calibration")
-    return _read(folders, "`python repro/run.py experiment=method_text`", varied, keep=own, text=text_of)
+    command, varied = "`python repro/run.py experiment=method_text`", ("search", "search budget", "calibration")
+    return _read(folders, command, varied, keep=has_own_weights, text=text_of)
 
 
 def text_of(record: dict[str, Any]) -> str:
