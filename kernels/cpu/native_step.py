@@ -18,14 +18,14 @@ from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule
 from ..quantised.packed import PackedWeight, separate
 from .compiled import CompiledKernels, check_layout
-from .sites import Part, parts_of
+from .sites import LEAST, Part, parts_of, ranking
 from .weights import WeightFields, check_weight, fields_of
 
 LARGEST_HEAD = 1024
 """Dimensions of one head for which step.cpp has room."""
 WORD_BYTES = 8
 """A word of packed signs (signs.h)."""
-ALL, THRESHOLD, TOP_K, SHARED_SUM, SHARED_MAXIMUM = range(5)
+ALL, THRESHOLD, TOP_K, SHARED_SUM, SHARED_MAXIMUM, BOUNDED = range(6)
 SHARED = {None: TOP_K, "sum": SHARED_SUM, "maximum": SHARED_MAXIMUM}
 """How channels are kept, by how the rows of a step share a top-k."""
 
@@ -33,7 +33,7 @@ SHARED = {None: TOP_K, "sum": SHARED_SUM, "maximum": SHARED_MAXIMUM}
 class RuleFields(Structure):
     """`Rule` of step.h."""
 
-    _fields_ = (("keeping", c_int64), ("numbers", c_void_p), ("top_k", c_int64))
+    _fields_ = (("keeping", c_int64), ("numbers", c_void_p), ("top_k", c_int64), ("fewest", c_int64))
 
 
 class PartFields(Structure):
@@ -56,7 +56,7 @@ class BlockFields(Structure):
     _fields_ = tuple((name, c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm"))
     _fields_ += tuple((name, SiteFields) for name in ("qkv", "o", "gate_up", "down"))
     _fields_ += (("gate_thresholds", c_void_p), ("up_rows", WeightFields), ("gate_rows", WeightFields))
-    _fields_ += (("signs", c_void_p), ("sign_limit", c_int64))
+    _fields_ += (("signs", c_void_p), ("sign_limit", c_int64), ("proxies", SiteFields), ("chosen", c_int64))
     _fields_ += (("keys", c_void_p), ("values", c_void_p), ("window", c_int64))
     _fields_ += (("router", WeightFields), ("router_bias", c_void_p), ("kept_groups", c_int64))
 
@@ -164,9 +164,9 @@ class NativeDecodeStep:
             widths = {name: shape.projection_shapes()[name][0] for name in names}
             return self._site(parts_of(weight, names, shape, rules), rules.bias(widths, bias))
 
-        heads = rules.heads
-        gated, predicted = block.gate is not None, block.gate_rows is not None
-        if predicted:
+        heads, proxies = rules.heads, rules.proxies
+        gated, chosen = block.gate is not None, block.gate_rows is not None
+        if chosen:
             gate_up = SiteFields()
         else:
             gate_up = site(block.gate, "gate") if gated else site(block.gate_up, *SITES["mlp_input"])
@@ -180,10 +180,12 @@ class NativeDecodeStep:
             gate_up=gate_up,
             down=site(block.down, "down"),
             gate_thresholds=self._floats(rules.gate.thresholds) if gated else None,
-            up_rows=self._weight(block.up_rows) if gated or predicted else WeightFields(),
-            gate_rows=self._weight(block.gate_rows) if predicted else WeightFields(),
-            signs=self._signs(rules.signs) if predicted else None,
-            sign_limit=rules.signs.limit if predicted else 0,
+            up_rows=self._weight(block.up_rows) if gated or chosen else WeightFields(),
+            gate_rows=self._weight(block.gate_rows) if chosen else WeightFields(),
+            signs=None if rules.signs is None else self._signs(rules.signs),
+            sign_limit=0 if rules.signs is None else rules.signs.limit,
+            proxies=SiteFields() if proxies is None else self._site((ranking(block.proxies, proxies),)),
+            chosen=0 if proxies is None else proxies.kept,
             keys=cache.keys[index].data_ptr(),
             values=cache.values[index].data_ptr(),
             window=shape.windows[index] or 0,
@@ -211,6 +213,9 @@ class NativeDecodeStep:
     def _rule(self, rule: ProjectionRule | None) -> RuleFields:
         if rule is None:
             return RuleFields(ALL)
+        if rule.bounds is not None:
+            fewest, most = rule.bounds
+            return RuleFields(BOUNDED, self._floats(rule.thresholds.clamp_min(LEAST)), most, fewest)
         if rule.thresholds is not None:
             return RuleFields(THRESHOLD, self._floats(rule.thresholds))
         return RuleFields(SHARED[rule.shared], self._floats(rule.weights), rule.top_k)

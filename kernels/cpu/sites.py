@@ -11,8 +11,12 @@ from torch import Tensor
 from ..model.decoder import DecoderShape
 from ..plan.block_plan import BlockPlan
 from ..plan.projection_rule import ProjectionRule
-from ..quantised.packed import PackedInt8, PackedWeight, some_of
+from ..plan.proxies import ProxyRule
+from ..quantised.packed import PackedInt4, PackedInt8, PackedWeight, some_of
 from .weights import AnyWeight
+
+LEAST = torch.finfo(torch.float32).tiny
+"""A threshold that zero alone does not reach."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ def skipping_zeros(rules: BlockPlan, shape: DecoderShape) -> BlockPlan:
     """The same rules, and one of o that drops what attention over chosen groups leaves at zero."""
     if rules.heads is None or rules.of("o") is not None:
         return rules
-    least = torch.full((shape.attention_width,), torch.finfo(torch.float32).tiny)
+    least = torch.full((shape.attention_width,), LEAST)
     return replace(rules, rules={**rules.rules, "o": ProjectionRule(thresholds=least)})
 
 
@@ -52,3 +56,9 @@ def parts_of(
         parts.append(Part(own, rules.of(beside[0]), columns))
         start, first = columns.stop, first + len(beside)
     return tuple(parts)
+
+
+def ranking(proxies: PackedInt4, rule: ProxyRule) -> Part:
+    """The product of the largest |x| with the proxies of gate and up beside each other."""
+    largest = ProjectionRule(top_k=rule.read, weights=torch.ones(rule.channels))
+    return Part(some_of(proxies, 0, len(proxies.widths)), largest, slice(0, sum(proxies.widths)))

@@ -16,9 +16,7 @@ from .torch_step import TorchDecodeStep
 
 LACKING = {
     Mechanism.ROTATION,
-    Mechanism.PROXY,
     Mechanism.ROUTER,
-    Mechanism.BOUNDED,
 }
 MECHANISMS = frozenset(set(Mechanism) - LACKING)
 """What of a plan a step executes."""

@@ -13,10 +13,10 @@ from ..plan.block_plan import BlockPlan
 from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import negative_products, plus_minus
 from ..quantised.packed import PackedWeight, separate
-from ..reference import dropped_by_shared_top_k, low_rank_product
+from ..reference import dropped_by_shared_top_k, dropped_within_bounds, low_rank_product
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
 from .kept_channels import KeptChannels
-from .sites import Part, parts_of
+from .sites import LEAST, Part, parts_of, ranking
 
 
 class SparseColumns:
@@ -44,6 +44,8 @@ class SparseColumns:
 def _select(x: Tensor, rule: ProjectionRule | None, kept: KeptChannels) -> KeptChannels:
     if rule is None:
         return keep_all(x, kept)
+    if rule.bounds is not None:
+        return _nonzero(x.masked_fill(dropped_within_bounds(x, rule.thresholds, *rule.bounds), 0.0), kept)
     if rule.thresholds is not None:
         return compact_by_threshold(x, rule.thresholds, kept)
     if rule.shared is not None and len(x) > 1:
@@ -51,6 +53,10 @@ def _select(x: Tensor, rule: ProjectionRule | None, kept: KeptChannels) -> KeptC
         dropped = dropped_by_shared_top_k(x, rule.weights, rule.top_k, rule.shared, everyone)[0]
         return compact_by_threshold(x, torch.where(dropped, torch.inf, 0.0), kept)
     return compact_by_top_k(x, rule.weights, rule.top_k, kept)
+
+
+def _nonzero(x: Tensor, kept: KeptChannels) -> KeptChannels:
+    return compact_by_threshold(x, torch.full((x.shape[1],), LEAST), kept)
 
 
 def _dropped(x: Tensor, kept: KeptChannels) -> Tensor:
@@ -81,11 +87,13 @@ class TorchBlock:
         self._qkv = columns(weights.qkv, *SITES["attention_input"], bias=weights.qkv_bias)
         self._o = columns(weights.o, "o")
         self._down = columns(weights.down, "down")
-        self._least = torch.full((shape.ffn,), torch.finfo(torch.float32).tiny)
         self._activation = ACTIVATIONS[shape.activation]
         self._neurons = KeptChannels(shape.ffn, cache.batch)
-        if weights.gate_rows is not None:
+        if rules.signs is not None:
             self._signs = plus_minus(rules.signs.signs, shape.hidden)
+        elif rules.proxies is not None:
+            self._ranking = SparseColumns((ranking(weights.proxies, rules.proxies),), None, cache.batch)
+            self._ones = torch.ones(shape.ffn)
         elif weights.gate is None:
             self._gate_up = columns(weights.gate_up, *SITES["mlp_input"])
         else:
@@ -123,21 +131,32 @@ class TorchBlock:
         return context.reshape(batch, -1).float()
 
     def _mlp(self, x: Tensor) -> Tensor:
-        if self._weights.gate_rows is not None:
-            gates, thresholds = self._predicted_gates(x), self._least
+        if self._rules.proxies is not None:
+            neurons = self._ranked(x)
+        elif self._rules.signs is not None:
+            neurons = _nonzero(self._predicted_gates(x), self._neurons)
         elif self._rules.gate is None:
             gate, up = self._gate_up(x).chunk(2, dim=1)
             return self._down(self._activation(gate) * up)
         else:
-            gates, thresholds = self._activation(self._gate(x)), self._rules.gate.thresholds
-        neurons = compact_by_threshold(gates, thresholds, self._neurons)
+            gates = self._activation(self._gate(x))
+            neurons = compact_by_threshold(gates, self._rules.gate.thresholds, self._neurons)
         neurons.values.mul_(row_dots(x, self._weights.up_rows, neurons))
         return gather_gemv(neurons, self._weights.down)
+
+    def _ranked(self, x: Tensor) -> KeptChannels:
+        """Activated gates of the neurons that proxies choose, whose rows alone are read."""
+        gate, up = (part[:, : self._shape.ffn] for part in self._ranking(x).chunk(2, dim=1))
+        scores = self._activation(gate) * up
+        neurons = compact_by_top_k(scores, self._ones, self._rules.proxies.kept, self._neurons)
+        gates = self._activation(row_dots(x, self._weights.gate_rows, neurons))
+        neurons.values.copy_(gates.masked_fill_(neurons.values == 0.0, 0.0))  # a zero: only another row's
+        return neurons
 
     def _predicted_gates(self, x: Tensor) -> Tensor:
         """Activated gates (batch, ffn); zeros where signs say so, whose rows of gate are not read."""
         computed = (negative_products(x, self._signs) <= self._rules.signs.limit).float()
-        neurons = compact_by_threshold(computed, self._least, self._neurons)
+        neurons = _nonzero(computed, self._neurons)
         neurons.values.mul_(self._activation(row_dots(x, self._weights.gate_rows, neurons)))
         gates = torch.zeros_like(computed)
         gates[:, neurons.channels] = neurons.values.T

@@ -22,7 +22,14 @@ from ..model.held_weights import check_held, check_same_parameters, hold, let_go
 from ..model.static_cache import StaticCache
 from ..model.stored_linears import give_back_linears, is_taken, take_linears
 from ..model.uninterrupted import uninterrupted
-from ..plan.block_rules import block_rules, dense_for_a_batch, gated_blocks, needed, predicted_blocks
+from ..plan.block_rules import (
+    block_rules,
+    dense_for_a_batch,
+    gated_blocks,
+    needed,
+    predicted_blocks,
+    proxied_blocks,
+)
 from ..plan.folding import bases_of, folded
 from ..plan.whole_plan import Plan
 from ..quantised.packed import QuantisedModel
@@ -97,8 +104,13 @@ class DecodeEngine:
             self._holder = hold(model, "an engine", in_place=True)
             undo.callback(let_go, model, self._holder)
             undo.callback(_lay_out_again, model)
-            chosen = gated_blocks(plan, self.dense), predicted_blocks(plan, self.dense)
-            self.weights: DecoderWeights = pack(model, chosen[0], stored, chosen[1])
+            self.weights: DecoderWeights = pack(
+                model,
+                gated_blocks(plan, self.dense),
+                stored,
+                predicted_blocks(plan, self.dense),
+                proxied_blocks(plan, self.dense),
+            )
             if stored is not None:
                 products = STORED_PRODUCTS[self.weights.device.type]()
                 take_linears(model, linears_of(model, stored), stored, products)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import KernelError
-from ..quantised.packed import PackedWeight, beside_each_other, side_by_side
+from ..quantised.packed import PackedInt4, PackedWeight, beside_each_other, side_by_side
+from ..quantised.proxies import proxy_of
 from ..quantised.stored import StoredWeight
 from .decoder import Decoder, DecoderShape, block_projections, key
 from .executable import check_executable
@@ -18,8 +20,8 @@ from .stored_linears import check_not_taken
 LM_HEAD = "lm_head"
 """Name of the head beside the keys of projections."""
 NO_GATES_IN_FEW_BITS = (
-    "the decode engine does not read neurons of quantised weights by their gate or by signs; take another "
-    "method or the model's own weights, or evaluate the plan without the engine (latency=none)"
+    "the decode engine does not read neurons of quantised weights by their gate, by signs or by proxies; "
+    "take another method or the model's own weights, or evaluate the plan without the engine (latency=none)"
 )
 NO_FOLDED_BASES_IN_FEW_BITS = (
     "weights in few bits are stored in the model's own bases, and this plan has folded ones; take a method "
@@ -42,12 +44,12 @@ class BlockWeights:
     """(heads · head_dim, hidden)"""
     mlp_norm: Tensor
     gate_up: Tensor | PackedWeight | None
-    """(hidden, 2·ffn), gate first; None in a gated block and in a predicted one."""
+    """(hidden, 2·ffn), gate first; None in a gated block and in one that chooses neurons before its gate."""
     gate: Tensor | None
     """(hidden, ffn); given in a gated block."""
     up_rows: Tensor | None
-    """(ffn, hidden), one row a neuron; given in a gated block (CHESS, CATS) and in a predicted one, which read
-    up by neurons."""
+    """(ffn, hidden), one row a neuron; given in a gated block (CHESS, CATS) and in one that chooses neurons
+    before its gate, which read up by neurons."""
     down: Tensor | PackedWeight
     """(ffn, hidden)"""
     query_norm: Tensor | None = None
@@ -55,7 +57,10 @@ class BlockWeights:
     key_norm: Tensor | None = None
     """(head_dim,) gains of the same norm of k."""
     gate_rows: Tensor | None = None
-    """(ffn, hidden), one row a neuron; given in a predicted block, which reads gate by neurons."""
+    """(ffn, hidden), one row a neuron; given in a block that chooses neurons before its gate, by signs or by
+    proxies, which reads gate by neurons."""
+    proxies: PackedInt4 | None = None
+    """(hidden, 2·ffn filled up to whole groups), gate's first, with which a block chooses its neurons."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,15 @@ def pack(
     gated_blocks: Collection[int] = (),
     stored: Mapping[str, StoredWeight] | None = None,
     predicted_blocks: Collection[int] = (),
+    proxied_blocks: Mapping[int, int] = MappingProxyType({}),
 ) -> DecoderWeights:
     """Lay a transformers model's weights out for the kernels; the model goes on working on the same storage.
 
     Its projections become transposed views, so that prefill, hooks and `generate` read what the kernels read.
-    `gated_blocks` read up by neurons, `predicted_blocks` gate as well. With `stored`, weights in few bits by
-    key and maybe of `lm_head`, kernels read these, and the model's own projections stay as they are. Raises
-    KernelError for a model that cannot be executed, and for stored weights that are not all of its projections.
+    `gated_blocks` read up by neurons, `predicted_blocks` gate as well, and so do `proxied_blocks`, which get
+    proxies of both, so many neurons of a block to a scale. With `stored`, weights in few bits by key and maybe
+    of `lm_head`, kernels read these, and the model's own projections stay as they are. Raises KernelError for a
+    model that cannot be executed, and for stored weights that are not all of its projections.
     """
     decoder = Decoder.of(model)
     check_executable(decoder)
@@ -110,12 +117,13 @@ def pack(
         check_not_taken(model)
     else:
         check_stored(stored, decoder.shape)
-    if stored is not None and (gated_blocks or predicted_blocks):
+    if stored is not None and (gated_blocks or predicted_blocks or proxied_blocks):
         raise KernelError(NO_GATES_IN_FEW_BITS)
+    gated, chosen, groups = gated_blocks, {*predicted_blocks, *proxied_blocks}, proxied_blocks
     return DecoderWeights(
         decoder.shape,
         tuple(
-            _pack_block(decoder, index, index in gated_blocks, index in predicted_blocks, stored)
+            _pack_block(decoder, index, index in gated, index in chosen, groups.get(index), stored)
             for index in range(len(decoder.blocks))
         ),
         embedding=decoder.embedding.weight.data,
@@ -154,7 +162,12 @@ def unpack(model: nn.Module) -> None:
 
 
 def _pack_block(
-    decoder: Decoder, index: int, gated: bool, predicted: bool, stored: Mapping[str, StoredWeight] | None
+    decoder: Decoder,
+    index: int,
+    gated: bool,
+    chosen: bool,
+    group: int | None,
+    stored: Mapping[str, StoredWeight] | None,
 ) -> BlockWeights:
     linears = block_projections(decoder.blocks[index])
     qkv = [linears[name] for name in ("q", "k", "v")]
@@ -170,14 +183,20 @@ def _pack_block(
         qkv_bias=torch.cat([linear.bias.data for linear in qkv]) if decoder.family.qkv_bias else None,
         o=packed("o"),
         mlp_norm=decoder.gains(index, "mlp_input"),
-        gate_up=None if gated or predicted else packed("gate", "up"),
+        gate_up=None if gated or chosen else packed("gate", "up"),
         gate=packed("gate") if gated else None,
-        up_rows=_by_neuron(linears["up"]) if gated or predicted else None,
+        up_rows=_by_neuron(linears["up"]) if gated or chosen else None,
         down=packed("down"),
         query_norm=decoder.gains(index, "q"),
         key_norm=decoder.gains(index, "k"),
-        gate_rows=_by_neuron(linears["gate"]) if predicted else None,
+        gate_rows=_by_neuron(linears["gate"]) if chosen else None,
+        proxies=None if group is None else _proxies(linears["gate"], linears["up"], group),
     )
+
+
+def _proxies(gate: nn.Linear, up: nn.Linear, group: int) -> PackedInt4:
+    """Both in 4 bits."""
+    return side_by_side(*(proxy_of(linear.weight, group) for linear in (gate, up)))
 
 
 def _side_by_side(*linears: nn.Linear) -> Tensor:

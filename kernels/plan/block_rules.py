@@ -74,6 +74,12 @@ def predicted_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
     return _blocks_by_neurons(plan, dense, lambda block: block.signs is not None)
 
 
+def proxied_blocks(plan: Plan | None, dense: Collection[str]) -> dict[int, int]:
+    """Neurons that share a scale of the proxies, by the block that these choose for, unless it is dense."""
+    blocks = _blocks_by_neurons(plan, dense, lambda block: block.proxies is not None)
+    return {index: plan.block_plans()[index].proxies.group for index in blocks}
+
+
 def _blocks_by_neurons(
     plan: Plan | None, dense: Collection[str], chosen: Callable[[BlockPlan], bool]
 ) -> list[int]:

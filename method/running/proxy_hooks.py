@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ...kernels.plan.proxies import ProxyRule
-from ...kernels.quantised.int4 import int4_rounded
+from ...kernels.quantised import proxies
 from ...kernels.reference import dropped_by_top_k
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def proxy_of(weight: Tensor, group: int) -> Tensor:
     """What a weight (out, in) is in 4 bits, (in, out) in its own type; the last group may be a smaller one."""
-    rows = weight.detach().T
-    padded = nn.functional.pad(rows, (0, -rows.shape[1] % group))
-    return int4_rounded(padded, group, symmetric=True).dequantised()[:, : rows.shape[1]].to(weight)
+    return proxies.proxy_of(weight, group).dequantised()[:, : weight.shape[0]].to(weight)
 
 
 def dropped_neurons(x: Tensor, gate: Tensor, up: Tensor, activation: nn.Module, rule: ProxyRule) -> Tensor:
@@ -47,7 +45,9 @@ def on_proxies(
 
     def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
-        kept[:] = [dropped_neurons(x, gate, up, activation, rule).logical_not_().to(x.dtype)]
+        # Weights that stream from main memory have their proxies there.
+        placed = gate.to(x.device), up.to(x.device)
+        kept[:] = [dropped_neurons(x, *placed, activation, rule).logical_not_().to(x.dtype)]
 
     def drop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return hooks.selected(f"{index}.chosen", output, kept.pop())

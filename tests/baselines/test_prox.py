@@ -5,16 +5,19 @@ import dataclasses
 import pytest
 import torch
 from wisparse.baselines.prox import Prox
-from wisparse.kernels.engine.decode_engine import DecodeEngine
+from wisparse.kernels.engine.backends import MECHANISMS
 from wisparse.kernels.errors import KernelError
+from wisparse.kernels.plan.block_rules import check_supported
 from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.kernels.plan.proxies import ProxyRule
 from wisparse.method.errors import OutOfReachError, UserError
+from wisparse.method.hooks import hooked
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 from wisparse.method.running.apply import applied
-from wisparse.method.running.proxy_hooks import dropped_neurons, proxy_of
+from wisparse.method.running.projection_hooks import ProjectionHooks
+from wisparse.method.running.proxy_hooks import dropped_neurons, on_proxies, proxy_of
 
 from ..conftest import make_calibration, make_method, make_protocol
 
@@ -125,8 +128,17 @@ def test_limits_and_settings_are_told(llama):
     assert make_method("prox").plan(calibration, 0.0).proxies == {}
 
 
-def test_the_engine_refuses(llama):
+def test_proxies_meet_activations_though_weights_wait_elsewhere(llama):
+    """Weights streamed block by block lie in main memory when their proxies are made."""
+    mlp = llama.model.layers[0].mlp
+    rule = make_method("prox").plan(make_calibration(llama), 0.4).proxies[0]
+    with hooked(on_proxies(0, llama.model.layers[0], rule, ProjectionHooks())):
+        mlp.to("meta")
+        assert mlp(torch.ones(1, 3, 48, device="meta")).device.type == "meta"
+
+
+def test_a_gpu_refuses(llama):
     plan = make_method("prox").plan(make_calibration(llama), 0.4)
     assert plan.block_plans()[0].mechanisms()[Mechanism.PROXY] > 0
     with pytest.raises(KernelError, match=Mechanism.PROXY.value):
-        DecodeEngine(llama, plan, capacity=64)
+        check_supported({Mechanism.PROXY}, MECHANISMS["cuda"](), "a GPU")

@@ -172,3 +172,28 @@ int64_t compact_by_threshold(const Input *x, int64_t stride, int64_t channels, i
   };
   return compact(x, stride, channels, batch, dropped, kept);
 }
+
+// The channels where |x| ≥ thresholds, of normal numbers; of a row that keeps fewer than `fewest` or more than `most`
+// so, these of the highest |x| / thresholds.
+inline int64_t compact_within_bounds(const float *x, int64_t channels, int64_t batch, const float *thresholds,
+                                     int64_t fewest, int64_t most, Selection kept) {
+  const int64_t count = compact_by_threshold(x, channels, channels, batch, thresholds, kept);
+  thread_local std::vector<uint32_t> keys;
+  float smallest[LARGEST_BATCH];
+  bool within = true;
+  for (int64_t row = 0; row < batch; ++row) {
+    const int64_t reached = kept.row_counts[row];
+    smallest[row] = 1.0f;
+    if (fewest <= reached && reached <= most) continue;
+    within = false;
+    keys.resize(channels);
+    for (int64_t channel = 0; channel < channels; ++channel)
+      keys[channel] = sort_key(__builtin_fabsf(x[row * channels + channel]) / thresholds[channel]);
+    smallest[row] = smallest_kept(keys, std::clamp(reached, fewest, most));
+  }
+  if (within) return count;
+  const auto dropped = [thresholds, &smallest](int64_t row, int64_t channel, float magnitude) {
+    return magnitude / thresholds[channel] < smallest[row];
+  };
+  return compact(x, channels, channels, batch, dropped, kept);
+}

@@ -67,5 +67,5 @@ def test_neurons_that_are_taken_to_be_zero_are_never_read(implementation):
 
 
 def test_quantised_weights_are_refused():
-    with pytest.raises(KernelError, match="by their gate or by signs"):
+    with pytest.raises(KernelError, match="by their gate, by signs"):
         check_decodable(relu_model(), 1, 8, {Mechanism.SIGNS}, {"int8"})

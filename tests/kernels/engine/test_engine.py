@@ -24,8 +24,9 @@ from wisparse.method.running.apply import applied
 from ...conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
 from ..decoded_tokens import DecodedTokens, generated, prompts, typical_error
 
-KINDS = ("teal_uniform", "wina", "rsparse", "chess", "cats", "wisparse")
-"""Thresholds, top-k, a low-rank path, gated blocks with and without attention, thresholds by layer."""
+KINDS = ("teal_uniform", "wina", "rsparse", "chess", "cats", "wisparse", "prox", "topk_guided")
+"""Thresholds, top-k, a low-rank path, gated blocks with and without attention, thresholds by layer, neurons
+that proxies choose, thresholds within bounds."""
 EMBEDDED = ROOT / "repro" / "embedded" / "models"
 
 
@@ -56,6 +57,7 @@ def test_the_engine_continues_as_generate_does(tiny_model, method):
     [
         ("llama-mini", "wina"),
         ("llama-mini", "chess"),
+        ("llama-mini", "prox"),
         ("mistral-mini", "teal_uniform"),
         ("qwen-mini", "teal_uniform"),
     ],

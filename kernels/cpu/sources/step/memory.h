@@ -4,7 +4,7 @@
 #include "products/dots.h"
 #include "products/product.h"
 #include "step/attention.h"
-#include "step/step.h"
+#include "step/lists.h"
 #include "step/team.h"
 
 #include <numeric>
@@ -13,13 +13,6 @@ namespace {
 
 constexpr int64_t MOST_PARTS = 3;   // q, k and v
 constexpr int64_t PHASES = 20;      // most of a block: seven low-rank paths add two each, a router one
-
-// Room of one part's selection.
-struct List {
-  std::vector<int32_t> channels;
-  std::vector<float> values, scaled;
-  std::vector<int64_t> row_counts;
-};
 
 // What each thread has for itself.
 struct Own {
@@ -34,7 +27,7 @@ struct Step {
   explicit Step(const Model &given)
       : model(given), team((given.block_count + 1) * PHASES),
         iota(std::max({given.hidden, given.ffn, given.heads * given.head_dim})),
-        least(given.ffn, std::numeric_limits<float>::min()) {
+        least(given.ffn, std::numeric_limits<float>::min()), ones(given.ffn, 1.0f) {
     std::iota(iota.begin(), iota.end(), 0);
     int64_t columns = 0, partials = 0;
     const auto measure = [&](const Site &site) {
@@ -49,7 +42,7 @@ struct Step {
     };
     for (int64_t b = 0; b < model.block_count; ++b)
       for (const Site *site : {&model.blocks[b].qkv, &model.blocks[b].o, &model.blocks[b].gate_up,
-                               &model.blocks[b].down})
+                               &model.blocks[b].down, &model.blocks[b].proxies})
         measure(*site);
     if (model.head_site.count) measure(model.head_site);
     partial.resize(partials);
@@ -65,8 +58,9 @@ struct Step {
   Team team;
   std::vector<int32_t> iota; // every channel
   std::vector<float> least;  // thresholds that zero alone does not reach
+  std::vector<float> ones;   // weights of scores that are |x| alone
   std::vector<float> partial, low_rank, wide, narrow, neurons, found;
-  std::vector<float> gates, predicted; // of a predicted block: see Thread::predicted
+  std::vector<float> gates, predicted; // of chosen neurons: see Thread::predicted
   std::vector<float> logits;           // of heads, by a router
   std::unique_ptr<std::atomic<int32_t>[]> done;
   std::vector<Own> owns;

@@ -5,7 +5,6 @@
 // slots of the cache, rows of lm_head.
 
 #include "step/memory.h"
-#include "selection.h"
 #include "signs.h"
 
 #include <omp.h>
@@ -67,6 +66,8 @@ private:
     norm(block.mlp_norm);
     if (block.signs) {
       predicted(block);
+    } else if (block.proxies.count) {
+      proxied(block);
     } else {
       products(block.gate_up, step.wide.data());
       block.gate_thresholds ? gated(block) : products_of_gated_values(block);
@@ -85,11 +86,15 @@ private:
   void products_of_gated_values(const Block &block) {
     for (int64_t b = 0; b < model.batch; ++b) {
       const float *const gate = step.wide.data() + b * 2 * model.ffn, *const up = gate + model.ffn;
-      float *const x = own.x.data() + b * model.ffn;
-      activate(gate, model.ffn, x);
-      for (int64_t i = 0; i < model.ffn; ++i) x[i] *= up[i];
+      multiplied(gate, up, own.x.data() + b * model.ffn);
     }
     products(block.down, step.narrow.data());
+  }
+
+  // out = the activated gate times up.
+  void multiplied(const float *gate, const float *up, float *out) const {
+    activate(gate, model.ffn, out);
+    for (int64_t i = 0; i < model.ffn; ++i) out[i] *= up[i];
   }
 
   // Neurons that the gate keeps: their dot products with up, then their rows of down.
@@ -98,7 +103,7 @@ private:
     own.arranged[0].fill(block.up_rows.stored, own.x.data(), model.hidden, model.batch, model.hidden);
     for (int64_t b = 0; b < model.batch; ++b)
       activate(step.wide.data() + b * model.ffn, model.ffn, own.x.data() + b * model.ffn);
-    const Rule rule{THRESHOLD, block.gate_thresholds, 0};
+    const Rule rule{THRESHOLD, block.gate_thresholds, 0, 0};
     Kept kept = select(rule, own.x.data(), model.ffn, list);
     rows(block.up_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.neurons.data(), model.batch,
          1, false);
@@ -122,34 +127,38 @@ private:
           step.predicted[b * model.ffn + neuron] =
               unlike_signs(block.signs + neuron * words, own.signs.data() + b * words, words) <= block.sign_limit;
     });
-    const Rule nonzero{THRESHOLD, step.least.data(), 0};
+    const Rule nonzero{THRESHOLD, step.least.data(), 0, 0};
     Kept kept = select(nonzero, step.predicted.data(), model.ffn, list);
     rows(block.gate_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.gates.data(), model.batch,
          1, false);
     own.room.resize(kept.count * model.batch);
     activate(step.gates.data(), kept.count * model.batch, own.room.data());
-    kept.count = drop_zeros(kept.count, list);
+    kept.count = drop_zeros(kept.count, model.batch, own.room.data(), list);
     rows(block.up_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.neurons.data(), model.batch,
          1, false);
     for (int64_t i = 0; i < kept.count * model.batch; ++i) list.values[i] *= step.neurons[i];
     run(block.down, &kept, step.narrow.data());
   }
 
-  // A list of neurons that are predicted becomes one of neurons that some row has above zero, with their values,
-  // which are in own.room. Returns how many there are.
-  int64_t drop_zeros(int64_t count, List &list) const {
-    int64_t found = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      bool any = false;
-      list.channels[found] = list.channels[i];
-      for (int64_t b = 0; b < model.batch; ++b) {
-        const float value = list.values[i * model.batch + b] == 0.0f ? 0.0f : own.room[i * model.batch + b];
-        list.values[found * model.batch + b] = value;
-        any |= value != 0.0f;
-      }
-      found += any;
+  // The neurons of which proxies say that gate times up is largest: their dot products with gate and with up, and
+  // their rows of down.
+  void proxied(const Block &block) {
+    List &list = own.lists[0];
+    own.arranged[0].fill(block.up_rows.stored, own.x.data(), model.hidden, model.batch, model.hidden);
+    products(block.proxies, step.wide.data());
+    const int64_t columns = block.proxies.columns;
+    for (int64_t b = 0; b < model.batch; ++b) {
+      const float *const gate = step.wide.data() + b * columns;
+      multiplied(gate, gate + columns / 2, own.x.data() + b * model.ffn);
     }
-    return found;
+    const Kept kept = select({TOP_K, step.ones.data(), block.chosen, 0}, own.x.data(), model.ffn, list);
+    for (auto [weight, out] : {std::pair(&block.gate_rows, &step.gates), std::pair(&block.up_rows, &step.neurons)})
+      rows(*weight, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], out->data(), model.batch, 1, false);
+    own.room.resize(kept.count * model.batch);
+    activate(step.gates.data(), kept.count * model.batch, own.room.data());
+    for (int64_t i = 0; i < kept.count * model.batch; ++i) // a zero: another row has chosen this neuron
+      if (list.values[i] != 0.0f) list.values[i] = own.room[i] * step.neurons[i];
+    run(block.down, &kept, step.narrow.data());
   }
 
   void activate(const float *gate, int64_t count, float *out) const {
@@ -176,17 +185,8 @@ private:
       return {step.iota.data(), list.values.data(), channels};
     }
     const Selection found{list.channels.data(), list.values.data(), list.row_counts.data()};
-    const int64_t count = choose(rule, x, channels, found);
+    const int64_t count = choose(rule, x, channels, model.batch, found);
     return {list.channels.data(), list.values.data(), count};
-  }
-
-  int64_t choose(const Rule &rule, const float *x, int64_t channels, const Selection &found) const {
-    if (rule.keeping == THRESHOLD)
-      return compact_by_threshold(x, channels, channels, model.batch, rule.numbers, found);
-    if (rule.keeping == TOP_K || model.batch == 1)
-      return compact_top_k(x, channels, channels, model.batch, rule.numbers, rule.top_k, found);
-    return compact_shared_top_k(x, channels, model.batch, rule.numbers, rule.top_k,
-                                rule.keeping == SHARED_MAXIMUM, found);
   }
 
   // out (batch, columns) = the products of the parts, each with its own kept channels.

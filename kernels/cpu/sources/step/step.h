@@ -3,13 +3,14 @@
 
 #include "types.h"
 
-enum Keeping : int64_t { ALL, THRESHOLD, TOP_K, SHARED_SUM, SHARED_MAXIMUM };
+enum Keeping : int64_t { ALL, THRESHOLD, TOP_K, SHARED_SUM, SHARED_MAXIMUM, BOUNDED };
 
 // How the channels of a projection are chosen.
 struct Rule {
   int64_t keeping;
   const float *numbers; // (channels,) thresholds or weights of scores
-  int64_t top_k;
+  int64_t top_k;   // of thresholds within bounds: the most
+  int64_t fewest;  // of these, too
 };
 
 // One projection, or dense ones beside each other, with an own rule and maybe a low-rank path.
@@ -34,10 +35,12 @@ struct Block {
   const float *query_norm, *key_norm; // null: there is none
   Site qkv, o, gate_up, down;
   const float *gate_thresholds; // null: not gated; else gate_up is the gate alone
-  Weight up_rows;               // (ffn, hidden) of a gated block, and of a predicted one
-  Weight gate_rows;             // (ffn, hidden) of a predicted block
+  Weight up_rows;               // (ffn, hidden) of a gated block, and of one that chooses neurons before its gate
+  Weight gate_rows;             // (ffn, hidden) of the latter
   const uint64_t *signs;        // (ffn, words) of gate's rows, see signs.h; null: not predicted
   int64_t sign_limit;           // most unlike signs of a neuron that is computed
+  Site proxies;                 // gate's and up's, the second half of the columns; no part: there are none
+  int64_t chosen;               // neurons that they choose
   void *keys, *values;          // (batch, kv_heads, capacity, head_dim)
   int64_t window;               // slots that a token sees, all of them where 0
   Weight router;                // (heads, hidden), whose logits choose key-value groups
