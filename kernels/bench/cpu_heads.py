@@ -9,10 +9,11 @@ them alike. The lines are those of `gpu_heads`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import product
 from statistics import median
+from time import perf_counter
 
 import torch
 
@@ -20,9 +21,9 @@ from ..cpu.build import cpu_facts
 from ..cpu.step import decode_step
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
+from ..model.static_cache import StaticCache
 from .arguments import count, refusals_in_one_line
 from .bandwidth import read_bandwidth
-from .cpu_clock import cpu_step_times
 from .drawn import bytes_read, filled_cache, random_weights
 from .gpu_heads import HeadSpeed, routed
 from .measured_rows import print_rows
@@ -36,6 +37,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def device_name() -> str:
     """The processor and how many threads of it compute."""
     return f"{cpu_facts().get('model name', 'CPU')}, {torch.get_num_threads()} threads"
+
+
+def cpu_step_times(
+    step: Callable[[torch.Tensor], object], cache: StaticCache, context: int, tokens: int
+) -> list[float]:
+    """Milliseconds of each of so many tokens, every one behind the same `context` tokens."""
+    found = []
+    for token in range(tokens):
+        cache.length.fill_(context)
+        started = perf_counter()
+        step(torch.tensor([token]))
+        found.append(1e3 * (perf_counter() - started))
+    return found
 
 
 def step_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,15 @@ from ..model.decoder import DecoderShape, Family, family_of, shape_from
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf"
 
 
-def shape_of(model: str) -> DecoderShape:
-    """Sizes that `architecture` of a model's own file in conf/model states.
+def shape_of(model: str, blocks: int | None = None) -> DecoderShape:
+    """Sizes that `architecture` of a model's own file in conf/model states, or of its first blocks alone.
 
-    Raises KernelError for a file that is not there, or that states none.
+    Raises KernelError for a file that is not there, or that states none, and for more blocks than it has.
     """
-    return shape_from(SimpleNamespace(**architecture_of(model)))
+    shape = shape_from(SimpleNamespace(**architecture_of(model)))
+    if (kept := blocks or shape.blocks) > shape.blocks:
+        raise KernelError(f"--blocks {blocks}: {model} has {shape.blocks}")
+    return replace(shape, blocks=kept, windows=shape.windows[:kept])
 
 
 def family_named(model: str) -> Family:

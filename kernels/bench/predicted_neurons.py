@@ -19,7 +19,6 @@ from statistics import NormalDist, median
 import torch
 
 from ..cpu.step import decode_step
-from ..errors import KernelError
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
@@ -28,8 +27,7 @@ from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
 from .arguments import count, gpu, refusals_in_one_line, share
 from .bandwidth import read_bandwidth
-from .cpu_clock import cpu_step_times
-from .cpu_heads import device_name
+from .cpu_heads import cpu_step_times, device_name
 from .drawn import filled_cache, random_weights
 from .measured_rows import print_rows
 from .model_shapes import shape_of
@@ -150,11 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     device = gpu(parser) if options.device == "cuda" else torch.device("cpu")
     with refusals_in_one_line(), torch.inference_mode():
-        shape = shape_of(options.shape)
-        blocks = options.blocks or shape.blocks
-        if blocks > shape.blocks:
-            raise KernelError(f"--blocks {blocks}: {options.shape} has {shape.blocks}")
-        shape = replace(shape, blocks=blocks, windows=shape.windows[:blocks], activation="relu")
+        shape = replace(shape_of(options.shape, options.blocks), activation="relu")
         print_rows(rows(options.shape, shape, device, options), options.csv)
 
 

@@ -19,6 +19,7 @@ from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .summaries.bars import bars_table, mini_bars_table
 from .summaries.field import field_table
 from .summaries.own import OTHER_TEXT, generation_table, own_table, times_table, tried_table
+from .summaries.proxies import proxies_table
 from .summaries.pruned import pruned_small_table, pruned_table
 from .summaries.question import question_summary
 from .summaries.real import readings_table, real_table
@@ -118,7 +119,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "choice": partial(tried_table, apart=True),
         "tried": tried_table,
     },
-    "docs/field.md": {"measured": field_table, "trained": trained_table, "predicted": predicted_table},
+    "docs/field.md": {
+        "measured": field_table,
+        "trained": trained_table,
+        "predicted": predicted_table,
+        "proxies": proxies_table,
+    },
     "docs/quantisation.md": {
         "pruned": pruned_table,
         "pruned_small": pruned_small_table,

@@ -25,7 +25,7 @@ import torch
 
 from ...kernels.bench.arguments import count, share
 from ...kernels.bench.bandwidth import read_bandwidth
-from ...kernels.bench.cpu_clock import cpu_step_times
+from ...kernels.bench.cpu_heads import cpu_step_times
 from ...kernels.bench.drawn import bytes_read, dropping, filled_cache, random_weights
 from ...kernels.bench.model_shapes import shape_of
 from ...kernels.cpu.build import cpu_facts, march

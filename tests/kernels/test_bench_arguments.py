@@ -4,7 +4,15 @@ import sys
 
 import pytest
 import torch
-from wisparse.kernels.bench import cpu_heads, gpu_biases, gpu_heads, gpu_speed, gpu_step, predicted_neurons
+from wisparse.kernels.bench import (
+    cpu_heads,
+    gpu_biases,
+    gpu_heads,
+    gpu_speed,
+    gpu_step,
+    predicted_neurons,
+    proxies,
+)
 
 
 def said(capsys, monkeypatch, main, arguments: list[str]) -> str:
@@ -16,7 +24,7 @@ def said(capsys, monkeypatch, main, arguments: list[str]) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("bench", [gpu_step, gpu_biases, gpu_heads, gpu_speed, predicted_neurons])
+@pytest.mark.parametrize("bench", [gpu_step, gpu_biases, gpu_heads, gpu_speed, predicted_neurons, proxies])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_benchmark_of_a_gpu_says_that_there_is_none(capsys, monkeypatch, bench):
     assert said(capsys, monkeypatch, bench.main, []).endswith("steps are timed on a CUDA GPU; there is none")
@@ -28,6 +36,7 @@ def test_a_benchmark_of_a_gpu_says_that_there_is_none(capsys, monkeypatch, bench
         (cpu_heads, ["--shape", "nope"], "error: no sizes of a model 'nope'; take of"),
         (predicted_neurons, ["--device", "cpu", "--shape", "nope"], "error: no sizes of a model 'nope'"),
         (predicted_neurons, ["--device", "cpu", "--shape", "smollm2-135m", "--blocks", "99"], "has 30"),
+        (proxies, ["--device", "cpu", "--shape", "smollm2-135m", "--blocks", "99"], "has 30"),
         (predicted_neurons, ["--computed", "2"], "--computed: 2 is not a number from 0 to 1"),
         (cpu_heads, ["--batches", "9", "--contexts", "8"], "error: on a CPU a step takes 1 to 8 rows, not 9"),
         (cpu_heads, ["--rounds", "0"], "--rounds: 0 is not a whole number from 1 up"),

@@ -1,0 +1,135 @@
+"""Whole decode steps with neurons that proxies choose (Prox), or with bounds on k (TopK-Guided); no model.
+
+    python -m wisparse.kernels.bench.proxies --shape llama3.1-8b --blocks 8 --device cpu --sparsities 0.4 0.5
+
+Beside them stand the dense step, and one under static thresholds as TEAL's, which leaves out as many weights.
+On a CPU all of them take turns, so that what else the machine does meets them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..errors import KernelError
+from ..model.decoder import DecoderShape
+from ..model.decoder_weights import DecoderWeights
+from ..plan.block_plan import BlockPlan
+from ..plan.mechanism import Mechanism
+from ..plan.projection_rule import ProjectionRule
+from ..plan.proxies import ProxyRule
+from ..quantised.packed import side_by_side
+from ..quantised.proxies import proxy_of
+from .arguments import count, gpu, refusals_in_one_line, share
+from .bandwidth import read_bandwidth
+from .cpu_heads import device_name
+from .drawn import dropping, filled_cache, random_weights
+from .measured_rows import print_rows
+from .model_shapes import shape_of
+from .predicted_neurons import Case, cpu_milliseconds, gpu_milliseconds, row_weights
+
+GROUP = 64
+"""Neurons that share a scale of the proxies, as in conf/method/prox.yaml."""
+INPUT_SHARE = 0.5
+"""Share of the channels that meet the proxies, as there."""
+
+Row = dict[str, str | float]
+
+
+def proxied_weights(weights: DecoderWeights) -> DecoderWeights:
+    """The same weights, with rows of gate and of up by neurons, and proxies of both."""
+    blocks = []
+    for block in row_weights(weights).blocks:
+        proxies = (proxy_of(rows, GROUP) for rows in (block.gate_rows, block.up_rows))
+        blocks.append(replace(block, proxies=side_by_side(*proxies)))
+    return replace(weights, blocks=tuple(blocks))
+
+
+def choosing(shape: DecoderShape, sparsity: float) -> ProxyRule:
+    """The rule under which this share of a block's weights is not read, net of proxies.
+
+    Raises KernelError for more than the feed-forward part has.
+    """
+    weights = sum(out * inner for out, inner in shape.projection_shapes().values())
+    every = ProxyRule(shape.ffn, shape.hidden, shape.ffn, int(shape.hidden * INPUT_SHARE), GROUP)
+    dropped = (sparsity * weights + every.mechanisms()[Mechanism.PROXY]) / (3 * shape.ffn * shape.hidden)
+    if dropped > 1.0:
+        raise KernelError(f"proxies cannot leave out {sparsity} of a block of these shapes; take less")
+    return replace(every, kept=int(shape.ffn * (1.0 - dropped)))
+
+
+def bounded(plans: tuple[BlockPlan, ...]) -> tuple[BlockPlan, ...]:
+    """The same plans, but that as many channels are kept by a bound: every one reaches its threshold.
+
+    It is the dearest case; a token within its bounds costs what thresholds do.
+    """
+
+    def bound(rule: ProjectionRule) -> ProjectionRule:
+        kept = int((rule.thresholds == 0.0).sum())
+        return ProjectionRule(thresholds=torch.zeros_like(rule.thresholds), bounds=(0, kept))
+
+    return tuple(BlockPlan({name: bound(rule) for name, rule in plan.rules.items()}) for plan in plans)
+
+
+def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[Case, float, float | str]]:
+    """What is timed, each with its sparsity and the share of neurons that proxies choose, where they do."""
+    shape = dense.shape
+    by_row = proxied_weights(dense)
+    yield ("dense", dense, (BlockPlan(),) * shape.blocks), 0.0, ""
+    for sparsity in sparsities:
+        thresholds, rule = dropping(shape, sparsity, dense.device), choosing(shape, sparsity)
+        yield ("thresholds", dense, thresholds), sparsity, ""
+        yield ("bounded", dense, bounded(thresholds)), sparsity, ""
+        yield ("proxies", by_row, (BlockPlan(proxies=rule),) * shape.blocks), sparsity, rule.kept / shape.ffn
+
+
+def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
+    """Rows of proxies.csv: a decode step of each kind of plan and sparsity.
+
+    kind: `dense`; `thresholds`; `bounded`: every token keeps what a bound allows; `proxies`. sparsity: share of
+    the blocks' weights that is not read, net of proxies; neurons: share that proxies choose. ms: of a step;
+    read_gb_s: bandwidth of the machine in this run.
+    """
+    on_gpu = device.type == "cuda"
+    dense = random_weights(shape, 16, 16, torch.bfloat16, device)
+    cache = filled_cache(shape, torch.bfloat16, device, options.context)
+    bandwidth = read_bandwidth(device) / 1e9
+    found = list(cases_of(dense, options.sparsities))
+    times = (gpu_milliseconds if on_gpu else cpu_milliseconds)([case for case, *_ in found], cache)
+    for ((kind, *_), sparsity, neurons), ms in zip(found, times, strict=True):
+        yield {
+            "device": torch.cuda.get_device_name(device) if on_gpu else device_name(),
+            "shape": name,
+            "blocks": shape.blocks,
+            "kind": kind,
+            "sparsity": sparsity,
+            "neurons": neurons and round(neurons, 4),
+            "ms": round(ms, 4),
+            "read_gb_s": round(bandwidth, 1),
+            "commit": os.environ.get("GIT_COMMIT", ""),
+        }
+
+
+def main() -> None:
+    """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="llama3.1-8b", help="a model of conf/model")
+    parser.add_argument("--blocks", type=count, default=None, help="blocks of the model; as it has")
+    parser.add_argument("--sparsities", type=share, nargs="+", default=[0.4, 0.5])
+    parser.add_argument("--context", type=count, default=128)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
+    options = parser.parse_args()
+    device = gpu(parser) if options.device == "cuda" else torch.device("cpu")
+    with refusals_in_one_line(), torch.inference_mode():
+        shape = shape_of(options.shape, options.blocks)
+        print_rows(rows(options.shape, shape, device, options), options.csv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""How fast steps are whose neurons proxies choose, or with bounds on k, for docs/field.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...configuration import REPOSITORY
+from ...tables.csv_rows import Row, read_rows
+from ...tables.text import NOT_MEASURED, table_row
+
+STEPS = REPOSITORY / "results" / "proxies.csv"
+HEADS = (
+    "device", "shapes", "blocks", "not read", "dense, ms", "thresholds", "bounds on k", "proxies",
+    "neurons that they choose",
+)  # fmt: skip
+
+
+def proxies_table(path: Path = STEPS) -> str:
+    """A row for every device, shape and sparsity: times that each kind's step fits into the run's dense one."""
+    runs: dict[tuple[str, ...], list[Row]] = {}
+    for row in read_rows(path):
+        runs.setdefault((row["device"], row["shape"], row["blocks"]), []).append(row)
+    lines = [table_row(HEADS), "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for run, rows in runs.items():
+        (dense,) = (float(row["ms"]) for row in rows if row["kind"] == "dense")
+        for sparsity in dict.fromkeys(row["sparsity"] for row in rows if row["kind"] != "dense"):
+            mine = {row["kind"]: row for row in rows if row["sparsity"] == sparsity}
+            gains = [f"{dense / float(mine[kind]['ms']):.2f}×" for kind in ("thresholds", "bounded", "proxies")]
+            chosen = f"{float(mine['proxies']['neurons']):.0%}"
+            lines.append(table_row([*run, f"{float(sparsity):.0%}", f"{dense:.2f}", *gains, chosen]))
+    return "\n".join(lines if runs else [*lines, table_row([NOT_MEASURED, *[""] * (len(HEADS) - 1)])])
