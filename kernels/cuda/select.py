@@ -25,13 +25,14 @@ def cuda_select(
     kept: Tensor,
     smallest: Tensor,
     x_out: Tensor | None = None,
+    fewest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Smallest (lists, 1) float32: the k-th highest |x|·w, but no zero; ∞ where k is 0.
 
     score_weights (lists, channels) float32, not negative; kept (lists,) int32 numbers k; x_out (1, channels),
-    where given, receives x in half precision. NaN counts as the highest. Raises KernelError for tensors that do
-    not fit.
+    where given, receives x in half precision. fewest (lists,) int32: k is how many scores reach 1, from
+    `fewest` to `kept`. NaN counts as the highest. Raises KernelError for tensors that do not fit.
     """
     lists, channels = score_weights.shape
     x, squares, gain = source.tensors
@@ -44,6 +45,8 @@ def cuda_select(
     check_tensor("score weights", score_weights, (lists, channels), torch.float32)
     check_tensor("kept", kept, (lists,), torch.int32)
     check_tensor("smallest", smallest, (lists, 1), torch.float32)
+    if fewest is not None:
+        check_tensor("fewest", fewest, (lists,), torch.int32)
     if x_out is not None:
         check_tensor("x_out", x_out, (1, channels), dtype)
     warps = min(MOST_WARPS, blocks_of(channels, CHANNELS_OF_WARP))
@@ -53,7 +56,8 @@ def cuda_select(
         "WARPS": warps,
         "CLUSTER": 1,
         "WRITE_X": int(x_out is not None),
+        "BOUNDED": int(fewest is not None),
         "FLOAT16": int(dtype is torch.float16),
     }
-    arguments = (x, squares, gain, score_weights, kept, smallest, x_out)
+    arguments = (x, squares, gain, score_weights, kept, fewest, smallest, x_out)
     launch("select", constants, lists, warps * LANES, arguments, pdl)

@@ -72,7 +72,7 @@ DENSE_TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
     },
 }
 """Tiles that come before them where a step keeps all channels, and has more rows to wait for."""
-FEW_BITS = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.BIAS})
+FEW_BITS = frozenset({Mechanism.THRESHOLD, Mechanism.TOP_K, Mechanism.BOUNDED, Mechanism.BIAS})
 """What of a plan goes with weights in few bits."""
 SHORT_ATTENTION = CUDAAttentionTile()
 """Up to LONGEST_SHORT slots: 2.3 µs at 205 of Llama-3.1-8B's shapes on one H100, behind a dependent launch; the

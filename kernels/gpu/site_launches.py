@@ -164,7 +164,8 @@ class SiteLaunches:
             return source, reads.rules.bounds, None
         weights, smallest = reads.rules.score_weights, reads.rules.smallest
         # It leaves the normalised activation for the product: both must see the same scores.
-        self.add(cuda_select, source, weights, reads.kept, smallest, x_out=None if behind is None else reads.x)
+        x_out = None if behind is None else reads.x
+        self.add(cuda_select, source, weights, reads.kept, smallest, x_out, reads.fewest)
         return Given(reads.x), weights, smallest
 
     def _add_deciding(self, reads: Reads, norm: tuple[Tensor, Tensor, float] | None) -> None:
@@ -173,7 +174,8 @@ class SiteLaunches:
 
     def _add_select(self, reads: Reads, source: Tensor, norm: tuple[Tensor, Tensor, float] | None) -> None:
         """Where lists are by top-k, find the smallest score that each row keeps."""
-        self.add(select_smallest, source, reads.rules.score_weights, reads.kept, reads.rules.smallest, norm)
+        rules = reads.rules
+        self.add(select_smallest, source, rules.score_weights, reads.kept, rules.smallest, norm, reads.fewest)
 
     def _add_low_rank(self, reads: Reads) -> None:
         if reads.low_rank is not None:

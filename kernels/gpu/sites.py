@@ -31,6 +31,8 @@ PROJECTIONS = {
     "down": ("down",),
 }
 """Projections of each product, in the order of their columns; `gate` alone in a gated block."""
+SMALLEST = torch.finfo(torch.float32).smallest_normal
+"""Least threshold whose inverse is finite, as the reference has it."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class Reads:
     """Lists to fill: kept channels of each projection, then dropped channels; None where all are dense."""
     rules: ListRules | None = None
     """Rules of the lists; bounds of 0 where all are dense, None where a kernel of its own fills the lists."""
-    kept: Tensor | None = None
-    """(lists,) int32 k of the lists by top-k."""
     low_rank: LowRankPath | None = None
+    kept: Tensor | None = None
+    """(lists,) int32 k of the lists by top-k; with `fewest` the most of those within bounds."""
+    fewest: Tensor | None = None
+    """(lists,) int32 least k of each list, where some are of thresholds within bounds."""
     shared: SharedTopK | None = None
     """The top-k of all rows together that fills the lists; then there are no `rules`."""
 
@@ -186,28 +190,29 @@ def _reads(
         return Reads(x, rules=ListRules(buffers.sums(("bounds", name), len(widths), channels)))
     low_rank = [projection for projection, rule in by_projection.items() if rule and rule.left is not None]
     listed = [*by_projection.values(), *[by_projection[projection] for projection in low_rank]]
-    by_threshold = all(rule is None or rule.top_k is None for rule in listed)
+    by_threshold = not any(rule is not None and rule.ranks for rule in listed)
     block = producer_block if by_threshold and not low_rank else list_block
     lists = buffers.lists(name, len(listed), channels, block)
-    list_rules, kept = _list_rules(name, listed, len(widths), channels, buffers)
+    list_rules, bounds = _list_rules(name, listed, len(widths), channels, buffers)
     path = low_rank_path(name, widths, low_rank, by_projection, lists, buffers) if low_rank else None
-    return Reads(x, lists, list_rules, kept, path)
+    return Reads(x, lists, list_rules, path, **bounds)
 
 
 def _list_rules(
     name: str, listed: list[ProjectionRule | None], projections: int, channels: int, buffers: Buffers
-) -> tuple[ListRules, Tensor | None]:
-    """Bounds of each list in a row; a projection without a rule keeps all: threshold 0."""
+) -> tuple[ListRules, dict[str, Tensor]]:
+    """Bounds of each list in a row, and what `Reads` says of k; a projection without a rule keeps all."""
     zeros = torch.zeros(channels, device=buffers.device)
-    by_rank = [rule is not None and rule.top_k is not None for rule in listed]
+    by_rank = [rule is not None and rule.ranks for rule in listed]
     bounds = [
         zeros if rule is None or top else rule.thresholds for rule, top in zip(listed, by_rank, strict=True)
     ]
     inverted = sum(1 << place for place in range(projections, len(listed)))
     if not any(by_rank):
-        return ListRules(torch.stack(bounds), inverted=inverted), None
-    weights = [rule.weights if top else zeros for rule, top in zip(listed, by_rank, strict=True)]
-    kept = [int(rule.top_k) if top else channels for rule, top in zip(listed, by_rank, strict=True)]
+        return ListRules(torch.stack(bounds), inverted=inverted), {}
+    weights = [_score_weights(rule) if top else zeros for rule, top in zip(listed, by_rank, strict=True)]
+    every = channels, channels
+    kept = [_bounds_on_k(rule) if top else every for rule, top in zip(listed, by_rank, strict=True)]
     rules = ListRules(
         torch.stack(bounds),
         torch.stack(weights),
@@ -215,4 +220,15 @@ def _list_rules(
         top_k=sum(1 << place for place, top in enumerate(by_rank) if top),
         inverted=inverted,
     )
-    return rules, torch.tensor(kept, dtype=torch.int32, device=buffers.device)
+    fewest, most = torch.tensor(kept, dtype=torch.int32, device=buffers.device).T.contiguous()
+    bounded = any(rule is not None and rule.bounds is not None for rule in listed)
+    return rules, {"kept": most, **({"fewest": fewest} if bounded else {})}
+
+
+def _score_weights(rule: ProjectionRule) -> Tensor:
+    """Weights w of the score |x|·w; of thresholds within bounds it is 1 at the threshold."""
+    return 1.0 / rule.thresholds.clamp_min(SMALLEST) if rule.weights is None else rule.weights
+
+
+def _bounds_on_k(rule: ProjectionRule) -> tuple[int, int]:
+    return (rule.top_k, rule.top_k) if rule.bounds is None else rule.bounds

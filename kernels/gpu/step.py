@@ -43,7 +43,7 @@ from .sites import Reads, Site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
-LACKING = {Mechanism.ROTATION, Mechanism.PROXY, Mechanism.ROUTER, Mechanism.BOUNDED}
+LACKING = {Mechanism.ROTATION, Mechanism.PROXY, Mechanism.ROUTER}
 
 
 class GPUDecodeStep:

@@ -59,6 +59,11 @@ class ProjectionRule:
         """Rank of the low-rank path, 0 where there is none."""
         return 0 if self.left is None else self.left.shape[-1]
 
+    @property
+    def ranks(self) -> bool:
+        """Whether scores of a token's channels are compared with each other: top-k, and bounds on k."""
+        return self.top_k is not None or self.bounds is not None
+
     def mechanisms(self) -> dict[Mechanism, int]:
         """What the rule is made of, and the weights that each reads for every token beside kept channels."""
         mask = Mechanism.THRESHOLD if self.top_k is None else Mechanism.TOP_K

@@ -48,7 +48,7 @@ def smallest_kept(score, inside, k, CHANNELS: tl.constexpr):
 
 @triton.jit
 def select_kernel(
-    source, squares, gain, score_weights, kept, smallest,
+    source, squares, gain, score_weights, kept, fewest, smallest,
     NORM: tl.constexpr, EPSILON: tl.constexpr, TILES: tl.constexpr, PADDED_TILES: tl.constexpr,
     CHANNELS: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -59,6 +59,8 @@ def select_kernel(
     inside = channel < CHANNELS
     weight = tl.load(score_weights + projection * CHANNELS + channel, mask=inside, other=0.0)
     k = tl.load(kept + projection)
+    if fewest is not None:
+        least = tl.load(fewest + projection)
     if NORM:
         scale = tl.load(gain + channel, mask=inside, other=0.0).to(tl.float32)
     if PDL:
@@ -69,7 +71,11 @@ def select_kernel(
         # As triton_compact computes it, to the bit: both must see the same scores.
         x = x * inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
         x = rounded(rounded(x, gain) * scale, gain)
-    found = smallest_kept(tl.abs(x) * weight, inside, k, CHANNELS)
+    score = tl.abs(x) * weight
+    if fewest is not None:
+        reached = tl.sum((inside & (score >= 1.0)).to(tl.int32), 0)
+        k = tl.minimum(tl.maximum(reached, least), k)
+    found = smallest_kept(score, inside, k, CHANNELS)
     tl.store(smallest + projection * BATCH + tl.program_id(1), found)
 
 
@@ -79,12 +85,14 @@ def select_smallest(
     kept: Tensor,
     smallest: Tensor,
     norm: tuple[Tensor, Tensor, float] | None = None,
+    fewest: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Smallest (lists, batch): the k-th highest |x|·w of each row, but no zero; ∞ where k is 0.
 
     source (batch, channels): x, or the residual stream with norm = (squares, gain, ε); score_weights (lists,
-    channels) float32; kept (lists,) int32 numbers k. Raises KernelError for tensors that do not fit.
+    channels) float32; kept (lists,) int32 numbers k. fewest (lists,) int32: k is how many scores reach 1, from
+    `fewest` to `kept`. Raises KernelError for tensors that do not fit.
     """
     batch, channels = source.shape
     lists = score_weights.shape[0]
@@ -93,6 +101,8 @@ def select_smallest(
             f"score weights {tuple(score_weights.shape)}, k {tuple(kept.shape)} and results "
             f"{tuple(smallest.shape)} do not fit x {tuple(source.shape)}"
         )
+    if fewest is not None and (fewest.shape, fewest.dtype) != (kept.shape, torch.int32):
+        raise KernelError(f"the fewest channels are {fewest.dtype} {tuple(fewest.shape)}, not as k is")
     if channels > 65536 or kept.dtype != torch.int32:
         raise KernelError("top-k takes at most 65536 channels, and k as int32")
     squares, gain, epsilon = norm or (None, None, 0.0)
@@ -100,7 +110,7 @@ def select_smallest(
     launch(
         select_kernel,
         (lists, batch),
-        source, squares, gain, score_weights, kept, smallest,
+        source, squares, gain, score_weights, kept, fewest, smallest,
         NORM=norm is not None, EPSILON=epsilon, TILES=tiles, PADDED_TILES=power_of_two(max(tiles, 1)),
         CHANNELS=channels, BATCH=batch, WIDTH=power_of_two(channels),
         warps=8 if channels <= 4096 else 16, pdl=pdl,

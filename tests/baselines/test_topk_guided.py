@@ -5,10 +5,6 @@ import dataclasses
 import pytest
 import torch
 from wisparse.baselines.topk_guided import TopKGuided
-from wisparse.kernels.engine.backends import MECHANISMS
-from wisparse.kernels.errors import KernelError
-from wisparse.kernels.plan.block_rules import check_supported
-from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.kernels.reference import dropped_within_bounds
 from wisparse.method.errors import UserError
@@ -77,5 +73,3 @@ def test_what_cannot_be_is_told(llama):
         ProjectionRule(top_k=1, weights=THRESHOLDS, bounds=(1, 2))
     with pytest.raises(UserError, match=r"method\.spread"):
         TopKGuided(spread=1.5)
-    with pytest.raises(KernelError, match="thresholds within bounds on k"):
-        check_supported({Mechanism.BOUNDED}, MECHANISMS["cuda"](), "a GPU")

@@ -5,6 +5,7 @@
 //
 // IN           channels                  WARPS     warps of a thread block
 // CLUSTER      1                         WRITE_X   1: x is written by the first thread block
+// BOUNDED      1: k is how many scores reach 1, from `fewest` to `kept`; 0: it is `kept`
 // NORM, EPSILON, SQUARES  see norm.h
 // FLOAT16      1: float16 instead of bfloat16
 
@@ -54,7 +55,8 @@ WS_DEVICE void find_digit(Shared& s, const int* bins, int count, int wanted, int
 }
 
 WS_KERNEL(THREADS, 1) select_kernel(const void* source, const float* squares, const unsigned short* gain,
-                                 const float* score_weights, const int* kept, float* smallest, unsigned short* x_out) {
+                                 const float* score_weights, const int* kept, const int* fewest, float* smallest,
+                                 unsigned short* x_out) {
     WS_SHARED(Shared, s);
     const int thread = thread_index(), list = block_index();
     float weight[STEPS], scale[STEPS];
@@ -65,7 +67,8 @@ WS_KERNEL(THREADS, 1) select_kernel(const void* source, const float* squares, co
         weight[step] = channel < IN ? score_weights[list * IN + channel] : 0.0f;
         scale[step] = NORM && channel < IN ? widened(gain[channel]) : 0.0f;
     }
-    const int k = kept[list];
+    int k = kept[list];
+    const int least = BOUNDED ? fewest[list] : 0;
     for (int bin = thread; bin < DIGITS * BINS; bin += THREADS) s.bins[bin / BINS][bin % BINS] = 0;
     block_barrier();
     wait_for_producer();
@@ -91,6 +94,19 @@ WS_KERNEL(THREADS, 1) select_kernel(const void* source, const float* squares, co
         const int channel = step * THREADS + thread;
         if (WRITE_X && list == 0 && channel < IN) x_out[channel] = rounded(x[step]);
         bits[step] = bits_of_float(fabsf(x[step]) * weight[step]) & 0x7fffffffu;
+    }
+
+    if (BOUNDED) {
+        int reached = 0;
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step)
+            reached += step * THREADS + thread < IN && float_of_bits(bits[step]) >= 1.0f;
+        reached = warp_sum(reached);
+        if (thread % 32 == 0) s.totals[thread / 32] = reached;
+        block_barrier();
+        reached = warp_sum(thread % 32 < WARPS ? s.totals[thread % 32] : 0);
+        reached = reached < least ? least : reached;
+        k = reached < k ? reached : k;
     }
 
     unsigned found = 0;  // the digits that are known, in their places

@@ -4,7 +4,8 @@
 #include "select.cu"
 
 extern "C" int run(int blocks, const void* source, const float* squares, const unsigned short* gain,
-                   const float* score_weights, const int* kept, float* smallest, unsigned short* x_out) {
+                   const float* score_weights, const int* kept, const int* fewest, float* smallest,
+                   unsigned short* x_out) {
     return run_clusters(blocks, CLUSTER, WARPS, sizeof(Shared),
-                        [&] { select_kernel(source, squares, gain, score_weights, kept, smallest, x_out); });
+                        [&] { select_kernel(source, squares, gain, score_weights, kept, fewest, smallest, x_out); });
 }

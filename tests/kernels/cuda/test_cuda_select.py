@@ -9,7 +9,7 @@ from wisparse.kernels.cuda.product import CUDATile, Given, Normed, cuda_product
 from wisparse.kernels.cuda.select import cuda_select
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.model.decoder import products_of
-from wisparse.kernels.reference import dropped_by_top_k
+from wisparse.kernels.reference import dropped_by_top_k, dropped_within_bounds
 
 from ..triton_cases import DEVICE
 from .test_cuda_product import drawn, normed
@@ -35,6 +35,21 @@ def test_it_is_exactly_the_references(channels, dtype):
     cuda_select(Given(x), weights, numbers(*kept), smallest)
     for weight, bound, k in zip(weights, smallest, kept, strict=True):
         assert torch.equal(x.float().abs() * weight < bound, dropped_by_top_k(x.float(), weight, k))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [37, 1100])
+def test_thresholds_within_bounds_are_the_references(channels, dtype):
+    """Lists of which few, some and all channels reach their thresholds; bounds at both ends, and none."""
+    x = drawn(1, channels, dtype=dtype)
+    thresholds = torch.tensor([0.125, 1.0, 4.0, 1.0, 1.0, 0.125], device=DEVICE)[:, None].expand(6, channels)
+    third = channels // 3
+    bounds = ((0, third), (third, third + 2), (third, channels), (0, channels), (0, 0), (channels, channels))
+    fewest, most = (numbers(*column) for column in zip(*bounds, strict=True))
+    smallest = torch.empty(6, 1, device=DEVICE)
+    cuda_select(Given(x), (1 / thresholds).contiguous(), most, smallest, fewest=fewest)
+    for own, bound, pair in zip(thresholds, smallest, bounds, strict=True):
+        assert torch.equal(x.float().abs() / own < bound, dropped_within_bounds(x.float(), own, *pair))
 
 
 def test_scores_of_one_value_of_zero_of_nan_and_of_infinity():
@@ -112,6 +127,7 @@ def test_it_compiles_for_the_large_models(name, monkeypatch):
         residual = torch.empty(1, one.inner)
         behind_norm = one.name in ("qkv", "gate_up")
         source = Normed(residual, torch.empty(1, 128), x[0], 1e-5) if behind_norm else Given(x)
-        cuda_select(source, weights, kept, smallest, x if behind_norm else None)
-    assert len(sizes) == 4
+        for fewest in (None, kept):
+            cuda_select(source, weights, kept, smallest, x if behind_norm else None, fewest)
+    assert len(sizes) == 8
     assert min(sizes) > 0

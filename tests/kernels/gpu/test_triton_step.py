@@ -109,7 +109,7 @@ def test_one_row_has_the_top_k_of_its_own_under_a_shared_mask():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [None, "wina", "rsparse", "cats", "chess"])
+@pytest.mark.parametrize("method", [None, "wina", "rsparse", "cats", "chess", "topk_guided"])
 def test_every_kind_of_plan(method):
     model = make_tiny_model("qwen2", blocks=1)
     expected, found = both_decode(model, make_plan(model, method) if method else None)
@@ -141,7 +141,12 @@ def test_neurons_that_signs_predict(names):
 
 
 ALL = "qkv o gate_up down"
-LISTING = {"teal": ("qkv", "o", "gate_up", ALL), "wina": ("qkv down", "o gate_up"), None: (ALL,)}
+LISTING = {
+    "teal": ("qkv", "o", "gate_up", ALL),
+    "wina": ("qkv down", "o gate_up"),
+    "topk_guided": (ALL,),
+    None: (ALL,),
+}
 """Products that list their channels themselves: each of them under every plan, and beside such as do not."""
 
 

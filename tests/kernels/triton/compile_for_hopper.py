@@ -76,6 +76,7 @@ def main(batch):
     outputs = {name: out for name, (out, _) in shape.projection_shapes().items()}
     rules = {name: threshold(hidden, bias=weight(outputs[name])) for name in ("k", "o", "up")}
     rules["gate"] = threshold(hidden)
+    rules["v"] = threshold(hidden, bounds=(1, 100))
     rules["q"] = threshold(hidden, left=weight(heads * head_dim, 8), right=weight(8, hidden))
     rules["down"] = ProjectionRule(top_k=100, weights=torch.ones(ffn))
     shared = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.reference import dropped_by_threshold, dropped_by_top_k
+from wisparse.kernels.reference import dropped_by_threshold, dropped_by_top_k, dropped_within_bounds
 from wisparse.kernels.triton.channel_lists import ChannelLists
 from wisparse.kernels.triton.compact import ListRules, compact, embed, norm_compact
 from wisparse.kernels.triton.select import select_smallest
@@ -99,6 +99,21 @@ def test_selection_is_exactly_the_references(k):
     select_smallest(x, weights, torch.full((2,), k, dtype=torch.int32, device=DEVICE), smallest)
     for weight, bound in zip(weights, smallest, strict=True):
         assert torch.equal(x.abs() * weight < bound[:, None], dropped_by_top_k(x, weight, k))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bounds", [(0, 37), (9, 11), (0, 0), (37, 37), (3, 8)])
+def test_thresholds_within_bounds_are_the_references(bounds):
+    """Rows of which few, some and all channels reach their thresholds, and one of zeros."""
+    x = random(4, 37) * torch.tensor([[0.1], [1.0], [9.0], [0.0]], device=DEVICE)
+    thresholds = torch.stack([torch.ones(37), torch.full((37,), 2.0)]).to(DEVICE)  # whose inverses are exact
+    fewest, most = (torch.full((2,), bound, dtype=torch.int32, device=DEVICE) for bound in bounds)
+    smallest = torch.empty(2, 4, device=DEVICE)
+    select_smallest(x, 1 / thresholds, most, smallest, fewest=fewest)
+    for own, bound in zip(thresholds, smallest, strict=True):
+        assert torch.equal(x.abs() / own < bound[:, None], dropped_within_bounds(x, own, *bounds))
+    with pytest.raises(KernelError, match="the fewest channels are"):
+        select_smallest(x, 1 / thresholds, most, smallest, fewest=fewest[:1])
 
 
 @pytest.mark.parametrize("k", [2, 4, 6])
