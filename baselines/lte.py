@@ -48,7 +48,7 @@ class LTE(Method):
         folder = self.routers or calibration.model.name_or_path
         if not folder:
             raise UserError(f"{self.name} needs a model that was trained with routers; this one has no folder")
-        weights = stored_routers(Path(folder), calibration.blocks)
+        weights = stored_routers(Path(folder), calibration.blocks, calibration.weight_samples)
         for block, weight in enumerate(weights):
             shapes = {name: calibration.shapes[key(block, name)] for name in PROJECTION_PATHS}
             if problem := NeuronRouter(weight, 0.0).misfit(shapes):

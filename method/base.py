@@ -13,6 +13,7 @@ from .passes.progress import Progress
 from .plan import SparsityPlan
 from .provenance import SearchCost
 from .quantised_model import description_of
+from .seal import seal_of
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Method(ABC):
 
         `progress`: what an earlier search for this very plan has found, and what this one finds.
         Raises UserError for a sparsity out of range, OutOfReachError for one out of the method's reach, and
-        UserError where what was found is no number.
+        UserError where the calibration is of other weights or what was found is no number.
         """
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must be at least 0 and below 1, not {sparsity}; try sparsity=0.5")
+        calibration.check_same_weights()
         self.check_reach(calibration, sparsity)
         cost = SearchCost(progress=progress or Progress())
+        of = {"method": repr(self), "sparsity": sparsity, "calibration": calibration.identity}
+        cost.progress.begin(seal_of(of, {}))
         if self.needs:
             with cost.stage("calibration"):
                 calibration.prepare(self.needs, cost.progress.calibration)
@@ -48,7 +52,12 @@ class Method(ABC):
                 "and look at the checkpoint where that does not help"
             )
         made = replace(plan.provenance, method=self.name, sparsity=sparsity, search=cost)
-        return replace(plan, quantisation=description_of(calibration.model), provenance=made)
+        return replace(
+            plan,
+            quantisation=description_of(calibration.model),
+            weight_samples=calibration.weight_samples,
+            provenance=made,
+        )
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..kernels.model.held_weights import own_samples
 from ..kernels.model.stored_linears import is_taken
+from ..kernels.weight_samples import Samples
 from .errors import UserError
 from .passes.collectors import BlockStatistics
-from .passes.dense_pass import Collected, Need, dense_pass
+from .passes.dense_pass import Collected, Need, dense_pass, pass_of
 from .passes.kept_pass import NOT_KEPT, KeptPass
 from .projections import decoder_of, model_projections, projection_shapes
+from .quantised_model import description_of
+from .seal import seal_of
 from .token_policy import TokenPolicy
 from .tokens import check_input_ids
 
@@ -36,11 +40,33 @@ class Calibration:
     """Which tokens are sparse while a method searches; None: all of them."""
     _collected: Collected = field(default_factory=Collected, init=False, repr=False)
     _found: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+    weight_samples: Samples = field(init=False, repr=False)
+    """Samples of the weights that all of this is measured on."""
 
     def __post_init__(self) -> None:
         self._check_weights()
         decoder_of(self.model)  # an unsupported family is refused before any work
         check_input_ids(self.input_ids, self.model)
+        self.weight_samples, self._quantisation = own_samples(self.model), description_of(self.model)
+
+    def check_same_weights(self) -> None:
+        """Raise UserError where the model no longer has the weights that this was measured on."""
+        self._check_weights()
+        self._check_weights()
+        if (own_samples(self.model), description_of(self.model)) != (self.weight_samples, self._quantisation):
+            raise UserError(
+                "the model's weights, or their quantisation, changed since this calibration was begun; make a "
+                "new Calibration of the model as it is"
+            )
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that is measured: weights as they are loaded, text, batches, sparse tokens."""
+        facts = {
+            "pass": pass_of(self.model, self.input_ids, self.batch_size),
+            "sparse": repr(self.search_policy),
+        }
+        return seal_of(facts, {})
 
     def _check_weights(self) -> None:
         """Raise UserError where methods would read what the model's linears do not hold."""
@@ -65,7 +91,7 @@ class Calibration:
                 )  # they cost a pass next to nothing, and most methods ask for them later
             found = dense_pass(self.model, self.input_ids, self.batch_size, wanted, kept)
             self._collected = self._collected.with_more(found)
-        self._collected.keep_in(kept, self.batch_size)
+        self._collected.keep_in(kept)
 
     @property
     def statistics(self) -> list[BlockStatistics]:

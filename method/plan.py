@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,10 +20,13 @@ from ..kernels.model.decoder import PROJECTIONS, split_key
 from ..kernels.plan.bases import Rotation
 from ..kernels.plan.block_plan import BlockPlan, GateRule
 from ..kernels.plan.projection_rule import ProjectionRule
-from ..kernels.plan.whole_plan import of_another_model
+from ..kernels.plan.whole_plan import of_another_model, of_other_weights
 from ..kernels.shared_files import file_mode, make_folder, replacing
+from ..kernels.weight_samples import Samples
 from .seal import seal_of
 from .stored.plan_parts import PlanParts
+
+log = logging.getLogger(__name__)
 
 __all__ = ["PlanError", "ProjectionRule", "SparsityPlan"]
 
@@ -60,6 +64,11 @@ class SparsityPlan(PlanParts):
         if self.quantisation != description:
             made, there = (found or "the model's own weights" for found in (self.quantisation, description))
             raise PlanError(f"this plan was made for {made}, and the model has {there}; make it anew on these")
+
+    def check_weights(self, there: Samples) -> None:
+        """Raises PlanError when it was made of other weights than those that these samples are of."""
+        if problem := of_other_weights("this plan", self.weight_samples, there):
+            raise PlanError(problem)
 
     def block_plans(self) -> tuple[BlockPlan, ...]:
         """The plan of every block, in order: what runtimes execute."""
@@ -153,7 +162,8 @@ class SparsityPlan(PlanParts):
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> SparsityPlan:
         """Read what `save` wrote, file or folder.
 
-        Raises PlanError for what is missing, no plan, or not what was written.
+        Raises PlanError for what is missing, no plan, or not what was written. Warns of a plan that does not
+        say which weights it was made of, as those of versions before do not.
         """
         path = Path(path)
         try:
@@ -174,6 +184,12 @@ class SparsityPlan(PlanParts):
                 raise PlanError(f"{path}: {problem}; make the plan anew")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise PlanError(f"{path}: not a readable plan ({error})") from error
+        if plan.weight_samples is None:
+            log.warning(
+                "%s does not say which weights it was made of: on another model of the same shapes it would be "
+                "wrong without a word; make it anew to be sure",
+                path,
+            )
         return plan
 
     def _save_tensors(self, file: Path, folder: Path, metadata: dict[str, str] | None = None) -> None:

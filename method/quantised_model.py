@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..kernels.model.decoder_weights import LM_HEAD
-from ..kernels.model.held_weights import check_held, held, remember
+from ..kernels.model.held_weights import check_held, held, own_samples, remember
+from ..kernels.plan.whole_plan import of_other_weights
 from ..kernels.quantised.stored import StoredWeight
+from ..kernels.weight_samples import Samples
+from .errors import UserError
 from .projections import decoder_of, model_projections
 
 
@@ -27,6 +30,8 @@ class QuantisedWeights:
     """Every block projection by key, and `lm_head` where that is quantised."""
     anew: Callable[[str, Tensor], StoredWeight]
     """Quantises another weight (in, out) of a projection, such as one in a rotated basis; takes its key."""
+    weight_samples: Samples
+    """Samples of the weights that were quantised."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,15 @@ def quantised(model: PreTrainedModel, found: QuantisedWeights | None) -> Iterato
     """Context in which the model computes with these weights; after it, it has its own again, bit by bit.
 
     Its own are kept meanwhile, beside the dequantised ones in the model's dtype. An embedding that shares the
-    head's weight stays as it is. None: the model is left alone.
+    head's weight stays as it is. None: the model is left alone. Raises UserError for those of other weights.
     """
     if found is None:
         yield
         return
     if model in _PLACED:
         raise RuntimeError("the model is quantised already; leave that context first")
+    if problem := of_other_weights("what is stored in few bits", found.weight_samples, own_samples(model)):
+        raise UserError(problem)
     linears = quantised_linears(model, LM_HEAD in found.weights)
     with held(model, "its quantisation"), replaced(linears, found.weights) as originals:
         _PLACED[model] = _Placed(found, originals)

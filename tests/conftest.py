@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from wisparse.kernels.weight_samples import weight_samples
 from wisparse.method.calibration import Calibration
 from wisparse.method.stored.routers import save_routers
 
@@ -119,7 +120,7 @@ def with_routers(model, folder: Path, size: int = 8):
     generator = torch.Generator().manual_seed(0)
     groups = [block.mlp.gate_proj.out_features // size for block in model.model.layers]
     drawn = (torch.randn(count, model.config.hidden_size, generator=generator) for count in groups)
-    save_routers(folder, dict(enumerate(drawn)))
+    save_routers(folder, dict(enumerate(drawn)), weight_samples(model))
     model.name_or_path = str(folder)
     return model
 

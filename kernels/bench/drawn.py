@@ -110,6 +110,7 @@ class DrawnPlan:
     batch: int
     device: torch.device
     quantisation = None
+    weight_samples = None
     folded = None
 
     @property

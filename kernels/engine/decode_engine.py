@@ -18,7 +18,7 @@ from ..model.decoder_weights import (
     pack,
     unpack,
 )
-from ..model.held_weights import check_held, check_same_parameters, hold, let_go, remember
+from ..model.held_weights import check_held, check_same_parameters, hold, let_go, own_samples, remember
 from ..model.static_cache import StaticCache
 from ..model.stored_linears import give_back_linears, is_taken, take_linears
 from ..model.uninterrupted import uninterrupted
@@ -31,7 +31,7 @@ from ..plan.block_rules import (
     proxied_blocks,
 )
 from ..plan.folding import bases_of, folded
-from ..plan.whole_plan import Plan
+from ..plan.whole_plan import Plan, of_other_weights
 from ..quantised.packed import QuantisedModel
 from .backends import BACKENDS, STORED_PRODUCTS, DecodeStep, check_decodable
 from .prompt import PreparedPrompt, check_continuation, prepared
@@ -45,6 +45,15 @@ def _check_same_weights(made_on: str | None, given: str | None) -> None:
         raise KernelError(
             f"this plan was made on {made}, and the engine reads {there}; give it the same, or another plan"
         )
+
+
+def _check_made_of(model: nn.Module, plan: Plan | None, quantised: QuantisedModel | None) -> None:
+    """Raise KernelError for a plan or stored weights that were made of other weights than the model's."""
+    made = {"this plan": plan, "what the engine is to read in few bits": quantised}
+    there = own_samples(model)
+    for what, one in made.items():
+        if one is not None and (problem := of_other_weights(what, one.weight_samples, there)):
+            raise KernelError(problem)
 
 
 def _check_own_bases(model: nn.Module, plan: Plan | None) -> None:
@@ -95,6 +104,7 @@ class DecodeEngine:
             stored = quantised.weights
         formats = {weight.format: weight.group for weight in (stored or {}).values()}
         check_decodable(model, batch, capacity, needed(blocks), formats)
+        _check_made_of(model, plan, quantised)
         self.model = model
         self.closed = False
         self._reading_prompts = reading_prompts

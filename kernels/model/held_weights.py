@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import nn
 
 from ..errors import KernelError
+from ..weight_samples import Samples, weight_samples
 
 DOORS = {
     "save_pretrained": "save_pretrained",
@@ -44,6 +45,8 @@ class Holder:
 
 @dataclass(eq=False)
 class _Held:
+    samples: Samples
+    """Samples of the model's own weights, as they were before anyone held them."""
     holders: WeakSet[Holder] = field(default_factory=WeakSet)
     marks: dict[str, Mark] = field(default_factory=dict)
 
@@ -71,7 +74,8 @@ _BEHIND_DOORS: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
 def hold(model: nn.Module, who: str, *, in_place: bool) -> Holder:
     """Begin to hold a model's weights. Raises KernelError where others hold them, and they were changed."""
     check_held(model)
-    held = _HELD.setdefault(model, _Held())
+    held = _HELD.get(model) or _Held(weight_samples(model))
+    _HELD[model] = held
     holder = Holder(who, in_place, dict(model.named_parameters()))
     held.holders.add(holder)
     for part in _with_doors(model):
@@ -81,6 +85,12 @@ def hold(model: nn.Module, who: str, *, in_place: bool) -> Holder:
                 setattr(part, name, MethodType(_guarded(getattr(type(part), name)), part))
     remember(model)
     return holder
+
+
+def own_samples(model: nn.Module) -> Samples:
+    """Samples of a model's own weights, also while it is held and has others, or has them otherwise."""
+    held = _HELD.get(model)
+    return weight_samples(model) if held is None else held.samples
 
 
 def let_go(model: nn.Module, holder: Holder) -> None:

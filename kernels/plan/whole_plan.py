@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from ..weight_samples import Samples, first_difference
 from .bases import FoldedBases
 from .block_plan import BlockPlan
 
@@ -16,6 +17,8 @@ class Plan(Protocol):
     """(out, in) of every block projection of the model that it was made for, by key."""
     quantisation: str | None
     """Quantised weights that it was made on; None: the model's own."""
+    weight_samples: Samples | None
+    """Samples of the weights that it was made of; None: nobody knows them, or it is of none."""
     folded: FoldedBases | None
     """Bases in the weights that its rules are on; None: the model's own."""
 
@@ -36,4 +39,14 @@ def of_another_model(shapes: Mapping[str, tuple[int, int]], model: Mapping[str, 
     return (
         f"this plan is for another model: it has {len(shapes)} projections, first {first}; "
         f"the model has {len(model)}, first {of_model}"
+    )
+
+
+def of_other_weights(what: str, made_of: Samples | None, there: Samples) -> str | None:
+    """What tells the weights that something was made of from a model's, for messages; None where they agree."""
+    if made_of is None or (name := first_difference(made_of, there)) is None:
+        return None
+    return (
+        f"{what} is of another model, or of this one before its weights were changed: {name} is not what it "
+        "was made of; take the model that it was made of, or make it anew on this one"
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
+from ..weight_samples import Samples
 from .int4 import Int4Weight
 from .int8 import Int8Weight
 from .stored import StoredWeight
@@ -26,6 +27,8 @@ class QuantisedModel(Protocol):
     """Format and settings in words, as plans name them."""
     weights: Mapping[str, StoredWeight]
     """Every block projection by its key, and `lm_head` where that is quantised."""
+    weight_samples: Samples | None
+    """Samples of the weights that were quantised; None: nobody knows them."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from ...kernels.model.decoder import Decoder
+from ...kernels.model.held_weights import own_samples
 from ...kernels.plan.bases import FoldedBases
 from ...kernels.plan.heads import HeadRule
 from ...kernels.plan.mechanism import Mechanism
@@ -104,6 +105,7 @@ class PolarHeads:
             shapes=calibration.shapes,
             heads=rules,
             quantisation=description_of(model),
+            weight_samples=calibration.weight_samples,
             provenance=PlanProvenance(search=cost, details={"heads": details}),
         )
 
@@ -112,7 +114,10 @@ def with_heads(plan: SparsityPlan, heads: SparsityPlan, model: PreTrainedModel) 
     """A method's plan with routers; its provenance says what both took and found.
 
     In a plan of folded bases routers read the new channels, and choose what they chose from the old ones.
+    Raises PlanError where either was made of other weights than the model's.
     """
+    for made in (plan, heads):
+        made.check_weights(own_samples(model))
     ours, theirs = plan.provenance, heads.provenance
     search = SearchCost(
         ours.search.stages | theirs.search.stages, ours.search.evaluations | theirs.search.evaluations

@@ -13,9 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ...kernels.model.held_weights import own_samples
 from ..errors import UserError
 from ..hooks import hooked
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, SITE_OF_PROJECTION, decoder_of
+from ..quantised_model import description_of
+from ..seal import seal_of
 from .collectors import BlockStatistics, input_recorder, output_recorder
 from .histogram import ChannelHistogram
 from .kept_pass import STATES, KeptPass
@@ -45,6 +48,8 @@ class Collected:
     """How long it took."""
     batches: int = 0
     """Batches that it is from."""
+    of: str = ""
+    """Whose weights and which text it is of; see `pass_of`."""
 
     @property
     def there(self) -> set[Need]:
@@ -60,16 +65,17 @@ class Collected:
             self.states or other.states,
             self.seconds + other.seconds,
             other.batches,
+            other.of,
         )
 
-    def keep_in(self, kept: KeptPass, batch_size: int) -> None:
+    def keep_in(self, kept: KeptPass) -> None:
         """Keep what whole passes have collected, if it was much work and is not kept already."""
         if self.seconds >= kept.after and kept.batches < self.batches:
-            self.write_to(kept, batch_size)
+            self.write_to(kept)
 
-    def write_to(self, kept: KeptPass, batch_size: int) -> None:
+    def write_to(self, kept: KeptPass) -> None:
         """Keep what there is by now."""
-        kept.write(self.tensors(), self.states, self.batches, batch_size, self.seconds)
+        kept.write(self.tensors(), self.states, self.batches, self.of, self.seconds)
 
     def tensors(self) -> dict[str, Tensor]:
         """The statistics by name, as a file holds them."""
@@ -95,6 +101,12 @@ class Collected:
             one.up_output.tokens = int(named[f"{block}.up.tokens"])
 
 
+def pass_of(model: PreTrainedModel, input_ids: Tensor, batch_size: int) -> str:
+    """SHA-256 of all that a pass depends on: the weights as they are loaded, the text and its batches."""
+    facts = {"weights": own_samples(model), "quantisation": description_of(model), "batch_size": batch_size}
+    return seal_of(facts, {"input_ids": input_ids})
+
+
 @torch.inference_mode()
 def dense_pass(
     model: PreTrainedModel, input_ids: Tensor, batch_size: int, wanted: Collection[Need], kept: KeptPass
@@ -105,8 +117,9 @@ def dense_pass(
     first block and projection whose activations are not finite.
     """
     device, inner = next(model.parameters()).device, decoder_of(model).inner
-    batches, collected = input_ids.split(batch_size), Collected()
-    before = kept.read(batch_size)
+    batches = input_ids.split(batch_size)
+    collected = Collected(of=pass_of(model, input_ids, batch_size))
+    before = kept.read(collected.of)
     if set(wanted) <= (held := _needs_in(before)):
         wanted = held  # what goes on is a pass that collects all this
     else:
@@ -126,7 +139,7 @@ def dense_pass(
             collected.batches += 1
             collected.seconds = time.perf_counter() - begin
             if collected.batches < len(batches) and kept.is_due():
-                collected.write_to(kept, batch_size)
+                collected.write_to(kept)
     _check_finite(collected)
     if collected.states:
         collected.states = [torch.cat(collected.states)]

@@ -34,7 +34,7 @@ class KeptPass:
 
     STATES grow by rows that never change; all others are written as they are by then.
 
-    A file that was damaged, or that holds less than is asked for, counts as none. One process at a time may use
+    A file that was damaged, or that is of another model or text, counts as none. One process at a time may use
     it.
     """
 
@@ -53,18 +53,21 @@ class KeptPass:
         self._rows = 0
         """Rows in these files."""
 
-    def read(self, batch_size: int) -> dict[str, Tensor]:
-        """What an earlier pass in batches of this size has kept, in main memory; empty where there is none."""
+    def read(self, of: str) -> dict[str, Tensor]:
+        """What an earlier pass of the same model over the same text has kept, in main memory; else nothing.
+
+        of: says the model, the text and its batches.
+        """
         if self._file is None or not self._file.exists():
             return {}
         try:
             facts, tensors = _read(self._file)
+            if facts["of"] != of:
+                raise ValueError("it is of other weights, another text or other batches")
             seals = json.loads(facts["states"])
             parts = [_read(self._part(number), seal)[1][STATES] for number, seal in enumerate(seals)]
         except (OSError, SafetensorError, LookupError, ValueError) as error:
             log.warning("%s cannot be read, the calibration pass begins anew: %s", self._file, error)
-            return {}
-        if int(facts["batch_size"]) != batch_size:
             return {}
         self.batches, self.seconds = int(facts["batches"]), float(facts["seconds"])
         self._seals, self._rows = seals, sum(map(len, parts))
@@ -87,7 +90,7 @@ class KeptPass:
         tensors: Mapping[str, Tensor],
         states: Sequence[Tensor],
         batches: int,
-        batch_size: int,
+        of: str,
         seconds: float,
     ) -> None:
         """Keep what so many batches gave, and the seconds that they took, in place of what was kept before.
@@ -103,7 +106,7 @@ class KeptPass:
                 held = torch.cat([part.detach().cpu() for part in new])
                 self._seals.append(self._save(self._part(len(self._seals)), {STATES: held}, {}))
                 self._rows += len(held)
-            facts = {"batches": str(batches), "batch_size": str(batch_size), "seconds": repr(seconds)}
+            facts = {"batches": str(batches), "of": of, "seconds": repr(seconds)}
             self._save(self._file, tensors, facts | {"states": json.dumps(self._seals)})
         except (OSError, SafetensorError) as error:
             log.warning("%s cannot be written (%s): a pass cut off from now on is not kept", self._file, error)

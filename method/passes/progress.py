@@ -13,6 +13,8 @@ from .kept_pass import KeptPass
 
 CALIBRATION = ".calibration"
 """Ending of the file beside it that a calibration pass is kept in."""
+OF = ("", "of")
+"""Stage and key of the line that says what all others are of."""
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,17 @@ class Progress:
         self._found: dict[tuple[str, str], Any] = {}
         if file is not None and file.exists():
             self._read(file)
+        self._of: str | None = None
+        """What the file is of, once that is known; it stands in the first line."""
+
+    def begin(self, of: str) -> None:
+        """Take what was read for nothing where it is of another search; `of` is a hash of all that decides."""
+        kept = self._found.pop(OF, None)
+        if self._found and kept != of:
+            log.warning("%s is of other weights, another text or another search, which begins anew", self._file)
+            self._found = {}
+            self._file.unlink()
+        self._of = of
 
     def done(self, stage: str, key: str) -> Any | None:
         """What was kept of a step, None where nothing was."""
@@ -45,6 +58,8 @@ class Progress:
         try:
             make_folder(self._file.parent)
             with self._file.open("a", encoding="utf-8") as lines:
+                if self._of is not None and not lines.tell():
+                    lines.write(_line([*OF, self._of]))
                 lines.write(_line([stage, key, value]))
         except OSError as error:
             folder, why = self._file.parent, error.strerror

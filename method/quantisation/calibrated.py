@@ -66,7 +66,7 @@ class CalibratedInt4(Int4):
             found |= stored_by(
                 {LM_HEAD: decoder.lm_head}, lambda name, weight: self._calibrated(name, weight, factor)
             )
-        return QuantisedWeights(self.full_description, found, self._refused)
+        return self._whole(calibration.model, found)
 
     def _factor(self, place: str, products: Tensor) -> Tensor:
         check_finite(self.name, place, products)
@@ -78,5 +78,6 @@ class CalibratedInt4(Int4):
         except KernelError as error:
             raise self._refusal(name, error) from error
 
-    def _refused(self, name: str, _: Tensor) -> StoredWeight:
+    def anew(self, name: str, _: Tensor) -> StoredWeight:
+        """See `Quantiser`: there is none without a calibration of its own."""
         raise UserError(f"quantisation={self.name}: {name}: {ROTATIONS}")

@@ -15,33 +15,61 @@ from ...kernels.quantised.int8 import Int8Weight
 from ...kernels.quantised.stored import StoredWeight
 from ...kernels.shared_files import file_mode, replacing
 from ..errors import UserError
+from ..quantised_model import QuantisedWeights
+from ..seal import seal_of
+from .quantisers import Quantiser
 
-METADATA = "wisparse_quantised"
-"""Entry of the metadata: format and outputs of each weight, by name."""
+METADATA, SEAL = "wisparse_quantised", "content_sha256"
+"""Entries of the metadata: description, samples of the weights that were quantised, format and outputs of each
+stored one by name; and the hash of that and of all tensors."""
 
 
-def save_weights(path: Path, weights: Mapping[str, StoredWeight]) -> None:
-    """Write weights by name to one file, which appears complete or not at all."""
+def save_weights(path: Path, found: QuantisedWeights) -> None:
+    """Write the weights of a model to one file, which appears complete or not at all."""
     tensors = {
         f"{name}/{part}": tensor.detach().cpu().contiguous()
-        for name, weight in weights.items()
+        for name, weight in found.weights.items()
         for part, tensor in weight.tensors().items()
     }
-    kinds = {name: {"format": weight.format, "outputs": weight.shape[1]} for name, weight in weights.items()}
+    document = {
+        "description": found.description,
+        "weight_samples": dict(found.weight_samples),
+        "weights": {
+            name: {"format": weight.format, "outputs": weight.shape[1]}
+            for name, weight in found.weights.items()
+        },
+    }
+    metadata = {METADATA: json.dumps(document), SEAL: seal_of(document, tensors)}
     with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata={METADATA: json.dumps(kinds)})
+        save_file(tensors, unfinished, metadata)
         unfinished.chmod(file_mode(unfinished.parent))  # safetensors lets nobody else read what it writes
 
 
-def load_weights(path: Path) -> dict[str, StoredWeight]:
-    """Weights by name as `save_weights` wrote them; raises UserError for any other file."""
+def load_weights(path: Path, quantiser: Quantiser) -> QuantisedWeights:
+    """Weights as `save_weights` wrote them, of a model that this quantiser was used on.
+
+    They say which weights they were made of, and `quantised` refuses any other model. Raises UserError for any
+    other file, of a version before among them, which does not say it, and for weights of another quantiser.
+    """
     try:
         with safe_open(path, "pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-            kinds = json.loads((stored.metadata() or {})[METADATA])
-        return {name: _weight(kind, _parts(tensors, name)) for name, kind in kinds.items()}
+            metadata = stored.metadata() or {}
+        document = json.loads(metadata[METADATA])
+        if metadata[SEAL] != seal_of(document, tensors):
+            raise ValueError("it is not what was written")
+        weights = {name: _weight(kind, _parts(tensors, name)) for name, kind in document["weights"].items()}
+        description, samples = document["description"], document["weight_samples"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{path}: no readable file of quantised weights ({error}); write it again") from error
+        raise UserError(
+            f"{path}: no readable file of quantised weights ({error}); quantise the model anew"
+        ) from error
+    if description != quantiser.full_description:
+        raise UserError(
+            f"{path} holds weights in {description}, and quantisation={quantiser.name} makes "
+            f"{quantiser.full_description}; take the settings that it was written with"
+        )
+    return QuantisedWeights(description, weights, quantiser.anew, samples)
 
 
 def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.model.held_weights import own_samples
 from ...kernels.quantised.pruned import INDICES, PrunedWeight
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
@@ -84,7 +85,8 @@ class Pruner(Weights, ABC):
 
         found, _ = stored_block_by_block(calibration, self.name, self._prepare, store)
         counted = "without an index" if self.index == "none" else f"with a {self.index}"
-        return QuantisedWeights(f"{self.description}, {counted}, lm_head as it was", found, self._refused)
+        whole = f"{self.description}, {counted}, lm_head as it was"
+        return QuantisedWeights(whole, found, self._refused, own_samples(calibration.model))
 
     def _refused(self, name: str, _: Tensor) -> StoredWeight:
         raise UserError(f"quantisation={self.name}: {name} is not pruned in rotated bases; take method=dense")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import gcd
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...kernels.errors import KernelError
+from ...kernels.model.held_weights import own_samples
 from ...kernels.plan.mechanism import Mechanism
 from ...kernels.quantised.int4 import Int4Weight, int4_rounded
 from ...kernels.quantised.int8 import Int8Weight, int8_rounded
@@ -98,8 +99,12 @@ class Quantiser(Weights, ABC):
     def weights(self, calibration: Calibration) -> QuantisedWeights:
         """Stored weights of a model's linears. Raises UserError that names the first that cannot be stored."""
         self.check_model(calibration.model)
-        found = stored_by(model_projections(calibration.model), self.rounded) | self._head(calibration.model)
-        return QuantisedWeights(self.full_description, found, self.rounded)
+        found = stored_by(model_projections(calibration.model), self.anew) | self._head(calibration.model)
+        return self._whole(calibration.model, found)
+
+    def _whole(self, model: PreTrainedModel, found: Mapping[str, StoredWeight]) -> QuantisedWeights:
+        """Stored weights of a model with all that tells which they are."""
+        return QuantisedWeights(self.full_description, found, self.anew, own_samples(model))
 
     def _head(self, model: PreTrainedModel) -> dict[str, StoredWeight]:
         """The stored head by its name, rounded to nearest; nothing where it is left alone."""
@@ -107,7 +112,7 @@ class Quantiser(Weights, ABC):
             return {}
         return stored_by(
             {LM_HEAD: decoder_of(model).lm_head},
-            self._head_in_8_bits if self.lm_head == "int8" else self.rounded,
+            self._head_in_8_bits if self.lm_head == "int8" else self.anew,
         )
 
     def _head_in_8_bits(self, name: str, weight: Tensor) -> StoredWeight:
@@ -121,8 +126,11 @@ class Quantiser(Weights, ABC):
         """The description, and what became of the head."""
         return f"{self.description}, lm_head {HEADS[self.lm_head]}"
 
-    def rounded(self, name: str, weight: Tensor) -> StoredWeight:
-        """The nearest stored weight to (in, out) of the linear of this name. Raises UserError that names it."""
+    def anew(self, name: str, weight: Tensor) -> StoredWeight:
+        """Stored form of another weight (in, out) of a linear, here the nearest.
+
+        Raises UserError that names the linear.
+        """
         try:
             return self._rounded(weight)
         except KernelError as error:

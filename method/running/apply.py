@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ...kernels.model.held_weights import check_held
+from ...kernels.model.held_weights import check_held, own_samples
 from ..errors import UserError
 from ..hooks import hooked
 from ..plan import SparsityPlan
@@ -205,10 +205,11 @@ def applied(
     """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
 
     `counting`: what counts for the session's report. Raises PlanError when the plan was made for a model of
-    other shapes or other quantised weights, and UserError where another plan acts on the model.
+    other shapes or other weights, quantised or not, and UserError where another plan acts on the model.
     """
     plan.check_model(projection_shapes(model))
     plan.check_quantisation(description_of(model))
+    plan.check_weights(own_samples(model))
     session = SparseSession(model, plan, policy, counting(model, plan, policy.rows_sharing))
     with (
         acting_on(model, PLAN, beside=ENGINE),  # an engine reads its prompts under its plan

@@ -14,11 +14,15 @@ from ...kernels.plan.projection_rule import ProjectionRule
 from ...kernels.plan.proxies import ProxyRule
 from ...kernels.plan.routers import NeuronRouter
 from ...kernels.plan.signs import SignRule
+from ...kernels.weight_samples import Samples
 from ..provenance import PlanProvenance
 
 P = TypeVar("P", bound="PlanParts")
 FOLDED, STREAM = "folded", "stream"
 """Part of the tensors of folded bases, and the owner of that of the residual stream; the others' is a block."""
+
+SAMPLES = "weight_samples"
+"""Entry of a document with samples of the weights that a plan was made of."""
 
 
 @dataclass
@@ -47,6 +51,8 @@ class PlanParts:
     """Method, sparsity, what making the plan took, and what the method found."""
     quantisation: str | None = None
     """Format and settings of the quantised weights that it was made on; None: the model's own."""
+    weight_samples: Samples | None = None
+    """Samples of the model's own weights that it was made of; None: nobody knows them."""
     folded: FoldedBases | None = None
     """Bases that the model's weights are turned into, for free; rules then are on the new channels."""
 
@@ -82,6 +88,7 @@ class PlanParts:
             **({"shared": shared} if shared else {}),
             **({"bounds": bounds} if bounds else {}),
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
+            **({} if self.weight_samples is None else {SAMPLES: dict(self.weight_samples)}),
             **({"heads": self._heads_document()} if self.heads else {}),
             **({"gains_kept": True} if self.gains_kept else {}),
             **({"signs": {str(block): rule.limit for block, rule in self.signs.items()}} if self.signs else {}),
@@ -141,6 +148,7 @@ class PlanParts:
             routers=neurons,
             gains_kept=document.get("gains_kept", False),
             quantisation=document.get("quantisation"),
+            weight_samples=document.get(SAMPLES),
             folded=_folded(folded),
             provenance=PlanProvenance.from_dict(document["provenance"]),
         )

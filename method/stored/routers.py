@@ -1,28 +1,43 @@
-"""The file of a model's folder that holds the routers it was trained with."""
+"""The file of a model's folder that holds the routers it was trained with, and samples of its weights."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...kernels.plan.whole_plan import of_other_weights
+from ...kernels.weight_samples import Samples
 from ..errors import UserError
 
+log = logging.getLogger(__name__)
+
 FILE = "routers.safetensors"
+METADATA = "wisparse_weight_samples"
+"""Entry of the metadata with samples of the weights that the routers were trained with."""
 
 
-def save_routers(folder: Path, weights: Mapping[int, Tensor]) -> None:
-    """Write the routers (groups, hidden) of a model's blocks beside its weights."""
-    save_file({str(block): weight.cpu().contiguous() for block, weight in weights.items()}, folder / FILE)
+def save_routers(folder: Path, weights: Mapping[int, Tensor], model: Samples) -> None:
+    """Write the routers (groups, hidden) of a model's blocks beside its weights, which these samples are of."""
+    tensors = {str(block): weight.cpu().contiguous() for block, weight in weights.items()}
+    save_file(tensors, folder / FILE, {METADATA: json.dumps(dict(model))})
 
 
-def stored_routers(folder: Path, blocks: int) -> list[Tensor]:
-    """Routers (groups, hidden) of all blocks. Raises UserError where the folder has none of this model."""
+def stored_routers(folder: Path, blocks: int, model: Samples) -> list[Tensor]:
+    """Routers (groups, hidden) of all blocks.
+
+    model: samples of its weights. Raises UserError where the folder has none of this model; warns of a file
+    that does not say whose they are, as those of versions before do not.
+    """
     try:
         found = load_file(folder / FILE)
+        with safe_open(folder / FILE, "pt") as stored:
+            made_of = (stored.metadata() or {}).get(METADATA)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder} has no readable {FILE}: the model was not trained with routers; make one with "
@@ -30,4 +45,13 @@ def stored_routers(folder: Path, blocks: int) -> list[Tensor]:
         ) from error
     if found.keys() != {str(block) for block in range(blocks)}:
         raise UserError(f"{folder}/{FILE} is not of the model's {blocks} blocks; train the model anew")
+    if made_of is None:
+        log.warning(
+            "%s/%s does not say which weights its routers were trained with: on any others they choose wrongly "
+            "without a word; train the model anew to be sure",
+            folder,
+            FILE,
+        )
+    elif problem := of_other_weights(f"{folder}/{FILE}", json.loads(made_of), model):
+        raise UserError(problem)
     return [found[str(block)] for block in range(blocks)]

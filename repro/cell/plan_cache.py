@@ -14,6 +14,7 @@ from typing import Any
 from ...method.errors import UserError
 from ...method.passes.progress import Progress
 from ...method.plan import SEAL, PlanError, SparsityPlan
+from ...method.stored.plan_parts import SAMPLES
 from .. import processes
 from ..configuration import digest
 from ..locks import held
@@ -97,10 +98,10 @@ def _read(key: str, folder: Path, from_cache: bool) -> CachedPlan:
 
 
 def plan_digest(folder: Path) -> str:
-    """sha256 of a stored plan without its provenance."""
+    """sha256 of what a stored plan does: without its provenance, and the weights that it was made of."""
     hasher = hashlib.sha256((folder / "plan.safetensors").read_bytes())
     document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    for entry in ("provenance", SEAL):  # the seal is of the provenance, too
-        document.pop(entry)
+    for entry in ("provenance", SAMPLES, SEAL):  # the seal is of the provenance, too
+        document.pop(entry, None)
     hasher.update(digest(document).encode())
     return hasher.hexdigest()

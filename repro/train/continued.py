@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ...kernels.weight_samples import weight_samples
 from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
 from ...method.stored.routers import save_routers
@@ -157,7 +158,7 @@ def train_and_save(
         }
         found = evaluate_and_save(model, tokenizer, held_out, record, output / record["model"])
         if stored is not None:
-            save_routers(output / record["model"], stored)
+            save_routers(output / record["model"], stored, weight_samples(model))
         return found
 
 

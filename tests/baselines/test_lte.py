@@ -4,18 +4,20 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.kernels.plan.routers import NeuronRouter
+from wisparse.kernels.weight_samples import weight_samples
 from wisparse.method.errors import OutOfReachError, UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 from wisparse.method.running.apply import applied
 from wisparse.method.stored.routers import FILE, save_routers
 
-from ..conftest import make_calibration, make_method, make_protocol, with_routers
+from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model, with_routers
 
 
 @pytest.fixture
@@ -109,12 +111,25 @@ def test_models_without_routers_are_refused(llama, tmp_path):
     llama.name_or_path = str(tmp_path)
     with pytest.raises(UserError, match=rf"has no readable {FILE}.*make train-relu"):
         make_method("lte").plan(calibration, 0.3)
-    save_routers(tmp_path, {0: torch.zeros(10, 48)})
+    samples = weight_samples(llama)
+    save_routers(tmp_path, {0: torch.zeros(10, 48)}, samples)
     with pytest.raises(UserError, match="not of the model's 2 blocks"):
         make_method("lte").plan(calibration, 0.3)
-    save_routers(tmp_path, {block: torch.zeros(10, 40) for block in range(2)})
+    save_routers(tmp_path, {block: torch.zeros(10, 40) for block in range(2)}, samples)
     with pytest.raises(UserError, match="router has shape"):
         make_method("lte", f"method.routers={tmp_path}").plan(calibration, 0.3)
+
+
+def test_routers_of_another_model_are_refused(routed, tmp_path, caplog):
+    other = make_tiny_model("llama", seed=7)
+    other.name_or_path = routed.name_or_path
+    with pytest.raises(UserError, match=rf"{FILE} is of another model.*embed_tokens"):
+        make_method("lte").plan(make_calibration(other), 0.4)
+    make_method("lte").plan(make_calibration(routed.bfloat16()), 0.4)
+    assert not caplog.text
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE)  # as versions before wrote it
+    make_method("lte").plan(make_calibration(routed), 0.4)
+    assert "does not say which weights its routers were trained with" in caplog.text
 
 
 def test_limits_are_told_and_the_engine_refuses(routed):

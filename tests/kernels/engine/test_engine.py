@@ -169,7 +169,7 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, **keywords) -> Tensor:
 
 
 def decoded_tokens(sparse: bool) -> DecodedTokens:
-    plan = plan_for(make_tiny_model("qwen2"), "teal_uniform") if sparse else None
+    plan = plan_for(make_tiny_model("qwen2").bfloat16(), "teal_uniform") if sparse else None
     return DecodedTokens(lambda: make_tiny_model("qwen2").bfloat16(), plan)
 
 

@@ -194,7 +194,7 @@ def test_few_rows_are_multiplied_and_for_many_values_are_made(monkeypatch, compi
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_large_weights_are_dequantised_some_columns_at_a_time(name):
     weight = torch.randn(PIECE["cpu"] // 100, 320, generator=torch.Generator().manual_seed(0))
-    stored = QUANTISERS[name].rounded("0.q", weight)
+    stored = QUANTISERS[name].anew("0.q", weight)
     pieces = [(columns.start, columns.stop) for columns, _ in stored.pieces()]
     assert pieces == ([(0, 100), (100, 200), (200, 300), (300, 320)] if name == "int8" else
                       [(first, first + 64) for first in range(0, 320, 64)])  # fmt: skip

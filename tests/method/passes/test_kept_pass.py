@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from wisparse.method.calibration import Calibration
 from wisparse.method.hooks import hooked
 from wisparse.method.passes.kept_pass import KeptPass
 from wisparse.method.passes.progress import Progress
@@ -77,8 +78,8 @@ class Interrupted(OfEachBatch):
         super().__init__(file)
         self.limit = batches
 
-    def write(self, tensors, states, batches, batch_size, seconds):
-        super().write(tensors, states, batches, batch_size, seconds)
+    def write(self, tensors, states, batches, of, seconds):
+        super().write(tensors, states, batches, of, seconds)
         if batches == self.limit:
             raise KeyboardInterrupt
 
@@ -128,7 +129,16 @@ def test_states_that_are_kept_are_not_written_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut short", "a byte changed", "states changed", "states lost", "other batches"]
+    "damage",
+    [
+        "cut short",
+        "a byte changed",
+        "states changed",
+        "states lost",
+        "other batches",
+        "other text",
+        "other weights",
+    ],
 )
 def test_what_is_not_what_was_written_counts_as_nothing(tmp_path, caplog, damage):
     file, goes_on, whole = tmp_path / "kept", small(), small()
@@ -143,11 +153,18 @@ def test_what_is_not_what_was_written_counts_as_nothing(tmp_path, caplog, damage
         (tmp_path / "kept-states-1").write_bytes((tmp_path / "kept-states-0").read_bytes())
     elif damage == "states lost":
         (tmp_path / "kept-states-1").unlink()
+    elif damage == "other text":
+        for calibration in (goes_on, whole):
+            calibration.input_ids = calibration.input_ids.roll(1)
+    elif damage == "other weights":
+        goes_on, whole = (
+            Calibration(make_tiny_model("llama", seed=7), goes_on.input_ids, batch_size=1) for _ in range(2)
+        )
     else:
         goes_on.batch_size = 2
     with caplog.at_level(logging.WARNING):
         assert passes_of(goes_on, NEEDS, KeptPass(file)) == 8 // goes_on.batch_size
-    assert ("begins anew" in caplog.text) == (damage != "other batches")
+    assert "begins anew" in caplog.text
     whole.prepare(NEEDS)
     assert torch.equal(goes_on.final_states, whole.final_states) or damage == "other batches"
     assert [one.up_output.tokens for one in goes_on.statistics] == [8 * 16] * 2

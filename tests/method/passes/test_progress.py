@@ -43,11 +43,11 @@ def test_a_search_that_was_cut_off_ends_as_one_that_was_not(tmp_path, method, ov
     whole = Progress(tmp_path / "whole")
     expected = method.plan(calibration, 0.5, whole)
     lines = (tmp_path / "whole").read_text().splitlines()
-    cut_at = steps % len(lines)  # counted from the end where it is negative
+    cut_at = steps % (len(lines) - 1)  # counted from the end where it is negative
     with pytest.raises(KeyboardInterrupt):
         method.plan(calibration, 0.5, Cut(tmp_path / "cut", cut_at))
     before = (tmp_path / "cut").read_text()
-    assert len(before.splitlines()) == cut_at
+    assert len(before.splitlines()) == cut_at + 1  # the first says what all others are of
 
     found = method.plan(calibration, 0.5, Progress(tmp_path / "cut"))
     assert (tmp_path / "cut").read_text().startswith(before), "nothing was found twice"
@@ -58,6 +58,27 @@ def test_a_search_that_was_cut_off_ends_as_one_that_was_not(tmp_path, method, ov
     found.save(tmp_path / "found")
     expected.save(tmp_path / "expected")
     assert plan_digest(tmp_path / "found") == plan_digest(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("other", ["weights", "text", "method", "sparsity", "nothing"])
+def test_steps_of_another_search_are_not_gone_on_from(tmp_path, caplog, other):
+    first = make_calibration(make_tiny_model("llama"))
+    with pytest.raises(KeyboardInterrupt):
+        make_method("teal", "search=minimal").plan(first, 0.5, Cut(tmp_path / "steps", 1))
+    calibration, method, sparsity = first, make_method("teal", "search=minimal"), 0.5
+    if other == "weights":
+        calibration = make_calibration(make_tiny_model("llama", seed=7))
+    elif other == "text":
+        calibration = make_calibration(first.model, seed=3)
+    elif other == "method":
+        method = make_method("wina", "search=minimal")
+    elif other == "sparsity":
+        sparsity = 0.4
+    expected = method.plan(calibration, sparsity)
+    found = method.plan(calibration, sparsity, Progress(tmp_path / "steps"))
+    assert ("begins anew" in caplog.text) == (other != "nothing")
+    ours, theirs = (plan.provenance.details for plan in (found, expected))
+    assert ours == theirs
 
 
 def test_a_step_is_found_once_and_its_cost_counts_again(tmp_path):

@@ -162,7 +162,8 @@ def test_kept_values_and_their_index_are_counted(llama, calibration, pruner, ind
     total = sum(linear.weight.numel() for linear in weights.values())
     with quantised(llama, found):
         zeros = sum(int((linear.weight == 0).sum()) for linear in weights.values())
-        with applied(llama, make_method("dense").plan(calibration, 0.0), make_protocol("all")) as session:
+        dense = make_method("dense").plan(make_calibration(llama), 0.0)
+        with applied(llama, dense, make_protocol("all")) as session:
             assert llama(calibration.input_ids).logits.isfinite().all()
         report = session.report()
     assert zeros == pytest.approx(0.5 * total, rel=0.01)

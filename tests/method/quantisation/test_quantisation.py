@@ -7,6 +7,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.quantised.int4 import int4_rounded
@@ -22,8 +23,9 @@ from wisparse.method.quantised_model import description_of, quantised
 from wisparse.method.rotation import rotated
 from wisparse.method.running.apply import applied
 
-from ...conftest import make_calibration, make_method, make_protocol
+from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
 
+OF_ANOTHER = r"few bits is of another model.*embed_tokens"
 INT8 = Int8("int8", lm_head="none")
 INT4 = Int4("int4", lm_head="same", group=4, symmetric=False)
 INT8_HEAD = CalibratedInt4("int4_calibrated", lm_head="int8", group=8, symmetric=True, damping=0.01)
@@ -59,17 +61,48 @@ def test_a_model_computes_with_them_and_has_its_own_again(llama, calibration, qu
     for name, parameter in llama.named_parameters():
         assert parameter is parameters[name]
         assert torch.equal(parameter, before[name])
-    save_weights(tmp_path / "weights.safetensors", found.weights)
-    loaded = load_weights(tmp_path / "weights.safetensors")
-    assert loaded.keys() == found.weights.keys()
+
+
+@pytest.mark.parametrize(
+    "quantiser", [INT8, INT4, CALIBRATED, INT8_HEAD], ids=lambda one: f"{one.name}-{one.lm_head}"
+)
+def test_stored_weights_come_back_and_are_for_their_model_alone(llama, calibration, quantiser, tmp_path):
+    found, file = quantiser.weights(calibration), tmp_path / "weights.safetensors"
+    save_weights(file, found)
+    loaded = load_weights(file, quantiser)
+    assert loaded.weights.keys() == found.weights.keys()
     for name, weight in found.weights.items():
-        assert (loaded[name].shape, loaded[name].format) == (weight.shape, weight.format)
+        same = loaded.weights[name]
+        assert (same.shape, same.format) == (weight.shape, weight.format)
         for part, tensor in weight.tensors().items():
-            assert torch.equal(loaded[name].tensors()[part], tensor)
-            assert loaded[name].tensors()[part].dtype == tensor.dtype
-    (tmp_path / "weights.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="no readable file of quantised weights"):
-        load_weights(tmp_path / "weights.safetensors")
+            assert torch.equal(same.tensors()[part], tensor)
+            assert same.tensors()[part].dtype == tensor.dtype
+    with quantised(llama, found):
+        expected = llama(calibration.input_ids).logits
+    with quantised(llama, loaded):
+        assert torch.equal(llama(calibration.input_ids).logits, expected)
+        assert description_of(llama) == found.description
+    other = make_tiny_model("llama", seed=7)
+    with pytest.raises(UserError, match=OF_ANOTHER), quantised(other, loaded):
+        pass
+    with pytest.raises(KernelError, match=OF_ANOTHER):
+        DecodeEngine(other, quantised=loaded, capacity=8)
+    with pytest.raises(UserError, match="take the settings that it was written with"):
+        load_weights(file, INT8 if quantiser is not INT8 else INT4)
+
+
+def test_files_that_are_not_what_was_written_are_refused(calibration, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_weights(file, INT8.weights(calibration))
+    written = bytearray(file.read_bytes())
+    written[-7] ^= 1
+    file.write_bytes(written)
+    with pytest.raises(UserError, match="it is not what was written"):
+        load_weights(file, INT8)
+    for content in (b"no weights", save({"0.q/values": torch.ones(2)}, {"wisparse_quantised": "{}"})):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="no readable file of quantised weights"):
+            load_weights(file, INT8)
 
 
 def test_a_head_that_shares_the_embedding_leaves_it_alone(llama):
@@ -222,7 +255,9 @@ def test_a_plan_for_other_bits_is_refused_and_kept_apart_on_disk(llama, calibrat
     own = make_method("teal_uniform").plan(calibration, 0.5)
     found = INT8.weights(calibration)
     with quantised(llama, found):
-        plan = make_method("teal_uniform").plan(calibration, 0.5)
+        with pytest.raises(UserError, match="changed since this calibration was begun"):
+            make_method("teal_uniform").plan(calibration, 0.5)
+        plan = make_method("teal_uniform").plan(make_calibration(llama), 0.5)
         with pytest.raises(PlanError, match="made for the model's own weights, and the model has int8 by row"):
             traffic(llama, own, calibration.input_ids)
     plan.save(tmp_path / "plan")
