@@ -18,6 +18,7 @@ from ..errors import KernelError
 
 FOLDER = Path(__file__).parent / "sources"
 HEADERS = ("device.h", "norm.h", "new_token.h", "rows.h", "few_bits.h", "activation.h", "softmax.h")
+HEADERS += ("neuron_rows.h",)
 
 
 def launch(

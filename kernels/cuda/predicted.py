@@ -70,33 +70,45 @@ def cuda_predicted(
     gate_rows, up_rows (ffn, channels), a row for each neuron, in half precision, to which everything is rounded
     where the model rounds. Raises KernelError for tensors that do not fit.
     """
+    check_neurons(source, gate_rows, up_rows, hidden, tile)
+    neurons, channels = gate_rows.shape
+    words = blocks_of(channels, 4 * WORD) * 4
+    check_tensor("signs", signs.words, (neurons, words), torch.int32)
+    check_tensor("limit", signs.limit, (1,), torch.int32)
+    constants = {**source.constants, **constants_of(gate_rows, tile, nonlinearity), "SIGN_WORDS": words}
+    arguments = (*source.tensors, signs.words, signs.limit, gate_rows, up_rows, hidden)
+    launch("predicted", constants, blocks_of(neurons, tile.neurons), tile.warps * LANES, arguments, pdl)
+
+
+def check_neurons(
+    source: Source, gate_rows: Tensor, up_rows: Tensor, hidden: Tensor, tile: PredictedTile
+) -> None:
+    """Raises KernelError for an activation, rows (ffn, channels) or a target (1, ffn) that do not fit."""
     neurons, channels = gate_rows.shape
     dtype = gate_rows.dtype
     if dtype not in (torch.bfloat16, torch.float16) or channels % 8 or channels > MOST_CHANNELS:
         raise KernelError(
-            f"neurons are predicted in bfloat16 or float16, of multiples of 8 and at most {MOST_CHANNELS} "
+            f"rows of neurons are read in bfloat16 or float16, of multiples of 8 and at most {MOST_CHANNELS} "
             f"channels, not in {dtype} of {channels}; evaluate the plan without the engine (latency=none)"
         )
     check_source(source, channels, dtype)
     check_tensor("gate's rows", gate_rows, (neurons, channels), dtype)
     check_tensor("up's rows", up_rows, (neurons, channels), dtype)
     check_tensor("hidden", hidden, (1, neurons), dtype)
-    words = blocks_of(channels, 4 * WORD) * 4
-    check_tensor("signs", signs.words, (neurons, words), torch.int32)
-    check_tensor("limit", signs.limit, (1,), torch.int32)
     if not 1 <= tile.neurons <= min(MOST_NEURONS, tile.warps * LANES):
         raise KernelError(f"a thread block takes 1 to {MOST_NEURONS} neurons, not {tile.neurons}")
-    constants = {
-        **source.constants,
+
+
+def constants_of(gate_rows: Tensor, tile: PredictedTile, nonlinearity: str) -> dict[str, object]:
+    """Constants that kernels of neurons' rows are compiled for."""
+    neurons, channels = gate_rows.shape
+    return {
         "IN": channels,
         "WIDTH": neurons,
         "NEURONS": tile.neurons,
         "WARPS": tile.warps,
         "UNROLL": tile.unroll,
-        "SIGN_WORDS": words,
         "CLUSTER": 1,
         "HIDDEN": HIDDEN_BY[nonlinearity],
-        "FLOAT16": int(dtype is torch.float16),
+        "FLOAT16": int(gate_rows.dtype is torch.float16),
     }
-    arguments = (*source.tensors, signs.words, signs.limit, gate_rows, up_rows, hidden)
-    launch("predicted", constants, blocks_of(neurons, tile.neurons), tile.warps * LANES, arguments, pdl)

@@ -15,9 +15,10 @@ from ..cuda.product import CUDATile, runs_cuda_products, suits_cuda_products
 from ..cuda.stored_weight import HALF, LEAST_GROUP, Storage, storage_of
 from ..errors import KernelError
 from ..model.decoder import DecoderShape, Product, products_of
-from ..model.decoder_weights import LM_HEAD, DecoderWeights
+from ..model.decoder_weights import LM_HEAD, PROXIES, DecoderWeights
 from ..plan.mechanism import Mechanism
 from ..quantised.packed import PackedInt8, PackedWeight
+from ..triton.launch import blocks_of
 from .step_tiles import LONGEST_SHORT, Auto, Chosen, Never
 
 TILES: dict[int, dict[str, tuple[CUDATile, ...]]] = {
@@ -148,9 +149,13 @@ def cuda_tiles(
 
 
 def cuda_products_of(shape: DecoderShape, storages: Mapping[str, Storage]) -> tuple[Product, ...]:
-    """The products of a block, and the head where it is in few bits; else torch computes it."""
+    """The products of a block, the head where it is in few bits, for torch computes others, and proxies'."""
     head = (Product(LM_HEAD, shape.hidden, (shape.vocabulary,)),) if LM_HEAD in storages else ()
-    return (*products_of(shape), *head)
+    proxies = ()
+    if PROXIES in storages:
+        groups = blocks_of(shape.ffn, storages[PROXIES].group)
+        proxies = (Product(PROXIES, shape.hidden, (groups * storages[PROXIES].group,) * 2),)
+    return (*products_of(shape), *head, *proxies)
 
 
 def storages_of(weights: DecoderWeights) -> dict[str, Storage]:
@@ -213,7 +218,8 @@ def multiprocessors_of(device: torch.device) -> int:
 def tile_of(product: Product, multiprocessors: int, storage: Storage = HALF, dense: bool = False) -> CUDATile:
     """The tile of a product on a device of so many multiprocessors; dense: where it keeps all channels."""
     first = DENSE_TILES.get(storage.bits, {}).get(product.name, ()) if dense else ()
-    *wanted, last = (*first, *TILES[storage.bits][product.name])
+    name = "gate_up" if product.name == PROXIES else product.name
+    *wanted, last = (*first, *TILES[storage.bits][name])
     fitting = (
         tile
         for tile in wanted

@@ -11,9 +11,11 @@ from ..cuda.product import CUDATile
 from ..cuda.stored_weight import CUDAWeight
 from ..errors import KernelError
 from ..model.decoder import SITE_OF_PROJECTION, Product
+from ..model.decoder_weights import PROXIES
 from ..plan.block_plan import BlockPlan
 from ..plan.projection_rule import ProjectionRule
-from ..quantised.packed import PackedWeight
+from ..plan.proxies import ProxyRule
+from ..quantised.packed import PackedInt4, PackedWeight
 from ..triton.channel_lists import ChannelLists
 from ..triton.compact import ListRules
 from ..triton.gemv import Activation, Columns
@@ -59,7 +61,7 @@ class Site:
     """One product of one block."""
 
     name: str
-    """One of `PROJECTIONS`."""
+    """One of `PROJECTIONS`, or PROXIES."""
     weight: Tensor | CUDAWeight
     """(in, sum of widths)"""
     widths: tuple[int, ...]
@@ -144,6 +146,25 @@ def make_site(
     plain = reads.lists is None and cuda is None and isinstance(weight, Tensor)
     library = plain and product.name in tiles.library
     return Site(product.name, weight, product.widths, reads, bias, tile, cuda, library)
+
+
+def proxies_site(proxies: PackedInt4, rule: ProxyRule, tiles: StepTiles, buffers: Buffers) -> Site:
+    """The product of the largest |x| with the proxies of gate and up.
+
+    Raises KernelError where no kernel reads them.
+    """
+    if (cuda := tiles.cuda.products.get(PROXIES)) is None:
+        raise KernelError(
+            "on a GPU, proxies are multiplied in half precision, in groups of multiples of 64 neurons, from "
+            "compute capability 9.0 on and with cuda-bindings; evaluate the plan without the engine "
+            "(latency=none)"
+        )
+    largest = ProjectionRule(top_k=rule.read, weights=torch.ones(rule.channels, device=buffers.device))
+    names = dict(zip(PROJECTIONS["gate_up"], proxies.widths, strict=True))
+    rules = BlockPlan(dict.fromkeys(names, largest))
+    reads = _reads(names, rule.channels, rules, tiles.list_block, tiles.list_block, buffers)
+    weight = CUDAWeight.of(proxies)
+    return Site(PROXIES, weight, proxies.widths, reads, None, tiles.listed["gate_up"], cuda)
 
 
 def _by_one_rule(reads: Reads) -> bool:

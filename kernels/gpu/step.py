@@ -22,6 +22,8 @@ from ..cuda.product import (
     cuda_product,
     runs_cuda_products,
 )
+from ..cuda.ranked import cuda_ranked
+from ..cuda.select import cuda_select
 from ..cuda.stored_weight import CUDAWeight
 from ..errors import KernelError
 from ..model.decoder import Product
@@ -39,11 +41,11 @@ from .block_attention import BlockAttention
 from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
 from .site_launches import SiteLaunches
-from .sites import Reads, Site
+from .sites import Reads, Site, proxies_site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
-LACKING = {Mechanism.ROTATION, Mechanism.PROXY, Mechanism.ROUTER}
+LACKING = {Mechanism.ROTATION, Mechanism.ROUTER}
 
 
 class GPUDecodeStep:
@@ -171,14 +173,16 @@ class GPUDecodeStep:
         return self._sites.onto_residual(o)
 
     def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
-        gated, predicted = rules.gate is not None, rules.signs is not None
-        if (gated, predicted) != (packed.gate is not None, packed.gate_rows is not None):
+        gated, ranked = rules.gate is not None, rules.proxies is not None
+        chosen = ranked or rules.signs is not None
+        expected = packed.gate is not None, packed.proxies is not None, packed.gate_rows is not None
+        if (gated, ranked, chosen) != expected:
             raise KernelError(
-                f"block {index}: pack the weights with the plan's gated and predicted blocks, "
-                "pack(model, gated_blocks, None, predicted_blocks)"
+                f"block {index}: pack the weights with the plan's gated and predicted blocks, and those with "
+                "proxies, pack(model, gated_blocks, None, predicted_blocks, proxied_blocks)"
             )
-        if predicted:
-            return self._lay_out_predicted(packed, rules, squares)
+        if chosen:
+            return (self._lay_out_ranked if ranked else self._lay_out_predicted)(packed, rules, squares)
         name, weight = ("gate", packed.gate) if gated else ("gate_up", packed.gate_up)
         mlp = self._sites.site(name, weight, rules, self.tiles.list_block)
         down = self._sites.site("down", packed.down, rules, mlp.tile.columns)
@@ -220,12 +224,35 @@ class GPUDecodeStep:
                 "on a GPU, signs are counted from compute capability 9.0 on and with cuda-bindings; evaluate "
                 "the plan without the engine (latency=none)"
             )
-        least = torch.full((shape.ffn,), torch.finfo(torch.float32).tiny, device=device)
-        nonzero = BlockPlan({"down": ProjectionRule(thresholds=least)})
-        down = replace(self._sites.site("down", packed.down, nonzero, self.tiles.list_block), whole=True)
+        down = self._down_of_nonzero(packed)
         self._sites.add(
             cuda_predicted, Normed(self._sites.residual, squares, packed.mlp_norm, shape.norm_epsilon),
             SignWords.of(rules.signs), packed.gate_rows, packed.up_rows, down.reads.x, PredictedTile(),
             nonlinearity=shape.activation,
         )  # fmt: skip
         return self._sites.onto_residual(down)
+
+    def _lay_out_ranked(self, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
+        """The product with the proxies ranks all neurons; rows of the highest are read, and of down theirs."""
+        shape, sites, device = self.weights.shape, self._sites, self.weights.device
+        if self.batch != 1:
+            raise KernelError(f"proxies choose the neurons of one row, not of {self.batch}; take them as dense")
+        ranking = proxies_site(packed.proxies, rules.proxies, self.tiles, sites.buffers)
+        through = {"nonlinearity": shape.activation}
+        scores, smallest = sites.buffers.x("scores", ranking.widths[0]), sites.buffers.sums("chosen", 1, 1)
+        sites.add_cuda(ranking, cuda_neurons, scores, behind=(squares, packed.mlp_norm), **through)
+        ones = torch.ones(scores.shape, device=device)
+        kept = torch.tensor([rules.proxies.kept], dtype=torch.int32, device=device)
+        sites.add(cuda_select, Given(scores), ones, kept, smallest)
+        down, rows = self._down_of_nonzero(packed), (packed.gate_rows, packed.up_rows)
+        x = ranking.reads.x
+        sites.add(cuda_ranked, x, scores, smallest, *rows, down.reads.x, PredictedTile(), **through)
+        return sites.onto_residual(down)
+
+    def _down_of_nonzero(self, packed: BlockWeights) -> Site:
+        """Down, of whose input a kernel writes all, and which reads the columns of what is not zero."""
+        least = torch.full(
+            (self.weights.shape.ffn,), torch.finfo(torch.float32).tiny, device=self.weights.device
+        )
+        nonzero = BlockPlan({"down": ProjectionRule(thresholds=least)})
+        return replace(self._sites.site("down", packed.down, nonzero, self.tiles.list_block), whole=True)

@@ -13,6 +13,7 @@ PARTS = {
     "cuda.head": ("lm_head", CUDA),
     "cuda.predicted": ("products", CUDA),
     "cuda.product": ("products", CUDA),
+    "cuda.ranked": ("products", CUDA),
     "cuda.select": ("selection", CUDA),
     "gpu.library_product": ("products", TORCH),
     "gpu.low_rank": ("products", TRITON),

@@ -19,6 +19,8 @@ from .stored_linears import check_not_taken
 
 LM_HEAD = "lm_head"
 """Name of the head beside the keys of projections."""
+PROXIES = "proxies"
+"""Name of the product with proxies, as `BlockWeights` has them, beside those of `SITES`."""
 NO_GATES_IN_FEW_BITS = (
     "the decode engine does not read neurons of quantised weights by their gate, by signs or by proxies; "
     "take another method or the model's own weights, or evaluate the plan without the engine (latency=none)"

@@ -46,6 +46,11 @@ class BlockPlan:
     proxies: ProxyRule | None = None
     router: NeuronRouter | None = None
 
+    @property
+    def chooses_neurons(self) -> bool:
+        """Whether a neuron is left out as a whole: its row of up and its column of down at once."""
+        return any(part is not None for part in (self.gate, self.signs, self.proxies, self.router))
+
     def of(self, projection: str) -> ProjectionRule | None:
         """The rule of a projection, None where it is dense."""
         return self.rules.get(projection)

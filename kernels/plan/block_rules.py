@@ -17,7 +17,7 @@ PAYS_BELOW = 0.6
 """Share of a site's weights up to which a batch is faster over lists than densely."""
 
 GATED_SITES = (SITES["attention_input"], SITES["attention_output"], ("gate", "up", "down"))
-"""Projections that are dense together in a block that chooses neurons by their gate or by signs."""
+"""Projections that are dense together in a block that chooses neurons."""
 
 
 def block_rules(
@@ -58,7 +58,7 @@ def dense_for_a_batch(plan: Plan | None, batch: int, device: torch.device) -> fr
     full = (
         [f"{index}.{name}" for name in names]
         for index, block in enumerate(plan.block_plans())
-        for names in (SITES.values() if block.gate is None and block.signs is None else GATED_SITES)
+        for names in (GATED_SITES if block.chooses_neurons else SITES.values())
         if (share := _expected_share(plan, index, block, names, batch)) is not None and share > PAYS_BELOW
     )
     return frozenset(name for names in full for name in names)
@@ -92,9 +92,9 @@ def _expected_share(
 ) -> float | None:
     """Share of a site's weights that a batch reads, all for a shared mask; None where nothing is dropped.
 
-    Neurons that signs predict are read for one row alone: each row of a batch has its own.
+    Neurons that signs or proxies choose are read for one row alone: each row of a batch has its own.
     """
-    if block.signs is not None and "up" in names:
+    if (block.signs is not None or block.proxies is not None) and "up" in names:
         return 1.0
     gated = block.gate is not None and "up" in names
     rules = {name: block.of(name) for name in names if not gated or name != "gate"}

@@ -5,10 +5,6 @@ import dataclasses
 import pytest
 import torch
 from wisparse.baselines.prox import Prox
-from wisparse.kernels.engine.backends import MECHANISMS
-from wisparse.kernels.errors import KernelError
-from wisparse.kernels.plan.block_rules import check_supported
-from wisparse.kernels.plan.mechanism import Mechanism
 from wisparse.kernels.plan.projection_rule import ProjectionRule
 from wisparse.kernels.plan.proxies import ProxyRule
 from wisparse.method.errors import OutOfReachError, UserError
@@ -135,10 +131,3 @@ def test_proxies_meet_activations_though_weights_wait_elsewhere(llama):
     with hooked(on_proxies(0, llama.model.layers[0], rule, ProjectionHooks())):
         mlp.to("meta")
         assert mlp(torch.ones(1, 3, 48, device="meta")).device.type == "meta"
-
-
-def test_a_gpu_refuses(llama):
-    plan = make_method("prox").plan(make_calibration(llama), 0.4)
-    assert plan.block_plans()[0].mechanisms()[Mechanism.PROXY] > 0
-    with pytest.raises(KernelError, match=Mechanism.PROXY.value):
-        check_supported({Mechanism.PROXY}, MECHANISMS["cuda"](), "a GPU")

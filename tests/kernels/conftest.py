@@ -14,7 +14,7 @@ from wisparse.kernels.cpu.build import NoCompilerError
 from wisparse.kernels.cpu.gemv import choose_backend
 from wisparse.kernels.cuda import attention as cuda_attention
 from wisparse.kernels.cuda import head as cuda_head
-from wisparse.kernels.cuda import predicted
+from wisparse.kernels.cuda import predicted, ranked
 from wisparse.kernels.cuda import product as cuda_product
 from wisparse.kernels.cuda import select as cuda_select
 from wisparse.kernels.cuda.compiled import FOLDER
@@ -92,5 +92,5 @@ def cuda_kernels_run(monkeypatch):
         return
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to emulate CUDA kernels with")
-    for module in (cuda_product, cuda_attention, cuda_select, cuda_head, predicted):
+    for module in (cuda_product, cuda_attention, cuda_select, cuda_head, predicted, ranked):
         monkeypatch.setattr(module, "launch", emulated_launch)

@@ -19,10 +19,9 @@
 constexpr int THREADS = WARPS * 32;
 #include "norm.h"
 #include "activation.h"
+#include "neuron_rows.h"
 
 constexpr int STEPS = (IN + THREADS - 1) / THREADS;
-constexpr int COLUMNS_OF_LANE = 8;  // of a Row
-constexpr int STRIDE = 32 * COLUMNS_OF_LANE;
 constexpr int EACH = (NEURONS + WARPS - 1) / WARPS;  // neurons whose signs a warp counts
 constexpr int SIGN_ROWS = SIGN_WORDS / 4;
 constexpr int SIGN_TURNS = (SIGN_ROWS + 31) / 32;
@@ -34,28 +33,6 @@ struct Shared {
     int computed[32];
     unsigned short hidden[NEURONS];
 };
-
-// A row of a weight times x, the same in all lanes.
-WS_DEVICE float row_product(const unsigned short* row, const Shared& s, int lane) {
-    float sum = 0.0f;
-    for (int begin = lane * COLUMNS_OF_LANE; begin < IN; begin += STRIDE * UNROLL) {
-        Row rows[UNROLL];
-#pragma unroll
-        for (int part = 0; part < UNROLL; ++part)
-            if (begin + part * STRIDE < IN) rows[part] = streamed_row(row + begin + part * STRIDE);
-#pragma unroll
-        for (int part = 0; part < UNROLL; ++part) {
-            if (begin + part * STRIDE >= IN) break;
-            const Row x = *reinterpret_cast<const Row*>(&s.x[begin + part * STRIDE]);
-#pragma unroll
-            for (int word = 0; word < 4; ++word) {
-                sum += widened(rows[part].words[word] & 0xffffu) * widened(x.words[word] & 0xffffu);
-                sum += widened(rows[part].words[word] >> 16) * widened(x.words[word] >> 16);
-            }
-        }
-    }
-    return warp_sum(sum);
-}
 
 WS_KERNEL(THREADS, 1) predicted_kernel(const void* source, const float* squares, const unsigned short* gain,
                                     const unsigned* signs, const int* limit, const unsigned short* gate_rows,
@@ -130,17 +107,5 @@ WS_KERNEL(THREADS, 1) predicted_kernel(const void* source, const float* squares,
     }
     block_barrier();
 
-    // Each warp takes every WARPS-th neuron of those that are computed.
-    unsigned left = warp_ballot(s.computed[lane]);
-    for (int place = 0; left; left &= left - 1u, ++place) {
-        if (place % WARPS != warp) continue;
-        const int neuron = bits_of((left & 0u - left) - 1u);
-        const size_t row = static_cast<size_t>(first + neuron) * IN;
-        const float gate = activated(widened(rounded(row_product(gate_rows + row, s, lane))));
-        if (gate == 0.0f) continue;
-        const float up = widened(rounded(row_product(up_rows + row, s, lane)));
-        if (lane == 0) s.hidden[neuron] = rounded(gate * up);
-    }
-    block_barrier();
-    if (thread < NEURONS && first + thread < WIDTH) hidden[first + thread] = s.hidden[thread];
+    compute_neurons(first, gate_rows, up_rows, hidden, s);
 }

@@ -7,6 +7,7 @@ import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.plan.block_rules import dense_for_a_batch
 from wisparse.kernels.plan.projection_rule import ProjectionRule
+from wisparse.kernels.plan.proxies import ProxyRule
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.provenance import PlanProvenance
 from wisparse.method.running.apply import applied
@@ -65,6 +66,12 @@ def test_neurons_of_a_gate_are_those_of_up_and_down():
     gates = {0: torch.ones(10)}
     assert dense({}, 2, gates, sparsity=0.5) == ["down", "gate", "up"]
     assert dense({}, 2, gates, sparsity=0.9) == []
+
+
+def test_neurons_that_proxies_choose_are_those_of_one_row():
+    plan = SparsityPlan(SHAPES, proxies={0: ProxyRule(neurons=10, channels=10, kept=1, read=5, group=5)})
+    assert dense_for_a_batch(plan, 2, GPU) == {"0.gate", "0.up", "0.down"}
+    assert dense_for_a_batch(plan, 1, GPU) == frozenset()
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="on a CPU every plan is executed as it is")
