@@ -9,20 +9,21 @@ embeddings and lm_head stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..kernels.errors import KernelError
-from ..kernels.model.held_weights import check_held, held, remember
-from ..kernels.plan.bases import FoldedBases
+from ..kernels.plan.bases import FoldedBases, Rotation, SiteBases
 from ..kernels.plan.folding import folded
+from ..kernels.plan.in_use import Change
+from ..kernels.plan.rotating import rotated as in_bases
 from .calibration import Calibration
 from .errors import UserError
-from .hooks import hooked
 from .passes.collectors import InputProducts, collected_inputs
 from .projections import (
     NORM_PATHS,
@@ -89,64 +90,37 @@ def _axes(blocks: nn.ModuleList, name: str, products: Tensor, gains_kept: bool) 
     return torch.linalg.eigh(products).eigenvectors.float().contiguous()
 
 
-@contextmanager
-def folded_into(model: PreTrainedModel, bases: FoldedBases | None) -> Iterator[None]:
+def folded_into(model: PreTrainedModel, bases: FoldedBases | None) -> AbstractContextManager[None]:
     """Context in which the model's weights are in these bases, and it computes the same function.
 
     Those of a quantised model are quantised after the change. Raises UserError where other bases are in place.
     """
-
-    def stored(name: str, _: nn.Linear, change: Callable[[Tensor], Tensor]) -> Tensor:
-        return changed_weight(model, name, lambda weight: change(weight.double()).to(weight.dtype))
-
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(folded(model, bases, stored))
-        except KernelError as error:
-            raise UserError(str(error)) from error
-        yield
+    return _entered(folded(model, bases, partial(_stored, model)))
 
 
-@contextmanager
-def rotated(model: PreTrainedModel, bases: Mapping[str, Tensor], gains_kept: bool = False) -> Iterator[None]:
+def rotated(
+    model: PreTrainedModel, bases: Mapping[str, Tensor], gains_kept: bool = False
+) -> AbstractContextManager[None]:
     """Context in which the projections at these sites work in these bases; after it the model is as before.
 
     bases: (hidden, hidden) orthogonal matrices by block and site. Weights are rotated in float64;
     those of a quantised model are quantised after the rotation. gains_kept: whether norms keep their gains.
+    Raises UserError where other bases are in place.
     """
-    if not bases:
-        yield
-        return
-    with held(model, "a plan in rotated bases"), ExitStack() as stack:
-        for name, basis in bases.items():
-            block, site = split_key(name)
-            stack.enter_context(_rotated_site(model, block, site, basis, gains_kept))
-        remember(model)
-        yield
-        check_held(model)
+    rotations = {name: Rotation(basis, gains_kept) for name, basis in bases.items()}
+    return _entered(in_bases(model, SiteBases(rotations) if rotations else None, partial(_stored, model)))
+
+
+def _stored(model: PreTrainedModel, name: str, _: nn.Linear, change: Change) -> Tensor:
+    return changed_weight(model, name, lambda weight: change(weight.double()).to(weight.dtype))
 
 
 @contextmanager
-def _rotated_site(
-    model: PreTrainedModel, index: int, site: str, basis: Tensor, gains_kept: bool
-) -> Iterator[None]:
-    block, names = decoder_blocks(model)[index], projections_of_site(site)
-    norm = block.get_submodule(NORM_PATHS[site])
-    linears = [block.get_submodule(PROJECTION_PATHS[name]) for name in names]
-    gains, weights = norm.weight.data, [linear.weight.data for linear in linears]
-    exact, online = basis.to(gains.device).double(), basis.to(gains)
-    taken_over = torch.ones_like(gains) if gains_kept else gains
-
-    def turned(weight: Tensor) -> Tensor:
-        return (weight.double() * taken_over.double() @ exact).to(weight.dtype)
-
-    try:
-        with hooked([norm.register_forward_hook(lambda _, __, output: output @ online)]):
-            norm.weight.data = gains if gains_kept else torch.ones_like(gains)
-            for linear, name in zip(linears, names, strict=True):
-                linear.weight.data = changed_weight(model, key(index, name), turned)
-            yield
-    finally:
-        norm.weight.data = gains
-        for linear, weight in zip(linears, weights, strict=True):
-            linear.weight.data = weight
+def _entered(context: AbstractContextManager[None]) -> Iterator[None]:
+    """The context, where what it refuses at its beginning is a user's error."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(context)
+        except KernelError as error:
+            raise UserError(str(error)) from error
+        yield

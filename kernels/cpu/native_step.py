@@ -18,7 +18,7 @@ from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule
 from ..quantised.packed import PackedWeight, separate
 from .compiled import CompiledKernels, check_layout
-from .sites import LEAST, Part, parts_of, ranking
+from .sites import LEAST, Part, parts_of, ranking, whole
 from .weights import WeightFields, check_weight, fields_of
 
 LARGEST_HEAD = 1024
@@ -55,6 +55,7 @@ class BlockFields(Structure):
 
     _fields_ = tuple((name, c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm"))
     _fields_ += tuple((name, SiteFields) for name in ("qkv", "o", "gate_up", "down"))
+    _fields_ += tuple((name, SiteFields) for name in ("input_basis", "mlp_basis", "adapter"))
     _fields_ += (("gate_thresholds", c_void_p), ("up_rows", WeightFields), ("gate_rows", WeightFields))
     _fields_ += (("signs", c_void_p), ("sign_limit", c_int64), ("proxies", SiteFields), ("chosen", c_int64))
     _fields_ += (("keys", c_void_p), ("values", c_void_p), ("window", c_int64))
@@ -149,7 +150,7 @@ class NativeDecodeStep:
             fields.head = self._weight(weights.lm_head)
         else:
             (head,) = separate(weights.lm_head)
-            fields.head_site = self._site((Part(head, None, slice(0, shape.vocabulary)),))
+            fields.head_site = self._site(whole(head))
         blocks = [
             self._block(weights, index, block, rule)
             for index, (block, rule) in enumerate(zip(weights.blocks, rules, strict=True))
@@ -179,6 +180,9 @@ class NativeDecodeStep:
             o=site(block.o, "o"),
             gate_up=gate_up,
             down=site(block.down, "down"),
+            input_basis=self._basis(block.input_basis),
+            mlp_basis=self._basis(block.mlp_basis),
+            adapter=self._basis(block.adapter),
             gate_thresholds=self._floats(rules.gate.thresholds) if gated else None,
             up_rows=self._weight(block.up_rows) if gated or chosen else WeightFields(),
             gate_rows=self._weight(block.gate_rows) if chosen else WeightFields(),
@@ -193,6 +197,10 @@ class NativeDecodeStep:
             router_bias=None if heads is None else self._floats(heads.bias),
             kept_groups=shape.kv_heads if heads is None else heads.kept,
         )
+
+    def _basis(self, basis: Tensor | None) -> SiteFields:
+        """A dense product with a basis; without a part where there is none."""
+        return SiteFields() if basis is None else self._site(whole(basis))
 
     def _site(self, parts: tuple[Part, ...], bias: Tensor | None = None) -> SiteFields:
         channels = parts[0].weight.shape[0]

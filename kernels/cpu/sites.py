@@ -39,6 +39,11 @@ def skipping_zeros(rules: BlockPlan, shape: DecoderShape) -> BlockPlan:
     return replace(rules, rules={**rules.rules, "o": ProjectionRule(thresholds=least)})
 
 
+def whole(weight: AnyWeight) -> tuple[Part, ...]:
+    """The one part of a dense product with a weight (in, out)."""
+    return (Part(weight, None, slice(0, weight.shape[1])),)
+
+
 def parts_of(
     weight: Tensor | PackedWeight, names: tuple[str, ...], shape: DecoderShape, rules: BlockPlan
 ) -> tuple[Part, ...]:

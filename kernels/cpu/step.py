@@ -14,10 +14,7 @@ from .plain import TorchKernels
 from .sites import skipping_zeros
 from .torch_step import TorchDecodeStep
 
-LACKING = {
-    Mechanism.ROTATION,
-    Mechanism.ROUTER,
-}
+LACKING = {Mechanism.ROUTER}
 MECHANISMS = frozenset(set(Mechanism) - LACKING)
 """What of a plan a step executes."""
 

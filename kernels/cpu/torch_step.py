@@ -16,7 +16,7 @@ from ..quantised.packed import PackedWeight, separate
 from ..reference import dropped_by_shared_top_k, dropped_within_bounds, low_rank_product
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
 from .kept_channels import KeptChannels
-from .sites import LEAST, Part, parts_of, ranking
+from .sites import LEAST, Part, parts_of, ranking, whole
 
 
 class SparseColumns:
@@ -87,6 +87,10 @@ class TorchBlock:
         self._qkv = columns(weights.qkv, *SITES["attention_input"], bias=weights.qkv_bias)
         self._o = columns(weights.o, "o")
         self._down = columns(weights.down, "down")
+        self._input_basis, self._mlp_basis, self._adapter = (
+            None if basis is None else SparseColumns(whole(basis), None, cache.batch)
+            for basis in (weights.input_basis, weights.mlp_basis, weights.adapter)
+        )
         self._activation = ACTIVATIONS[shape.activation]
         self._neurons = KeptChannels(shape.ffn, cache.batch)
         if rules.signs is not None:
@@ -101,8 +105,10 @@ class TorchBlock:
 
     def __call__(self, hidden: Tensor, position: _Position) -> Tensor:
         """hidden: (batch, hidden) float32, the residual stream; returns it behind the block."""
-        hidden = hidden + self._o(self._attention(self._normed(hidden, self._input_norm), position))
-        return hidden + self._mlp(self._normed(hidden, self._mlp_norm))
+        x = _turned(self._normed(hidden, self._input_norm), self._input_basis)
+        hidden = hidden + self._o(self._attention(x, position))
+        hidden = hidden + self._mlp(_turned(self._normed(hidden, self._mlp_norm), self._mlp_basis))
+        return _turned(hidden, self._adapter)
 
     def _normed(self, x: Tensor, gains: Tensor | None) -> Tensor:
         """RMSNorm over the last dimension; x as it is where there is no norm."""
@@ -161,6 +167,10 @@ class TorchBlock:
         gates = torch.zeros_like(computed)
         gates[:, neurons.channels] = neurons.values.T
         return gates
+
+
+def _turned(x: Tensor, basis: SparseColumns | None) -> Tensor:
+    return x if basis is None else basis(x)
 
 
 class _Position:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..cpu.kept_channels import LARGEST_BATCH as ROWS_ON_A_CPU
 from ..errors import KernelError
 from ..model.decoder import SITES, Decoder
-from ..model.decoder_weights import NO_FOLDED_BASES_IN_FEW_BITS, NO_GATES_IN_FEW_BITS, DecoderWeights
+from ..model.decoder_weights import NO_BASES_IN_FEW_BITS, NO_GATES_IN_FEW_BITS, DecoderWeights
 from ..model.executable import check_executable
 from ..model.static_cache import StaticCache, check_positions
 from ..model.stored_linears import StoredProducts
@@ -142,8 +142,8 @@ def check_decodable(
         )
     if formats and {Mechanism.GATE, Mechanism.SIGNS, Mechanism.PROXY} & set(mechanisms):
         raise KernelError(NO_GATES_IN_FEW_BITS)
-    if formats and Mechanism.FOLDED in mechanisms:
-        raise KernelError(NO_FOLDED_BASES_IN_FEW_BITS)
+    if formats and {Mechanism.FOLDED, Mechanism.ROTATION} & set(mechanisms):
+        raise KernelError(NO_BASES_IN_FEW_BITS)
     if Int4Weight.format in formats:
         for names in SITES.values():
             check_widths([shape.projection_shapes()[name][0] for name in names])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import KernelError
 from ..model.decoder_weights import (
-    NO_FOLDED_BASES_IN_FEW_BITS,
+    NO_BASES_IN_FEW_BITS,
     DecoderWeights,
     linears_of,
     pack,
@@ -31,6 +31,8 @@ from ..plan.block_rules import (
     proxied_blocks,
 )
 from ..plan.folding import bases_of, folded
+from ..plan.rotated_stream import with_rotated_stream
+from ..plan.rotating import bases_of_sites, rotated
 from ..plan.whole_plan import Plan, of_other_weights
 from ..quantised.packed import QuantisedModel
 from .backends import BACKENDS, STORED_PRODUCTS, DecodeStep, check_decodable
@@ -59,7 +61,7 @@ def _check_made_of(model: nn.Module, plan: Plan | None, quantised: QuantisedMode
 def _check_own_bases(model: nn.Module, plan: Plan | None) -> None:
     """Raise KernelError for folded bases: weights in few bits are stored in the model's own."""
     if bases_of(model) is not None or (plan is not None and plan.folded is not None):
-        raise KernelError(NO_FOLDED_BASES_IN_FEW_BITS)
+        raise KernelError(NO_BASES_IN_FEW_BITS)
 
 
 def _lay_out_again(model: nn.Module) -> None:
@@ -110,6 +112,7 @@ class DecodeEngine:
         self._reading_prompts = reading_prompts
         with ExitStack() as undo:
             undo.enter_context(folded(model, bases_of(model) if plan is None else plan.folded))
+            undo.enter_context(rotated(model, bases_of_sites(blocks)))
             self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
             self._holder = hold(model, "an engine", in_place=True)
             undo.callback(let_go, model, self._holder)
@@ -127,9 +130,12 @@ class DecodeEngine:
                 undo.callback(give_back_linears, model)
             remember(model)
             weights = self.weights
-            self.rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)
+            rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)
+            self.weights, self.rules = with_rotated_stream(weights, rules)
             self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
-            self.step: DecodeStep = BACKENDS[weights.device.type](weights, self.rules, self.cache, tuned_for)
+            self.step: DecodeStep = BACKENDS[weights.device.type](
+                self.weights, self.rules, self.cache, tuned_for
+            )
             # Once: when it is closed, or when nobody has it any more, so that no model is left without weights.
             self._let_go = finalize(self, undo.pop_all().close)
             self._let_go.atexit = False

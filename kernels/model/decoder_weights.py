@@ -13,9 +13,10 @@ from ..errors import KernelError
 from ..quantised.packed import PackedInt4, PackedWeight, beside_each_other, side_by_side
 from ..quantised.proxies import proxy_of
 from ..quantised.stored import StoredWeight
-from .decoder import Decoder, DecoderShape, block_projections, key
+from .decoder import NORM_PATHS, Decoder, DecoderShape, block_projections, key
 from .executable import check_executable
 from .stored_linears import check_not_taken
+from .turned_norms import basis_of
 
 LM_HEAD = "lm_head"
 """Name of the head beside the keys of projections."""
@@ -25,9 +26,10 @@ NO_GATES_IN_FEW_BITS = (
     "the decode engine does not read neurons of quantised weights by their gate, by signs or by proxies; "
     "take another method or the model's own weights, or evaluate the plan without the engine (latency=none)"
 )
-NO_FOLDED_BASES_IN_FEW_BITS = (
-    "weights in few bits are stored in the model's own bases, and this plan has folded ones; take a method "
-    "without them or the model's own weights, or evaluate the plan without the engine (latency=none)"
+NO_BASES_IN_FEW_BITS = (
+    "weights in few bits are stored in the model's own bases, and this plan has others, folded or rotated; "
+    "take a method without them or the model's own weights, or evaluate the plan without the engine "
+    "(latency=none)"
 )
 
 
@@ -63,6 +65,13 @@ class BlockWeights:
     proxies, which reads gate by neurons."""
     proxies: PackedInt4 | None = None
     """(hidden, 2·ffn filled up to whole groups), gate's first, with which a block chooses its neurons."""
+    input_basis: Tensor | None = None
+    """(hidden, hidden) that the normalised stream is multiplied by before q, k and v; None: they read it as it
+    is."""
+    mlp_basis: Tensor | None = None
+    """The same before gate and up."""
+    adapter: Tensor | None = None
+    """(hidden, hidden) that the residual stream is multiplied by behind the block; None: it stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,8 @@ def pack(
         check_stored(stored, decoder.shape)
     if stored is not None and (gated_blocks or predicted_blocks or proxied_blocks):
         raise KernelError(NO_GATES_IN_FEW_BITS)
+    if stored is not None and has_turned_norms(decoder):
+        raise KernelError(NO_BASES_IN_FEW_BITS)
     gated, chosen, groups = gated_blocks, {*predicted_blocks, *proxied_blocks}, proxied_blocks
     return DecoderWeights(
         decoder.shape,
@@ -193,12 +204,24 @@ def _pack_block(
         key_norm=decoder.gains(index, "k"),
         gate_rows=_by_neuron(linears["gate"]) if chosen else None,
         proxies=None if group is None else _proxies(linears["gate"], linears["up"], group),
+        input_basis=_basis(decoder, index, "attention_input"),
+        mlp_basis=_basis(decoder, index, "mlp_input"),
     )
 
 
 def _proxies(gate: nn.Linear, up: nn.Linear, group: int) -> PackedInt4:
     """Both in 4 bits."""
     return side_by_side(*(proxy_of(linear.weight, group) for linear in (gate, up)))
+
+
+def _basis(decoder: Decoder, index: int, site: str) -> Tensor | None:
+    return basis_of(decoder.blocks[index].get_submodule(NORM_PATHS[site]))
+
+
+def has_turned_norms(decoder: Decoder) -> bool:
+    """Whether a norm gives its output in another basis than its own."""
+    places = ((index, site) for index in range(len(decoder.blocks)) for site in NORM_PATHS)
+    return any(_basis(decoder, *place) is not None for place in places)
 
 
 def _side_by_side(*linears: nn.Linear) -> Tensor:

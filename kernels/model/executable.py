@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import KernelError
-from . import stored_linears
+from . import stored_linears, turned_norms
 from .decoder import (
     ATTENTION_PATH,
     GATE_ACTIVATION_PATH,
@@ -26,9 +26,11 @@ OBSERVERS = (
     "transformers.utils.output_capturing",
     "transformers.modeling_utils",
     stored_linears.__name__,
+    turned_norms.__name__,
 )
-"""Modules of functions on a model that change no number: of hooks that transformers leaves where it was asked
-for hidden states or gradient checkpoints, and of linears whose stored weights an engine reads."""
+"""Modules of functions on a model that change no number, or such that kernels see: of hooks that transformers
+leaves where it was asked for hidden states or gradient checkpoints, of linears whose stored weights an engine
+reads, and of norms whose bases lie beside a block's weights."""
 
 ACTIVATION_CLASSES = {"silu": ("SiLU", "SiLUActivation"), "relu": ("ReLU",)}
 """Classes of modules that compute an activation, by its name in config.json."""

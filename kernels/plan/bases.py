@@ -38,6 +38,25 @@ class Rotation:
         """See `ProjectionRule`."""
         return {Mechanism.ROTATION: self.basis.numel()}
 
+    def same(self, other: Rotation) -> bool:
+        """Whether it is made of the very same basis, in the same way."""
+        return self.basis is other.basis and self.gains_kept == other.gains_kept
+
+
+@dataclass(frozen=True, eq=False)
+class SiteBases:
+    """Rotations of a model, equal to others that are made of the very same bases."""
+
+    rotations: Mapping[str, Rotation]
+    """Rotation of each site that has one, by block and site."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SiteBases) or self.rotations.keys() != other.rotations.keys():
+            return False
+        return all(one.same(other.rotations[name]) for name, one in self.rotations.items())
+
+    __hash__ = None
+
 
 @dataclass(frozen=True, eq=False)
 class FoldedBases:

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.errors import KernelError
 from ...kernels.model.decoder import ACTIVATIONS, Decoder, DecoderShape, block_projections
+from ...kernels.model.decoder_weights import has_turned_norms
 from ...kernels.model.executable import check_executable
 from ...kernels.model.static_cache import StaticCache
 from .compiled_products import FloatProduct, Int4Product, Int8Product, MakeProduct, fixed
@@ -84,6 +86,8 @@ class _CompactDecoder(nn.Module):
         super().__init__()
         decoder = Decoder.of(model)
         check_executable(decoder)
+        if has_turned_norms(decoder):
+            raise KernelError("this decoder is the dense one in the model's own bases; end the plan's context")
         shape = decoder.shape
         angles = StaticCache.for_model(model, shape, 1, capacity)
         slots = -(-capacity // SLOTS) * SLOTS

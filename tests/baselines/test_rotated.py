@@ -7,8 +7,6 @@ import math
 import pytest
 import torch
 from wisparse.baselines.rotated import ROTATED_FOR
-from wisparse.kernels.engine.decode_engine import DecodeEngine
-from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import OutOfReachError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import NORM_PATHS, block_projections, model_projections, projection_shapes
@@ -136,9 +134,3 @@ def test_rotations_are_counted_as_bytes_and_flops(llama):
 def test_what_the_rotations_leave_no_room_for_is_refused(llama):
     with pytest.raises(OutOfReachError, match=r"maximum is below 0\.750"):
         make_method("wina_rotated").plan(make_calibration(llama), 0.75)
-
-
-def test_the_engine_refuses_a_rotated_plan_in_one_line(llama):
-    plan = make_method("teal_rotated").plan(make_calibration(llama), 0.4)
-    with pytest.raises(KernelError, match="on a CPU the decode engine does not execute rotated bases"):
-        DecodeEngine(llama, plan, capacity=32)

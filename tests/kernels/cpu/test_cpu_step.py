@@ -150,11 +150,12 @@ def test_gated_blocks_of_quantised_weights_are_refused_before_a_plan_is_made():
         check_decodable(model, 1, 8, [Mechanism.GATE], {"int8": 0})
 
 
-def test_folded_bases_of_quantised_weights_are_refused_before_a_plan_is_made():
+@pytest.mark.parametrize("mechanism", [Mechanism.FOLDED, Mechanism.ROTATION])
+def test_other_bases_of_quantised_weights_are_refused_before_a_plan_is_made(mechanism):
     model = make_tiny_model("llama")
-    check_decodable(model, 1, 8, [Mechanism.FOLDED])
-    with pytest.raises(KernelError, match="stored in the model's own bases, and this plan has folded ones"):
-        check_decodable(model, 1, 8, [Mechanism.FOLDED], {"int8": 0})
+    check_decodable(model, 1, 8, [mechanism])
+    with pytest.raises(KernelError, match="stored in the model's own bases, and this plan has others"):
+        check_decodable(model, 1, 8, [mechanism], {"int8": 0})
 
 
 def test_odd_outputs_in_4_bits_are_refused_before_a_plan_is_made():

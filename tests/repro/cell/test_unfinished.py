@@ -43,8 +43,8 @@ def gelu(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=teal_rotated"], "on a CPU the decode engine does not execute rotated bases"),
-        (["method=teal_folded", "quantisation=int8"], "this plan has folded ones; take a method without them"),
+        (["method=teal_rotated", "quantisation=int8"], "this plan has others, folded or rotated; take a"),
+        (["method=teal_folded", "quantisation=int8"], "this plan has others, folded or rotated; take a"),
         (["method=cats", "sparsity=0", "quantisation=int8"], "does not read neurons of quantised weights by"),
         (["latency.batch=9"], "on cpu the decode engine takes 1 to 8 rows, not 9"),
         (["model.dtype=float16"], "on cpu the decode engine reads weights in float32 or bfloat16"),

@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int64_t MOST_PARTS = 3;   // q, k and v
-constexpr int64_t PHASES = 20;      // most of a block: seven low-rank paths add two each, a router one
+constexpr int64_t PHASES = 23;      // most of a block: seven low-rank paths add two each, a router one, bases three
 
 // What each thread has for itself.
 struct Own {
@@ -40,14 +40,17 @@ struct Step {
       partials = std::max(partials, floats);
       if (ranks > static_cast<int64_t>(low_rank.size())) low_rank.resize(ranks);
     };
-    for (int64_t b = 0; b < model.block_count; ++b)
-      for (const Site *site : {&model.blocks[b].qkv, &model.blocks[b].o, &model.blocks[b].gate_up,
-                               &model.blocks[b].down, &model.blocks[b].proxies})
+    for (int64_t b = 0; b < model.block_count; ++b) {
+      const Block &block = model.blocks[b];
+      for (const Site *site : {&block.qkv, &block.o, &block.gate_up, &block.down, &block.input_basis,
+                               &block.mlp_basis, &block.adapter, &block.proxies})
         measure(*site);
+    }
     if (model.head_site.count) measure(model.head_site);
     partial.resize(partials);
     done.reset(new std::atomic<int32_t>[columns + MOST_PARTS]());
     for (auto *out : {&wide, &narrow}) out->resize(model.batch * columns);
+    for (auto *out : {&turned, &adapted}) out->resize(model.batch * model.hidden);
     for (auto *of_neurons : {&neurons, &gates, &predicted}) of_neurons->resize(model.batch * model.ffn);
     const int64_t splits = (model.capacity + SPLIT - 1) / SPLIT;
     logits.resize(model.batch * model.heads);
@@ -60,6 +63,7 @@ struct Step {
   std::vector<float> least;  // thresholds that zero alone does not reach
   std::vector<float> ones;   // weights of scores that are |x| alone
   std::vector<float> partial, low_rank, wide, narrow, neurons, found;
+  std::vector<float> turned, adapted; // see Thread::turn: what no product that follows at once writes to
   std::vector<float> gates, predicted; // of chosen neurons: see Thread::predicted
   std::vector<float> logits;           // of heads, by a router
   std::unique_ptr<std::atomic<int32_t>[]> done;

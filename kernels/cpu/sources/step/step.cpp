@@ -48,12 +48,20 @@ private:
                own.x.data() + b * model.hidden);
   }
 
+  // x times a basis, for each thread to have, by way of `out`; as it is where there is none.
+  void turn(const Site &basis, std::vector<float> &x, std::vector<float> &out) {
+    if (!basis.count) return;
+    products(basis, x, out.data());
+    std::copy_n(out.begin(), model.batch * basis.columns, x.begin());
+  }
+
   void add_to_stream(const std::vector<float> &out) {
     for (int64_t i = 0; i < model.batch * model.hidden; ++i) own.hidden[i] += out[i];
   }
 
   template <class Cached> void block(const Block &block) {
     norm(block.input_norm);
+    turn(block.input_basis, own.x, step.turned);
     choose_groups(block);
     products(block.qkv, step.wide.data());
     const Attention<Cached> attention(model, block, slot, own.groups);
@@ -64,6 +72,7 @@ private:
     products(block.o, step.narrow.data());
     add_to_stream(step.narrow);
     norm(block.mlp_norm);
+    turn(block.mlp_basis, own.x, step.turned);
     if (block.signs) {
       predicted(block);
     } else if (block.proxies.count) {
@@ -73,6 +82,7 @@ private:
       block.gate_thresholds ? gated(block) : products_of_gated_values(block);
     }
     add_to_stream(step.narrow);
+    turn(block.adapter, own.hidden, step.adapted);
   }
 
   void choose_groups(const Block &block) {
@@ -165,11 +175,13 @@ private:
     model.relu ? relu(gate, count, out) : silu(gate, count, out);
   }
 
-  void products(const Site &site, float *out) {
+  void products(const Site &site, float *out) { products(site, own.x, out); }
+
+  void products(const Site &site, const std::vector<float> &x, float *out) {
     Kept kept[MOST_PARTS];
     for (int64_t p = 0; p < site.count; ++p) {
       const bool same = p && site.parts[p].rule.keeping == ALL && site.parts[p - 1].rule.keeping == ALL;
-      kept[p] = same ? kept[p - 1] : select(site.parts[p].rule, own.x.data(), site.channels, own.lists[p]);
+      kept[p] = same ? kept[p - 1] : select(site.parts[p].rule, x.data(), site.channels, own.lists[p]);
     }
     run(site, kept, out);
   }

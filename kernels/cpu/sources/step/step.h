@@ -34,6 +34,8 @@ struct Block {
   const float *input_norm, *mlp_norm;
   const float *query_norm, *key_norm; // null: there is none
   Site qkv, o, gate_up, down;
+  Site input_basis, mlp_basis;  // that x is multiplied by before qkv and gate_up; without a part where it is not
+  Site adapter;                 // the same of the residual stream behind the block
   const float *gate_thresholds; // null: not gated; else gate_up is the gate alone
   Weight up_rows;               // (ffn, hidden) of a gated block, and of one that chooses neurons before its gate
   Weight gate_rows;             // (ffn, hidden) of the latter
