@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 GB = 1e9
 CONTEXT = 1.5
 """GB of a card that CUDA's own context, its libraries and a display keep from the allocator."""
-TOO_SMALL = "CUDA out of memory"
+OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory.*Tried to allocate ([\d.]+) (\w+)\..* of which ([\d.]+) (\w+) is free", re.S
+)
+"""What an allocation in vain says: what was asked for, and what the whole GPU had left."""
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 OUTPUT = REPOSITORY / "results" / "card-memory"
 CELL = ("model", "card_gb", "method", "sparsity", "search", "suite")
@@ -73,17 +78,36 @@ def run_inside(gigabytes: float, overrides: list[str]) -> None:
 
 
 def measured(gigabytes: float, method: str, overrides: list[str]) -> Row:
-    """The row of one cell, computed now. Exits as run.py does where it fails for other reasons than memory."""
+    """The row of one cell, computed now. Exits as run.py does where it fails for other reasons than memory.
+
+    Raises UserError where the GPU was full before the cell had taken as much of it as the card has.
+    """
     settings = [*overrides, f"method={method}"]
     folder = REPOSITORY / "outputs" / "card_memory" / f"{gigabytes:g}"
     here = [f"output_dir={folder}", f"cache_dir={folder}/plans", "force=true", "logger=none", "reference=false"]
     held = [sys.executable, "-m", "wisparse.repro.cost.card_memory", "--gb", str(gigabytes), "--inside", "--"]
     ran = subprocess.run([*held, *settings, *here], capture_output=True, text=True, check=False)
     sys.stderr.write(ran.stderr)
-    if ran.returncode and TOO_SMALL not in ran.stderr:
+    if ran.returncode and not too_small(ran.stderr):
         sys.exit(ran.returncode)
     record = None if ran.returncode else json.loads(ran.stdout.splitlines()[-1])
     return row_of(composed("config", *settings), gigabytes, record)
+
+
+def too_small(errors: str) -> bool:
+    """Whether a cell ended since it needed more than the card that it was held to.
+
+    Raises UserError where the GPU had not so much left, which says nothing of the card.
+    """
+    if (found := OUT_OF_MEMORY.search(errors)) is None:
+        return False
+    asked, unit, free, unit_of_free = found.groups()
+    if float(asked) * UNITS[unit] > float(free) * UNITS[unit_of_free]:
+        raise UserError(
+            f"the GPU itself was full, with {free} {unit_of_free} left: other processes hold the rest, and "
+            "whether the card would do cannot be told; run this when the GPU is free"
+        )
+    return True
 
 
 def row_of(config: DictConfig, gigabytes: float, record: dict[str, Any] | None) -> Row:

@@ -33,6 +33,8 @@ COMPANIONS = (
 """Files beside the weights that decide on what is computed: settings, tokenizers of every kind, chat templates,
 and routers of neurons."""
 
+TOKENIZER = "tokenizer.json"
+
 
 def companions(folder: Path) -> tuple[Path, ...]:
     """Every file of a checkpoint's folder besides its weights that decides what is computed."""
@@ -60,9 +62,14 @@ class FoundFiles:
         return _of_states(self.paths, self.states)
 
     def names_sha256(self, folder: Path) -> str:
-        """sha256 over the names in `folder` and the contents; raises UserError as `sha256` does."""
+        """sha256 over the names in `folder` and the contents; raises UserError as `sha256` does.
+
+        A tokenizer's is over its values: one that is stored with other white space is the same.
+        """
         hashed = {
-            str(path.relative_to(folder)): _of_states((path,), (state,))
+            str(path.relative_to(folder)): (_of_values if path.name == TOKENIZER else _of_states)(
+                (path,), (state,)
+            )
             for path, state in zip(self.paths, self.states, strict=True)
         }
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
@@ -112,3 +119,14 @@ def _of_states(files: tuple[Path, ...], found: tuple[FileState, ...]) -> str:
                 hasher.update(block)
     FoundFiles(files, found).check_unchanged()  # afterwards: a change before it or meanwhile is seen
     return hasher.hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _of_values(files: tuple[Path], found: tuple[FileState]) -> str:
+    """Hash of a JSON file as transformers writes it; of one that is no JSON, of its bytes."""
+    try:
+        values = json.loads(files[0].read_text(encoding="utf-8"))
+    except ValueError:
+        return _of_states(files, found)
+    FoundFiles(files, found).check_unchanged()
+    return hashlib.sha256(json.dumps(values, indent=2, ensure_ascii=False).encode()).hexdigest()

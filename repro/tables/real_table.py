@@ -8,6 +8,7 @@ python -m wisparse.repro.tables real --records outputs/table1_real --output resu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -138,17 +139,22 @@ def is_trained(cell: MeasuredCell) -> bool:
 def rows(data: RealData, section: Section) -> Iterator[RealEntry]:
     """Rows of a section: the dense one, then every method at every sparsity, over all seeds.
 
-    Where the reference alone was measured, to compare others at the bytes they read, no others are listed.
+    Where the reference alone was measured, to compare others at the bytes they read, no others are listed. A
+    method that was measured at less than half of the section's sparsities is listed there, and where it is out
+    of reach.
     """
     places = [place for place in data.cells_of(section) if place[1] != "dense"]
     lost = [place for place in data.unreachable if place[0] == section.model]
-    methods = {method for _, method, *_ in places}
-    sparsities = sorted({sparsity for *_, sparsity, _ in places})
+    found = {(method, sparsity) for _, method, sparsity, _ in places}
+    sparsities = sorted({sparsity for _, sparsity in found})
+    often = Counter(method for method, _ in found)
+    methods = {method for method, count in often.items() if 2 * count >= len(sparsities)}
     seeds = tuple(sorted({seed for *_, seed in places}))
     yield RealEntry(data, section, "dense", 0.0, seeds)
     for sparsity in sparsities:
-        alone = {method for _, method, of, _ in places if of == sparsity} == {data.reference}
-        named = methods | {name for _, name, of in lost if of == sparsity}
+        here = {method for method, of in found if of == sparsity}
+        alone = here == {data.reference}
+        named = methods | here | {name for _, name, of in lost if of == sparsity}
         for method in [data.reference] if alone else sorted(named, key=method_rank):
             yield RealEntry(data, section, method, sparsity, seeds)
 

@@ -23,14 +23,14 @@ def bars_table(path: Path = BARS) -> str:
     """Every aim on the real model beside what was reached, a line for both suites."""
     wanted = {place[0] for place in REAL}
     rows = [row for row in read_rows(path) if row["model"] in wanted]
-    heads = ["", "calibration text", "protocol", "sparsity", "aimed at", *SUITES.values()]
-    lines = [table_row(heads), "|---|---|---|---:|---:|" + "---|" * len(SUITES)]
+    heads = ["", "method", "calibration text", "protocol", "sparsity", "aimed at", *SUITES.values()]
+    lines = [table_row(heads), "|---|---|---|---|---:|---:|" + "---|" * len(SUITES)]
     places = dict.fromkeys((row["method"], row["protocol"], row["sparsity"]) for row in rows)
     for place in places:
         mine = [row for row in rows if (row["method"], row["protocol"], row["sparsity"]) == place]
         found = [reached(next(row for row in mine if row["suite"] == suite)) for suite in SUITES]
-        shown = [_kind(mine[0]), _text(mine[0], rows), mine[0]["protocol"], *_aim(mine[0]), *found]
-        lines.append(table_row(shown))
+        what = [_kind(mine[0]), f"`{mine[0]['method']}`", _text(mine[0], rows), mine[0]["protocol"]]
+        lines.append(table_row([*what, *_aim(mine[0]), *found]))
     return "\n".join(lines)
 
 

@@ -45,6 +45,7 @@ class Aimed(NamedTuple):
 AIMED = (
     Aimed("equal_loss_folded", False, "english", REAL),
     Aimed("equal_loss_folded_long", False, "english_wikitext", REAL),
+    Aimed("equal_loss_folded_brief", False, "english_wikitext", REAL),
     Aimed("equal_loss_folded_given", False, "unseen", MINI),
     Aimed("equal_loss_trained", True, "english", REAL),
     Aimed("equal_loss_trained_long", True, "english_wikitext", REAL),

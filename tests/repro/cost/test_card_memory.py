@@ -7,10 +7,16 @@ import subprocess
 
 import pytest
 import torch
+from wisparse.method.errors import UserError
 from wisparse.repro.cost import card_memory
 from wisparse.repro.cost.card_memory import COLUMNS, measured, write_rows
 from wisparse.repro.tables.csv_rows import read_rows
 
+FULL = (
+    "error: OutOfMemoryError: CUDA out of memory. Tried to allocate {}. GPU 0 has a total capacity of "
+    "139.80 GiB of which {} is free. Including non-PyTorch memory, this process has 6.53 GiB memory in use."
+)
+"""What PyTorch says of an allocation in vain."""
 OVERRIDES = ["model=llama3.1-8b", "suite=paper", "search=paper"]
 RECORD = {
     "model": {"device": "cuda", "device_name": "NVIDIA H200", "threads": 1},
@@ -41,7 +47,7 @@ def test_a_cell_that_fits_has_its_peak_and_one_that_does_not_says_so(ended, tmp_
     fits = measured(24, "teal", OVERRIDES)
     assert commands[0][commands[0].index("--gb") + 1] == "24"
     assert "method=teal" in commands[0]
-    ended(1, err="error: OutOfMemoryError: CUDA out of memory. Tried to allocate 31 GiB.")
+    ended(1, err=FULL.format("31.00 GiB", "117.25 GiB"))
     write_rows(tmp_path / "cards", [fits, measured(24, "wisparse", OVERRIDES)])
     write_rows(tmp_path / "cards", [measured(80, "wisparse", OVERRIDES) | {"fits": "yes", "peak_gb": "31.0"}])
     rows = read_rows(tmp_path / "cards.csv")
@@ -56,11 +62,17 @@ def test_a_cell_that_fits_has_its_peak_and_one_that_does_not_says_so(ended, tmp_
 
 
 def test_a_cell_measured_again_replaces_its_row(ended, tmp_path):
-    ended(1, err="CUDA out of memory")
+    ended(1, err=FULL.format("512.00 MiB", "1.25 GiB"))
     write_rows(tmp_path / "cards", [measured(24, "teal", OVERRIDES)])
     ended(0, json.dumps(RECORD))
     write_rows(tmp_path / "cards", [measured(24, "teal", OVERRIDES)])
     assert [row["fits"] for row in read_rows(tmp_path / "cards.csv")] == ["yes"]
+
+
+def test_a_gpu_that_others_filled_says_nothing_of_a_card(ended):
+    ended(1, err=FULL.format("112.00 MiB", "90.38 MiB"))
+    with pytest.raises(UserError, match=r"full, with 90\.38 MiB left: .* run this when the GPU is free"):
+        measured(24, "wisparse", OVERRIDES)
 
 
 def test_another_failure_is_no_row(ended, capsys):

@@ -55,7 +55,6 @@ def test_the_fingerprint_is_of_the_content(checkpoint):
 @pytest.mark.parametrize(
     "name",
     [
-        "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
         "added_tokens.json",

@@ -37,7 +37,7 @@ def test_a_line_holds_both_suites_of_the_real_model_and_small_models_stand_apart
         writer.writeheader()
         writer.writerows(rows)
     assert bars_table(path).splitlines()[2:] == [
-        "| training-free | prose, 32,768 tokens | half | 50% | 0.70 | met: 0.49 of `teal`, 3 seeds "
+        "| training-free | `ours` | prose, 32,768 tokens | half | 50% | 0.70 | met: 0.49 of `teal`, 3 seeds "
         "| not measured |"
     ]
     assert mini_bars_table(path).splitlines()[2:] == [
