@@ -62,20 +62,23 @@ def speed_figure(rows: list[Row]) -> Figure:
 
 
 def heads_figure(rows: list[Row]) -> Figure:
-    """Speed-up of a step over the one that looks at all groups, against the context: a line for each batch."""
+    """Speed-up of a step over the one that looks at all groups, against the context: a line for each batch.
+
+    A panel is of one shape and number of groups.
+    """
     from matplotlib.figure import Figure
 
-    counts = sorted({(int(row["kept"]), int(row["groups"])) for row in rows})
-    figure = Figure(figsize=(4.6 * len(counts) + 1.6, 3.8), layout="constrained")
-    axes = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
+    panels: dict[tuple[str, int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        panels[row["shape"], int(row["kept"]), int(row["groups"])].append(row)
+    shapes = {shape for shape, _, _ in panels}
+    figure = Figure(figsize=(4.6 * len(panels) + 1.6, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     batches = sorted({int(row["batch"]) for row in rows})
-    for axis, (kept, groups) in zip(axes, counts, strict=True):
+    for axis, ((shape, kept, groups), mine) in zip(axes, sorted(panels.items()), strict=True):
         for place, batch in enumerate(batches):
-            wanted = (kept, groups, batch)
             points = sorted(
-                (int(row["context"]), float(row["speedup"]))
-                for row in rows
-                if tuple(int(row[name]) for name in ("kept", "groups", "batch")) == wanted
+                (int(row["context"]), float(row["speedup"])) for row in mine if int(row["batch"]) == batch
             )
             if points:
                 axis.plot(*zip(*points, strict=True), **line_style(place), markersize=4, label=f"batch {batch}")
@@ -83,10 +86,12 @@ def heads_figure(rows: list[Row]) -> Figure:
         axis.set_xscale("log", base=2)
         axis.set_xticks(contexts, [f"{context:,}" for context in contexts])
         axis.axhline(1.0, color=INK, linewidth=0.8)
-        axis.set(title=f"{kept} of {groups} groups", xlabel="tokens of context")
+        of_shape = f"{shape}: " if len(shapes) > 1 else ""
+        axis.set(title=f"{of_shape}{kept} of {groups} groups", xlabel="tokens of context")
     axes[0].set_ylabel("speed-up of a whole step over all groups")
     figure.legend(*_named_once(axes), loc="outside right upper", fontsize=8)
-    figure.suptitle(f"{rows[0]['device']}, {rows[0]['shape']}'s shapes")
+    of_all = f", {shapes.pop()}'s shapes" if len(shapes) == 1 else ""
+    figure.suptitle(f"{rows[0]['device']}{of_all}")
     return figure
 
 

@@ -66,6 +66,16 @@ def test_steps_over_chosen_heads_are_a_line_for_each_batch(folder):
     assert lines(figure) == {"batch 8": ([1024, 2048], [1.1, 1.2]), "batch 16": ([1024], [1.3])}
 
 
+def test_no_line_over_chosen_heads_is_of_two_shapes(folder):
+    rows = [row for row in read_rows(folder / "heads_speed.csv") if row["speedup"]][:3]
+    other = [row | {"shape": "n", "speedup": "2.0"} for row in rows]
+    figure = heads_figure([*rows, *other])
+    assert lines(figure) == {"batch 8": ([1024, 2048], [1.1, 1.2]), "batch 16": ([1024], [1.3])}
+    assert [axis.get_title() for axis in figure.axes] == ["m: 4 of 8 groups", "n: 4 of 8 groups"]
+    assert figure.get_suptitle() == "a card"
+    assert heads_figure(rows).get_suptitle() == "a card, m's shapes"
+
+
 @pytest.mark.slow
 def test_every_plot_is_written_under_the_name_of_its_device_and_weights(folder, capsys):
     main([str(folder)])
