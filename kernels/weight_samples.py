@@ -66,7 +66,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _places(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
     """Indices of the values, a tensor (COUNT,) for each dimension."""
     size = torch.Size(shape).numel()
-    flat = torch.tensor([number * STEP % size for number in range(COUNT)])
+    flat = torch.tensor([number * STEP % size for number in range(COUNT)], device="cpu")
     return tuple(index.to(device) for index in torch.unravel_index(flat, shape))
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from .catalogue import token_policy
 from .kernels.engine.decode_engine import DecodeEngine
+from .kernels.engine.prompt import check_sizes
 from .kernels.engine.sampling import Sampler
 from .kernels.errors import KernelError
 from .method.errors import UserError
@@ -171,6 +172,7 @@ def engine(
         _checked(plan)
     if capacity is None:
         capacity = min(CAPACITY, model.config.max_position_embeddings)
+    check_sizes(batch, capacity)
     tuned_for = plan.provenance.sparsity if tune and plan is not None else None
     weights = quantisation_of(model)
     description = None if weights is None else weights.description

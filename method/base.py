@@ -13,6 +13,7 @@ from .passes.progress import Progress
 from .plan import SparsityPlan
 from .provenance import SearchCost
 from .quantised_model import description_of
+from .running.precision import float32_by_default
 from .seal import seal_of
 
 
@@ -27,6 +28,7 @@ class Method(ABC):
     name: str
     """Name in tables and records."""
 
+    @float32_by_default()
     def plan(self, calibration: Calibration, sparsity: float, progress: Progress | None = None) -> SparsityPlan:
         """The plan for a block sparsity: share of the block projections' weights not read, in [0, 1).
 

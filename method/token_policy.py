@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -31,10 +32,19 @@ class TokenPolicy:
     counted once, and where a plan has masks that a batch shares, they share one at each position."""
 
     def __post_init__(self) -> None:
-        if self.rows_sharing < 1:
+        if not _is_whole(self.rows_sharing) or self.rows_sharing < 1:
             raise UserError(
-                f"protocol.rows_sharing={self.rows_sharing} is no number of rows; 1 is every row alone"
+                f"protocol.rows_sharing={self.rows_sharing!r} is no number of rows; 1 is every row alone"
             )
+        if not _is_whole(self.dense_tokens) or self.dense_tokens < 0:
+            raise UserError(
+                f"dense_tokens={self.dense_tokens!r} of a token policy is not a whole number from 0 up"
+            )
+        share = self.dense_share
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= share <= 1.0:
+            raise UserError(f"dense_share={share!r} of a token policy is not a number from 0 to 1")
+        if not isinstance(self.dense_prompt, bool):
+            raise UserError(f"dense_prompt={self.dense_prompt!r} of a token policy is not True or False")
 
     def describe(self) -> str:
         """One sentence for records and tables."""
@@ -75,6 +85,10 @@ class TokenPolicy:
             share = torch.ceil(total.double() * self.dense_share - 1e-9).long()
             dense = torch.minimum(share.clamp_min(self.dense_tokens), total)
         return real & (position >= dense)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 GENERATED = TokenPolicy(name="decode_only", source="generated tokens", dense_prompt=True)

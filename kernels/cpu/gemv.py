@@ -120,7 +120,7 @@ def keep_all(x: Tensor, kept: KeptChannels | None = None) -> KeptChannels:
 
 @functools.cache
 def _no_thresholds(channels: int) -> Tensor:
-    return torch.zeros(channels)
+    return torch.zeros(channels, dtype=torch.float32)
 
 
 def gather_gemv(
@@ -136,7 +136,7 @@ def gather_gemv(
     check_weight(weight, kept.capacity)
     shape = (kept.batch, weight.shape[1])
     if out is None:
-        out = torch.empty(shape)
+        out = torch.empty(shape, dtype=torch.float32)
     else:
         _check_out(out, shape)
     kernels().gather_gemv(kept, weight, out, by_integers)
@@ -145,7 +145,7 @@ def gather_gemv(
 
 def all_times(x: Tensor, weight: AnyWeight) -> Tensor:
     """X (rows, in), of any number of rows, times a weight (in, out): (rows, out) float32. See `gather_gemv`."""
-    out = torch.empty(x.shape[0], weight.shape[1])
+    out = torch.empty(x.shape[0], weight.shape[1], dtype=torch.float32)
     for some, place in zip(x.split(LARGEST_BATCH), out.split(LARGEST_BATCH), strict=True):
         gather_gemv(keep_all(some), weight, place)
     return out
@@ -166,7 +166,7 @@ def row_dots(x: Tensor, weight_rows: Tensor, kept: KeptChannels, out: Tensor | N
             f"it is {tuple(x.shape)}"
         )
     if out is None:
-        out = torch.empty(kept.capacity, kept.batch)
+        out = torch.empty(kept.capacity, kept.batch, dtype=torch.float32)
     else:
         _check_out(out, (kept.capacity, kept.batch))
     out = out[: kept.count]

@@ -31,7 +31,7 @@ class KeptChannels:
         self.count = 0
         """Number of channels kept by any row."""
         self._channels = torch.zeros(capacity, dtype=torch.int32)
-        self._values = torch.zeros(capacity, batch)
+        self._values = torch.zeros(capacity, batch, dtype=torch.float32)
         self.row_counts = torch.zeros(batch, dtype=torch.int64)
         """(batch,) number of channels that each row keeps."""
         # Asking a tensor for its address takes longer than all else that a call needs of it.

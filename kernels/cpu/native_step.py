@@ -99,7 +99,7 @@ class NativeDecodeStep:
         check_layout(self._library.block_bytes, BlockFields)
         check_layout(self._library.model_bytes, ModelFields)
         self._tokens = torch.zeros(cache.batch, dtype=torch.int64)
-        self._logits = torch.empty(cache.batch, weights.shape.vocabulary)
+        self._logits = torch.empty(cache.batch, weights.shape.vocabulary, dtype=torch.float32)
         self._run = self._library.run_step
         self._run.argtypes, self._run.restype = (c_void_p, c_void_p, c_int64, c_void_p, c_int), None
         self._library.make_step.restype = c_void_p

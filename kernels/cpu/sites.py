@@ -35,7 +35,7 @@ def skipping_zeros(rules: BlockPlan, shape: DecoderShape) -> BlockPlan:
     """The same rules, and one of o that drops what attention over chosen groups leaves at zero."""
     if rules.heads is None or rules.of("o") is not None:
         return rules
-    least = torch.full((shape.attention_width,), LEAST)
+    least = torch.full((shape.attention_width,), LEAST, dtype=torch.float32)
     return replace(rules, rules={**rules.rules, "o": ProjectionRule(thresholds=least)})
 
 
@@ -65,5 +65,5 @@ def parts_of(
 
 def ranking(proxies: PackedInt4, rule: ProxyRule) -> Part:
     """The product of the largest |x| with the proxies of gate and up beside each other."""
-    largest = ProjectionRule(top_k=rule.read, weights=torch.ones(rule.channels))
+    largest = ProjectionRule(top_k=rule.read, weights=torch.ones(rule.channels, dtype=torch.float32))
     return Part(some_of(proxies, 0, len(proxies.widths)), largest, slice(0, sum(proxies.widths)))

@@ -56,7 +56,7 @@ def _select(x: Tensor, rule: ProjectionRule | None, kept: KeptChannels) -> KeptC
 
 
 def _nonzero(x: Tensor, kept: KeptChannels) -> KeptChannels:
-    return compact_by_threshold(x, torch.full((x.shape[1],), LEAST), kept)
+    return compact_by_threshold(x, torch.full((x.shape[1],), LEAST, dtype=torch.float32), kept)
 
 
 def _dropped(x: Tensor, kept: KeptChannels) -> Tensor:
@@ -97,7 +97,7 @@ class TorchBlock:
             self._signs = plus_minus(rules.signs.signs, shape.hidden)
         elif rules.proxies is not None:
             self._ranking = SparseColumns((ranking(weights.proxies, rules.proxies),), None, cache.batch)
-            self._ones = torch.ones(shape.ffn)
+            self._ones = torch.ones(shape.ffn, dtype=torch.float32)
         elif weights.gate is None:
             self._gate_up = columns(weights.gate_up, *SITES["mlp_input"])
         else:
@@ -205,7 +205,9 @@ class TorchDecodeStep:
         self._weights, self._cache = weights, cache
         entries = weights.shape.vocabulary
         self._final_norm = weights.final_norm.float()
-        self._vocabulary = keep_all(torch.ones(cache.batch, entries), KeptChannels(entries, cache.batch))
+        self._vocabulary = keep_all(
+            torch.ones(cache.batch, entries, dtype=torch.float32), KeptChannels(entries, cache.batch)
+        )
         self._blocks = [
             TorchBlock(block, rule, weights.shape, index, cache)
             for index, (block, rule) in enumerate(zip(weights.blocks, rules, strict=True))

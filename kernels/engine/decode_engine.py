@@ -36,8 +36,8 @@ from ..plan.rotating import bases_of_sites, rotated
 from ..plan.whole_plan import Plan, of_other_weights
 from ..quantised.packed import QuantisedModel
 from .backends import BACKENDS, STORED_PRODUCTS, DecodeStep, check_decodable
-from .prompt import PreparedPrompt, check_continuation, prepared
-from .sampling import Greedy, Sampler, require_finite
+from .prompt import PreparedPrompt, check_continuation, check_sizes, prepared
+from .sampling import Greedy, Sampler, chosen, require_finite
 
 
 def _check_same_weights(made_on: str | None, given: str | None) -> None:
@@ -98,6 +98,7 @@ class DecodeEngine:
         hooks that compute its tokens sparsely; without it the prompt is dense. Raises KernelError for what
         cannot be executed, and leaves the model as it was.
         """
+        check_sizes(batch, capacity)
         blocks, stored = () if plan is None else plan.block_plans(), None
         if plan is not None:
             _check_same_weights(plan.quantisation, None if quantised is None else quantised.description)
@@ -219,7 +220,7 @@ class DecodeEngine:
         KernelError for what does not fit the engine, and for logits that are not finite.
         """
         prompt = self._prepared(input_ids, attention_mask)
-        check_continuation(new_tokens, stop_tokens)
+        check_continuation(new_tokens, stop_tokens, pad_token, self.weights.shape.vocabulary)
         sampler = sampler or Greedy()
         length = input_ids.shape[1]
         if length + new_tokens > self.cache.capacity:
@@ -231,7 +232,7 @@ class DecodeEngine:
         running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         logits = self._read(prompt)
         largest = logits.amax()  # of all steps, left on the device: to read it at each would cost more than it
-        tokens = sampler(logits)
+        tokens = chosen(sampler, logits)
         found = [tokens]
         for _ in range(new_tokens - 1):
             if stop_tokens:
@@ -241,7 +242,7 @@ class DecodeEngine:
             self._check_open()  # a sampler or another thread may have closed it
             logits = self.step(tokens)
             largest = torch.maximum(largest, logits.amax())
-            tokens = sampler(logits).masked_fill(~running, pad_token)
+            tokens = chosen(sampler, logits).masked_fill(~running, pad_token)
             found.append(tokens)
         require_finite(largest, "a logit of a generated token")
         return torch.cat([input_ids, torch.stack(found, dim=1)], dim=1)

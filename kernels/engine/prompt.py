@@ -61,12 +61,23 @@ def _mask(input_ids: Tensor, attention_mask: Any) -> Tensor:
     return mask
 
 
-def check_continuation(new_tokens: Any, stop_tokens: Any) -> None:
-    """Raise KernelError for what is no number of new tokens, or no collection of token ids to stop at."""
+def check_continuation(new_tokens: Any, stop_tokens: Any, pad_token: Any, vocabulary: int) -> None:
+    """Raise KernelError for what is no number of new tokens, no token ids to stop at, or none to pad with."""
     if not _whole(new_tokens) or new_tokens < 1:
         raise KernelError(f"new_tokens={new_tokens!r} is not a whole number of at least 1")
     if not isinstance(stop_tokens, list | tuple | set | frozenset) or not all(map(_whole, stop_tokens)):
         raise KernelError(f"stop_tokens={stop_tokens!r} is no collection of token ids; give [ID, ...] or ()")
+    if beyond := [token for token in stop_tokens if not -(2**63) <= token < 2**63]:
+        raise KernelError(f"stop_tokens has {beyond[0]}, which is no token id; they are 0 to {vocabulary - 1}")
+    if not _whole(pad_token) or not 0 <= pad_token < vocabulary:
+        raise KernelError(f"pad_token={pad_token!r} is no token id from 0 to {vocabulary - 1}")
+
+
+def check_sizes(batch: Any, capacity: Any) -> None:
+    """Raise KernelError for what is no number of rows or of tokens that an engine can hold."""
+    for name, value in (("batch", batch), ("capacity", capacity)):
+        if not _whole(value):
+            raise KernelError(f"{name}={value!r} is not a whole number")
 
 
 def _whole(value: Any) -> bool:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..errors import KernelError
 
+INTEGERS = (torch.int64, torch.int32)
+"""Types of token ids."""
+
 
 class Sampler(Protocol):
     """A choice of next tokens."""
@@ -56,6 +59,15 @@ class Multinomial:
             tail[:, -1] = False  # one token always stays
             logits = logits.masked_fill(tail.scatter(1, order, tail), -torch.inf)
         return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=self.generator)[:, 0]
+
+
+def chosen(sampler: Sampler, logits: Tensor) -> Tensor:
+    """The tokens (batch,) int64 that a sampler takes; raises KernelError where it returns anything else."""
+    tokens = sampler(logits)
+    if not isinstance(tokens, Tensor) or tokens.shape != logits.shape[:1] or tokens.dtype not in INTEGERS:
+        found = (tuple(tokens.shape), tokens.dtype) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise KernelError(f"a sampler returns token ids ({logits.shape[0]},) int64, not {found}")
+    return tokens.long()
 
 
 def require_finite(largest: Tensor, what: str) -> None:

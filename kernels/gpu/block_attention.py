@@ -48,7 +48,9 @@ class BlockAttention:
             return make(rules, self._tiles.list_blocks(self._shape, self._buffers.batch)["o"])
         if self._buffers.batch == 1 and rules.of("o") is None:
             least = torch.finfo(torch.float32).tiny
-            skipped = torch.full((self._shape.attention_width,), least, device=self._buffers.device)
+            skipped = torch.full(
+                (self._shape.attention_width,), least, dtype=torch.float32, device=self._buffers.device
+            )
             rules = replace(rules, rules={**rules.rules, "o": ProjectionRule(skipped)})
         return replace(make(rules, self._tiles.list_block), whole=True)
 

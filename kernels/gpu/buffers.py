@@ -34,7 +34,7 @@ class Buffers:
 
     def sums(self, name: Hashable, *shape: int) -> Tensor:
         """float32 tensor of this shape, zeros at first."""
-        return self.once(("sums", name, shape), torch.zeros(shape, device=self.device))
+        return self.once(("sums", name, shape), torch.zeros(shape, dtype=torch.float32, device=self.device))
 
     def lists(self, name: str, projections: int, channels: int, block: int) -> ChannelLists:
         """Lists of one site."""

@@ -159,7 +159,9 @@ def proxies_site(proxies: PackedInt4, rule: ProxyRule, tiles: StepTiles, buffers
             "compute capability 9.0 on and with cuda-bindings; evaluate the plan without the engine "
             "(latency=none)"
         )
-    largest = ProjectionRule(top_k=rule.read, weights=torch.ones(rule.channels, device=buffers.device))
+    largest = ProjectionRule(
+        top_k=rule.read, weights=torch.ones(rule.channels, dtype=torch.float32, device=buffers.device)
+    )
     names = dict(zip(PROJECTIONS["gate_up"], proxies.widths, strict=True))
     rules = BlockPlan(dict.fromkeys(names, largest))
     reads = _reads(names, rule.channels, rules, tiles.list_block, tiles.list_block, buffers)
@@ -184,7 +186,7 @@ def _shared(widths: dict[str, int], channels: int, rules: BlockPlan, buffers: Bu
         raise KernelError(
             f"{name}: a mask shared by a batch goes with no other rule; give {', '.join(widths)} the same"
         )
-    ones = torch.ones(channels, device=buffers.device)
+    ones = torch.ones(channels, dtype=torch.float32, device=buffers.device)
     kept = [channels if rule is None else int(rule.top_k) for rule in found]
     rule = SharedTopK(
         torch.stack([ones if rule is None else rule.weights for rule in found]),
@@ -223,7 +225,7 @@ def _list_rules(
     name: str, listed: list[ProjectionRule | None], projections: int, channels: int, buffers: Buffers
 ) -> tuple[ListRules, dict[str, Tensor]]:
     """Bounds of each list in a row, and what `Reads` says of k; a projection without a rule keeps all."""
-    zeros = torch.zeros(channels, device=buffers.device)
+    zeros = torch.zeros(channels, dtype=torch.float32, device=buffers.device)
     by_rank = [rule is not None and rule.ranks for rule in listed]
     bounds = [
         zeros if rule is None or top else rule.thresholds for rule, top in zip(listed, by_rank, strict=True)

@@ -241,7 +241,7 @@ class GPUDecodeStep:
         through = {"nonlinearity": shape.activation}
         scores, smallest = sites.buffers.x("scores", ranking.widths[0]), sites.buffers.sums("chosen", 1, 1)
         sites.add_cuda(ranking, cuda_neurons, scores, behind=(squares, packed.mlp_norm), **through)
-        ones = torch.ones(scores.shape, device=device)
+        ones = torch.ones(scores.shape, dtype=torch.float32, device=device)
         kept = torch.tensor([rules.proxies.kept], dtype=torch.int32, device=device)
         sites.add(cuda_select, Given(scores), ones, kept, smallest)
         down, rows = self._down_of_nonzero(packed), (packed.gate_rows, packed.up_rows)
@@ -252,7 +252,10 @@ class GPUDecodeStep:
     def _down_of_nonzero(self, packed: BlockWeights) -> Site:
         """Down, of whose input a kernel writes all, and which reads the columns of what is not zero."""
         least = torch.full(
-            (self.weights.shape.ffn,), torch.finfo(torch.float32).tiny, device=self.weights.device
+            (self.weights.shape.ffn,),
+            torch.finfo(torch.float32).tiny,
+            dtype=torch.float32,
+            device=self.weights.device,
         )
         nonzero = BlockPlan({"down": ProjectionRule(thresholds=least)})
         return replace(self._sites.site("down", packed.down, nonzero, self.tiles.list_block), whole=True)

@@ -29,7 +29,9 @@ class Rotation:
             return f"a basis has shape {tuple(self.basis.shape)}, which does not fit {hidden} channels"
         basis = self.basis.float()
         # A few vectors that come back tell as much as the product with its own transpose, at a fraction of it.
-        drawn = torch.randn(4, hidden, generator=torch.Generator().manual_seed(0)).to(basis.device)
+        drawn = torch.randn(4, hidden, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(
+            basis.device
+        )
         if not torch.allclose(drawn @ basis @ basis.T, drawn, atol=ORTHOGONAL):
             return "a basis is not orthogonal"
         return None

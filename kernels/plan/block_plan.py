@@ -66,7 +66,7 @@ class BlockPlan:
             return None if own is None else own.float()
         device = next(iter(given.values())).device
         parts = [
-            given[name].float() if name in given else torch.zeros(width, device=device)
+            given[name].float() if name in given else torch.zeros(width, dtype=torch.float32, device=device)
             for name, width in widths.items()
         ]
         return torch.cat(parts) + (0.0 if own is None else own.float())

@@ -65,5 +65,5 @@ def negative_products(x: Tensor, unpacked: Tensor) -> Tensor:
     x: (..., channels); unpacked: `plus_minus` of the weights' signs. The sum of the products of signs is the
     positive ones less the negative ones.
     """
-    signs = torch.where(x < 0, -1.0, 1.0)
+    signs = torch.where(x < 0, -1.0, 1.0).to(unpacked.dtype)
     return (x.shape[-1] - signs @ unpacked.T) / 2.0

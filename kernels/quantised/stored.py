@@ -97,7 +97,7 @@ class Dequantised(ABC):
 
     def dequantised(self) -> Tensor:
         """The values that products are computed with, (in, out) float32."""
-        rows = torch.empty(self.shape, device=self.values.device)
+        rows = torch.empty(self.shape, dtype=torch.float32, device=self.values.device)
         for some, piece in self.pieces():
             piece.dequantise_into(rows[:, some])
         return rows

@@ -110,7 +110,7 @@ class ChannelLists:
         """Activations behind the lists: (projections, batch, channels) float32, zeros at dropped channels."""
         places = torch.arange(self.block, device=self.index.device)
         kept = (places < self.counts[..., None]).flatten(1)
-        full = torch.zeros(*self.values.shape[:2], self.channels, device=self.index.device)
+        full = torch.zeros(*self.values.shape[:2], self.channels, dtype=torch.float32, device=self.index.device)
         for projection, listed in enumerate(kept):
             channels = self.index[projection, listed].long()
             full[projection][:, channels] = self.values[projection][:, listed]

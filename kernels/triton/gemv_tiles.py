@@ -71,7 +71,7 @@ class Workspace:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._partials = torch.empty(0, device=device)
+        self._partials = torch.empty(0, dtype=torch.float32, device=device)
         self._counters = torch.zeros(0, dtype=torch.int32, device=device)
         self._frozen = False
 
@@ -79,7 +79,7 @@ class Workspace:
         """Buffer of at least `size` float32, of any content."""
         if size > self._partials.numel():
             self._check_not_frozen()
-            self._partials = torch.empty(size, device=self._device)
+            self._partials = torch.empty(size, dtype=torch.float32, device=self._device)
         return self._partials
 
     def counters(self, size: int) -> torch.Tensor:

@@ -54,6 +54,8 @@ class SparseSession:
         """
         self._prompt_columns: int | None = None
         """Length of what `model.generate` was given, padding included, while it runs."""
+        self._prompt_was_read = False
+        """Whether all of that was read."""
         self.rows_sharing = policy.rows_sharing
         """Rows of a forward pass that stand for a batch; passes best have a multiple of them."""
         self._policy = policy
@@ -116,11 +118,12 @@ class SparseSession:
 
         @wraps(original)
         def generate(*arguments: Any, **keywords: Any) -> Any:
-            outer, self._prompt_columns = self._prompt_columns, _given_columns(arguments, keywords)
+            outer = self._prompt_columns, self._prompt_was_read
+            self._prompt_columns, self._prompt_was_read = _given_columns(arguments, keywords), False
             try:
                 return original(*arguments, **keywords)
             finally:
-                self._prompt_columns = outer
+                self._prompt_columns, self._prompt_was_read = outer
 
         model.generate = generate
         try:
@@ -153,6 +156,7 @@ class SparseSession:
         else:
             raise UserError("token policies need a (rows, length) attention mask; pass the 2-D mask or none")
         past, real = seen[:, :read].sum(dim=1), seen[:, read:]
+        self._check_one_prompt(read, read + length, cache is not None or bool(keywords.get("use_cache")))
         sparse = self._sparse_positions(real, past, seen, read)
         dense = torch.zeros_like(sparse)
         for block, hooks in enumerate(self._hooks):
@@ -160,6 +164,17 @@ class SparseSession:
         if self._only == ():  # a dense pass to compare with is none of the plan's
             real = sparse = dense
         self._counter.add_tokens(real, sparse)
+
+    def _check_one_prompt(self, first: int, end: int, cached: bool) -> None:
+        """Raise UserError for a pass of `model.generate` over another prompt than its own."""
+        if (columns := self._prompt_columns) is None:
+            return
+        if self._prompt_was_read and (end < columns or (cached and first < columns)):
+            raise UserError(
+                "within generate the model reads a second prompt, and nothing says which of its tokens are "
+                "sparse; leave out guidance_scale, or whatever else calls the model meanwhile"
+            )
+        self._prompt_was_read |= end >= columns
 
     def _sparse_positions(self, real: Tensor, past: Tensor, seen: Tensor, read: int) -> Tensor:
         """(rows, length) of the policy; what is prompt is a number of tokens, whatever passes read them."""

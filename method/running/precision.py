@@ -1,4 +1,4 @@
-"""Products in less than float32's precision, where what they make is noisier than that anyway."""
+"""Precision of products and of new tensors: TF32 where what is made is noisier anyway, else float32."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def coarse_products() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Context in which new tensors are float32, whatever a user has told torch.
+
+    Numbers that a plan is made of would silently be of another precision.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

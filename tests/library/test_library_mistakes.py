@@ -5,6 +5,7 @@ import torch
 import wisparse
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
+from wisparse.method.token_policy import TokenPolicy
 
 from .test_library import IDS, PROMPT
 
@@ -63,8 +64,46 @@ def test_what_is_no_plan_is_refused(llama, plan):
         (PROMPT, {"new_tokens": 1.5}, "new_tokens=1.5 is not"),
         (PROMPT, {"stop_tokens": 5}, "stop_tokens=5 is no collection"),
         (PROMPT, {"stop_tokens": ["."]}, "is no collection of token ids"),
+        (PROMPT, {"stop_tokens": [2**70]}, "stop_tokens has 1180591620717411303424, which is no token id"),
+        (PROMPT, {"pad_token": 1.5}, "pad_token=1.5 is no token id from 0 to 127"),
+        (PROMPT, {"pad_token": -1}, "pad_token=-1 is no token id"),
+        (PROMPT, {"sampler": lambda logits: None}, r"returns token ids \(1,\) int64, not NoneType"),
+        (PROMPT, {"sampler": lambda logits: logits}, "a sampler returns token ids"),
+        (PROMPT, {"sampler": lambda logits: logits.argmax(-1).float()}, "not .*torch.float32"),
+        (PROMPT, {"sampler": lambda logits: logits.argmax(-1)[:, None]}, "a sampler returns token ids"),
     ],
 )
 def test_a_wrong_prompt_is_one_line(llama, prompt, settings, message):
     with wisparse.engine(llama) as engine, pytest.raises(KernelError, match=message):
         engine.generate(prompt, **{"new_tokens": 2, **settings})
+
+
+@pytest.mark.parametrize("sizes", [{"capacity": "64"}, {"capacity": 64.0}, {"batch": "2"}, {"batch": True}])
+def test_a_size_of_an_engine_that_is_no_number_is_one_line(llama, sizes):
+    with (
+        pytest.raises(KernelError, match=r"(capacity|batch)=.* is not a whole number"),
+        wisparse.engine(llama, **sizes),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dense_share": float("nan")},
+        {"dense_share": -0.1},
+        {"dense_share": 7},
+        {"dense_share": "half"},
+        {"dense_share": True},
+        {"dense_tokens": -3},
+        {"dense_tokens": 2.5},
+        {"dense_prompt": "no"},
+        {"rows_sharing": 1.5},
+        {"rows_sharing": 0},
+    ],
+)
+def test_a_token_policy_of_numbers_that_are_none_is_refused(settings):
+    """Such a share made every token sparse, without a word."""
+    (name,) = settings
+    with pytest.raises(UserError, match=name):
+        TokenPolicy("mine", "here", **settings)

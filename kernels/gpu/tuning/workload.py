@@ -39,23 +39,32 @@ class Workload:
         scale = product.inner**-0.5
         self.copies = cold_copies(product.inner * product.out * dtype.itemsize, device)
         self.weights = [
-            (torch.randn(product.inner, product.out, **options) * scale).to(dtype) for _ in range(self.copies)
+            (torch.randn(product.inner, product.out, **options, dtype=torch.float32) * scale).to(dtype)
+            for _ in range(self.copies)
         ]
-        self.x = torch.randn(batch, product.inner, **options).to(dtype)
+        self.x = torch.randn(batch, product.inner, **options, dtype=torch.float32).to(dtype)
         # Rows are permutations of one another: each has exactly this share below its threshold.
-        self.x = self.x[:1].expand(batch, -1).gather(1, torch.rand(batch, product.inner, **options).argsort(1))
+        self.x = (
+            self.x[:1]
+            .expand(batch, -1)
+            .gather(1, torch.rand(batch, product.inner, **options, dtype=torch.float32).argsort(1))
+        )
         self._bound = self.x[0].float().abs().quantile(sparsity).item() if sparsity else 0.0
         self.activation = Activation(x=self.x)
         self._bounds: Tensor | None = None
         if sparsity is not None:
-            self._bounds = torch.full((len(product.widths), product.inner), self._bound, device=device)
+            self._bounds = torch.full(
+                (len(product.widths), product.inner), self._bound, dtype=torch.float32, device=device
+            )
             self.activation = Activation(ChannelLists.by_threshold(self.x, self._bounds, list_block))
         self._columns = Columns.side_by_side(*product.widths)
         self._workspace = Workspace(device)
-        self._out = torch.zeros(batch, product.out, device=device)
-        self._hidden_bounds = torch.full((product.widths[0],), self._bound * 0.4, device=device)
+        self._out = torch.zeros(batch, product.out, dtype=torch.float32, device=device)
+        self._hidden_bounds = torch.full(
+            (product.widths[0],), self._bound * 0.4, dtype=torch.float32, device=device
+        )
         self._hidden = torch.zeros(1, product.widths[0], dtype=dtype, device=device)
-        self._squares = torch.zeros(1, squares_of(product.out), device=device)
+        self._squares = torch.zeros(1, squares_of(product.out), dtype=torch.float32, device=device)
         self._buffers: dict[int | str, object] = {}
 
     def start(self, tile: Tile | CUDATile, copy: int = 0, pdl: bool = False) -> None:
@@ -71,21 +80,25 @@ class Workload:
             lists, ffn = self._hidden_lists(tile), self.product.widths[0]
             neurons(self.activation, weight, ffn, tile, bounds=self._hidden_bounds, lists=lists, **common)
         else:
-            squares = torch.empty(self.batch, tiles_of(self._columns, tile), device=weight.device)
+            squares = torch.empty(
+                self.batch, tiles_of(self._columns, tile), dtype=torch.float32, device=weight.device
+            )
             squares = self._buffers.setdefault(tile.columns, squares)
             gemv_onto(self.activation, weight, self._out, squares, tile, **common)
 
     def start_library(self, copy: int = 0) -> None:
         """Launch torch's product of the whole activation, and what follows it in a decode step."""
         weight, name = self.weights[copy], self.product.name
-        sums = self._buffers.setdefault("sums", torch.empty(self.batch, self.product.out, device=weight.device))
+        sums = self._buffers.setdefault(
+            "sums", torch.empty(self.batch, self.product.out, dtype=torch.float32, device=weight.device)
+        )
         library_product(self.x, weight, sums)
         if name == "gate_up":
             x_out = torch.empty(self.batch, self.product.widths[0], dtype=weight.dtype, device=weight.device)
             neurons_of_sums(sums, weight, NEURONS, x_out=self._buffers.setdefault("x_out", x_out))
         elif name != "qkv":
             parts = squares_of_sums(self.product.out)
-            squares = torch.empty(self.batch, parts, device=weight.device)
+            squares = torch.empty(self.batch, parts, dtype=torch.float32, device=weight.device)
             onto_residual(sums, self._out, self._buffers.setdefault("squares", squares))
 
     def _start_cuda(self, tile: CUDATile, weight: Tensor, pdl: bool) -> None:

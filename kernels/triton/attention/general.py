@@ -166,7 +166,10 @@ def scratch_of(cache: StaticCache, heads: int, tile: AttentionTile) -> dict[str,
     """Scratch of `attention`, or of attention over chosen groups: its parts, and counters that are zero."""
     device = cache.keys.device
     counters = torch.zeros(cache.batch * cache.keys.shape[2], dtype=torch.int32, device=device)
-    return {"parts": torch.empty(attention_parts(cache, heads, tile), device=device), "counters": counters}
+    return {
+        "parts": torch.empty(attention_parts(cache, heads, tile), dtype=torch.float32, device=device),
+        "counters": counters,
+    }
 
 
 def shared_context(

@@ -71,7 +71,7 @@ def test_every_machine_computes_alike(compiled, monkeypatch, march, method, sett
 def test_bfloat16_logits_are_nearer_to_exact_ones_than_those_of_transformers(compiled, method):
     """The engine rounds 4 vectors of a block, transformers about 14; see test_engine."""
     decoded = DecodedTokens(
-        lambda: make_tiny_model("qwen2").bfloat16(), plan_for(make_tiny_model("qwen2"), method)
+        lambda: make_tiny_model("qwen2").bfloat16(), plan_for(make_tiny_model("qwen2").bfloat16(), method)
     )
     exact = decoded.exact()
     assert 0 < typical_error(decoded.of_the_engine(), exact) < typical_error(decoded.of_transformers(), exact)

@@ -231,3 +231,18 @@ def test_a_batch_reads_what_any_of_its_rows_keeps(planned):
     share = sizes["0.q"] / sum(sizes.values())
     assert report["realised_sparsity"] == pytest.approx((1 - union) * share, rel=1e-6)
     assert report["tokens"] == 2 * 6
+
+
+@pytest.mark.parametrize("prompt", [12, 1])
+def test_a_second_prompt_within_generate_is_refused(llama, prompt):
+    """Guidance reads the last token alone beside the prompt: what follows counted as prompt, and was dense."""
+    plan, ids = make_method("teal_uniform").plan(make_calibration(llama), 0.5), ids_of(1, 12)
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "guidance_scale": 1.5}
+    with (
+        applied(llama, plan, make_protocol("half")),
+        pytest.raises(UserError, match=r"reads a second prompt.*guidance_scale"),
+    ):
+        llama.generate(ids, **settings, negative_prompt_ids=ids[:, :prompt])
+    with applied(llama, plan, make_protocol("half")) as session:
+        llama.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert session.report()["tokens"] == 15
