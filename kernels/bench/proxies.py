@@ -1,8 +1,9 @@
-"""Whole decode steps with neurons that proxies choose (Prox), or with bounds on k (TopK-Guided); no model.
+"""Whole decode steps: neurons that proxies choose (Prox), bounds on k (TopK-Guided), rotated bases (La RoSA).
 
     python -m wisparse.kernels.bench.proxies --shape llama3.1-8b --blocks 8 --device cpu --sparsities 0.4 0.5
 
-Beside them stand the dense step, and one under static thresholds as TEAL's, which leaves out as many weights.
+No model is read. Beside them stand the dense step, and one under static thresholds as TEAL's; all of them leave
+out as many weights, what proxies and rotations read counted.
 On a CPU all of them take turns, so that what else the machine does meets them alike.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import KernelError
 from ..model.decoder import DecoderShape
@@ -37,6 +39,10 @@ GROUP = 64
 """Neurons that share a scale of the proxies, as in conf/method/prox.yaml."""
 INPUT_SHARE = 0.5
 """Share of the channels that meet the proxies, as there."""
+ROTATED_SHARE, PLAIN_SHARE = 0.8, 1.2
+"""Sparsity of what reads rotated channels, and of o and down, over the nominal one: conf/method/larosa.yaml."""
+BASES = {"rotated": ("input_basis", "mlp_basis"), "rotated stream": ("adapter",)}
+"""Dense products of a block, by kind: La RoSA's as its code has them, and as its paper."""
 
 Row = dict[str, str | float]
 
@@ -76,24 +82,55 @@ def bounded(plans: tuple[BlockPlan, ...]) -> tuple[BlockPlan, ...]:
     return tuple(BlockPlan({name: bound(rule) for name, rule in plan.rules.items()}) for plan in plans)
 
 
+def turned_weights(weights: DecoderWeights, kind: str, basis: Tensor) -> DecoderWeights:
+    """The same weights behind a block's bases, one and the same (hidden, hidden) in memory of each block."""
+    blocks = (replace(block, **dict.fromkeys(BASES[kind], basis.clone())) for block in weights.blocks)
+    return replace(weights, blocks=tuple(blocks))
+
+
+def by_rank(shape: DecoderShape, sparsity: float, products: int, device: torch.device) -> BlockPlan:
+    """La RoSA's top-k under which this share of a block's weights is not read, net of so many products.
+
+    Raises KernelError for more than o and down have channels.
+    """
+    sizes = shape.projection_shapes()
+    weights = {name: out * inner for name, (out, inner) in sizes.items()}
+    shares = {name: PLAIN_SHARE if name in ("o", "down") else ROTATED_SHARE for name in sizes}
+    every = sum(weights.values())
+    of_block = sum(shares[name] * weights[name] for name in sizes) / every
+    nominal = (sparsity + products * shape.hidden**2 / every) / of_block
+    if PLAIN_SHARE * nominal > 1.0:
+        raise KernelError(f"rotations cannot leave out {sparsity} of a block of these shapes; take less")
+    kept = {name: int((1.0 - shares[name] * nominal) * inner) for name, (_, inner) in sizes.items()}
+    ones = {inner: torch.ones(inner, device=device) for _, inner in sizes.values()}
+    return BlockPlan({name: ProjectionRule(top_k=k, weights=ones[sizes[name][1]]) for name, k in kept.items()})
+
+
 def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[Case, float, float | str]]:
     """What is timed, each with its sparsity and the share of neurons that proxies choose, where they do."""
     shape = dense.shape
     by_row = proxied_weights(dense)
+    basis = torch.linalg.qr(torch.randn(shape.hidden, shape.hidden, device=dense.device)).Q
+    basis = basis.to(dense.dtype).contiguous()
+    turned = {kind: turned_weights(dense, kind, basis) for kind in BASES}
     yield ("dense", dense, (BlockPlan(),) * shape.blocks), 0.0, ""
     for sparsity in sparsities:
         thresholds, rule = dropping(shape, sparsity, dense.device), choosing(shape, sparsity)
         yield ("thresholds", dense, thresholds), sparsity, ""
         yield ("bounded", dense, bounded(thresholds)), sparsity, ""
         yield ("proxies", by_row, (BlockPlan(proxies=rule),) * shape.blocks), sparsity, rule.kept / shape.ffn
+        for kind, weights in turned.items():
+            plan = by_rank(shape, sparsity, len(BASES[kind]), dense.device)
+            yield (kind, weights, (plan,) * shape.blocks), sparsity, ""
 
 
 def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of proxies.csv: a decode step of each kind of plan and sparsity.
 
-    kind: `dense`; `thresholds`; `bounded`: every token keeps what a bound allows; `proxies`. sparsity: share of
-    the blocks' weights that is not read, net of proxies; neurons: share that proxies choose. ms: of a step;
-    read_gb_s: bandwidth of the machine in this run.
+    kind: `dense`; `thresholds`; `bounded`: every token keeps what a bound allows; `proxies`; `rotated`: what
+    both norms of a block give; `rotated stream`: once a block. sparsity: share of the blocks' weights that is
+    not read, net of proxies and rotations; neurons: share that proxies choose. ms: of a step; read_gb_s:
+    bandwidth of the machine in this run.
     """
     on_gpu = device.type == "cuda"
     dense = random_weights(shape, 16, 16, torch.bfloat16, device)

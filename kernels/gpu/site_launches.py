@@ -14,7 +14,7 @@ from ..plan.block_plan import BlockPlan
 from ..quantised.packed import PackedWeight
 from ..triton.compact import compact, norm_compact
 from ..triton.from_sums import neurons_of_sums, onto_residual, squares_of_sums
-from ..triton.gemv import gemv, gemv_onto, gemv_partials, tiles_of
+from ..triton.gemv import Activation, Columns, gemv, gemv_onto, gemv_partials, tiles_of
 from ..triton.neurons import neurons
 from ..triton.select import select_smallest
 from .buffers import Buffers
@@ -22,6 +22,9 @@ from .library_product import library_product
 from .shared_masks import deciding
 from .sites import Reads, Site, make_site
 from .step_tiles import StepTiles
+
+Norm = tuple[Tensor, Tensor]
+"""RMSNorm of the residual stream: sums of squares of its parts, and gains."""
 
 
 class SiteLaunches:
@@ -58,14 +61,36 @@ class SiteLaunches:
     ) -> Site:
         return make_site(self._products[name], weight, rules, self._tiles, block, self.buffers, own_bias)
 
-    def queries_keys_values(self, qkv: Site, gain: Tensor, squares: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The product behind RMSNorm: its sums, and the bias that attention has yet to add."""
+    def behind(self, site: Site, norm: Norm, basis: Tensor | None) -> Norm | None:
+        """The norm that a site stands behind; None where its x is there: launches turn it into a basis."""
+        if basis is None:
+            return norm
+        x = self.buffers.x("to be turned", self._shape.hidden)
+        squares, gain = norm
+        self.add(norm_compact, self.residual, squares, gain, self._shape.norm_epsilon, None, None, x_out=x)
+        self._add_basis(x, basis, site.reads.x)
+        return None
+
+    def turn_residual(self, basis: Tensor) -> Tensor:
+        """The residual stream times a basis in its place; returns squares of it."""
+        sums = self.buffers.sums("turned", *self.residual.shape)
+        squares = self.buffers.sums(("squares", "turned"), self.buffers.batch, squares_of_sums(sums.shape[1]))
+        self._add_basis(self.residual, basis, sums)
+        self.add(onto_residual, sums, self.residual, squares, replacing=True)
+        return squares
+
+    def _add_basis(self, x: Tensor, basis: Tensor, out: Tensor) -> None:
+        columns, tile = Columns.side_by_side(basis.shape[1]), self._tiles.dense["o"]
+        self.add(gemv, Activation(x=x), basis, columns, out, tile, self.buffers.workspace)
+
+    def queries_keys_values(self, qkv: Site, behind: Norm | None) -> tuple[Tensor, Tensor | None]:
+        """The product behind RMSNorm, or of x: its sums, and the bias that attention has yet to add."""
         buffers, columns = self.buffers, sum(qkv.widths)
         sums = buffers.sums("qkv", 1, self.buffers.batch, columns)
         if qkv.cuda:
-            self.add_cuda(qkv, cuda_product, qkv.widths, sums[0], behind=(squares, gain))
+            self.add_cuda(qkv, cuda_product, qkv.widths, sums[0], behind=behind)
             return sums, None
-        self.after_norm(qkv, gain, squares)
+        self.before_product(qkv, behind)
         if qkv.library:
             self.add(library_product, qkv.reads.x, qkv.weight, sums[0])
             return sums, qkv.bias
@@ -80,9 +105,13 @@ class SiteLaunches:
         )  # fmt: skip
         return sums, None
 
-    def after_norm(self, site: Site, gain: Tensor, squares: Tensor, whole: bool = False) -> None:
+    def before_product(self, site: Site, behind: Norm | None, whole: bool = False) -> None:
         """RMSNorm, the site's lists, its low-rank path; `whole`: something reads all of x beside the lists."""
         epsilon, reads = self._shape.norm_epsilon, site.reads
+        if behind is None:
+            self._list_x(reads)
+            return
+        squares, gain = behind
         if reads.shared is not None:
             self._add_deciding(reads, (squares, gain, epsilon))
             return
@@ -100,24 +129,29 @@ class SiteLaunches:
             squares = self.buffers.sums(("squares", site.name), self.buffers.batch, squares_of(columns))
             self.add_cuda(site, cuda_onto, self.residual, squares)
             return squares
+        if not site.fused:
+            self._list_x(reads)
+        return self.add_onto_residual(site)
+
+    def _list_x(self, reads: Reads) -> None:
+        """The lists of an x that is there, and its low-rank path; nothing where all of it is read."""
         if reads.shared is not None:
             self._add_deciding(reads, None)
-        elif reads.lists is not None and not site.fused:
+        elif reads.lists is not None:
             if reads.kept is not None:
                 self._add_select(reads, reads.x, None)
             self.add(compact, reads.x, reads.rules, reads.lists)
             self._add_low_rank(reads)
-        return self.add_onto_residual(site)
 
     def add_cuda(
         self,
         site: Site,
         function: Callable[..., None],
         *arguments: object,
-        behind: tuple[Tensor, Tensor] | None = None,
+        behind: Norm | None = None,
         **keywords: object,
     ) -> None:
-        """A product that lists its channels itself: of x, or behind RMSNorm (squares and gain)."""
+        """A product that lists its channels itself: of x, or behind RMSNorm."""
         source, bounds, smallest = self._source(site.reads, behind)
         keywords |= {"bias": site.bias, "smallest": smallest}
         self.add(function, source, bounds, site.weight, *arguments, site.cuda, **keywords)
@@ -151,9 +185,7 @@ class SiteLaunches:
         )  # fmt: skip
         return squares
 
-    def _source(
-        self, reads: Reads, behind: tuple[Tensor, Tensor] | None
-    ) -> tuple[Source, Tensor | None, Tensor | None]:
+    def _source(self, reads: Reads, behind: Norm | None) -> tuple[Source, Tensor | None, Tensor | None]:
         """Activation of a CUDA C++ product, bounds, and the smallest score, which is found before it."""
         source = Given(reads.x)
         if behind is not None:

@@ -40,12 +40,12 @@ from ..triton.neurons import times_rows
 from .block_attention import BlockAttention
 from .buffers import Buffers
 from .cuda_tiles import chosen, cuda_products_of, storages_of
-from .site_launches import SiteLaunches
+from .site_launches import Norm, SiteLaunches
 from .sites import Reads, Site, proxies_site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
-LACKING = {Mechanism.ROTATION, Mechanism.ROUTER}
+LACKING = {Mechanism.ROUTER}
 
 
 class GPUDecodeStep:
@@ -133,6 +133,8 @@ class GPUDecodeStep:
         for index, (packed, block_rules) in enumerate(zip(weights.blocks, rules, strict=True)):
             squares = self._lay_out_attention(index, packed, block_rules, squares)
             squares = self._lay_out_mlp(index, packed, block_rules, squares)
+            if packed.adapter is not None:
+                squares = self._sites.turn_residual(packed.adapter)
         self._logits = self._lay_out_head(squares)
 
     def _lay_out_head(self, squares: Tensor) -> Callable[[], Tensor]:
@@ -167,7 +169,8 @@ class GPUDecodeStep:
         if heads is not None:
             norm = (self._sites.residual, squares, packed.input_norm, shape.norm_epsilon)
             self._sites.add(group_scores, *norm, *attention.router(heads))
-        sums, bias = self._sites.queries_keys_values(qkv, packed.input_norm, squares)
+        behind = self._sites.behind(qkv, (squares, packed.input_norm), packed.input_basis)
+        sums, bias = self._sites.queries_keys_values(qkv, behind)
         place = (sums, bias, self.cache, index, shape.windows[index])
         self._sites.add(attention.launch(heads, o), *place, norms=attention.norms(packed), **o.written)
         return self._sites.onto_residual(o)
@@ -186,26 +189,22 @@ class GPUDecodeStep:
         name, weight = ("gate", packed.gate) if gated else ("gate_up", packed.gate_up)
         mlp = self._sites.site(name, weight, rules, self.tiles.list_block)
         down = self._sites.site("down", packed.down, rules, mlp.tile.columns)
+        behind = self._sites.behind(mlp, (squares, packed.mlp_norm), packed.mlp_basis)
         if gated:
-            return self._lay_out_gated(mlp, down, packed, rules, squares)
+            return self._lay_out_gated(mlp, down, packed, rules, behind)
         if mlp.cuda and (down.cuda or not down.fused):  # it has nobody to list down's channels for
-            self._sites.add_cuda(
-                mlp,
-                cuda_neurons,
-                down.reads.x,
-                behind=(squares, packed.mlp_norm),
-                nonlinearity=self.weights.shape.activation,
-            )
+            through = {"nonlinearity": self.weights.shape.activation}
+            self._sites.add_cuda(mlp, cuda_neurons, down.reads.x, behind=behind, **through)
             return self._sites.onto_residual(down)
-        self._sites.after_norm(mlp, packed.mlp_norm, squares)
+        self._sites.before_product(mlp, behind)
         self._sites.add_neurons(mlp, **down.written)
         return self._sites.onto_residual(down)
 
     def _lay_out_gated(
-        self, gate: Site, down: Site, packed: BlockWeights, rules: BlockPlan, squares: Tensor
+        self, gate: Site, down: Site, packed: BlockWeights, rules: BlockPlan, behind: Norm | None
     ) -> Tensor:
         """The neurons that pass the gate are down's channels, and the only rows of up that are read."""
-        self._sites.after_norm(gate, packed.mlp_norm, squares, whole=True)
+        self._sites.before_product(gate, behind, whole=True)
         lists = self._sites.buffers.lists("gated", 1, self.weights.shape.ffn, gate.tile.columns)
         self._sites.add_neurons(gate, bounds=rules.gate.thresholds, lists=lists)
         self._sites.add(times_rows, lists, packed.up_rows, gate.reads.x, self.tiles.up_rows)

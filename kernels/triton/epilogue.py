@@ -45,7 +45,7 @@ def store_sum(total, out, bias, addend, column, to, inside, OUT_ROW: tl.constexp
         total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     if addend is not None:
         total += tl.load(addend + at, mask=live, other=0.0)
-    tl.store(out + at, total, mask=live)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit

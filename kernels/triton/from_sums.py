@@ -41,7 +41,7 @@ def neurons_of_sums_kernel(
 def onto_residual_kernel(
     sums, residual, squares,
     WIDTH: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    PDL: tl.constexpr,
+    REPLACING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of columns of all rows."""
     tile = tl.program_id(0)
@@ -53,7 +53,11 @@ def onto_residual_kernel(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.load(sums + row[:, None] * WIDTH + column[None, :], mask=live, other=0.0)
-    store_residual(total, residual, squares, None, None, tile, column, inside, WIDTH, TILES, BATCH, ROWS)
+    if REPLACING:
+        tl.store(residual + row[:, None] * WIDTH + column[None, :], total, mask=live)
+        tl.store(squares + row * TILES + tile, tl.sum(total * total, 1), mask=row < BATCH)
+    else:
+        store_residual(total, residual, squares, None, None, tile, column, inside, WIDTH, TILES, BATCH, ROWS)
 
 
 def neurons_of_sums(
@@ -88,8 +92,13 @@ def neurons_of_sums(
     )  # fmt: skip
 
 
-def onto_residual(sums: Tensor, residual: Tensor, squares: Tensor, pdl: bool = False) -> None:
-    """Add sums (batch, channels) float32 to residual; squares (batch, `squares_of_sums`) follow."""
+def onto_residual(
+    sums: Tensor, residual: Tensor, squares: Tensor, replacing: bool = False, pdl: bool = False
+) -> None:
+    """Add sums (batch, channels) float32 to residual, or put them in its place; squares follow.
+
+    squares: (batch, `squares_of_sums`) of its parts.
+    """
     batch, width = residual.shape
     check_tensor("sums", sums, (batch, width))
     check_tensor("squares", squares, (batch, squares_of_sums(width)))
@@ -98,7 +107,7 @@ def onto_residual(sums: Tensor, residual: Tensor, squares: Tensor, pdl: bool = F
         (squares_of_sums(width),),
         sums, residual, squares,
         WIDTH=width, TILES=squares_of_sums(width), BATCH=batch, ROWS=power_of_two(batch), TILE=COLUMNS,
-        warps=warps_of(batch), pdl=pdl,
+        REPLACING=replacing, warps=warps_of(batch), pdl=pdl,
     )  # fmt: skip
 
 

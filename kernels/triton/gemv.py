@@ -120,7 +120,10 @@ def tiles_of(columns: Columns, tile: Tile) -> int:
 
 @dataclass(frozen=True)
 class Activation:
-    """Input of a product: lists of kept channels, or x (batch, channels) in the weight's dtype."""
+    """Input of a product: lists of kept channels, or x (batch, channels) in the weight's dtype or float32.
+
+    Of several rows in float32 the products round x to the weight's.
+    """
 
     lists: ChannelLists | None = None
     x: Tensor | None = None
@@ -157,7 +160,7 @@ def gemv(
     addend: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Out (batch, ...) float32 = x · weight (in, columns) + bias + addend, by the lists of x.
+    """Out (batch, ...) = x · weight (in, columns) + bias + addend, by the lists of x; rounded to out's dtype.
 
     bias (columns,) as the weight's columns, addend as out. Raises KernelError for tensors that do not fit.
     """
@@ -250,7 +253,7 @@ def _check(activation: Activation, weight: Tensor, columns: Columns) -> None:
         raise KernelError(f"products take batches of 1 to {MAX_BATCH}, not {activation.batch}; split the batch")
     if lists is not None and lists.projections != len(columns.widths):
         raise KernelError(f"{lists.projections} lists for {len(columns.widths)} projections")
-    if lists is None and activation.x.dtype != weight.dtype:
-        raise KernelError(f"x is {activation.x.dtype}, the weight {weight.dtype}; they must be the same")
+    if lists is None and activation.x.dtype not in (weight.dtype, torch.float32):
+        raise KernelError(f"x is {activation.x.dtype}, the weight {weight.dtype}; x has its dtype, or float32")
     if weight.device != (activation.x if lists is None else lists.index).device:
         raise KernelError(f"the weight is on {weight.device}, the activation is not; move both to one device")

@@ -1,4 +1,4 @@
-"""How fast steps are whose neurons proxies choose, or with bounds on k, for docs/field.md."""
+"""How fast steps are whose neurons proxies choose, with bounds on k, or in rotated bases, for docs/field.md."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from ...tables.text import NOT_MEASURED, table_row
 STEPS = REPOSITORY / "results" / "proxies.csv"
 HEADS = (
     "device", "shapes", "blocks", "not read", "dense, ms", "thresholds", "bounds on k", "proxies",
-    "neurons that they choose",
+    "rotated", "rotated stream", "neurons that proxies choose",
 )  # fmt: skip
+KINDS = ("thresholds", "bounded", "proxies", "rotated", "rotated stream")
+
+
+def _gain(dense: float, row: Row | None) -> str:
+    return NOT_MEASURED if row is None else f"{dense / float(row['ms']):.2f}×"
 
 
 def proxies_table(path: Path = STEPS) -> str:
@@ -20,12 +25,12 @@ def proxies_table(path: Path = STEPS) -> str:
     runs: dict[tuple[str, ...], list[Row]] = {}
     for row in read_rows(path):
         runs.setdefault((row["device"], row["shape"], row["blocks"]), []).append(row)
-    lines = [table_row(HEADS), "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [table_row(HEADS), "|---|---|" + "---:|" * (len(HEADS) - 2)]
     for run, rows in runs.items():
         (dense,) = (float(row["ms"]) for row in rows if row["kind"] == "dense")
         for sparsity in dict.fromkeys(row["sparsity"] for row in rows if row["kind"] != "dense"):
             mine = {row["kind"]: row for row in rows if row["sparsity"] == sparsity}
-            gains = [f"{dense / float(mine[kind]['ms']):.2f}×" for kind in ("thresholds", "bounded", "proxies")]
+            gains = [_gain(dense, mine.get(kind)) for kind in KINDS]
             chosen = f"{float(mine['proxies']['neurons']):.0%}"
             lines.append(table_row([*run, f"{float(sparsity):.0%}", f"{dense:.2f}", *gains, chosen]))
     return "\n".join(lines if runs else [*lines, table_row([NOT_MEASURED, *[""] * (len(HEADS) - 1)])])

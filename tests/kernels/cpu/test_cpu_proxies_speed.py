@@ -8,7 +8,7 @@ import torch
 from wisparse.kernels.bench import proxies
 from wisparse.kernels.bench.drawn import dropping, filled_cache, random_weights
 from wisparse.kernels.bench.model_shapes import shape_of
-from wisparse.kernels.bench.proxies import bounded, choosing, proxied_weights
+from wisparse.kernels.bench.proxies import bounded, by_rank, choosing, proxied_weights, turned_weights
 from wisparse.kernels.cpu.step import decode_step
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.model.decoder import DecoderShape
@@ -39,6 +39,24 @@ def test_a_bound_keeps_as_many_channels_as_thresholds_do():
             assert dropped.sum() == thresholds.rules[name].thresholds.isinf().sum()
 
 
+@pytest.mark.parametrize(("kind", "products"), [("rotated", 2), ("rotated stream", 1)])
+def test_rotations_leave_as_much_unread(kind, products):
+    """Llama-3.1-8B's blocks, less a product of 4096 channels or two: 0.8 and 1.2 of a nominal sparsity."""
+    shape = shape_of("llama3.1-8b")
+    rules, sizes = by_rank(shape, 0.4, products, torch.device("cpu")).rules, shape.projection_shapes()
+    every = sum(out * inner for out, inner in sizes.values())
+    dropped = sum(sizes[name][0] * (sizes[name][1] - rule.top_k) for name, rule in rules.items())
+    assert (dropped - products * 4096**2) / every == pytest.approx(0.4, abs=1e-3)
+    sparsities = {name: 1 - rule.top_k / sizes[name][1] for name, rule in rules.items()}
+    assert sparsities["down"] / sparsities["gate"] == pytest.approx(1.5, abs=1e-3)
+    with pytest.raises(KernelError, match=r"cannot leave out 0\.8"):
+        by_rank(shape, 0.8, products, torch.device("cpu"))
+    weights = random_weights(SHAPE, 16, 16, torch.bfloat16, torch.device("cpu"))
+    (block, _) = turned_weights(weights, kind, torch.eye(256, dtype=torch.bfloat16)).blocks
+    bases = (block.input_basis, block.mlp_basis, block.adapter)
+    assert [basis is not None for basis in bases] == [products == 2, products == 2, products == 1]
+
+
 @pytest.mark.slow
 def test_with_every_neuron_chosen_a_step_is_the_dense_one(compiled):
     torch.manual_seed(0)
@@ -57,9 +75,9 @@ def test_every_kind_of_plan_has_a_row(compiled, monkeypatch):
     monkeypatch.setattr(proxies, "read_bandwidth", lambda _: 20e9)
     options = argparse.Namespace(context=8, sparsities=[0.3, 0.4])
     found = list(proxies.rows("tiny", SHAPE, torch.device("cpu"), options))
-    kinds = ("thresholds", "bounded", "proxies")
+    kinds = ("thresholds", "bounded", "proxies", "rotated", "rotated stream")
     assert [(row["kind"], row["sparsity"]) for row in found] == [
         ("dense", 0.0), *((kind, sparsity) for sparsity in (0.3, 0.4) for kind in kinds)
     ]  # fmt: skip
-    assert [bool(row["neurons"]) for row in found] == [False, *[False, False, True] * 2]
+    assert [bool(row["neurons"]) for row in found] == [False, *[False, False, True, False, False] * 2]
     assert all(row["ms"] > 0 for row in found)

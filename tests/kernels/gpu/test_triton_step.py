@@ -16,6 +16,8 @@ from wisparse.kernels.gpu.step_tiles import Chosen, Never
 from wisparse.kernels.model.decoder_weights import pack
 from wisparse.kernels.model.static_cache import StaticCache
 from wisparse.kernels.plan.block_rules import block_rules
+from wisparse.kernels.plan.rotated_stream import with_rotated_stream
+from wisparse.kernels.plan.rotating import bases_of_sites, rotated
 from wisparse.kernels.triton.attention.short import ShortAttentionTile
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.running.apply import applied
@@ -31,12 +33,14 @@ def make_plan(model, method, sparsity=0.4):
 
 
 def step_of(model, plan, batch, tiles=SMALL_TILES):
-    weights = pack(model)
-    if plan:
-        proxied = {block: rule.group for block, rule in plan.proxies.items()}
-        weights = pack(model, plan.gate_thresholds, None, plan.signs, proxied)
+    with rotated(model, bases_of_sites(plan.block_plans()) if plan else None):
+        weights = pack(model)
+        if plan:
+            proxied = {block: rule.group for block, rule in plan.proxies.items()}
+            weights = pack(model, plan.gate_thresholds, None, plan.signs, proxied)
+        rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
+        weights, rules = with_rotated_stream(weights, rules)
     cache = StaticCache.for_model(model, weights.shape, batch, PROMPT + NEW)
-    rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
     return GPUDecodeStep(weights, rules, cache, tiles)
 
 

@@ -99,8 +99,13 @@ def main(batch):
     site_launches.library_product = lambda *_, **__: None  # torch's product in half precision needs a GPU
     library = frozenset({"qkv", "o", "gate_up", "down"}) if batch > 1 else frozenset()
     tiles = default_tiles(shape, batch, 256)
-    for of_blocks in (plans, (BlockPlan(), plans[1], BlockPlan())):
-        step = GPUDecodeStep(weights, of_blocks, cache, replace(tiles, library=library))
+    basis = weight(hidden, hidden)
+    bases = {"input_basis": basis, "mlp_basis": basis, "adapter": basis}
+    turned = replace(weights, blocks=tuple(replace(one, **bases) for one in weights.blocks))
+    unrouted = (plans[0], replace(plans[1], heads=None), plans[2])
+    dense = (BlockPlan(), plans[1], BlockPlan())
+    for read, of_blocks in ((weights, plans), (weights, dense), (turned, unrouted)):
+        step = GPUDecodeStep(read, of_blocks, cache, replace(tiles, library=library))
         step(torch.zeros(batch, dtype=torch.int64))
     ones = torch.ones(32, 256)
     for stored in (int8_rounded(ones), int4_rounded(ones, 128, True), int4_rounded(ones, 128, False)):

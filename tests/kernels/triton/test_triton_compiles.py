@@ -10,11 +10,12 @@ import pytest
 from ..triton_cases import DEVICE
 
 KERNELS = {
-    "embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention", "dequantise"
+    "embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention", "dequantise",
+    "onto_residual",
 }  # fmt: skip
 OF_BATCH = {
     1: {"short_attention"},
-    3: {"attention", "magnitudes", "shared_lists", "neurons_of_sums", "onto_residual"},
+    3: {"attention", "magnitudes", "shared_lists", "neurons_of_sums"},
 }
 """Kernels of one row, and those of several."""
 
