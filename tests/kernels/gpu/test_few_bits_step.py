@@ -46,11 +46,11 @@ def setting(quantiser, kind):
         kept = torch.randperm(inner, generator=generator) < inner // 2
         thresholds = torch.where(kept, 0.0, torch.inf)
         weights = torch.where(kept, 1.0, 1e-30)
-        rules[name] = (
-            ProjectionRule(thresholds=thresholds)
-            if kind == "thresholds"
-            else ProjectionRule(top_k=inner // 2, weights=weights)
-        )
+        rules[name] = {
+            "thresholds": ProjectionRule(thresholds=thresholds),
+            "bounds": ProjectionRule(thresholds=1e-36 / weights, bounds=(inner // 4, inner // 2)),
+            "top-k": ProjectionRule(top_k=inner // 2, weights=weights),
+        }.get(kind)
     plan = SparsityPlan(projection_shapes(model), rules) if kind else None
     return model.to(DEVICE), quantiser.weights(make_calibration(model)), plan
 
@@ -70,7 +70,9 @@ def decoded(model, weights, plan, tiles):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_kernels_run")
-@pytest.mark.parametrize(("name", "kind"), list(zip(QUANTISERS, ("thresholds", "top-k", None), strict=True)))
+@pytest.mark.parametrize(
+    ("name", "kind"), [*zip(QUANTISERS, ("thresholds", "top-k", None), strict=True), ("int8", "bounds")]
+)
 def test_logits_are_those_of_the_dequantised_weights(name, kind):
     """Logits are as near to those in float32 as those of a step in float16, which rounds the same."""
     model, found, plan = setting(QUANTISERS[name], kind)
