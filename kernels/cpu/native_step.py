@@ -59,6 +59,7 @@ class BlockFields(Structure):
     _fields_ += (("gate_thresholds", c_void_p), ("up_rows", WeightFields), ("gate_rows", WeightFields))
     _fields_ += (("signs", c_void_p), ("sign_limit", c_int64), ("proxies", SiteFields), ("chosen", c_int64))
     _fields_ += (("keys", c_void_p), ("values", c_void_p), ("window", c_int64))
+    _fields_ += (("neuron_router", WeightFields), ("router_threshold", c_double))
     _fields_ += (("router", WeightFields), ("router_bias", c_void_p), ("kept_groups", c_int64))
 
 
@@ -165,7 +166,7 @@ class NativeDecodeStep:
             widths = {name: shape.projection_shapes()[name][0] for name in names}
             return self._site(parts_of(weight, names, shape, rules), rules.bias(widths, bias))
 
-        heads, proxies = rules.heads, rules.proxies
+        heads, proxies, neurons = rules.heads, rules.proxies, rules.router
         gated, chosen = block.gate is not None, block.gate_rows is not None
         if chosen:
             gate_up = SiteFields()
@@ -193,6 +194,8 @@ class NativeDecodeStep:
             keys=cache.keys[index].data_ptr(),
             values=cache.values[index].data_ptr(),
             window=shape.windows[index] or 0,
+            neuron_router=WeightFields() if neurons is None else self._weight(neurons.weight),
+            router_threshold=0.0 if neurons is None else neurons.threshold,
             router=WeightFields() if heads is None else self._weight(heads.weight),
             router_bias=None if heads is None else self._floats(heads.bias),
             kept_groups=shape.kv_heads if heads is None else heads.kept,

@@ -14,8 +14,7 @@ from .plain import TorchKernels
 from .sites import skipping_zeros
 from .torch_step import TorchDecodeStep
 
-LACKING = {Mechanism.ROUTER}
-MECHANISMS = frozenset(set(Mechanism) - LACKING)
+MECHANISMS = frozenset(Mechanism)
 """What of a plan a step executes."""
 
 

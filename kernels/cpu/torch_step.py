@@ -98,9 +98,9 @@ class TorchBlock:
         elif rules.proxies is not None:
             self._ranking = SparseColumns((ranking(weights.proxies, rules.proxies),), None, cache.batch)
             self._ones = torch.ones(shape.ffn, dtype=torch.float32)
-        elif weights.gate is None:
+        elif weights.gate_up is not None:
             self._gate_up = columns(weights.gate_up, *SITES["mlp_input"])
-        else:
+        elif weights.gate is not None:
             self._gate = columns(weights.gate, "gate")
 
     def __call__(self, hidden: Tensor, position: _Position) -> Tensor:
@@ -139,6 +139,8 @@ class TorchBlock:
     def _mlp(self, x: Tensor) -> Tensor:
         if self._rules.proxies is not None:
             neurons = self._ranked(x)
+        elif self._rules.router is not None:
+            neurons = self._routed(x)
         elif self._rules.signs is not None:
             neurons = _nonzero(self._predicted_gates(x), self._neurons)
         elif self._rules.gate is None:
@@ -154,7 +156,14 @@ class TorchBlock:
         """Activated gates of the neurons that proxies choose, whose rows alone are read."""
         gate, up = (part[:, : self._shape.ffn] for part in self._ranking(x).chunk(2, dim=1))
         scores = self._activation(gate) * up
-        neurons = compact_by_top_k(scores, self._ones, self._rules.proxies.kept, self._neurons)
+        return self._computed(x, compact_by_top_k(scores, self._ones, self._rules.proxies.kept, self._neurons))
+
+    def _routed(self, x: Tensor) -> KeptChannels:
+        """Activated gates of the neurons that a router chooses, whose rows alone are read."""
+        chosen = self._rules.router.chosen(x, self._shape.ffn).float()
+        return self._computed(x, _nonzero(chosen, self._neurons))
+
+    def _computed(self, x: Tensor, neurons: KeptChannels) -> KeptChannels:
         gates = self._activation(row_dots(x, self._weights.gate_rows, neurons))
         neurons.values.copy_(gates.masked_fill_(neurons.values == 0.0, 0.0))  # a zero: only another row's
         return neurons

@@ -140,7 +140,7 @@ def check_decodable(
             f"the decode engine has no kernels for weights in {' and '.join(lacking)} yet; "
             "evaluate the plan without the engine (latency=none)"
         )
-    if formats and {Mechanism.GATE, Mechanism.SIGNS, Mechanism.PROXY} & set(mechanisms):
+    if formats and {Mechanism.GATE, Mechanism.SIGNS, Mechanism.PROXY, Mechanism.ROUTER} & set(mechanisms):
         raise KernelError(NO_GATES_IN_FEW_BITS)
     if formats and {Mechanism.FOLDED, Mechanism.ROTATION} & set(mechanisms):
         raise KernelError(NO_BASES_IN_FEW_BITS)

@@ -23,8 +23,9 @@ LM_HEAD = "lm_head"
 PROXIES = "proxies"
 """Name of the product with proxies, as `BlockWeights` has them, beside those of `SITES`."""
 NO_GATES_IN_FEW_BITS = (
-    "the decode engine does not read neurons of quantised weights by their gate, by signs or by proxies; "
-    "take another method or the model's own weights, or evaluate the plan without the engine (latency=none)"
+    "the decode engine does not read neurons of quantised weights by their gate, by signs, by proxies or by "
+    "routers; take another method or the model's own weights, or evaluate the plan without the engine "
+    "(latency=none)"
 )
 NO_BASES_IN_FEW_BITS = (
     "weights in few bits are stored in the model's own bases, and this plan has others, folded or rotated; "

@@ -70,8 +70,8 @@ def gated_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
 
 
 def predicted_blocks(plan: Plan | None, dense: Collection[str]) -> list[int]:
-    """Blocks whose neurons are predicted by signs, but for those where these are dense."""
-    return _blocks_by_neurons(plan, dense, lambda block: block.signs is not None)
+    """Blocks whose neurons signs or a router choose before their gate, but for those where these are dense."""
+    return _blocks_by_neurons(plan, dense, lambda block: block.signs is not None or block.router is not None)
 
 
 def proxied_blocks(plan: Plan | None, dense: Collection[str]) -> dict[int, int]:
@@ -149,7 +149,8 @@ def _placed(
         heads = heads.to(device, dtype)
     rules = {projection: rule.to(device, dtype) for projection, rule in block.rules.items()}
     signs = None if block.signs is None else block.signs.to(device)
-    block = replace(block, rules=rules, heads=heads, signs=signs)
+    router = None if block.router is None else block.router.to(device, dtype)
+    block = replace(block, rules=rules, heads=heads, signs=signs, router=router)
     if block.gate is None:
         return block
     thresholds = block.gate.thresholds.to(device, torch.float32).contiguous()

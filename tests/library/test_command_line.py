@@ -205,7 +205,6 @@ def test_the_default_calibration_is_english_in_a_fixed_order():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--method", "lte"], "does not execute routers that choose neurons"),
         (["--dtype", "float16"], "not in torch.float16"),
         (["--new-tokens", "5000"], "positions for 2048 tokens"),
         (["--tokens", "most"], "no protocol is called 'most'"),

@@ -112,7 +112,7 @@ def test_a_row_has_its_own_neurons_in_a_batch(compiled):
 
 
 def test_weights_in_few_bits_are_refused(llama):
-    with pytest.raises(KernelError, match="by signs or by proxies"):
+    with pytest.raises(KernelError, match="by signs, by proxies or by routers"):
         check_decodable(llama, 1, 8, {Mechanism.PROXY}, {"int8"})
 
 

@@ -94,6 +94,23 @@ def test_blocks_may_differ_and_sparse_tokens_have_biases(method):
     assert found == generated(model, plan, "decode_only", ids, 16).tolist()
 
 
+@pytest.mark.parametrize("method", ["larosa", "larosa_adapter"])
+def test_bits_are_the_same_whatever_the_number_of_threads(compiled, method):
+    """One thread may be slow to take what was turned, while others go on to what is written next."""
+    model = make_tiny_model("llama", blocks=3)
+    before, logits = torch.get_num_threads(), []
+    with DecodeEngine(model, mixed_bases(model, plan_for(model, method)), capacity=40) as engine:
+        engine.prefill(prompts(model, 1))
+        try:
+            for threads in (1, *[2, 4] * 20):
+                torch.set_num_threads(threads)
+                logits.append(engine.step(torch.tensor([5])).clone())
+                engine.cache.length.sub_(1)
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(logits[0], others) for others in logits[1:])
+
+
 @pytest.mark.slow
 def test_low_rank_paths_write_into_a_rotated_stream(llama):
     """R-Sparse's rules on the channels of La RoSA's adapter: no method makes such a plan, a user may."""

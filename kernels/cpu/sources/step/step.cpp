@@ -24,7 +24,7 @@ public:
   void run(const int64_t *tokens, float *logits) {
     own.hidden.resize(model.batch * model.hidden);
     own.x.resize(model.batch * step.iota.size());
-    for (int64_t b = 0; b < model.batch; ++b) embed(tokens[b], own.hidden.data() + b * model.hidden);
+    for (int64_t b = 0; b < model.batch; ++b) row_of(model.embedding, tokens[b], own.hidden.data() + b * model.hidden);
     for (int64_t b = 0; b < model.block_count; ++b)
       model.cache_is_bfloat16 ? block<bfloat16>(model.blocks[b]) : block<float>(model.blocks[b]);
     norm(model.final_norm);
@@ -34,13 +34,6 @@ public:
   }
 
 private:
-  void embed(int64_t token, float *out) const {
-    const uint8_t *const row = model.embedding.values + token * model.embedding.stride;
-    for (int64_t i = 0; i < model.hidden; ++i)
-      out[i] = model.embedding.stored == FLOAT ? reinterpret_cast<const float *>(row)[i]
-                                               : to_float(reinterpret_cast<const bfloat16 *>(row)[i]);
-  }
-
   // x = the normalised residual stream.
   void norm(const float *gains) {
     for (int64_t b = 0; b < model.batch; ++b)
@@ -77,6 +70,8 @@ private:
       predicted(block);
     } else if (block.proxies.count) {
       proxied(block);
+    } else if (block.neuron_router.rows) {
+      routed(block);
     } else {
       products(block.gate_up, step.wide.data());
       block.gate_thresholds ? gated(block) : products_of_gated_values(block);
@@ -161,7 +156,25 @@ private:
       const float *const gate = step.wide.data() + b * columns;
       multiplied(gate, gate + columns / 2, own.x.data() + b * model.ffn);
     }
-    const Kept kept = select({TOP_K, step.ones.data(), block.chosen, 0}, own.x.data(), model.ffn, list);
+    computed(block, select({TOP_K, step.ones.data(), block.chosen, 0}, own.x.data(), model.ffn, list));
+  }
+
+  // The neurons of the groups whose logits are above a router's threshold, likewise.
+  void routed(const Block &block) {
+    own.arranged[0].fill(block.up_rows.stored, own.x.data(), model.hidden, model.batch, model.hidden);
+    const int64_t groups = block.neuron_router.rows, each = model.ffn / groups;
+    float *const logits = step.logits.data();
+    rows(block.neuron_router, nullptr, groups, ROUTER_ROWS, own.arranged[0], logits, 1, groups, false);
+    for (int64_t b = 0; b < model.batch; ++b)
+      for (int64_t i = 0; i < model.ffn; ++i)
+        own.x[b * model.ffn + i] = logits[b * groups + i / each] > static_cast<float>(block.router_threshold);
+    const Rule nonzero{THRESHOLD, step.least.data(), 0, 0};
+    computed(block, select(nonzero, own.x.data(), model.ffn, own.lists[0]));
+  }
+
+  // Neurons that were chosen before their gate, in the first list, of an x that is arranged.
+  void computed(const Block &block, const Kept &kept) {
+    List &list = own.lists[0];
     for (auto [weight, out] : {std::pair(&block.gate_rows, &step.gates), std::pair(&block.up_rows, &step.neurons)})
       rows(*weight, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], out->data(), model.batch, 1, false);
     own.room.resize(kept.count * model.batch);

@@ -45,6 +45,8 @@ struct Block {
   int64_t chosen;               // neurons that they choose
   void *keys, *values;          // (batch, kv_heads, capacity, head_dim)
   int64_t window;               // slots that a token sees, all of them where 0
+  Weight neuron_router;         // (groups, hidden), whose logits choose groups of neurons; without rows: none
+  double router_threshold;      // above which they do
   Weight router;                // (heads, hidden), whose logits choose key-value groups
   const float *router_bias;     // (heads,); null: attention looks at all groups
   int64_t kept_groups;          // that a token looks at
