@@ -20,6 +20,8 @@ UNUSABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOSPC,
     errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
 )  # fmt: skip
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the error of a stream that has no name, such as standard output, where there is no room for it."""
 NO_FILES = ("/proc/", "/sys/")
 """Where nothing can be made: the system calls it missing."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -78,10 +80,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def unusable_file(error: OSError) -> str | None:
-    """What is wrong with a folder or file of the user's, by its name; None for other errors of the system."""
+    """What is wrong with a folder, file or output of the user's; None for other errors of the system."""
     missing = error.errno == errno.ENOENT and str(error.filename).startswith(NO_FILES)
     if error.filename is not None and (error.errno in UNUSABLE or missing):
         return f"{error.filename}: {error.strerror}; choose a place that can be written and has room"
+    if error.filename is None and error.errno in NO_ROOM:
+        return f"{error.strerror} where the output goes; choose a place that has room"
     return None
 
 

@@ -41,14 +41,21 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         sys.exit(0)
     except Exception as error:
         line = _mistake(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
+        if isinstance(error, OSError) and error.filename is None:
+            _write_no_more()
         sys.exit(MISTAKE)
+
+
+def _write_no_more() -> None:
+    """Drop what standard output still holds: without room or a reader for it the exit would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _suite_command(name: str) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -14,17 +13,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..kernels.model.decoder import PROJECTIONS, split_key
 from ..kernels.plan.bases import Rotation
 from ..kernels.plan.block_plan import BlockPlan, GateRule
 from ..kernels.plan.projection_rule import ProjectionRule
 from ..kernels.plan.whole_plan import of_another_model, of_other_weights
-from ..kernels.shared_files import file_mode, make_folder, replacing
+from ..kernels.shared_files import make_folder, replacing
 from ..kernels.weight_samples import Samples
 from .seal import seal_of
 from .stored.plan_parts import PlanParts
+from .stored.tensor_files import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +149,11 @@ class SparsityPlan(PlanParts):
         _check_replaceable(path)
         with replacing(path) as unfinished:
             if path.suffix == ".safetensors":
-                self._save_tensors(unfinished, path.parent, {METADATA: json.dumps(self._sealed_document())})
+                metadata = {METADATA: json.dumps(self._sealed_document())}
+                write_tensors(self.tensors(), unfinished, metadata, path.parent)
             else:
                 make_folder(unfinished)
-                self._save_tensors(unfinished / TENSORS, path.parent)
+                write_tensors(self.tensors(), unfinished / TENSORS, None, path.parent)
                 document = json.dumps(self._sealed_document(), indent=1) + "\n"
                 (unfinished / DOCUMENT).write_text(document, encoding="utf-8")
                 shutil.rmtree(path, ignore_errors=True)
@@ -191,17 +191,6 @@ class SparsityPlan(PlanParts):
                 path,
             )
         return plan
-
-    def _save_tensors(self, file: Path, folder: Path, metadata: dict[str, str] | None = None) -> None:
-        try:
-            save_file(self.tensors(), file, metadata=metadata)
-        except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            # As other writes fail: a full disk and a bound on file sizes are told apart by their number alone.
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
-        file.chmod(file_mode(file.parent))  # safetensors lets nobody else read what it writes
 
     def _sealed_document(self) -> dict[str, Any]:
         document = {"format": FORMAT_VERSION} | self.document()

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...kernels.shared_files import file_mode, make_folder
+from ...kernels.shared_files import make_folder
 from ..seal import seal_of
+from ..stored.tensor_files import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class KeptPass:
                 self._rows += len(held)
             facts = {"batches": str(batches), "of": of, "seconds": repr(seconds)}
             self._save(self._file, tensors, facts | {"states": json.dumps(self._seals)})
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             log.warning("%s cannot be written (%s): a pass cut off from now on is not kept", self._file, error)
             self._file = None
             return
@@ -125,14 +125,13 @@ class KeptPass:
         """File of some of the states. One that a kill has left without the first file is overwritten."""
         return self._file.with_name(f"{self._file.name}-{STATES}-{number}")
 
-    def _save(self, file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    def _save(self, file: Path, tensors: Mapping[str, Tensor], facts: dict[str, str]) -> str:
         """Write a file, which appears whole or not at all; returns its seal."""
         # One name, not one for each write: gigabytes that a kill leaves are overwritten by the next.
         unfinished = self._file.with_name(f"{self._file.name}-unfinished")
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         seal = seal_of(facts, held)
-        save_file(held, unfinished, {**facts, SEAL: seal})
-        unfinished.chmod(file_mode(file.parent))  # safetensors lets nobody else read its files
+        write_tensors(held, unfinished, {**facts, SEAL: seal})
         unfinished.replace(file)
         return seal
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...kernels.quantised.int4 import Int4Weight
 from ...kernels.quantised.int8 import Int8Weight
 from ...kernels.quantised.stored import StoredWeight
-from ...kernels.shared_files import file_mode, replacing
+from ...kernels.shared_files import replacing
 from ..errors import UserError
 from ..quantised_model import QuantisedWeights
 from ..seal import seal_of
+from ..stored.tensor_files import write_tensors
 from .quantisers import Quantiser
 
 METADATA, SEAL = "wisparse_quantised", "content_sha256"
@@ -41,8 +41,7 @@ def save_weights(path: Path, found: QuantisedWeights) -> None:
     }
     metadata = {METADATA: json.dumps(document), SEAL: seal_of(document, tensors)}
     with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata)
-        unfinished.chmod(file_mode(unfinished.parent))  # safetensors lets nobody else read what it writes
+        write_tensors(tensors, unfinished, metadata)
 
 
 def load_weights(path: Path, quantiser: Quantiser) -> QuantisedWeights:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...kernels.plan.whole_plan import of_other_weights
 from ...kernels.weight_samples import Samples
 from ..errors import UserError
+from .tensor_files import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ METADATA = "wisparse_weight_samples"
 def save_routers(folder: Path, weights: Mapping[int, Tensor], model: Samples) -> None:
     """Write the routers (groups, hidden) of a model's blocks beside its weights, which these samples are of."""
     tensors = {str(block): weight.cpu().contiguous() for block, weight in weights.items()}
-    save_file(tensors, folder / FILE, {METADATA: json.dumps(dict(model))})
+    write_tensors(tensors, folder / FILE, {METADATA: json.dumps(dict(model))})
 
 
 def stored_routers(folder: Path, blocks: int, model: Samples) -> list[Tensor]:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -84,12 +85,26 @@ def test_a_plan_that_a_disk_has_no_room_for_is_one_line(monkeypatch, capsys, tmp
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("wisparse.method.plan.save_file", full)
+    monkeypatch.setattr("wisparse.method.stored.tensor_files.save_file", full)
     output = ["--output", str(tmp_path / "plan.safetensors")]
     assert run(monkeypatch, "plan", "--model", str(MODEL), "--method", "dense", *output) == 2
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert shown.startswith(f"error: {tmp_path}: No space left on device; choose a place")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_output_that_has_no_room_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "wisparse.command_line", "methods"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: No space left on device where the output goes; choose a place that has room\n"
 
 
 def test_a_command_of_the_suite_without_its_packages_says_what_to_install(monkeypatch, capsys):

@@ -201,7 +201,7 @@ def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("wisparse.method.plan.save_file", full)
+    monkeypatch.setattr("wisparse.method.stored.tensor_files.save_file", full)
     with pytest.raises(OSError, match="No space left") as caught:
         PlanCache(tmp_path / "plans").find_or_make({}, plan)
     assert user_mistake(caught.value).startswith(f"{tmp_path / 'plans'}: No space left on device; choose")

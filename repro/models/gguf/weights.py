@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ....kernels.shared_files import file_mode
 from ....method.errors import UserError
 from .header import Header, Tensor
 
@@ -61,7 +60,7 @@ def checked_names(header: Header, config: PreTrainedConfig) -> dict[str, str]:
 
 def save_weights(header: Header, config: PreTrainedConfig, names: dict[str, str], folder: Path) -> None:
     """Write model.safetensors, or shards with their index, with the values of all tensors."""
-    from safetensors.torch import save_file
+    from ....method.stored.tensor_files import write_tensors
 
     total = sum(_bytes(header.tensors[name]) for name in names)
     if (free := shutil.disk_usage(folder).free) < total:
@@ -73,8 +72,7 @@ def save_weights(header: Header, config: PreTrainedConfig, names: dict[str, str]
     for number, shard in enumerate(shards, 1):
         weights = {names[name]: _weight(header, config, name) for name in shard}
         file = folder / _shard_name(number, len(shards))
-        save_file(weights, file, metadata={"format": "pt"})
-        file.chmod(file_mode(folder))  # safetensors lets nobody else read what it writes
+        write_tensors(weights, file, {"format": "pt"})
     if len(shards) > 1:
         files = {
             names[name]: _shard_name(number, len(shards))

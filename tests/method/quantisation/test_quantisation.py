@@ -7,6 +7,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
@@ -22,6 +23,7 @@ from wisparse.method.quantisation.quantisers import Int4, Int8
 from wisparse.method.quantised_model import description_of, quantised
 from wisparse.method.rotation import rotated
 from wisparse.method.running.apply import applied
+from wisparse.method.stored.routers import save_routers
 
 from ...conftest import make_calibration, make_method, make_protocol, make_tiny_model
 
@@ -89,6 +91,20 @@ def test_stored_weights_come_back_and_are_for_their_model_alone(llama, calibrati
         DecodeEngine(other, quantised=loaded, capacity=8)
     with pytest.raises(UserError, match="take the settings that it was written with"):
         load_weights(file, INT8 if quantiser is not INT8 else INT4)
+
+
+def test_a_disk_without_room_is_named_and_nothing_is_left(calibration, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("wisparse.method.stored.tensor_files.save_file", full)
+    for write in (
+        lambda: save_weights(tmp_path / "weights.safetensors", INT8.weights(calibration)),
+        lambda: save_routers(tmp_path, {0: torch.zeros(2, 3)}, {}),
+    ):
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_not_what_was_written_are_refused(calibration, tmp_path):

@@ -26,8 +26,9 @@ def test_no_output_changes_and_every_site_does(tiny_model, sigma):
 
 
 def test_a_score_that_knows_the_weights_follows_and_the_magnitude_alone_does_not():
-    plain, spread = (make_calibration(make_tiny_model("llama")) for _ in range(2))
-    spread_norms(spread.model, 2.0, seed=1)
+    models = [make_tiny_model("llama") for _ in range(2)]
+    spread_norms(models[1], 2.0, seed=1)
+    plain, spread = map(make_calibration, models)
     moved = {}
     for name in ("teal_uniform", "wisparse_alpha_1"):
         overrides = () if name == "teal_uniform" else ("allocation=uniform", "method.fine=false")
