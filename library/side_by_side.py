@@ -21,6 +21,7 @@ from .kernels.engine.sampling import require_finite
 from .kernels.plan.mechanism import Mechanism
 from .method.errors import UserError
 from .method.plan import SparsityPlan
+from .method.rotation import in_own_bases
 from .method.running.apply import applied
 from .method.token_policy import GENERATED
 from .method.tokens import continuation_text, stop_tokens
@@ -107,10 +108,11 @@ class Answers:
         """
         capacity = self._ids.shape[1] + self._new_tokens
         prompts = partial(applied, self._model, self._plan, self._policy)
+        beside = in_own_bases(self._model, self._plan.rotations)
         with (
             # The sparse one first: where its plan has folded bases, the dense one decodes in them as well.
             DecodeEngine(self._model, self._plan, capacity=capacity, reading_prompts=prompts) as sparse_engine,
-            DecodeEngine(self._model, capacity=capacity) as dense_engine,
+            DecodeEngine(beside, capacity=capacity) as dense_engine,
             torch.inference_mode(),
         ):
             dense = Answer("dense", dense_engine)

@@ -9,6 +9,7 @@ embeddings and lm_head stay as they are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -124,3 +125,11 @@ def _entered(context: AbstractContextManager[None]) -> Iterator[None]:
         except KernelError as error:
             raise UserError(str(error)) from error
         yield
+
+
+def in_own_bases(model: PreTrainedModel, bases: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model in its own bases beside an engine under a plan in these: a copy, or itself where there are none.
+
+    An engine turns the weights of its model. Folded bases cost no products, so that a dense one shares them.
+    """
+    return copy.deepcopy(model) if bases else model

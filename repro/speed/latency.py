@@ -22,6 +22,7 @@ from ...kernels.plan.mechanism import Mechanism
 from ...method.errors import UserError
 from ...method.plan import SparsityPlan
 from ...method.quantised_model import quantisation_of
+from ...method.rotation import in_own_bases
 from ...method.running.apply import applied
 from ...method.token_policy import GENERATED
 from .compiled_decoder import COMPILED_DECODER, PRODUCTS, CompiledDecoder
@@ -96,7 +97,11 @@ class DecodeLatency:
         plans = {"engine-dense": None} if plan.is_dense else {"engine-dense": None, "engine-sparse": plan}
         with ExitStack() as stack:
             # The sparse one first: where its plan has folded bases, the dense one decodes in them as well.
-            made = {name: stack.enter_context(self._engine(model, own)) for name, own in [*plans.items()][::-1]}
+            beside = in_own_bases(model, plan.rotations)
+            made = {
+                name: stack.enter_context(self._engine(beside if own is None else model, own))
+                for name, own in [*plans.items()][::-1]
+            }
             engines = {name: made[name] for name in plans}
             timings, sequences = interleaved(engines, prompt, self.new_tokens, self.repeats)
             measured = list(engines)[-1]

@@ -161,6 +161,17 @@ def test_the_answers_are_those_of_generate(loaded):
     assert "".join(shown.split()).startswith("".join(wanted.split())[:30])
 
 
+@pytest.mark.slow
+def test_both_answers_come_from_a_plan_in_rotated_bases_too(loaded):
+    model, tokenizer, _ = loaded
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = plan(model, tokenizer, text, method="larosa", sparsity=0.3, sequences=2, length=64)
+    out = io.StringIO()
+    Answers(model, tokenizer, made, Request("import os\n", 4, "decode_only")).stream(out)
+    assert out.getvalue().startswith("dense")
+    assert "block weights not read" in out.getvalue()
+
+
 def test_a_chat_template_makes_the_prompt_a_message(loaded):
     _, tokenizer, _ = loaded
     assert Request("hello", 1).token_ids(tokenizer)[0].tolist() == tokenizer("hello")["input_ids"]

@@ -49,6 +49,16 @@ def test_a_plan_is_timed_beside_the_dense_engine_and_transformers(tiny_model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["larosa", "teal_rotated", "teal_folded"])
+def test_a_plan_in_other_bases_is_timed_beside_the_dense_engine(llama, method):
+    plan_at, before = planner(llama, method), llama.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    found = latency(baselines=()).measure(llama, plan_at(0.2), plan_at)
+    assert set(found["timings"]) == {"engine-dense", "engine-sparse"}
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+
+
+@pytest.mark.slow
 def test_the_record_says_what_ran_in_the_sparse_engine(llama, monkeypatch):
     plan_at = planner(llama)
     found = latency(baselines=()).measure(llama, plan_at(0.5), plan_at)
