@@ -66,22 +66,32 @@ class SiteLaunches:
         if basis is None:
             return norm
         x = self.buffers.x("to be turned", self._shape.hidden)
+        self._add_norm(norm, x)
+        self._add_dense(x, basis, site.reads.x)
+        return None
+
+    def logits(self, norm: Norm, router: Tensor, x: Tensor) -> Tensor:
+        """What a router (hidden, groups) says behind RMSNorm, (batch, groups) float32; x is left normalised."""
+        found = self.buffers.sums("logits of groups", self.buffers.batch, router.shape[1])
+        self._add_norm(norm, x)
+        self._add_dense(x, router, found)
+        return found
+
+    def _add_norm(self, norm: Norm, x: Tensor) -> None:
         squares, gain = norm
         self.add(norm_compact, self.residual, squares, gain, self._shape.norm_epsilon, None, None, x_out=x)
-        self._add_basis(x, basis, site.reads.x)
-        return None
 
     def turn_residual(self, basis: Tensor) -> Tensor:
         """The residual stream times a basis in its place; returns squares of it."""
         sums = self.buffers.sums("turned", *self.residual.shape)
         squares = self.buffers.sums(("squares", "turned"), self.buffers.batch, squares_of_sums(sums.shape[1]))
-        self._add_basis(self.residual, basis, sums)
+        self._add_dense(self.residual, basis, sums)
         self.add(onto_residual, sums, self.residual, squares, replacing=True)
         return squares
 
-    def _add_basis(self, x: Tensor, basis: Tensor, out: Tensor) -> None:
-        columns, tile = Columns.side_by_side(basis.shape[1]), self._tiles.dense["o"]
-        self.add(gemv, Activation(x=x), basis, columns, out, tile, self.buffers.workspace)
+    def _add_dense(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        columns, tile = Columns.side_by_side(weight.shape[1]), self._tiles.dense["o"]
+        self.add(gemv, Activation(x=x), weight, columns, out, tile, self.buffers.workspace)
 
     def queries_keys_values(self, qkv: Site, behind: Norm | None) -> tuple[Tensor, Tensor | None]:
         """The product behind RMSNorm, or of x: its sums, and the bias that attention has yet to add."""

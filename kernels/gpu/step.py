@@ -35,6 +35,7 @@ from ..plan.projection_rule import ProjectionRule
 from ..quantised.packed import PackedWeight
 from ..triton.attention.router import group_scores
 from ..triton.compact import embed, norm_compact
+from ..triton.group_choice import group_choice
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import times_rows
 from .block_attention import BlockAttention
@@ -45,8 +46,6 @@ from .sites import Reads, Site, proxies_site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
-LACKING = {Mechanism.ROUTER}
-
 
 class GPUDecodeStep:
     """Logits of the next token from one token a row; appends to the cache and increases its length by one.
@@ -54,7 +53,7 @@ class GPUDecodeStep:
     Everything is allocated here, so that a call can be captured in a CUDA graph.
     """
 
-    supports = frozenset(set(Mechanism) - LACKING)
+    supports = frozenset(Mechanism)
 
     def __init__(
         self,
@@ -177,7 +176,8 @@ class GPUDecodeStep:
 
     def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
         gated, ranked = rules.gate is not None, rules.proxies is not None
-        chosen = ranked or rules.signs is not None
+        routed = rules.router is not None
+        chosen = ranked or routed or rules.signs is not None
         expected = packed.gate is not None, packed.proxies is not None, packed.gate_rows is not None
         if (gated, ranked, chosen) != expected:
             raise KernelError(
@@ -185,7 +185,8 @@ class GPUDecodeStep:
                 "proxies, pack(model, gated_blocks, None, predicted_blocks, proxied_blocks)"
             )
         if chosen:
-            return (self._lay_out_ranked if ranked else self._lay_out_predicted)(packed, rules, squares)
+            by_rows = self._lay_out_ranked if ranked else self._lay_out_predicted
+            return (self._lay_out_routed if routed else by_rows)(packed, rules, squares)
         name, weight = ("gate", packed.gate) if gated else ("gate_up", packed.gate_up)
         mlp = self._sites.site(name, weight, rules, self.tiles.list_block)
         down = self._sites.site("down", packed.down, rules, mlp.tile.columns)
@@ -218,11 +219,7 @@ class GPUDecodeStep:
         shape, device = self.weights.shape, self.weights.device
         if self.batch != 1:
             raise KernelError(f"signs predict the neurons of one row, not of {self.batch}; take them as dense")
-        if device.type == "cuda" and not runs_cuda_products(device):
-            raise KernelError(
-                "on a GPU, signs are counted from compute capability 9.0 on and with cuda-bindings; evaluate "
-                "the plan without the engine (latency=none)"
-            )
+        _check_rows_of_neurons(device)
         down = self._down_of_nonzero(packed)
         self._sites.add(
             cuda_predicted, Normed(self._sites.residual, squares, packed.mlp_norm, shape.norm_epsilon),
@@ -248,6 +245,21 @@ class GPUDecodeStep:
         sites.add(cuda_ranked, x, scores, smallest, *rows, down.reads.x, PredictedTile(), **through)
         return sites.onto_residual(down)
 
+    def _lay_out_routed(self, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
+        """A product with the router, and the neurons of the groups that it chooses; of down their columns."""
+        shape, sites, router = self.weights.shape, self._sites, rules.router
+        if self.batch != 1:
+            raise KernelError(f"routers choose the neurons of one row, not of {self.batch}; take them as dense")
+        _check_rows_of_neurons(self.weights.device)
+        x, scores = sites.buffers.x("routed", shape.hidden), sites.buffers.x("scores", shape.ffn)
+        logits = sites.logits((squares, packed.mlp_norm), router.weight.T.contiguous(), x)
+        sites.add(group_choice, logits, router.threshold, scores)
+        down, rows = self._down_of_nonzero(packed), (packed.gate_rows, packed.up_rows)
+        one = sites.buffers.once("one", torch.ones(1, 1, dtype=torch.float32, device=x.device))
+        through = {"nonlinearity": shape.activation}
+        sites.add(cuda_ranked, x, scores, one, *rows, down.reads.x, PredictedTile(), **through)
+        return sites.onto_residual(down)
+
     def _down_of_nonzero(self, packed: BlockWeights) -> Site:
         """Down, of whose input a kernel writes all, and which reads the columns of what is not zero."""
         least = torch.full(
@@ -258,3 +270,12 @@ class GPUDecodeStep:
         )
         nonzero = BlockPlan({"down": ProjectionRule(thresholds=least)})
         return replace(self._sites.site("down", packed.down, nonzero, self.tiles.list_block), whole=True)
+
+
+def _check_rows_of_neurons(device: torch.device) -> None:
+    """Raise KernelError for a GPU without the kernels that read rows of chosen neurons."""
+    if device.type == "cuda" and not runs_cuda_products(device):
+        raise KernelError(
+            "on a GPU, rows of neurons that signs or routers choose are read from compute capability 9.0 on "
+            "and with cuda-bindings; evaluate the plan without the engine (latency=none)"
+        )

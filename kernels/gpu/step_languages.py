@@ -24,6 +24,7 @@ PARTS = {
     "triton.compact": ("norms", TRITON),
     "triton.from_sums": ("products", TRITON),
     "triton.gemv": ("products", TRITON),
+    "triton.group_choice": ("selection", TRITON),
     "triton.neurons": ("products", TRITON),
     "triton.select": ("selection", TRITON),
     "triton.shared_lists": ("selection", TRITON),

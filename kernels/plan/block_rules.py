@@ -92,9 +92,10 @@ def _expected_share(
 ) -> float | None:
     """Share of a site's weights that a batch reads, all for a shared mask; None where nothing is dropped.
 
-    Neurons that signs or proxies choose are read for one row alone: each row of a batch has its own.
+    Neurons that are chosen before their gate are read for one row alone: each row of a batch has its own.
     """
-    if (block.signs is not None or block.proxies is not None) and "up" in names:
+    before = (block.signs, block.proxies, block.router)
+    if any(part is not None for part in before) and "up" in names:
         return 1.0
     gated = block.gate is not None and "up" in names
     rules = {name: block.of(name) for name in names if not gated or name != "gate"}

@@ -11,6 +11,8 @@ from wisparse.kernels.gpu.step_tiles import Chosen
 from wisparse.kernels.model.decoder_weights import PROXIES, pack
 from wisparse.kernels.plan.block_rules import block_rules
 from wisparse.kernels.plan.proxies import ProxyRule
+from wisparse.kernels.plan.routers import NeuronRouter
+from wisparse.kernels.triton.group_choice import group_choice
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 
@@ -105,3 +107,40 @@ def test_what_no_kernel_takes_is_told():
     rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
     with pytest.raises(KernelError, match="those with proxies"):
         GPUDecodeStep(weights, rules, step.cache, with_proxies(""))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cuda_kernels_run")
+@pytest.mark.parametrize(("names", "groups"), [("", 16), ("down", 1), ("down", 4)])
+def test_neurons_that_routers_choose(names, groups):
+    model = make_tiny_model("llama", blocks=2, heads=(2, 2), sizes=(64, 128))
+    drawn = torch.randn(groups, 64, generator=torch.Generator().manual_seed(2))
+    plan = replace(SparsityPlan(projection_shapes(model)), routers={0: NeuronRouter(drawn, 0.1)})
+    expected, found = both_decode(model.half().to(DEVICE), plan, 1, listing_themselves(names))
+    assert torch.allclose(found, expected.float(), atol=2e-2)
+    step = step_of(model, plan, 1, listing_themselves(names))
+    assert (step.ran()["selection"], "cuda" in step.ran()["products"]) == ("triton", True)
+    with pytest.raises(KernelError, match="of one row, not of 2"):
+        step_of(model, plan, 2)
+
+
+@pytest.mark.usefixtures("cuda_kernels_run")
+def test_what_routers_leave_out_is_never_read():
+    model = make_tiny_model("llama", blocks=1, heads=(2, 2), sizes=(64, 128)).half().to(DEVICE)
+    router = NeuronRouter(torch.zeros(4, 64), 0.0)  # logits of 0 choose none
+    step = step_of(model, replace(SparsityPlan(projection_shapes(model)), routers={0: router}), 1)
+    expected = step(torch.tensor([5], device=DEVICE)).clone()
+    step.cache.length.sub_(1)
+    (block,) = step.weights.blocks
+    for rows in (block.gate_rows, block.up_rows, block.down):
+        rows.fill_(torch.nan)
+    assert torch.equal(step(torch.tensor([5], device=DEVICE)), expected)
+
+
+def test_groups_choose_their_neurons():
+    """Two groups of 700 neurons, in two programs: 1 above the threshold, at it not."""
+    scores = torch.full((1, 1400), 7.0, device=DEVICE)
+    group_choice(torch.tensor([[0.5, 0.5001]], device=DEVICE), 0.5, scores)
+    assert scores[0].tolist() == [0.0] * 700 + [1.0] * 700
+    with pytest.raises(KernelError, match="3 groups do not divide 1400 neurons"):
+        group_choice(torch.zeros(1, 3, device=DEVICE), 0.5, scores)

@@ -37,7 +37,7 @@ def step_of(model, plan, batch, tiles=SMALL_TILES):
         weights = pack(model)
         if plan:
             proxied = {block: rule.group for block, rule in plan.proxies.items()}
-            weights = pack(model, plan.gate_thresholds, None, plan.signs, proxied)
+            weights = pack(model, plan.gate_thresholds, None, {*plan.signs, *plan.routers}, proxied)
         rules = block_rules(plan, weights.shape, weights.device, weights.dtype)
         weights, rules = with_rotated_stream(weights, rules)
     cache = StaticCache.for_model(model, weights.shape, batch, PROMPT + NEW)

@@ -47,6 +47,7 @@ def main(batch):
     from wisparse.kernels.quantised.int4 import int4_rounded
     from wisparse.kernels.quantised.int8 import int8_rounded
     from wisparse.kernels.triton.dequantise import dequantise
+    from wisparse.kernels.triton.group_choice import group_choice
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
     shape = DecoderShape(3, hidden, ffn, heads, kv_heads, head_dim, vocabulary, 1e-5, (None, 64, None))
@@ -110,6 +111,7 @@ def main(batch):
     ones = torch.ones(32, 256)
     for stored in (int8_rounded(ones), int4_rounded(ones, 128, True), int4_rounded(ones, 128, False)):
         dequantise(stored, weight(32, 256))
+    group_choice(torch.zeros(1, 4), 0.5, weight(1, ffn))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ..triton_cases import DEVICE
 
 KERNELS = {
     "embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention", "dequantise",
-    "onto_residual",
+    "onto_residual", "group_choice",
 }  # fmt: skip
 OF_BATCH = {
     1: {"short_attention"},
