@@ -139,7 +139,7 @@ def test_quantised_weights_in_bfloat16_are_nearer_to_exact_ones_than_dequantised
         dequantised = deepcopy(own)
     decoded = DecodedTokens(lambda: deepcopy(dequantised).bfloat16(), None)
     decoded.exact_model = dequantised.double()
-    decoded.engine = DecodeEngine(decoded.model, quantised=weights, capacity=40)
+    decoded.engine = DecodeEngine(deepcopy(own).bfloat16(), quantised=weights, capacity=40)
     exact = decoded.exact()
     assert 0 < typical_error(decoded.of_the_engine(), exact) < typical_error(decoded.of_transformers(), exact)
 
