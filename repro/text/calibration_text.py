@@ -87,8 +87,11 @@ class FileText:
 
 def read_text(setting: str, path: str) -> str:
     """Text of the UTF-8 file that a setting names. Raises UserError for what is none."""
+    file = Path(path).expanduser()
+    if file.is_char_device() or file.is_block_device():  # such as /dev/zero, which has no end
+        raise UserError(f"{setting}={path} is a device and no text; give a file")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{setting}={path} cannot be read as UTF-8 text ({error})") from error
     if "\0" in text:

@@ -134,6 +134,7 @@ def test_missing_short_and_binary_texts_are_user_errors(model, tokenizer, tmp_pa
     for path, message in (
         (short, "shorter than one window"),
         (binary, "cannot be read as UTF-8 text"),
+        ("/dev/zero", "is a device and no text"),
         (zeros, "no text: it holds NUL characters"),
         (tmp_path / "absent.txt", "cannot be read"),
         (tmp_path, "cannot be read"),
