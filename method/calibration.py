@@ -75,6 +75,11 @@ class Calibration:
                 "an engine reads stored weights of this model, and its linears hold none to make a plan of; "
                 "close the engine first"
             )
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise UserError(
+                "weights of this model are put away by a device_map or an offload, and methods read them: load "
+                "it whole to make a plan, which may then act on it as it is now"
+            )
 
     def prepare(self, needs: Collection[Need], kept: KeptPass = NOT_KEPT) -> None:
         """Collect what is needed and not there yet, all of it in one dense pass over the calibration text.

@@ -110,6 +110,8 @@ def test_weights_on_disk_are_told_apart_too(llama, tmp_path):
     assert session.report()["realised_sparsity"] > 0.2
     with pytest.raises(PlanError, match=NOT_ITS_OWN), wisparse.sparse(other, plan):
         pass
+    with pytest.raises(UserError, match=r"are put away.*load it whole to make a plan"):
+        wisparse.plan(llama, None, IDS, method="teal_uniform")
 
 
 def test_plans_of_versions_before_are_warned_of_once(llama, tmp_path, caplog):
