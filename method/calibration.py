@@ -53,7 +53,10 @@ class Calibration:
         """Raise UserError where the model no longer has the weights that this was measured on."""
         self._check_weights()
         self._check_weights()
-        if (own_samples(self.model), description_of(self.model)) != (self.weight_samples, self._quantisation):
+        now = own_samples(self.model), description_of(self.model)
+        if not (self._collected.there or self._found):  # nothing is measured yet
+            self.weight_samples, self._quantisation = now
+        elif now != (self.weight_samples, self._quantisation):
             raise UserError(
                 "the model's weights, or their quantisation, changed since this calibration was begun; make a "
                 "new Calibration of the model as it is"

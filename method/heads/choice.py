@@ -94,6 +94,7 @@ class PolarHeads:
 
         Raises UserError for what `check_model` refuses, for text too short, and for what is not finite.
         """
+        calibration.check_same_weights()
         model, cost = calibration.model, SearchCost()
         self.check_model(model)
         groups, kept = model.config.num_key_value_heads, self.kept(model)

@@ -147,7 +147,7 @@ def test_bytes_of_one_projection_by_hand(llama, calibration):
     assert read["dense_bytes_per_token"] == read["bytes_per_token"] == stored + 4 * always
     whole = Int4("int4", lm_head="same", group=8, symmetric=False).weights(calibration)
     with quantised(llama, whole):
-        head = traffic(llama, make_method("dense").plan(calibration, 0.0), calibration.input_ids)
+        head = traffic(llama, make_method("dense").plan(make_calibration(llama), 0.0), calibration.input_ids)
     lm_head = llama.lm_head.weight.numel()
     assert read["bytes_per_token"] - head["bytes_per_token"] == 4 * lm_head - (lm_head / 2 + lm_head / 8 * 3)
 
