@@ -101,52 +101,78 @@ def gpu_milliseconds(cases: Sequence[Case], cache: StaticCache) -> list[float]:
     return [step_clock(GPUDecodeStep(weights, rules, cache)) for _, weights, rules in cases]
 
 
-def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
-    """Rows of predicted_neurons.csv: a decode step of each kind of plan, and of each share of neurons computed.
+def timed_rows(
+    name: str, described: Sequence[tuple[Case, Row]], context: int, device: torch.device
+) -> Iterator[Row]:
+    """A row of each case's step behind so many tokens: what is said of the case stands between kind and ms.
 
-    kind: `dense`; `nothing`: no weights of the MLP are read; `signs`: nothing but signs is; `predicted`.
-    computed: share of neurons whose row of gate is read; active: those whose row of up and column of down are.
-    ms: of a step; read_gb_s: bandwidth of the machine in this run.
+    name: of the shapes. read_gb_s: bandwidth of the machine in this run.
     """
     on_gpu = device.type == "cuda"
-    dense = random_weights(shape, 16, 16, torch.bfloat16, device)
-    by_row = row_weights(dense)
-    cache = filled_cache(shape, torch.bfloat16, device, options.context)
+    cases = [case for case, _ in described]
+    cache = filled_cache(cases[0][1].shape, torch.bfloat16, device, context)
     bandwidth = read_bandwidth(device) / 1e9
-    cases: list[Case] = [
-        ("dense", dense, (BlockPlan(),) * shape.blocks),
-        ("nothing", dense, nothing_read(shape, device)),
-        ("signs", by_row, predicting(by_row, 0.0)),
-        *(("predicted", by_row, predicting(by_row, share)) for share in options.computed),
-    ]
     times = (gpu_milliseconds if on_gpu else cpu_milliseconds)(cases, cache)
-    for (kind, weights, rules), ms in zip(cases, times, strict=True):
-        shares = {"dense": (1.0, 1.0), "nothing": (0.0, 0.0), "signs": (0.0, 0.0)}.get(kind)
-        computed, active = shares or shares_read(weights, rules[0])
+    for ((kind, weights, _), facts), ms in zip(described, times, strict=True):
         yield {
             "device": torch.cuda.get_device_name(device) if on_gpu else device_name(),
             "shape": name,
-            "blocks": shape.blocks,
+            "blocks": weights.shape.blocks,
             "kind": kind,
-            "computed": round(computed, 4),
-            "active": round(active, 4),
+            **facts,
             "ms": round(ms, 4),
             "read_gb_s": round(bandwidth, 1),
             "commit": os.environ.get("GIT_COMMIT", ""),
         }
 
 
-def main() -> None:
-    """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def step_parser(description: str | None) -> argparse.ArgumentParser:
+    """Arguments of every table of such steps: shapes, device, context, and the table."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="llama3.1-8b", help="a model of conf/model")
     parser.add_argument("--blocks", type=count, default=None, help="blocks of the model; as it has")
-    parser.add_argument("--computed", type=share, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--context", type=count, default=128)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
+    return parser
+
+
+def device_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+    """The device that was asked for; ends the command where it is a GPU and there is none."""
+    return gpu(parser) if options.device == "cuda" else torch.device("cpu")
+
+
+def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
+    """Rows of predicted_neurons.csv: a decode step of each kind of plan, and of each share of neurons computed.
+
+    kind: `dense`; `nothing`: no weights of the MLP are read; `signs`: nothing but signs is; `predicted`.
+    computed: share of neurons whose row of gate is read; active: those whose row of up and column of down are.
+    """
+    dense = random_weights(shape, 16, 16, torch.bfloat16, device)
+    by_row = row_weights(dense)
+    cases: list[Case] = [
+        ("dense", dense, (BlockPlan(),) * shape.blocks),
+        ("nothing", dense, nothing_read(shape, device)),
+        ("signs", by_row, predicting(by_row, 0.0)),
+        *(("predicted", by_row, predicting(by_row, share)) for share in options.computed),
+    ]
+    described: list[tuple[Case, Row]] = []
+    for case in cases:
+        kind, weights, rules = case
+        shares = {"dense": (1.0, 1.0), "nothing": (0.0, 0.0), "signs": (0.0, 0.0)}.get(kind)
+        computed, active = shares or shares_read(weights, rules[0])
+        described.append((case, {"computed": round(computed, 4), "active": round(active, 4)}))
+    yield from timed_rows(name, described, options.context, device)
+
+
+def main() -> None:
+    """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--computed", type=share, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
     options = parser.parse_args()
-    device = gpu(parser) if options.device == "cuda" else torch.device("cpu")
+    device = device_of(parser, options)
     with refusals_in_one_line(), torch.inference_mode():
         shape = replace(shape_of(options.shape, options.blocks), activation="relu")
         print_rows(rows(options.shape, shape, device, options), options.csv)

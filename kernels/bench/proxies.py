@@ -10,10 +10,8 @@ On a CPU all of them take turns, so that what else the machine does meets them a
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,13 +25,11 @@ from ..plan.projection_rule import ProjectionRule
 from ..plan.proxies import ProxyRule
 from ..quantised.packed import side_by_side
 from ..quantised.proxies import proxy_of
-from .arguments import count, gpu, refusals_in_one_line, share
-from .bandwidth import read_bandwidth
-from .cpu_heads import device_name
-from .drawn import dropping, filled_cache, random_weights
+from .arguments import refusals_in_one_line, share
+from .drawn import dropping, random_weights
 from .measured_rows import print_rows
 from .model_shapes import shape_of
-from .predicted_neurons import Case, cpu_milliseconds, gpu_milliseconds, row_weights
+from .predicted_neurons import Case, Row, device_of, row_weights, step_parser, timed_rows
 
 GROUP = 64
 """Neurons that share a scale of the proxies, as in conf/method/prox.yaml."""
@@ -43,8 +39,6 @@ ROTATED_SHARE, PLAIN_SHARE = 0.8, 1.2
 """Sparsity of what reads rotated channels, and of o and down, over the nominal one: conf/method/larosa.yaml."""
 BASES = {"rotated": ("input_basis", "mlp_basis"), "rotated stream": ("adapter",)}
 """Dense products of a block, by kind: La RoSA's as its code has them, and as its paper."""
-
-Row = dict[str, str | float]
 
 
 def proxied_weights(weights: DecoderWeights) -> DecoderWeights:
@@ -106,22 +100,28 @@ def by_rank(shape: DecoderShape, sparsity: float, products: int, device: torch.d
     return BlockPlan({name: ProjectionRule(top_k=k, weights=ones[sizes[name][1]]) for name, k in kept.items()})
 
 
-def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[Case, float, float | str]]:
-    """What is timed, each with its sparsity and the share of neurons that proxies choose, where they do."""
+def described(sparsity: float, neurons: float | str = "") -> Row:
+    """What a row says of its plan: sparsity, and the share of neurons that proxies choose, where they do."""
+    return {"sparsity": sparsity, "neurons": neurons}
+
+
+def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[Case, Row]]:
+    """What is timed, each with what its row says of it."""
     shape = dense.shape
     by_row = proxied_weights(dense)
     basis = torch.linalg.qr(torch.randn(shape.hidden, shape.hidden, device=dense.device)).Q
     basis = basis.to(dense.dtype).contiguous()
     turned = {kind: turned_weights(dense, kind, basis) for kind in BASES}
-    yield ("dense", dense, (BlockPlan(),) * shape.blocks), 0.0, ""
+    yield ("dense", dense, (BlockPlan(),) * shape.blocks), described(0.0)
     for sparsity in sparsities:
         thresholds, rule = dropping(shape, sparsity, dense.device), choosing(shape, sparsity)
-        yield ("thresholds", dense, thresholds), sparsity, ""
-        yield ("bounded", dense, bounded(thresholds)), sparsity, ""
-        yield ("proxies", by_row, (BlockPlan(proxies=rule),) * shape.blocks), sparsity, rule.kept / shape.ffn
+        yield ("thresholds", dense, thresholds), described(sparsity)
+        yield ("bounded", dense, bounded(thresholds)), described(sparsity)
+        proxied = ("proxies", by_row, (BlockPlan(proxies=rule),) * shape.blocks)
+        yield proxied, described(sparsity, round(rule.kept / shape.ffn, 4))
         for kind, weights in turned.items():
             plan = by_rank(shape, sparsity, len(BASES[kind]), dense.device)
-            yield (kind, weights, (plan,) * shape.blocks), sparsity, ""
+            yield (kind, weights, (plan,) * shape.blocks), described(sparsity)
 
 
 def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
@@ -129,40 +129,18 @@ def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse
 
     kind: `dense`; `thresholds`; `bounded`: every token keeps what a bound allows; `proxies`; `rotated`: what
     both norms of a block give; `rotated stream`: once a block. sparsity: share of the blocks' weights that is
-    not read, net of proxies and rotations; neurons: share that proxies choose. ms: of a step; read_gb_s:
-    bandwidth of the machine in this run.
+    not read, net of proxies and rotations; neurons: share that proxies choose.
     """
-    on_gpu = device.type == "cuda"
     dense = random_weights(shape, 16, 16, torch.bfloat16, device)
-    cache = filled_cache(shape, torch.bfloat16, device, options.context)
-    bandwidth = read_bandwidth(device) / 1e9
-    found = list(cases_of(dense, options.sparsities))
-    times = (gpu_milliseconds if on_gpu else cpu_milliseconds)([case for case, *_ in found], cache)
-    for ((kind, *_), sparsity, neurons), ms in zip(found, times, strict=True):
-        yield {
-            "device": torch.cuda.get_device_name(device) if on_gpu else device_name(),
-            "shape": name,
-            "blocks": shape.blocks,
-            "kind": kind,
-            "sparsity": sparsity,
-            "neurons": neurons and round(neurons, 4),
-            "ms": round(ms, 4),
-            "read_gb_s": round(bandwidth, 1),
-            "commit": os.environ.get("GIT_COMMIT", ""),
-        }
+    yield from timed_rows(name, list(cases_of(dense, options.sparsities)), options.context, device)
 
 
 def main() -> None:
     """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="llama3.1-8b", help="a model of conf/model")
-    parser.add_argument("--blocks", type=count, default=None, help="blocks of the model; as it has")
+    parser = step_parser(__doc__)
     parser.add_argument("--sparsities", type=share, nargs="+", default=[0.4, 0.5])
-    parser.add_argument("--context", type=count, default=128)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args()
-    device = gpu(parser) if options.device == "cuda" else torch.device("cpu")
+    device = device_of(parser, options)
     with refusals_in_one_line(), torch.inference_mode():
         shape = shape_of(options.shape, options.blocks)
         print_rows(rows(options.shape, shape, device, options), options.csv)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from wisparse.kernels.cpu.gemv import choose_backend
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
@@ -48,6 +49,17 @@ def with_biases(plan: SparsityPlan, size: float = 0.5) -> SparsityPlan:
         name: torch.randn(plan.shapes[name][0], generator=generator) * size for name in sorted(plan.rules)
     }
     return replace(plan, rules={name: replace(plan.rules[name], bias=bias) for name, bias in biases.items()})
+
+
+def steps_of_both_backends(model: PreTrainedModel, plan: SparsityPlan) -> list[Tensor]:
+    """Logits of one step of three rows behind a prompt, by C++ and by torch."""
+    found = []
+    for backend in ("c++", "torch"):
+        choose_backend(backend)
+        with DecodeEngine(model, plan, batch=3, capacity=8) as engine:
+            engine.prefill(prompts(model, 3, length=4))
+            found.append(engine.step(torch.tensor([5, 6, 7])).clone())
+    return found
 
 
 class DecodedTokens:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.kernels.cpu.gemv import choose_backend
 from wisparse.kernels.engine.backends import check_decodable
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
@@ -14,7 +13,7 @@ from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 
 from ...conftest import make_calibration, make_method, make_tiny_model
-from ..decoded_tokens import DecodedTokens, generated, prompts, typical_error
+from ..decoded_tokens import DecodedTokens, generated, prompts, steps_of_both_backends, typical_error
 from .test_cpu_instruction_sets import compile_for
 
 CHOSEN, READ = 8, 24
@@ -58,12 +57,7 @@ def test_every_machine_computes_alike(compiled, monkeypatch, march, method, sett
         compile_for(march, monkeypatch)
     for sizes in ((48, 80), (144, 200)):
         model = make_tiny_model("llama", sizes=sizes)
-        plan, found = plan_for(model, method, **settings), []
-        for backend in ("c++", "torch"):
-            choose_backend(backend)
-            with DecodeEngine(model, plan, batch=3, capacity=8) as engine:
-                engine.prefill(prompts(model, 3, length=4))
-                found.append(engine.step(torch.tensor([5, 6, 7])).clone())
+        found = steps_of_both_backends(model, plan_for(model, method, **settings))
         assert torch.allclose(*found, atol=1e-4, rtol=1e-4)
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from wisparse.kernels.cpu.gemv import choose_backend
 from wisparse.kernels.engine.backends import check_decodable
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
@@ -12,7 +11,7 @@ from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 
 from ...conftest import make_calibration, make_method, make_tiny_model
-from ..decoded_tokens import generated, prompts
+from ..decoded_tokens import generated, prompts, steps_of_both_backends
 from .test_cpu_instruction_sets import compile_for
 
 SIZES = (576, 640)
@@ -44,13 +43,7 @@ def test_signs_are_counted_alike_on_every_machine(compiled, monkeypatch, march):
     for sizes in ((48, 80), (144, 200), SIZES):
         model = relu_model(sizes)
         plan = make_method("sparseinfer").plan(make_calibration(model, sequences=2), 0.2)
-        found = []
-        for backend in ("c++", "torch"):
-            choose_backend(backend)
-            with DecodeEngine(model, plan, batch=3, capacity=8) as engine:
-                engine.prefill(prompts(model, 3, length=4))
-                found.append(engine.step(torch.tensor([5, 6, 7])).clone())
-        assert torch.allclose(*found, atol=1e-4, rtol=1e-4)
+        assert torch.allclose(*steps_of_both_backends(model, plan), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -32,6 +32,15 @@ def case(channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, SignRule]:
     return gate, up, SignRule(packed_signs(gate), channels // 2)
 
 
+def exact_neurons(x: Tensor, gate: Tensor, up: Tensor, computed: Tensor, nonlinearity: str) -> Tensor:
+    """(neurons,) float64 of one token, 0 where not computed. Rows that need not be read are NaN afterwards."""
+    dtype = gate.dtype
+    gates = ACTIVATIONS[nonlinearity]((x.double() @ gate.double().T).to(dtype).float()).to(dtype)[0]
+    exact = torch.where(computed, gates.double() * (x.double() @ up.double().T).to(dtype).double()[0], 0.0)
+    gate[~computed], up[~computed | (gates == 0)] = float("nan"), float("nan")
+    return exact
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("channels", "tile"), [(72, TILES[0]), (264, TILES[1]), (1096, TILES[2])])
 @pytest.mark.parametrize("nonlinearity", ACTIVATIONS)
@@ -44,9 +53,7 @@ def test_neurons_with_few_unlike_signs(channels, tile, dtype, nonlinearity):
     gate, up, rule = case(channels, dtype)
     computed = negative_products(x, plus_minus(rule.signs, channels))[0] <= rule.limit
     assert 8 < int(computed.sum()) < 32
-    gates = ACTIVATIONS[nonlinearity]((x.double() @ gate.double().T).to(dtype).float()).to(dtype)[0]
-    exact = torch.where(computed, gates.double() * (x.double() @ up.double().T).to(dtype).double()[0], 0.0)
-    gate[~computed], up[~computed | (gates == 0)] = float("nan"), float("nan")
+    exact = exact_neurons(x, gate, up, computed, nonlinearity)
     hidden = torch.full((1, NEURONS), float("nan"), device=DEVICE, dtype=dtype)
     for given in (source, Given(x.to(dtype))):
         cuda_predicted(given, SignWords.of(rule), gate, up, hidden, tile, nonlinearity)

@@ -19,15 +19,11 @@ from wisparse.kernels.model.decoder import ACTIVATIONS
 from wisparse.kernels.model.decoder_weights import PROXIES
 
 from ..triton_cases import DEVICE
+from .test_cuda_predicted import NEURONS, TILES, exact_neurons
 from .test_cuda_product import assert_close, drawn
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels_run")
-TILES = (
-    PredictedTile(neurons=8, warps=2, unroll=1),
-    PredictedTile(neurons=32, warps=1, unroll=2),
-    PredictedTile(),
-)
-NEURONS, SMALLEST = 40, 0.5
+SMALLEST = 0.5
 GROUPED = Storage(4, 64)
 
 
@@ -50,9 +46,7 @@ def test_neurons_of_high_scores(channels, tile, dtype, nonlinearity):
     x, scores, smallest, gate, up = case(channels, dtype)
     computed = scores[0, :NEURONS].float().abs() >= SMALLEST
     assert 8 < int(computed.sum()) < 32
-    gates = ACTIVATIONS[nonlinearity]((x.double() @ gate.double().T).to(dtype).float()).to(dtype)[0]
-    exact = torch.where(computed, gates.double() * (x.double() @ up.double().T).to(dtype).double()[0], 0.0)
-    gate[~computed], up[~computed | (gates == 0)] = float("nan"), float("nan")
+    exact = exact_neurons(x, gate, up, computed, nonlinearity)
     hidden = torch.full((1, NEURONS), float("nan"), device=DEVICE, dtype=dtype)
     cuda_ranked(x, scores, smallest, gate, up, hidden, tile, nonlinearity)
     assert torch.equal(hidden[0] == 0, exact == 0)
