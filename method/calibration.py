@@ -52,7 +52,6 @@ class Calibration:
     def check_same_weights(self) -> None:
         """Raise UserError where the model no longer has the weights that this was measured on."""
         self._check_weights()
-        self._check_weights()
         now = own_samples(self.model), description_of(self.model)
         if not (self._collected.there or self._found):  # nothing is measured yet
             self.weight_samples, self._quantisation = now

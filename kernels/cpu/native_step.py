@@ -14,11 +14,11 @@ from ..model.decoder import SITES
 from ..model.decoder_weights import BlockWeights, DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
-from ..plan.projection_rule import ProjectionRule
+from ..plan.projection_rule import LEAST, ProjectionRule
 from ..plan.signs import SignRule
 from ..quantised.packed import PackedWeight, separate
 from .compiled import CompiledKernels, check_layout
-from .sites import LEAST, Part, parts_of, ranking, whole
+from .sites import Part, parts_of, ranking, whole
 from .weights import WeightFields, check_weight, fields_of
 
 LARGEST_HEAD = 1024

@@ -15,9 +15,6 @@ from ..plan.proxies import ProxyRule
 from ..quantised.packed import PackedInt4, PackedInt8, PackedWeight, some_of
 from .weights import AnyWeight
 
-LEAST = torch.finfo(torch.float32).tiny
-"""A threshold that zero alone does not reach."""
-
 
 @dataclass(frozen=True)
 class Part:
@@ -35,8 +32,7 @@ def skipping_zeros(rules: BlockPlan, shape: DecoderShape) -> BlockPlan:
     """The same rules, and one of o that drops what attention over chosen groups leaves at zero."""
     if rules.heads is None or rules.of("o") is not None:
         return rules
-    least = torch.full((shape.attention_width,), LEAST, dtype=torch.float32)
-    return replace(rules, rules={**rules.rules, "o": ProjectionRule(thresholds=least)})
+    return replace(rules, rules={**rules.rules, "o": ProjectionRule.of_nonzero(shape.attention_width)})
 
 
 def whole(weight: AnyWeight) -> tuple[Part, ...]:

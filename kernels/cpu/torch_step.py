@@ -10,13 +10,13 @@ from ..model.decoder import ACTIVATIONS, SITES, DecoderShape
 from ..model.decoder_weights import BlockWeights, DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
-from ..plan.projection_rule import ProjectionRule
+from ..plan.projection_rule import LEAST, ProjectionRule
 from ..plan.signs import negative_products, plus_minus
 from ..quantised.packed import PackedWeight, separate
 from ..reference import dropped_by_shared_top_k, dropped_within_bounds, low_rank_product
 from .gemv import backend, compact_by_threshold, compact_by_top_k, gather_gemv, keep_all, row_dots
 from .kept_channels import KeptChannels
-from .sites import LEAST, Part, parts_of, ranking, whole
+from .sites import Part, parts_of, ranking, whole
 
 
 class SparseColumns:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..model.decoder import DecoderShape
@@ -47,11 +46,8 @@ class BlockAttention:
         if rules.heads is None:
             return make(rules, self._tiles.list_blocks(self._shape, self._buffers.batch)["o"])
         if self._buffers.batch == 1 and rules.of("o") is None:
-            least = torch.finfo(torch.float32).tiny
-            skipped = torch.full(
-                (self._shape.attention_width,), least, dtype=torch.float32, device=self._buffers.device
-            )
-            rules = replace(rules, rules={**rules.rules, "o": ProjectionRule(skipped)})
+            skipping = ProjectionRule.of_nonzero(self._shape.attention_width, self._buffers.device)
+            rules = replace(rules, rules={**rules.rules, "o": skipping})
         return replace(make(rules, self._tiles.list_block), whole=True)
 
     def router(self, heads: HeadRule) -> tuple[Tensor, Tensor, Tensor]:

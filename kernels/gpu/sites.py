@@ -13,7 +13,7 @@ from ..errors import KernelError
 from ..model.decoder import SITE_OF_PROJECTION, Product
 from ..model.decoder_weights import PROXIES
 from ..plan.block_plan import BlockPlan
-from ..plan.projection_rule import ProjectionRule
+from ..plan.projection_rule import LEAST, ProjectionRule
 from ..plan.proxies import ProxyRule
 from ..quantised.packed import PackedInt4, PackedWeight
 from ..triton.channel_lists import ChannelLists
@@ -33,8 +33,6 @@ PROJECTIONS = {
     "down": ("down",),
 }
 """Projections of each product, in the order of their columns; `gate` alone in a gated block."""
-SMALLEST = torch.finfo(torch.float32).smallest_normal
-"""Least threshold whose inverse is finite, as the reference has it."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +248,7 @@ def _list_rules(
 
 def _score_weights(rule: ProjectionRule) -> Tensor:
     """Weights w of the score |x|·w; of thresholds within bounds it is 1 at the threshold."""
-    return 1.0 / rule.thresholds.clamp_min(SMALLEST) if rule.weights is None else rule.weights
+    return 1.0 / rule.thresholds.clamp_min(LEAST) if rule.weights is None else rule.weights
 
 
 def _bounds_on_k(rule: ProjectionRule) -> tuple[int, int]:

@@ -262,13 +262,8 @@ class GPUDecodeStep:
 
     def _down_of_nonzero(self, packed: BlockWeights) -> Site:
         """Down, of whose input a kernel writes all, and which reads the columns of what is not zero."""
-        least = torch.full(
-            (self.weights.shape.ffn,),
-            torch.finfo(torch.float32).tiny,
-            dtype=torch.float32,
-            device=self.weights.device,
-        )
-        nonzero = BlockPlan({"down": ProjectionRule(thresholds=least)})
+        shape, device = self.weights.shape, self.weights.device
+        nonzero = BlockPlan({"down": ProjectionRule.of_nonzero(shape.ffn, device)})
         return replace(self._sites.site("down", packed.down, nonzero, self.tiles.list_block), whole=True)
 
 

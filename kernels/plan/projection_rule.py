@@ -11,6 +11,8 @@ from .mechanism import Mechanism
 
 SHARED = ("sum", "maximum")
 """Ways to score a channel for all rows of a decode step."""
+LEAST = torch.finfo(torch.float32).tiny
+"""A threshold that zero alone does not reach, and whose inverse is finite."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ class ProjectionRule:
             if value is not None and tuple(value.shape) != wanted:
                 return f"{part} has shape {tuple(value.shape)}, which does not fit {shape}"
         return None
+
+    @classmethod
+    def of_nonzero(cls, channels: int, device: torch.device | str = "cpu") -> ProjectionRule:
+        """The rule under which every channel is kept that is not zero."""
+        return cls(thresholds=torch.full((channels,), LEAST, dtype=torch.float32, device=device))
 
     def to(self, device: torch.device | str, factors: torch.dtype | None = None) -> ProjectionRule:
         """The same rule on `device`, as it is, or with factors of this dtype and all else in float32."""
