@@ -1,9 +1,9 @@
-"""Whole decode steps: neurons that proxies choose (Prox), bounds on k (TopK-Guided), rotated bases (La RoSA).
+"""Whole decode steps: neurons chosen by proxies (Prox) or routers (LTE), bounds (TopK-Guided), bases (La RoSA).
 
     python -m wisparse.kernels.bench.proxies --shape llama3.1-8b --blocks 8 --device cpu --sparsities 0.4 0.5
 
 No model is read. Beside them stand the dense step, and one under static thresholds as TEAL's; all of them leave
-out as many weights, what proxies and rotations read counted.
+out as many weights, what proxies, routers and rotations read counted.
 On a CPU all of them take turns, so that what else the machine does meets them alike.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from ..plan.block_plan import BlockPlan
 from ..plan.mechanism import Mechanism
 from ..plan.projection_rule import ProjectionRule
 from ..plan.proxies import ProxyRule
+from ..plan.routers import NeuronRouter
 from ..quantised.packed import side_by_side
 from ..quantised.proxies import proxy_of
 from .arguments import refusals_in_one_line, share
@@ -35,6 +37,8 @@ GROUP = 64
 """Neurons that share a scale of the proxies, as in conf/method/prox.yaml."""
 INPUT_SHARE = 0.5
 """Share of the channels that meet the proxies, as there."""
+ROUTED_NEURONS = 32
+"""Neighbouring neurons that a router chooses together, as LTE trains them (repro/train/routers.py)."""
 ROTATED_SHARE, PLAIN_SHARE = 0.8, 1.2
 """Sparsity of what reads rotated channels, and of o and down, over the nominal one: conf/method/larosa.yaml."""
 BASES = {"rotated": ("input_basis", "mlp_basis"), "rotated stream": ("adapter",)}
@@ -61,6 +65,24 @@ def choosing(shape: DecoderShape, sparsity: float) -> ProxyRule:
     if dropped > 1.0:
         raise KernelError(f"proxies cannot leave out {sparsity} of a block of these shapes; take less")
     return replace(every, kept=int(shape.ffn * (1.0 - dropped)))
+
+
+def routing(shape: DecoderShape, sparsity: float, device: torch.device) -> tuple[float, tuple[BlockPlan, ...]]:
+    """Routers under which this share of a block's weights is not read, net of them; the share of neurons left.
+
+    Rows of a router are random and of norm 1: behind an RMSNorm their logits are standard normal, and about
+    that share of the groups is above a quantile.
+    Raises KernelError for more than the feed-forward part has.
+    """
+    weights = sum(out * inner for out, inner in shape.projection_shapes().values())
+    groups = shape.ffn // ROUTED_NEURONS
+    dropped = (sparsity * weights + groups * shape.hidden) / (3 * shape.ffn * shape.hidden)
+    if dropped >= 1.0:
+        raise KernelError(f"routers cannot leave out {sparsity} of a block of these shapes; take less")
+    threshold = NormalDist().inv_cdf(dropped)
+    rows = [torch.randn(groups, shape.hidden, device=device) for _ in range(shape.blocks)]
+    routers = (NeuronRouter((one / one.norm(dim=1, keepdim=True)).bfloat16(), threshold) for one in rows)
+    return 1.0 - dropped, tuple(BlockPlan(router=router) for router in routers)
 
 
 def bounded(plans: tuple[BlockPlan, ...]) -> tuple[BlockPlan, ...]:
@@ -101,7 +123,7 @@ def by_rank(shape: DecoderShape, sparsity: float, products: int, device: torch.d
 
 
 def described(sparsity: float, neurons: float | str = "") -> Row:
-    """What a row says of its plan: sparsity, and the share of neurons that proxies choose, where they do."""
+    """What a row says of its plan: sparsity, and the share of neurons that are chosen, where they are."""
     return {"sparsity": sparsity, "neurons": neurons}
 
 
@@ -119,6 +141,8 @@ def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[C
         yield ("bounded", dense, bounded(thresholds)), described(sparsity)
         proxied = ("proxies", by_row, (BlockPlan(proxies=rule),) * shape.blocks)
         yield proxied, described(sparsity, round(rule.kept / shape.ffn, 4))
+        neurons, routed = routing(shape, sparsity, dense.device)
+        yield ("routed", by_row, routed), described(sparsity, round(neurons, 4))
         for kind, weights in turned.items():
             plan = by_rank(shape, sparsity, len(BASES[kind]), dense.device)
             yield (kind, weights, (plan,) * shape.blocks), described(sparsity)
@@ -127,9 +151,9 @@ def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[C
 def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of proxies.csv: a decode step of each kind of plan and sparsity.
 
-    kind: `dense`; `thresholds`; `bounded`: every token keeps what a bound allows; `proxies`; `rotated`: what
-    both norms of a block give; `rotated stream`: once a block. sparsity: share of the blocks' weights that is
-    not read, net of proxies and rotations; neurons: share that proxies choose.
+    kind: `dense`; `thresholds`; `bounded`: every token keeps what a bound allows; `proxies`; `routed`: neurons
+    that routers choose; `rotated`: what both norms of a block give; `rotated stream`: once a block. sparsity:
+    share of the blocks' weights that is not read, net of proxies, routers and rotations; neurons: share chosen.
     """
     dense = random_weights(shape, 16, 16, torch.bfloat16, device)
     yield from timed_rows(name, list(cases_of(dense, options.sparsities)), options.context, device)

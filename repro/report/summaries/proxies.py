@@ -1,4 +1,4 @@
-"""How fast steps are whose neurons proxies choose, with bounds on k, or in rotated bases, for docs/field.md."""
+"""How fast steps are whose neurons are chosen, with bounds on k, or in rotated bases, for docs/field.md."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ...tables.text import NOT_MEASURED, table_row
 STEPS = REPOSITORY / "results" / "proxies.csv"
 HEADS = (
     "device", "shapes", "blocks", "not read", "dense, ms", "thresholds", "bounds on k", "proxies",
-    "rotated", "rotated stream", "neurons that proxies choose",
+    "routers", "rotated", "rotated stream", "neurons that proxies choose", "that routers choose",
 )  # fmt: skip
-KINDS = ("thresholds", "bounded", "proxies", "rotated", "rotated stream")
+KINDS = ("thresholds", "bounded", "proxies", "routed", "rotated", "rotated stream")
+CHOOSING = ("proxies", "routed")
 
 
 def _gain(dense: float, row: Row | None) -> str:
@@ -31,6 +32,6 @@ def proxies_table(path: Path = STEPS) -> str:
         for sparsity in dict.fromkeys(row["sparsity"] for row in rows if row["kind"] != "dense"):
             mine = {row["kind"]: row for row in rows if row["sparsity"] == sparsity}
             gains = [_gain(dense, mine.get(kind)) for kind in KINDS]
-            chosen = f"{float(mine['proxies']['neurons']):.0%}"
-            lines.append(table_row([*run, f"{float(sparsity):.0%}", f"{dense:.2f}", *gains, chosen]))
+            chosen = [f"{float(mine[kind]['neurons']):.0%}" if kind in mine else "" for kind in CHOOSING]
+            lines.append(table_row([*run, f"{float(sparsity):.0%}", f"{dense:.2f}", *gains, *chosen]))
     return "\n".join(lines if runs else [*lines, table_row([NOT_MEASURED, *[""] * (len(HEADS) - 1)])])

@@ -1,4 +1,4 @@
-"""The bench of proxies and of bounds on k: as much is left unread as by thresholds, of the same weights."""
+"""The bench of chosen neurons, bounds on k and rotations: as much is left unread as by thresholds."""
 
 import argparse
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from wisparse.kernels.bench import predicted_neurons, proxies
 from wisparse.kernels.bench.drawn import dropping, filled_cache, random_weights
 from wisparse.kernels.bench.model_shapes import shape_of
-from wisparse.kernels.bench.proxies import bounded, by_rank, choosing, proxied_weights, turned_weights
+from wisparse.kernels.bench.proxies import bounded, by_rank, choosing, proxied_weights, routing, turned_weights
 from wisparse.kernels.cpu.step import decode_step
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.model.decoder import DecoderShape
@@ -28,6 +28,22 @@ def test_as_much_is_left_unread_as_asked_for():
     assert ((14336 - rule.kept) * neuron - read) / every == pytest.approx(0.5, abs=1e-4)
     with pytest.raises(KernelError, match=r"cannot leave out 0\.9"):
         choosing(shape, 0.9)
+
+
+def test_routers_leave_as_much_unread():
+    """Llama-3.1-8B's gate, up and down, less a router of 448 groups; about that share is chosen."""
+    torch.manual_seed(0)
+    shape = replace(shape_of("llama3.1-8b"), blocks=2)
+    share, plans = routing(shape, 0.5, torch.device("cpu"))
+    every = sum(out * inner for out, inner in shape.projection_shapes().values())
+    assert ((1 - share) * 3 * 14336 * 4096 - 448 * 4096) / every == pytest.approx(0.5, abs=1e-9)
+    x = torch.randn(64, 4096)
+    x = x / x.square().mean(dim=1, keepdim=True).sqrt()
+    for plan in plans:
+        assert plan.misfit(shape.projection_shapes()) is None
+        assert plan.router.chosen(x, 14336).float().mean().item() == pytest.approx(share, abs=0.01)
+    with pytest.raises(KernelError, match=r"routers cannot leave out 0\.9"):
+        routing(shape, 0.9, torch.device("cpu"))
 
 
 def test_a_bound_keeps_as_many_channels_as_thresholds_do():
@@ -75,9 +91,9 @@ def test_every_kind_of_plan_has_a_row(compiled, monkeypatch):
     monkeypatch.setattr(predicted_neurons, "read_bandwidth", lambda _: 20e9)
     options = argparse.Namespace(context=8, sparsities=[0.3, 0.4])
     found = list(proxies.rows("tiny", SHAPE, torch.device("cpu"), options))
-    kinds = ("thresholds", "bounded", "proxies", "rotated", "rotated stream")
+    kinds = ("thresholds", "bounded", "proxies", "routed", "rotated", "rotated stream")
     assert [(row["kind"], row["sparsity"]) for row in found] == [
         ("dense", 0.0), *((kind, sparsity) for sparsity in (0.3, 0.4) for kind in kinds)
     ]  # fmt: skip
-    assert [bool(row["neurons"]) for row in found] == [False, *[False, False, True, False, False] * 2]
+    assert [bool(row["neurons"]) for row in found] == [False, *[False, False, True, True, False, False] * 2]
     assert all(row["ms"] > 0 for row in found)

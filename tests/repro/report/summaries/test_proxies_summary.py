@@ -1,4 +1,4 @@
-"""Steps with proxies and with bounds in docs/field.md: gains over the dense step of the run, by hand."""
+"""Steps with chosen neurons and with bounds in docs/field.md: gains over the dense step of the run, by hand."""
 
 from wisparse.repro.report.summaries.proxies import proxies_table
 from wisparse.repro.tables.csv_rows import csv_text
@@ -9,6 +9,7 @@ TIMES = (
     ("thresholds", "0.4", "", "20"),
     ("bounded", "0.4", "", "24"),
     ("proxies", "0.4", "0.417", "15"),
+    ("routed", "0.4", "0.45", "12"),
     ("rotated", "0.4", "", "25"),
 )
 
@@ -22,8 +23,8 @@ def test_a_step_is_compared_with_the_dense_one_of_its_run(tmp_path):
     path = tmp_path / "proxies.csv"
     path.write_text(csv_text(tuple(rows[0]), rows))
     assert proxies_table(path).splitlines()[2:] == [
-        "| CPU | a | 4 | 40% | 30.00 | 1.50× | 1.25× | 2.00× | 1.20× | not measured | 42% |",
-        "| GPU | a | 4 | 40% | 3.00 | 1.50× | 1.25× | 2.00× | 1.20× | not measured | 42% |",
+        "| CPU | a | 4 | 40% | 30.00 | 1.50× | 1.25× | 2.00× | 2.50× | 1.20× | not measured | 42% | 45% |",
+        "| GPU | a | 4 | 40% | 3.00 | 1.50× | 1.25× | 2.00× | 2.50× | 1.20× | not measured | 42% | 45% |",
     ]
 
 
