@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .kernels.program_end import MISTAKE, ends_in_one_line
+from .method.errors import mistake
+
 if TYPE_CHECKING:
     from .checkpoint import Recipe
 
@@ -27,35 +30,14 @@ EXTRAS = {"wandb": "wandb", "matplotlib": "report", "markdown_it": "report", "ji
 PLANNED = ("method", "sparsity", "search", "calibration")
 """Options that a plan is made with; one that is not given has the default of `Recipe`."""
 
-MISTAKE, INTERRUPTED = 2, 130
 
-
+@ends_in_one_line(mistake)
 def main() -> None:
     """Run the command; a mistake ends it with one line and exit code 2."""
     if len(sys.argv) > 1 and sys.argv[1] in SUITE_COMMANDS:
         sys.exit(_suite_command(sys.argv[1]))
     arguments = _parser().parse_args()
-    try:
-        arguments.command(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        _write_no_more()
-        sys.exit(0)
-    except Exception as error:
-        line = _mistake(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        if isinstance(error, OSError) and error.filename is None:
-            _write_no_more()
-        sys.exit(MISTAKE)
-
-
-def _write_no_more() -> None:
-    """Drop what standard output still holds: without room or a reader for it the exit would fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    arguments.command(arguments)
 
 
 def _suite_command(name: str) -> int | None:
@@ -73,18 +55,6 @@ def _suite_command(name: str) -> int | None:
         install = f"pip install 'wisparse[{extra}]'"
         print(f"error: `wisparse {name}` needs the package {package}; install it: {install}", file=sys.stderr)
         return MISTAKE
-
-
-def _mistake(error: Exception) -> str | None:
-    """One line on what the user should do; None for an error that is not the user's."""
-    from .kernels.errors import KernelError
-    from .kernels.shared_files import unusable_file
-    from .method.errors import UserError
-    from .method.plan import PlanError
-
-    if isinstance(error, UserError | KernelError | PlanError):
-        return " ".join(str(error).split())
-    return unusable_file(error) if isinstance(error, OSError) else None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from ..kernels.plan.projection_rule import ProjectionRule
 from ..kernels.plan.whole_plan import of_another_model, of_other_weights
 from ..kernels.shared_files import make_folder, replacing
 from ..kernels.weight_samples import Samples
+from .errors import UserError
 from .seal import seal_of
 from .stored.plan_parts import PlanParts
 from .stored.tensor_files import write_tensors
@@ -41,7 +42,7 @@ KEY = re.compile(rf"(0|[1-9]\d*)\.({'|'.join(PROJECTIONS)})")
 """Block and projection, as `split_key` reads them."""
 
 
-class PlanError(Exception):
+class PlanError(UserError):
     """A stored plan cannot be read, or a plan does not belong to the model it is applied to."""
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..kernels.errors import KernelError
-from ..kernels.shared_files import unusable_file
-from ..method.errors import UserError
+from ..kernels.program_end import ends_in_one_line
+from ..method.errors import UserError, mistake
 
 PACKAGES = Path(__file__).resolve().parents[1]
 """Where `repro`, `method` and `conf` lie side by side: a checkout, or `wisparse` in site-packages."""
@@ -100,21 +99,9 @@ def user_mistake(error: BaseException | None) -> str | None:
     return None
 
 
-@contextmanager
-def mistakes_in_one_line() -> Iterator[None]:
-    """A user's mistake in here ends the program with exit code 2 and one line on stderr; other errors pass."""
-    try:
-        yield
-    except Exception as error:
-        mistake = user_mistake(error)
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _user_error(error: UserError | KernelError) -> str:
-    return str(error)
+def mistakes_in_one_line() -> AbstractContextManager[None]:
+    """See `ends_in_one_line`; the mistakes are those of `user_mistake`."""
+    return ends_in_one_line(user_mistake)
 
 
 def _missing_choice(error: MissingConfigException) -> str | None:
@@ -144,12 +131,12 @@ def _composition(error: HydraException | OmegaConfBaseException) -> str | None:
 
 
 EXPLANATIONS: dict[type[BaseException], Callable[[Any], str | None]] = {
-    UserError: _user_error,
-    KernelError: _user_error,
+    UserError: mistake,
+    KernelError: mistake,
     MissingConfigException: _missing_choice,
     OverrideParseException: _unreadable_override,
     MissingMandatoryValue: _missing_value,
-    OSError: unusable_file,
+    OSError: mistake,
     HydraException: _composition,
     OmegaConfBaseException: _composition,
 }

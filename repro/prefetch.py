@@ -93,17 +93,17 @@ def prefetch(profile: str) -> int:
     return failed
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Command line: the name of a profile. Exits with 2 when something could not be fetched."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("profile")
     arguments = parser.parse_args()
     register_resolvers()
-    with mistakes_in_one_line(), initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
         failed = prefetch(arguments.profile)
     if failed:
-        print(f"error: {failed} could not be fetched; the same command goes on from here", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"{failed} could not be fetched; the same command goes on from here")
     print("all here: HF_HUB_OFFLINE=1 keeps everything from asking the hub again")
 
 

@@ -1,17 +1,10 @@
-"""What the benchmarks' command lines have in common: numbers that make sense, a GPU, mistakes in one line."""
+"""What the benchmarks' command lines have in common: numbers that make sense, and a GPU."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-
-from ..errors import KernelError
-
-MISTAKE = 2
 
 
 def share(text: str) -> float:
@@ -37,13 +30,3 @@ def gpu(parser: argparse.ArgumentParser) -> torch.device:
     if not torch.cuda.is_available():
         parser.error("steps are timed on a CUDA GPU; there is none")
     return torch.device("cuda")
-
-
-@contextmanager
-def refusals_in_one_line() -> Iterator[None]:
-    """What kernels refuse in here ends the program with exit code 2 and one line on stderr."""
-    try:
-        yield
-    except KernelError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(MISTAKE)

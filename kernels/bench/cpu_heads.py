@@ -22,7 +22,8 @@ from ..cpu.step import decode_step
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
-from .arguments import count, refusals_in_one_line
+from ..program_end import ends_in_one_line
+from .arguments import count
 from .bandwidth import read_bandwidth
 from .drawn import bytes_read, filled_cache, random_weights
 from .gpu_heads import HeadSpeed, routed
@@ -87,6 +88,7 @@ def chosen_groups(shape: DecoderShape, kept: list[int] | None) -> tuple[int, ...
     return shape.kv_heads, *some
 
 
+@ends_in_one_line()
 def main() -> None:
     """Print a line of JSON for each batch, context and number of groups as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,13 +99,12 @@ def main() -> None:
     parser.add_argument("--kept", type=count, nargs="+", default=None, help="groups besides all; half of them")
     parser.add_argument("--rounds", type=count, default=5)
     options = parser.parse_args()
-    with refusals_in_one_line():
-        shape = shape_of(options.shape)
-        weights = random_weights(shape, 16, 16, DTYPES[options.dtype], torch.device("cpu"))
-        peak, kept = read_bandwidth(torch.device("cpu")) / 1e9, chosen_groups(shape, options.kept)
-        for batch, context in product(options.batches, options.contexts):
-            found = step_rows(options.shape, weights, batch, context, kept, options.rounds, peak)
-            print_rows(map(asdict, found))
+    shape = shape_of(options.shape)
+    weights = random_weights(shape, 16, 16, DTYPES[options.dtype], torch.device("cpu"))
+    peak, kept = read_bandwidth(torch.device("cpu")) / 1e9, chosen_groups(shape, options.kept)
+    for batch, context in product(options.batches, options.contexts):
+        found = step_rows(options.shape, weights, batch, context, kept, options.rounds, peak)
+        print_rows(map(asdict, found))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
-from .arguments import count, gpu, refusals_in_one_line, share
+from ..program_end import ends_in_one_line
+from .arguments import count, gpu, share
 from .drawn import dropping, filled_cache, head_bits_beside, random_weights
 from .measured_rows import print_rows
 from .model_shapes import family_named, shape_of
@@ -80,6 +81,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str
         del weights
 
 
+@ends_in_one_line()
 def main(arguments: Iterable[str] | None = None) -> None:
     """Print a line of JSON for each setting as it is measured: milliseconds without and with biases."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -90,8 +92,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--context", type=count, default=128)
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args(arguments)
-    with refusals_in_one_line():
-        print_rows(rows(options, gpu(parser)), options.csv)
+    print_rows(rows(options, gpu(parser)), options.csv)
 
 
 if __name__ == "__main__":

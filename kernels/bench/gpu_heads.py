@@ -21,8 +21,9 @@ from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
 from ..plan.heads import HeadRule
+from ..program_end import ends_in_one_line
 from ..triton.attention.selection import Selection
-from .arguments import count, gpu, refusals_in_one_line
+from .arguments import count, gpu
 from .bandwidth import read_bandwidth
 from .drawn import bytes_read, cache_bytes, filled_cache, random_weights
 from .gpu_attention import AttentionWorkload
@@ -144,6 +145,7 @@ def rows(
             del cache
 
 
+@ends_in_one_line()
 def main() -> None:
     """Print a line of JSON for each part, batch, context and number of groups as it is measured."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -156,8 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen_rows = map(tuple, (options.batches, options.contexts, options.kept, options.parts))
     gpu(parser)
-    with refusals_in_one_line():
-        print_rows(map(asdict, rows(options.shape, getattr(torch, options.dtype), *chosen_rows)))
+    print_rows(map(asdict, rows(options.shape, getattr(torch, options.dtype), *chosen_rows)))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ..gpu.tuning.products import tuned_tiles
 from ..gpu.tuning.timing import Clock, device_name, graph_clock
 from ..gpu.tuning.workload import Workload
 from ..model.decoder import DecoderShape, products_of
+from ..program_end import ends_in_one_line
 from ..triton.channel_lists import ChannelLists
 from ..triton.compact import ListRules, norm_compact
 from ..triton.gemv_tiles import Tile
@@ -236,6 +237,7 @@ def selection_rows(
             yield row(clock(lambda _, start=start: start(), 1), backend)
 
 
+@ends_in_one_line()
 def main() -> None:
     """Tune, then print a row for each product and sparsity and the time of each other launch, as JSON lines."""
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -19,7 +19,8 @@ from ..gpu.tuning.timing import device_name, free_memory
 from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_rules import block_rules, dense_for_a_batch
-from .arguments import count, gpu, refusals_in_one_line, share
+from ..program_end import ends_in_one_line
+from .arguments import count, gpu, share
 from .bandwidth import read_bandwidth
 from .drawn import GROUP, DrawnPlan, bytes_read, cache_bytes, filled_cache, head_bits_beside, random_weights
 from .measured_rows import print_rows
@@ -107,6 +108,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str
         del weights
 
 
+@ends_in_one_line()
 def main(arguments: Iterable[str] | None = None) -> None:
     """Print a line of JSON for each setting as it is measured: milliseconds, tokens and bytes a second."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -122,8 +124,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.bits) < 16 and max(options.batches) > 1:
         parser.error("weights in few bits are read for one row; give --bits 16 for a batch")
-    with refusals_in_one_line():
-        print_rows(rows(options, gpu(parser)), options.csv)
+    print_rows(rows(options, gpu(parser)), options.csv)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
 from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
-from .arguments import count, gpu, refusals_in_one_line, share
+from ..program_end import ends_in_one_line
+from .arguments import count, gpu, share
 from .bandwidth import read_bandwidth
 from .cpu_heads import cpu_step_times, device_name
 from .drawn import filled_cache, random_weights
@@ -167,13 +168,14 @@ def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse
     yield from timed_rows(name, described, options.context, device)
 
 
+@ends_in_one_line()
 def main() -> None:
     """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
     parser = step_parser(__doc__)
     parser.add_argument("--computed", type=share, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
     options = parser.parse_args()
     device = device_of(parser, options)
-    with refusals_in_one_line(), torch.inference_mode():
+    with torch.inference_mode():
         shape = replace(shape_of(options.shape, options.blocks), activation="relu")
         print_rows(rows(options.shape, shape, device, options), options.csv)
 

@@ -25,9 +25,10 @@ from ..plan.mechanism import Mechanism
 from ..plan.projection_rule import ProjectionRule
 from ..plan.proxies import ProxyRule
 from ..plan.routers import NeuronRouter
+from ..program_end import ends_in_one_line
 from ..quantised.packed import side_by_side
 from ..quantised.proxies import proxy_of
-from .arguments import refusals_in_one_line, share
+from .arguments import share
 from .drawn import dropping, random_weights
 from .measured_rows import print_rows
 from .model_shapes import shape_of
@@ -159,13 +160,14 @@ def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse
     yield from timed_rows(name, list(cases_of(dense, options.sparsities)), options.context, device)
 
 
+@ends_in_one_line()
 def main() -> None:
     """Print a line of JSON for each kind of plan, and append it to a CSV, if one is named."""
     parser = step_parser(__doc__)
     parser.add_argument("--sparsities", type=share, nargs="+", default=[0.4, 0.5])
     options = parser.parse_args()
     device = device_of(parser, options)
-    with refusals_in_one_line(), torch.inference_mode():
+    with torch.inference_mode():
         shape = shape_of(options.shape, options.blocks)
         print_rows(rows(options.shape, shape, device, options), options.csv)
 

@@ -23,13 +23,13 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
 from ..errors import KernelError
+from ..program_end import ends_in_one_line
 from ..shared_files import make_folder
 
 log = logging.getLogger(__name__)
@@ -168,15 +168,13 @@ def load() -> ctypes.CDLL:
         raise BuildError(f"cannot load the compiled CPU kernels ({error}); remove {library.parent}") from error
 
 
+@ends_in_one_line()
 def main() -> None:
     """Compile ahead of time and say what was done; a machine without a compiler is told, and is no error."""
     try:
         print(f"CPU kernels: {build()}")
     except (NoCompilerError, BuildError) as error:
         print(f"CPU kernels: not compiled, plain torch will be used: {error}")
-    except KernelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -170,17 +170,17 @@ def keeping_command(experiment: str) -> str:
     )
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Check every claim and write claims.md and claims.csv."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="folder with the results")
     results = parser.parse_args().results
-    with mistakes_in_one_line():
-        if not results.is_dir():
-            raise UserError(f"--results {results} is no folder; give the one that holds the tables")
-        verified = verify(load_claims(), Evidence(results))
-        write_text(results / "claims.md", claims_markdown(verified))
-        write_text(results / "claims.csv", claims_csv(verified))
+    if not results.is_dir():
+        raise UserError(f"--results {results} is no folder; give the one that holds the tables")
+    verified = verify(load_claims(), Evidence(results))
+    write_text(results / "claims.md", claims_markdown(verified))
+    write_text(results / "claims.csv", claims_csv(verified))
     for verdict, count in Counter(entry.verdict for entry in verified).most_common():
         print(f"{count:4d} {verdict}")
     print(f"written: {results / 'claims.md'} and {results / 'claims.csv'}")

@@ -145,6 +145,7 @@ def markdown(rows: list[Row]) -> str:
     )
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Measure cells on cards of one size, each method in a process of its own, and add them to the table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -153,14 +154,13 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help="run the cell of the overrides in this process")
     parser.add_argument("overrides", nargs="*", help="of the configuration, as for run.py, after --")
     arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        if not torch.cuda.is_available():
-            raise UserError("a card's memory is measured on a CUDA GPU, and there is none")
-        if arguments.inside:
-            run_inside(arguments.gb, arguments.overrides)
-            return
-        for method in arguments.methods.split(","):
-            write_rows(OUTPUT, [measured(arguments.gb, method, arguments.overrides)])
+    if not torch.cuda.is_available():
+        raise UserError("a card's memory is measured on a CUDA GPU, and there is none")
+    if arguments.inside:
+        run_inside(arguments.gb, arguments.overrides)
+        return
+    for method in arguments.methods.split(","):
+        write_rows(OUTPUT, [measured(arguments.gb, method, arguments.overrides)])
     print(markdown(read_rows(OUTPUT.with_name(f"{OUTPUT.name}.csv"))))
 
 

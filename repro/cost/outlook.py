@@ -107,14 +107,14 @@ def outlook(experiment: str, gpu: str | None, gpus: int = 1) -> list[str]:
     return lines
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Print what an experiment takes. Exits with 2 where the disk is too small for its weights."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("experiment", choices=list(EXPERIMENTS.values()), help="a table of the papers' models")
     arguments = parser.parse_args()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    with mistakes_in_one_line():
-        print("\n".join(outlook(arguments.experiment, gpu)), flush=True)
+    print("\n".join(outlook(arguments.experiment, gpu)), flush=True)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join([HEADER, f"- Commit: {commits}.", "", *lines]) + "\n"
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Measure a cell with each number of processes and compare; exits 1 where a number differs."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -136,20 +137,19 @@ def main() -> None:
     parser.add_argument("--records", type=Path, help="make the table of the records below this folder instead")
     parser.add_argument("overrides", nargs="*", help="of the configuration, as for run.py")
     arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        try:
-            numbers = [int(number) for number in arguments.processes.split(",")]
-            if min(numbers) < 1:
-                raise ValueError("no process")
-        except ValueError as error:
-            raise UserError(f"--processes {arguments.processes} is not like 1,2") from error
-        if arguments.records:
-            cells = stored(arguments.records)
-        else:
-            cells = [[measured(number, arguments.overrides) for number in numbers]]
-        rows = [rows_of(records) for records in cells]
-        for of_cell in rows:
-            write_rows(OUTPUT, of_cell)
+    try:
+        numbers = [int(number) for number in arguments.processes.split(",")]
+        if min(numbers) < 1:
+            raise ValueError("no process")
+    except ValueError as error:
+        raise UserError(f"--processes {arguments.processes} is not like 1,2") from error
+    if arguments.records:
+        cells = stored(arguments.records)
+    else:
+        cells = [[measured(number, arguments.overrides) for number in numbers]]
+    rows = [rows_of(records) for records in cells]
+    for of_cell in rows:
+        write_rows(OUTPUT, of_cell)
     print(markdown([row for of_cell in rows for row in of_cell]))
     sys.exit(any(row["differing"] for of_cell in rows for row in of_cell))
 

@@ -133,10 +133,10 @@ def _columns(method: str, bench: Bench, one: Measurement) -> Row:
     }
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Command line: overrides of the configuration. Exits with 2 for a mistake, 1 where a stage is lacking."""
-    with mistakes_in_one_line():
-        lacking = measure(sys.argv[1:])
+    lacking = measure(sys.argv[1:])
     if lacking:
         print(f"{lacking} stages were not measured", file=sys.stderr)
         sys.exit(1)

@@ -112,18 +112,18 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Add the rows of other files to results/search-cost.csv and write its Markdown anew."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("files", type=Path, nargs="*", help="CSV files of the same columns")
     arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        if missing := [str(path) for path in arguments.files if not path.is_file()]:
-            raise UserError(f"there is no file {missing[0]}")
-        rows = read_costs(TABLE.with_name(f"{TABLE.name}.csv"))
-        for path in arguments.files:
-            rows = merged(rows, read_costs(path))
-        write_costs(TABLE, rows)
+    if missing := [str(path) for path in arguments.files if not path.is_file()]:
+        raise UserError(f"there is no file {missing[0]}")
+    rows = read_costs(TABLE.with_name(f"{TABLE.name}.csv"))
+    for path in arguments.files:
+        rows = merged(rows, read_costs(path))
+    write_costs(TABLE, rows)
     print(f"written: {TABLE}.md and {TABLE}.csv")
 
 

@@ -80,10 +80,10 @@ def count(overrides: list[str]) -> list[TaskTokens]:
     return found
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Command line: overrides of the configuration."""
-    with mistakes_in_one_line():
-        found = count(sys.argv[1:])
+    found = count(sys.argv[1:])
     write_text(SUITE_TOKENS, csv_text(list(asdict(found[0])), map(asdict, found)))
     print(f"written: {SUITE_TOKENS}")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...method.errors import UserError
 from ...method.tokens import docstrings, pack
+from ..configuration import mistakes_in_one_line
 from ..records import write_json
 from ..text.calibration_text import ShuffledTexts
 from ..text.overlap import apart_from
@@ -124,6 +125,7 @@ def installed_package() -> tuple[dict[str, Any], list[str]]:
     return manifest, [text for _, text in sources]
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Show what is installed; with --write-manifest, make it what is expected."""
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -23,6 +23,7 @@ from ...method.projections import PROJECTIONS, decoder_blocks, key, model_projec
 from ...method.rules import RuleBuilder, StaticThreshold
 from ...method.running.projection_hooks import sparse_projections
 from ...method.tokens import pack
+from ..configuration import mistakes_in_one_line
 from ..models.tokenizer import load_tokenizer
 from ..records import write_json, write_text
 from ..text.installed import package_folder
@@ -184,6 +185,7 @@ def tokenizer_note(configuration: dict) -> str:
     )
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Write `card.json` (measured) and `README.md` into each model's folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -25,7 +25,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ...kernels.model.decoder import Decoder
-from ...method.errors import UserError
+from ...kernels.program_end import ends_in_one_line
+from ...method.errors import UserError, mistake
 from .corpus import HELD_OUT_PACKAGES, training_and_held_out_texts
 from .recipes import BEGIN_OF_TEXT, RECIPES, VOCABULARY, Recipe
 
@@ -280,6 +281,7 @@ def check_arguments(
         parser.exit(2, f"error: no recipe for {', '.join(unknown)}; there are {', '.join(known)}\n")
 
 
+@ends_in_one_line(mistake)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)

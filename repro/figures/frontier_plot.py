@@ -130,12 +130,12 @@ def write_plot(folder: Path) -> list[Path]:
         return write_figure(frontier_figure(rows), folder / "frontier")
 
 
+@mistakes_in_one_line()
 def main(arguments: Iterable[str] | None = None) -> None:
     """Draw the frontier of the table in a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path, help="folder with frontier.csv")
-    with mistakes_in_one_line():
-        written = write_plot(parser.parse_args(arguments).folder)
+    written = write_plot(parser.parse_args(arguments).folder)
     for path in written:
         print(f"written: {path}")
 

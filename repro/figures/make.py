@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..configuration import REPOSITORY
+from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import Row, csv_text, read_rows
 from ..tables.kept_records import made_from_records, records_parser
@@ -81,6 +81,7 @@ def write_figures(records: FigureRecords, output: Path) -> list[str]:
     return written
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Make the figures from the records below some folders."""
     arguments = records_parser(main.__doc__, "folder to write into; the page is OUTPUT.md").parse_args()

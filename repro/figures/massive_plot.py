@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configuration import mistakes_in_one_line
 from ..measured.cells import Key, MeasuredCell, method_rank, place_of, stored_cells
 from ..measured.comparable import check_comparable
 from ..records import write_text
@@ -117,6 +118,7 @@ def write_massive(data: MassiveData, output: Path) -> list[Path]:
         return write_figure(massive_figure(read_rows(table)), output)
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Make the figure from the records below some folders."""
     arguments = records_parser(main.__doc__, "path of the figure without its ending").parse_args()

@@ -9,12 +9,12 @@ milliseconds of a decode step with random weights, of the same bits and nominal 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import COLOURS, INK, MARKERS, ink, write_figure
@@ -98,20 +98,16 @@ def write_plot(losses: Path, steps: Path) -> list[Path]:
         return write_figure(milliseconds_figure(points, rows[0]["model"]), output)
 
 
+@mistakes_in_one_line()
 def main(arguments: Iterable[str] | None = None) -> None:
     """Draw losses against milliseconds of a token."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("losses", type=Path, help="quantised.csv of one model")
     parser.add_argument("steps", type=Path, help="steps.csv")
     options = parser.parse_args(arguments)
-    with mistakes_in_one_line():
-        written = write_plot(options.losses, options.steps)
+    written = write_plot(options.losses, options.steps)
     if not written:
-        print(
-            f"error: {options.losses} and {options.steps} have no format and sparsity in common",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        raise UserError(f"{options.losses} and {options.steps} have no format and sparsity in common")
     for path in written:
         print(f"written: {path}")
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import INK, ink, line_style, write_figure
 from ..tables.speed.speed_data import in_main_dtype
@@ -194,6 +195,7 @@ def _slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
+@mistakes_in_one_line()
 def main(arguments: Iterable[str] | None = None) -> None:
     """Draw the plots of the tables in a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -201,8 +203,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     folder = parser.parse_args(arguments).folder
     written = write_plots(folder)
     if not written:
-        print(f"error: {folder} holds no speed.csv, kernels.csv or heads_speed.csv with rows", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"{folder} holds no speed.csv, kernels.csv or heads_speed.csv with rows")
     for path in written:
         print(f"written: {path}")
 

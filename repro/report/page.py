@@ -40,13 +40,13 @@ def render(results: Path) -> str:
     )
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Write report.html from the files of a results folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="folder with the results")
     results = parser.parse_args().results
-    with mistakes_in_one_line():
-        write_text(results / "report.html", render(results))
+    write_text(results / "report.html", render(results))
     print(f"written: {results / 'report.html'}")
 
 

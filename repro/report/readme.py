@@ -150,12 +150,12 @@ def filled(page: str, text: str) -> str:
     return text
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Write the generated blocks of every page."""
-    with mistakes_in_one_line():
-        for page in PAGES:
-            path = REPOSITORY / page
-            write_text(path, filled(page, path.read_text(encoding="utf-8")))
+    for page in PAGES:
+        path = REPOSITORY / page
+        write_text(path, filled(page, path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def measured_rows(options: argparse.Namespace, bits: int) -> list[dict[str, Any]
     return rows
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Print a line of JSON for each row, and write the rows into a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,14 +161,13 @@ def main() -> None:
     parser.add_argument("--commit", default="")
     parser.add_argument("--output", type=Path, default=None, help="path of the .csv")
     options = parser.parse_args()
-    with mistakes_in_one_line():
-        if options.llama and not shutil.which(options.llama):
-            raise UserError(f"--llama {options.llama} is no program; give a Python that has llama-cpp-python")
-        for bits in options.bits:
-            rows = measured_rows(options, bits)
-            if options.output:
-                table = renewed(read_rows(options.output), rows, place_by(SAME))
-                write_text(options.output, csv_text(COLUMNS, table))
+    if options.llama and not shutil.which(options.llama):
+        raise UserError(f"--llama {options.llama} is no program; give a Python that has llama-cpp-python")
+    for bits in options.bits:
+        rows = measured_rows(options, bits)
+        if options.output:
+            table = renewed(read_rows(options.output), rows, place_by(SAME))
+            write_text(options.output, csv_text(COLUMNS, table))
 
 
 if __name__ == "__main__":

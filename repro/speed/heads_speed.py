@@ -139,6 +139,7 @@ SPEED_OF_HEADS = Table(
 )
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Write OUTPUT.csv and OUTPUT.md from the benchmark's lines."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -147,10 +148,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        rows = SPEED_OF_HEADS.read(arguments.measured)
-        for ending, text in (("csv", SPEED_OF_HEADS.csv(rows)), ("md", SPEED_OF_HEADS.markdown(rows))):
-            write_text(arguments.output.with_name(f"{arguments.output.name}.{ending}"), text)
+    rows = SPEED_OF_HEADS.read(arguments.measured)
+    for ending, text in (("csv", SPEED_OF_HEADS.csv(rows)), ("md", SPEED_OF_HEADS.markdown(rows))):
+        write_text(arguments.output.with_name(f"{arguments.output.name}.{ending}"), text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch
 from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.bench.cpu_speed import measure
 from ...kernels.bench.model_shapes import MODEL_SHAPES
+from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
 from ..records import write_text
 from ..tables.csv_rows import csv_text, read_rows, renewed
 
@@ -101,6 +102,7 @@ def write_kernels(path: Path, repeats: int, part: GpuPart | None = None) -> None
     write_text(path, kernels_csv(renewed(read_rows(path), rows, measurement)))
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Measure kernels on this machine and write them into a table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -113,8 +115,7 @@ def main() -> None:
     gpu.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     arguments = parser.parse_args()
     if arguments.repeats < 1:
-        print(f"error: --repeats {arguments.repeats} is not at least 1", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"--repeats {arguments.repeats} is not at least 1")
     chosen = map(tuple, (arguments.models, arguments.dtypes, arguments.sparsities))
     write_kernels(arguments.output, arguments.repeats, GpuPart(not arguments.untuned, *chosen))
     print(arguments.output.read_text(encoding="utf-8"), end="")

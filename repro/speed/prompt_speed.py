@@ -123,6 +123,7 @@ def _compared(
             }
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Print a line of JSON for each setting as it is measured: milliseconds, and bytes of a GPU's tensors."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -135,9 +136,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
     options = parser.parse_args()
     options.prompts.sort()
-    with mistakes_in_one_line():
-        options.device = resolve_device(options.device)
-        print_rows(rows(options), options.csv)
+    options.device = resolve_device(options.device)
+    print_rows(rows(options), options.csv)
 
 
 if __name__ == "__main__":

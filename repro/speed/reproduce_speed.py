@@ -52,6 +52,7 @@ def gather(sources: list[Path], staging: Path) -> None:
             shutil.copytree(source, staging, dirs_exist_ok=True)
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Measure, then write results/speed.*, results/kernels.csv and the plots: rows of this device anew."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -66,8 +67,7 @@ def main() -> None:
         )
     staging = REPOSITORY / "outputs" / "speed_records"
     gather(run_experiments(device, overrides), staging)
-    with mistakes_in_one_line():
-        data = read_speed(staging)
+    data = read_speed(staging)
     write_tables(TABLES["speed"], data, RESULTS / "speed")
     keep_records(data, [staging], KEPT)
     write_kernels(RESULTS / "kernels.csv", KERNEL_REPEATS)

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 
 from ...kernels.shared_files import beside
 from ..archive import check_keepable, keep, read_from, stored_files
-from ..configuration import mistakes_in_one_line
 from ..measured.cells import MeasuredCell
 from ..records import ITEMS, RECORD, UNREACHABLE
 
@@ -48,14 +47,13 @@ def made_from_records(
 ) -> Written:
     """What `write` makes of the records that `read` finds, which are kept where that was asked for.
 
-    A mistake ends the process with one line.
+    Raises UserError as these and `keep_records` do.
     """
-    with mistakes_in_one_line():
-        check_keepable(arguments.keep_records, arguments.records)
-        data = read(arguments.records)
-        written = write(data)
-        if arguments.keep_records:
-            keep_records(data, arguments.records, arguments.keep_records)
+    check_keepable(arguments.keep_records, arguments.records)
+    data = read(arguments.records)
+    written = write(data)
+    if arguments.keep_records:
+        keep_records(data, arguments.records, arguments.keep_records)
     return written
 
 

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..configuration import mistakes_in_one_line
 from ..record_facts import suite_choice
 from ..records import write_text
 from .against_bytes.bars_table import BARS
@@ -82,6 +83,7 @@ def _kept(where: dict[str, str]) -> dict[str, Any]:
     return {"keep": keep} if where else {}
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Make a table from the records below a folder."""
     parser = records_parser(main.__doc__, "path of the table without .md and .csv")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
 from ..records import write_json
 from .installed import installed_versions, pins, require_versions
 
@@ -114,6 +115,7 @@ class ItemSet:
 
         return {"test": datasets.Dataset.from_list(list(self.load(task)))}
 
+    @mistakes_in_one_line()
     def main(self) -> None:
         """Show the manifest; with --write-manifest, renew it from what is installed."""
         parser = argparse.ArgumentParser(description=f"{self.name} and their manifest.")

@@ -21,7 +21,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ...kernels.program_end import ends_in_one_line
 from ...kernels.weight_samples import weight_samples
+from ...method.errors import mistake
 from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
 from ...method.stored.routers import save_routers
@@ -162,6 +164,7 @@ def train_and_save(
         return found
 
 
+@ends_in_one_line(mistake)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)

@@ -104,20 +104,20 @@ def figure(name: str, found: list[dict[str, str]]) -> Figure:
     return drawn
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Write the table and the plot of a model folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     arguments = parser.parse_args()
-    with mistakes_in_one_line():
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-        calibration = Calibration(model, held_out_sample(load_tokenizer(arguments.model)))
-        found = list(rows(predicted_neurons(calibration), model.config.hidden_size))
-        write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, found))
-        write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(arguments.model.name, found))
-        with ink(arguments.output.name):
-            write_figure(figure(arguments.model.name, found), arguments.output)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    calibration = Calibration(model, held_out_sample(load_tokenizer(arguments.model)))
+    found = list(rows(predicted_neurons(calibration), model.config.hidden_size))
+    write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, found))
+    write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(arguments.model.name, found))
+    with ink(arguments.output.name):
+        write_figure(figure(arguments.model.name, found), arguments.output)
     print(f"written: {arguments.output}.md, .csv, .png and .svg")
 
 

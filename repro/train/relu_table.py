@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from ...method.errors import UserError
+from ..configuration import mistakes_in_one_line
 from ..embedded.card import MODELS
 from ..measured.cells import MeasuredCell, every_cell, method_rank
 from ..records import write_text
@@ -200,6 +201,7 @@ def write_models(data: TrainedModels, output: Path) -> None:
     write_text(output.with_name(f"{output.name}.md"), page(data))
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Write the table of the trained models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -108,6 +108,7 @@ def with_series(old: list[Row], new: list[dict[str, Any]], series: int) -> str:
     return csv_text(columns, [*kept, *new])
 
 
+@mistakes_in_one_line()
 def main() -> None:
     """Print what the best setting changes, or write the rows."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -117,16 +118,13 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, help="the only one that the best is chosen at")
     parser.add_argument("--rows", type=Path, help="CSV that the rows are written to")
     chosen = parser.parse_args()
-    with mistakes_in_one_line():
-        data = read_tried(*(unpacked(folder) for folder in chosen.records))
-        if chosen.rows is None:
-            print(
-                " ".join(shlex.quote(change) for change in best_changes(data, chosen.trained, chosen.sparsity))
-            )
-            return
-        if not (rows := list(tried_rows(data, chosen.series))):
-            raise UserError("nothing but dense cells is there; measure a setting first")
-        write_text(chosen.rows, with_series(read_rows(chosen.rows), rows, chosen.series))
+    data = read_tried(*(unpacked(folder) for folder in chosen.records))
+    if chosen.rows is None:
+        print(" ".join(shlex.quote(change) for change in best_changes(data, chosen.trained, chosen.sparsity)))
+        return
+    if not (rows := list(tried_rows(data, chosen.series))):
+        raise UserError("nothing but dense cells is there; measure a setting first")
+    write_text(chosen.rows, with_series(read_rows(chosen.rows), rows, chosen.series))
 
 
 if __name__ == "__main__":
