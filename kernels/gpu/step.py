@@ -165,10 +165,12 @@ class GPUDecodeStep:
         shape, attention, heads = self.weights.shape, self._attention, rules.heads
         qkv = self._sites.site("qkv", packed.qkv, rules, self.tiles.list_block, packed.qkv_bias)
         o = attention.o_site(rules, partial(self._sites.site, "o", packed.o))
-        if heads is not None:
+        if heads is None:
+            behind = self._sites.behind(qkv, (squares, packed.input_norm), packed.input_basis)
+        else:
             norm = (self._sites.residual, squares, packed.input_norm, shape.norm_epsilon)
-            self._sites.add(group_scores, *norm, *attention.router(heads))
-        behind = self._sites.behind(qkv, (squares, packed.input_norm), packed.input_basis)
+            self._sites.add(group_scores, *norm, *attention.router(heads), qkv.reads.x)
+            behind = None  # x is there
         sums, bias = self._sites.queries_keys_values(qkv, behind)
         place = (sums, bias, self.cache, index, shape.windows[index])
         self._sites.add(attention.launch(heads, o), *place, norms=attention.norms(packed), **o.written)

@@ -66,6 +66,14 @@ def test_a_row_without_a_rule_of_o_skips_what_attention_left_at_zero():
     assert modules[1].count("compact") == modules[2].count("compact") + 1
 
 
+def test_the_launch_that_scores_groups_takes_the_place_of_the_norm():
+    model = make_tiny_model("llama", blocks=2).to(DEVICE)
+    launches = step_of(model, with_heads(model, kept=1), 2).launches
+    modules = [one.func.__module__.rpartition(".")[2] for one in launches]
+    assert modules.count("router") == 1
+    assert modules.count("compact") == 5  # the embedding, two norms of block 0, one of block 1, the last
+
+
 def test_what_cannot_be_is_one_line(llama):
     other = replace(with_heads(llama, kept=1), heads=drawn_heads(make_tiny_model("llama", heads=(8, 4)), 1))
     with pytest.raises(KernelError, match="8 heads in 4 groups, and the model has 4 in 2"):

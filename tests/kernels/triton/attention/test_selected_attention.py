@@ -15,6 +15,7 @@ from wisparse.kernels.triton.attention.general import AttentionTile
 from wisparse.kernels.triton.attention.new_token import HeadNorms
 from wisparse.kernels.triton.attention.router import group_scores
 from wisparse.kernels.triton.attention.selection import Selection
+from wisparse.kernels.triton.compact import norm_compact
 from wisparse.kernels.triton.gemv_tiles import Tile
 
 from ...triton_cases import DEVICE, TOLERANCE, random, relative_error
@@ -87,15 +88,21 @@ def test_keys_and_values_of_other_groups_are_not_read(tile):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_scores_are_the_highest_logits_of_a_groups_heads(dtype):
-    residual, gain = random(2, 48), random(48, seed=1, dtype=dtype).abs() + 0.5
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("channels", [48, 50])
+def test_scores_are_the_highest_logits_of_a_groups_heads(channels, group, dtype):
+    """Beside them, each group leaves a share of the normalised activation, the last a smaller one."""
+    residual, gain = random(2, channels), random(channels, seed=1, dtype=dtype).abs() + 0.5
     squares = torch.stack([residual[:, :32].square().sum(1), residual[:, 32:].square().sum(1)], 1)
-    weight, bias = random(6, 48, seed=2, dtype=dtype), random(6, seed=3, dtype=dtype)
-    scores = torch.empty(2, 3, device=DEVICE)
-    group_scores(residual, squares.contiguous(), gain, 1e-5, weight, bias, scores)
+    weight, bias = random(3 * group, channels, seed=2, dtype=dtype), random(3 * group, seed=3, dtype=dtype)
+    scores, x_out = torch.empty(2, 3, device=DEVICE), torch.empty(2, channels, dtype=dtype, device=DEVICE)
+    group_scores(residual, squares.contiguous(), gain, 1e-5, weight, bias, scores, x_out)
     x = residual.double() * torch.rsqrt(residual.double().square().mean(1, keepdim=True) + 1e-5) * gain.double()
-    exact = (x @ weight.double().T + bias.double()).view(2, 3, 2).amax(-1)
+    exact = (x @ weight.double().T + bias.double()).view(2, 3, group).amax(-1)
     assert relative_error(scores, exact) < TOLERANCE[dtype]
+    normed = torch.full_like(x_out, torch.nan)
+    norm_compact(residual, squares.contiguous(), gain, 1e-5, None, None, x_out=normed)
+    assert torch.equal(x_out, normed)
 
 
 def test_what_does_not_fit_is_refused():
@@ -114,4 +121,4 @@ def test_what_does_not_fit_is_refused():
             selection=Selection(torch.zeros(1, 40, device=DEVICE), 1), x_out=x,
         )  # fmt: skip
     with pytest.raises(KernelError, match="equal groups"):
-        group_scores(x.float(), x.float(), x[0], 1e-5, x.view(2, 96), x[0], torch.empty(1, 3))
+        group_scores(x.float(), x.float(), x[0], 1e-5, x.view(2, 96), x[0], torch.empty(1, 3), x)
