@@ -81,6 +81,39 @@ class CUDAAttentionTile(StoredTile):
         }
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """What a launch is compiled for beside its tile."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    capacity: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, sums: Tensor, cache: StaticCache) -> _Sizes:
+        """Sizes of a cache and of the query heads whose sums are given."""
+        _, batch, kv_heads, capacity, head_dim = cache.keys.shape
+        return cls(batch, query_heads(sums, cache), kv_heads, capacity, head_dim)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.heads // self.kv_heads
+
+    def constants(self) -> dict[str, object]:
+        """Constants that the kernel is compiled for."""
+        return {
+            "HEAD": self.head_dim,
+            "HEADS": self.heads,
+            "KV_HEADS": self.kv_heads,
+            "BATCH": self.batch,
+            "CAPACITY": self.capacity,
+            "SCALE": f"{self.head_dim**-0.5 * math.log2(math.e):.9e}f",
+        }
+
+
 def suits_cuda_attention(dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the cache is in half precision, and lanes of a warp share a head evenly."""
     return dtype in (torch.bfloat16, torch.float16) and head_dim in HEADS_OF
@@ -104,43 +137,41 @@ def cuda_attention(
     selection: the key-value groups that a row looks at; x_out is zero at the heads of the others, whose new
     keys and values are appended all the same. Raises KernelError for what does not fit.
     """
-    _, batch, kv_heads, capacity, head_dim = cache.keys.shape
     scores, kept = kept_groups(selection, cache)
-    if selection is not None and kv_heads > LANES:
-        raise KernelError(f"CUDA attention chooses among {LANES} key-value heads at most, not {kv_heads}")
-    if not suits_cuda_attention(cache.keys.dtype, head_dim):
-        raise KernelError(
-            f"CUDA attention takes bfloat16 or float16 and heads of {', '.join(map(str, HEADS_OF))} columns, "
-            f"not {cache.keys.dtype} and {head_dim}"
-        )
-    heads = query_heads(sums, cache)
-    group = heads // kv_heads
-    if not tile.fits(group, head_dim):
-        raise KernelError(
-            f"tile: what {tile.warps} warps find does not fit into {SHARED_BYTES} bytes; take fewer"
-        )
+    sizes = _Sizes.of(sums, cache)
+    _check_sizes(sizes, cache.keys.dtype, tile, selecting=selection is not None)
     check_tensor("sums", sums, tuple(sums.shape), torch.float32)
-    check_tensor("x_out", x_out, (batch, heads * head_dim), cache.keys.dtype)
+    check_tensor("x_out", x_out, (sizes.batch, sizes.heads * sizes.head_dim), cache.keys.dtype)
     if bias is not None:
         check_tensor("bias", bias, (sums.shape[2],), cache.keys.dtype)
     *gains, epsilon = gains_of(norms, cache)
     constants = {
-        **tile.constants(group, head_dim),
-        "HEAD": head_dim,
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "BATCH": batch,
+        **tile.constants(sizes.group, sizes.head_dim),
+        **sizes.constants(),
         "CHOSEN": kept,
-        "CAPACITY": capacity,
-        "WINDOW": window if window and window < capacity else 0,
+        "WINDOW": window if window and window < sizes.capacity else 0,
         "SPLITS": sums.shape[0],
-        "SCALE": f"{head_dim**-0.5 * math.log2(math.e):.9e}f",
         "FLOAT16": int(cache.keys.dtype is torch.float16),
         "HEAD_NORM": int(norms is not None),
         "EPSILON": f"{epsilon:.9e}f",
     }
-    clusters = batch * kv_heads * blocks_of(group, tile.queries_of(group))
+    clusters = sizes.batch * sizes.kv_heads * blocks_of(sizes.group, tile.queries_of(sizes.group))
     keys, values = cache.keys[block], cache.values[block]
     angles = cache.cosines, cache.sines
     arguments = (sums, bias, keys, values, *angles, cache.length, cache.first, x_out, *gains, scores)
     launch("attention", constants, clusters * tile.cluster, tile.warps * LANES, arguments, pdl)
+
+
+def _check_sizes(sizes: _Sizes, dtype: torch.dtype, tile: CUDAAttentionTile, selecting: bool) -> None:
+    """Raise KernelError for what the kernel or its tile does not take."""
+    if selecting and sizes.kv_heads > LANES:
+        raise KernelError(f"CUDA attention chooses among {LANES} key-value heads at most, not {sizes.kv_heads}")
+    if not suits_cuda_attention(dtype, sizes.head_dim):
+        raise KernelError(
+            f"CUDA attention takes bfloat16 or float16 and heads of {', '.join(map(str, HEADS_OF))} columns, "
+            f"not {dtype} and {sizes.head_dim}"
+        )
+    if not tile.fits(sizes.group, sizes.head_dim):
+        raise KernelError(
+            f"tile: what {tile.warps} warps find does not fit into {SHARED_BYTES} bytes; take fewer"
+        )

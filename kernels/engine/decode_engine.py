@@ -40,13 +40,20 @@ from .prompt import PreparedPrompt, check_continuation, check_sizes, prepared
 from .sampling import Greedy, Sampler, chosen, require_finite
 
 
-def _check_same_weights(made_on: str | None, given: str | None) -> None:
-    """Raise KernelError for a plan that was made on other weights than those that are read."""
-    if made_on != given:
-        made, there = (found or "the model's own weights" for found in (made_on, given))
+def _check_weights(model: nn.Module, plan: Plan | None, quantised: QuantisedModel | None) -> None:
+    """Raise KernelError for a plan on weights in other bits than those that are read, and for folded bases.
+
+    Weights in few bits are stored in the model's own bases.
+    """
+    given = None if quantised is None else quantised.description
+    if plan is not None and plan.quantisation != given:
+        made, there = (found or "the model's own weights" for found in (plan.quantisation, given))
         raise KernelError(
             f"this plan was made on {made}, and the engine reads {there}; give it the same, or another plan"
         )
+    in_bases = bases_of(model) is not None or (plan is not None and plan.folded is not None)
+    if quantised is not None and in_bases:
+        raise KernelError(NO_BASES_IN_FEW_BITS)
 
 
 def _check_made_of(model: nn.Module, plan: Plan | None, quantised: QuantisedModel | None) -> None:
@@ -56,12 +63,6 @@ def _check_made_of(model: nn.Module, plan: Plan | None, quantised: QuantisedMode
     for what, one in made.items():
         if one is not None and (problem := of_other_weights(what, one.weight_samples, there)):
             raise KernelError(problem)
-
-
-def _check_own_bases(model: nn.Module, plan: Plan | None) -> None:
-    """Raise KernelError for folded bases: weights in few bits are stored in the model's own."""
-    if bases_of(model) is not None or (plan is not None and plan.folded is not None):
-        raise KernelError(NO_BASES_IN_FEW_BITS)
 
 
 def _lay_out_again(model: nn.Module) -> None:
@@ -99,13 +100,10 @@ class DecodeEngine:
         cannot be executed, and leaves the model as it was.
         """
         check_sizes(batch, capacity)
-        blocks, stored = () if plan is None else plan.block_plans(), None
-        if plan is not None:
-            _check_same_weights(plan.quantisation, None if quantised is None else quantised.description)
-        if quantised is not None:
-            _check_own_bases(model, plan)
-            stored = quantised.weights
+        blocks = () if plan is None else plan.block_plans()
+        stored = None if quantised is None else quantised.weights
         formats = {weight.format: weight.group for weight in (stored or {}).values()}
+        _check_weights(model, plan, quantised)
         check_decodable(model, batch, capacity, needed(blocks), formats)
         _check_made_of(model, plan, quantised)
         self.model = model

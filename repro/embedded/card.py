@@ -87,9 +87,7 @@ def measure(folder: Path) -> dict[str, object]:
 
 def card(name: str, training: dict, measured: dict, configuration: dict) -> str:
     """The card as Markdown."""
-    text, recipe = training["text"], training["recipe"]
     blocks = len(measured["one_block_perplexity"])
-    window = configuration.get("sliding_window")
     header = "| | " + " | ".join(f"block {block}" for block in range(blocks)) + " |"
     rule = "|---" * (blocks + 1) + "|"
 
@@ -111,7 +109,33 @@ A small {configuration["architectures"][0]} trained {origin(training)} on
 Python source code. It exists to test sparsity methods end to end in minutes; nothing measured on it is a result
 for models of 7-8 billion parameters.
 
-| | |
+{facts(training, configuration)}
+Every text must start with the `<|bos|>` token, which the tokenizer does not add by itself.
+{tokenizer_note(configuration)}
+## What sparsity does to it
+
+Perplexity on {measured["held_out_sample_tokens"]:,} held-out tokens (not the sample above), dense
+{measured["dense_perplexity"]:.2f}; at {measured["sparsity"]:.0%} under one threshold on |x| for each
+projection, every token sparse: {measured["all_blocks_perplexity"]:.2f} with all blocks sparse, and with one
+block alone:
+
+{header}
+{rule}
+{row("perplexity", measured["one_block_perplexity"])}
+
+Spread of the column norms ‖W[:, i]‖ that weight-aware scores use (first row max/median, second median/min):
+
+{header}
+{rule}
+{chr(10).join(spread)}
+"""
+
+
+def facts(training: dict, configuration: dict) -> str:
+    """Table of a model's shape, training and held-out perplexity, as Markdown."""
+    text, recipe = training["text"], training["recipe"]
+    window = configuration.get("sliding_window")
+    return f"""| | |
 |---|---|
 | parameters | {training["parameters"]:,} (embeddings tied), stored in bfloat16 |
 | shape | hidden {configuration["hidden_size"]}, {configuration["num_hidden_layers"]} blocks, \
@@ -134,25 +158,6 @@ transformers {training["versions"]["transformers"]} |
 {text["held_out_bytes"] / 1e6:.1f} MB |
 {zeros_row(training)}\
 | licence | as the project; the training text belongs to its authors and is not part of the repository |
-
-Every text must start with the `<|bos|>` token, which the tokenizer does not add by itself.
-{tokenizer_note(configuration)}
-## What sparsity does to it
-
-Perplexity on {measured["held_out_sample_tokens"]:,} held-out tokens (not the sample above), dense
-{measured["dense_perplexity"]:.2f}; at {measured["sparsity"]:.0%} under one threshold on |x| for each
-projection, every token sparse: {measured["all_blocks_perplexity"]:.2f} with all blocks sparse, and with one
-block alone:
-
-{header}
-{rule}
-{row("perplexity", measured["one_block_perplexity"])}
-
-Spread of the column norms ‖W[:, i]‖ that weight-aware scores use (first row max/median, second median/min):
-
-{header}
-{rule}
-{chr(10).join(spread)}
 """
 
 
