@@ -82,9 +82,9 @@ BACKENDS: dict[str, MakeStep] = {"cuda": _gpu_step, "cpu": _cpu_step}
 
 
 def _gpu_stored_products() -> StoredProducts:
-    from ..triton.dequantise import dequantise
+    from ..triton.dequantise import Dequantisation
 
-    return StoredProducts(dequantise)
+    return StoredProducts(Dequantisation)
 
 
 def _cpu_stored_products() -> StoredProducts:

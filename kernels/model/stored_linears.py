@@ -7,6 +7,7 @@ them as a decode step does it, for more some columns of a linear's weight are de
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,20 +29,29 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as a number of so many bytes, to tell zeros by their signs."""
 
 
-def _by_torch(weight: FewBitsWeight, rows: Tensor) -> None:
-    weight.dequantise_into(rows)
+def _by_torch(weight: FewBitsWeight) -> Callable[[Tensor], None]:
+    return weight.dequantise_into
 
 
 @dataclass(frozen=True)
 class StoredProducts:
     """How a device computes with stored weights."""
 
-    dequantise: Callable[[FewBitsWeight, Tensor], None] = _by_torch
-    """Writes a weight's values into contiguous rows (in, out), bit by bit as `Dequantised.dequantise_into`."""
+    dequantise: Callable[[FewBitsWeight], Callable[[Tensor], None]] = _by_torch
+    """What writes a weight's values into contiguous rows (in, out), to the bit as `dequantise_into` does."""
     multiply: Callable[[Tensor, FewBitsWeight], Tensor] | None = None
     """Rows x (rows, in) times a weight, (rows, out) float32; None: there is no such kernel."""
     most_rows: int = 0
     """Rows up to which it multiplies faster than values can be made first."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some columns of a stored weight, and what writes their values into rows of this shape."""
+
+    columns: slice
+    shape: tuple[int, int]
+    write: Callable[[Tensor], None]
 
 
 class _Scratch:
@@ -49,22 +59,32 @@ class _Scratch:
 
     def __init__(self, dtype: torch.dtype, device: torch.device, products: StoredProducts) -> None:
         self._room = torch.empty(0, dtype=dtype, device=device)
+        self._views: dict[tuple[int, int], Tensor] = {}
         self.products = products
         self.lock = Lock()
         """Held from `made` until its values were used: two threads may share a model."""
 
-    def made(self, piece: FewBitsWeight, kept: bool = False) -> Tensor:
+    def pieces(self, stored: FewBitsWeight) -> tuple[_Piece, ...]:
+        """The pieces of a stored weight that are made after each other."""
+        dequantise = self.products.dequantise
+        return tuple(_Piece(columns, some.shape, dequantise(some)) for columns, some in stored.pieces())
+
+    def made(self, piece: _Piece, kept: bool = False) -> Tensor:
         """(out, in) view of a piece's values, good until the next; kept: in memory of their own."""
-        inner, out = piece.shape
-        if self._room.numel() < inner * out:
-            self._room = self._of_size(inner * out)
-        rows = (self._of_size(inner * out) if kept else self._room[: inner * out]).view(inner, out)
-        self.products.dequantise(piece, rows)
+        if kept:
+            rows = self._room.new_empty(piece.shape)
+        elif (rows := self._views.get(piece.shape)) is None:
+            rows = self._laid_out(piece.shape)
+        piece.write(rows)
         return rows.T
 
     @torch.inference_mode(False)
-    def _of_size(self, values: int) -> Tensor:
-        return self._room.new_empty(values)
+    def _laid_out(self, shape: tuple[int, int]) -> Tensor:
+        values = math.prod(shape)
+        if self._room.numel() < values:
+            self._room = self._room.new_empty(values)
+            self._views.clear()
+        return self._views.setdefault(shape, self._room[:values].view(shape))
 
 
 class _StoredForward:
@@ -72,9 +92,9 @@ class _StoredForward:
 
     def __init__(self, linear: nn.Linear, stored: FewBitsWeight, scratch: _Scratch, shared: bool) -> None:
         self._linear, self._stored, self._scratch = linear, stored, scratch
-        self._pieces = tuple(stored.pieces())
+        self._pieces = scratch.pieces(stored)
         self._parameter = linear.weight
-        self._dropped = not shared and _makes(stored, linear.weight, scratch)
+        self._dropped = not shared and _makes(self._pieces, linear.weight, scratch)
         if self._dropped:
             linear.weight.data = _nothing(linear.weight)
         self._mark = mark_of(linear.weight, in_place=True)
@@ -92,17 +112,17 @@ class _StoredForward:
             return self._multiplied(input)
         with self._scratch.lock:
             parts = [
-                F.linear(input, self._scratch.made(piece, kept), None if bias is None else bias[columns])
-                for columns, piece in self._pieces
+                F.linear(input, self._scratch.made(piece, kept), None if bias is None else bias[piece.columns])
+                for piece in self._pieces
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _is_for_products(self, input: Tensor) -> bool:
         """Whether it is a few rows of the linear's own dtype; of others torch says what it makes of them."""
-        weight = self._linear.weight
-        if input.dtype is not weight.dtype or torch.is_autocast_enabled(weight.device.type):
+        weight, most = self._linear.weight, self._scratch.products.most_rows
+        if not most or input.dtype is not weight.dtype or torch.is_autocast_enabled(weight.device.type):
             return False
-        return 0 < input.numel() <= self._scratch.products.most_rows * input.shape[-1]
+        return 0 < input.numel() <= most * input.shape[-1]
 
     def _multiplied(self, input: Tensor) -> Tensor:
         """The product with a few rows, rounded once from float32."""
@@ -123,8 +143,8 @@ class _StoredForward:
         """(out, in) of the stored weight, as the linear held it."""
         values = torch.empty_like(self._parameter.data, memory_format=torch.contiguous_format)
         with self._scratch.lock:
-            for columns, piece in self._pieces:
-                values[columns] = self._scratch.made(piece)
+            for piece in self._pieces:
+                values[piece.columns] = self._scratch.made(piece)
         return values
 
     @torch.inference_mode(False)
@@ -213,12 +233,11 @@ def check_not_taken(model: nn.Module) -> None:
         )
 
 
-def _makes(stored: FewBitsWeight, weight: Tensor, scratch: _Scratch) -> bool:
+def _makes(pieces: tuple[_Piece, ...], weight: Tensor, scratch: _Scratch) -> bool:
     """Whether a linear's weight (out, in) is what its stored weight makes, bit by bit."""
     bits = BITS[weight.element_size()]
     return all(
-        torch.equal(scratch.made(piece).view(bits), weight[columns].view(bits))
-        for columns, piece in stored.pieces()
+        torch.equal(scratch.made(piece).view(bits), weight[piece.columns].view(bits)) for piece in pieces
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from ..errors import KernelError
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Triton's interpreter runs the kernels; it was asked for by TRITON_INTERPRET=1 before triton was imported."""
 
+ALIGNED = 16
+"""Triton compiles a kernel apart for tensors that begin at a multiple of so many bytes."""
+
 
 def launch(
     kernel: Any,
@@ -22,18 +26,45 @@ def launch(
     stages: int = 1,
     pdl: bool = False,
     **meta: Any,
-) -> None:
-    """Start a kernel on the current stream.
+) -> Any:
+    """Start a kernel on the current stream; returns it compiled, None from the interpreter.
 
     pdl: programmatic dependent launch, the start overlaps with the end of the kernel before (sm_90 and newer);
     a kernel that takes part has a constexpr PDL. The interpreter knows neither that nor warps and stages.
     """
     if INTERPRETED:
         kernel[grid](*arguments, PDL=False, **meta)
-    elif pdl:
-        kernel[grid](*arguments, PDL=True, num_warps=warps, num_stages=stages, launch_pdl=True, **meta)
-    else:
-        kernel[grid](*arguments, PDL=False, num_warps=warps, num_stages=stages, **meta)
+        return None
+    options = {"launch_pdl": True} if pdl else {}
+    return kernel[grid](*arguments, PDL=pdl, num_warps=warps, num_stages=stages, **options, **meta)
+
+
+class RepeatedLaunch:
+    """Launches of one kernel over one grid, outside of a CUDA graph.
+
+    What Triton compiled for the first is started again for all whose arguments it would have taken it for. To
+    let it look for it each time would take most of a launch.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], **meta: Any) -> None:
+        """meta: constants behind the arguments, by name."""
+        self._kernel, self._grid, self._meta = kernel, grid, meta
+        self._compiled: dict[tuple[object, ...], Callable[..., None]] = {}
+
+    def __call__(self, *arguments: Tensor | int | None) -> None:
+        """Start it on the current stream, with 4 warps."""
+        kind = tuple(
+            (one.dtype, one.device, one.data_ptr() % ALIGNED) if isinstance(one, Tensor) else one
+            for one in arguments
+        )
+        start = self._compiled.get(kind)
+        if start is not None:
+            start(*arguments)
+        elif (compiled := launch(self._kernel, self._grid, *arguments, **self._meta)) is not None:
+            constants = self._meta | {"PDL": False}
+            behind = [constants[name] for name in self._kernel.arg_names[len(arguments) :]]
+            runner = compiled[(*self._grid, 1, 1)[:3]]
+            self._compiled[kind] = lambda *some: runner(*some, *behind)
 
 
 def require_runnable(device: torch.device) -> None:

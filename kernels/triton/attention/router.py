@@ -59,11 +59,12 @@ def group_scores(
     x_out: Tensor,
     pdl: bool = False,
 ) -> None:
-    """RMSNorm to x_out (batch, channels), and to scores (batch, groups) float32 the highest logit of its heads.
+    """Normalise the residual stream to x_out, and score each group by the highest logit of its heads.
 
     residual: (batch, channels) float32, the residual stream, and squares (batch, tiles) its sums of squares;
     gain: (channels,) of the norm; weight (heads, channels) and bias (heads,) of the router, in the gain's
-    dtype. Raises KernelError for tensors that do not fit.
+    dtype. x_out: (batch, channels) in it; scores: (batch, groups) float32. Raises KernelError
+    for tensors that do not fit.
     """
     batch, channels = residual.shape
     heads, groups = weight.shape[0], scores.shape[1]

@@ -46,7 +46,7 @@ def main(batch):
     from wisparse.kernels.plan.projection_rule import ProjectionRule
     from wisparse.kernels.quantised.int4 import int4_rounded
     from wisparse.kernels.quantised.int8 import int8_rounded
-    from wisparse.kernels.triton.dequantise import dequantise
+    from wisparse.kernels.triton.dequantise import Dequantisation
     from wisparse.kernels.triton.group_choice import group_choice
 
     hidden, ffn, heads, kv_heads, head_dim, vocabulary = 512, 1024, 8, 2, 64, 64
@@ -110,7 +110,7 @@ def main(batch):
         step(torch.zeros(batch, dtype=torch.int64))
     ones = torch.ones(32, 256)
     for stored in (int8_rounded(ones), int4_rounded(ones, 128, True), int4_rounded(ones, 128, False)):
-        dequantise(stored, weight(32, 256))
+        Dequantisation(stored)(weight(32, 256))
     group_choice(torch.zeros(1, 4), 0.5, weight(1, ffn))
 
 

@@ -20,14 +20,28 @@ OF_BATCH = {
 """Kernels of one row, and those of several."""
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="there, the other tests run compiled")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(DEVICE.type == "cuda", reason="there, the other tests run compiled"),
+]
+
+
+def printed(program: str, *arguments: str) -> list[str]:
+    """Words that a program beside this file prints, which Triton compiles for."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, Path(__file__).parent / program, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
 @pytest.mark.parametrize("batch", OF_BATCH)
 def test_every_kernel_compiles_for_hopper(batch):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    program = Path(__file__).parent / "compile_for_hopper.py"
-    done = subprocess.run(
-        [sys.executable, program, str(batch)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert set(done.stdout.split()) == {f"{name}_kernel" for name in KERNELS | OF_BATCH[batch]}
+    found = printed("compile_for_hopper.py", str(batch))
+    assert set(found) == {f"{name}_kernel" for name in KERNELS | OF_BATCH[batch]}
+
+
+def test_a_launch_is_started_again_as_triton_started_it_once():
+    asked, same, others = map(int, printed("repeat_on_hopper.py"))
+    assert (asked, others) == (1, 0)
+    assert same > 20
