@@ -131,7 +131,7 @@ def described(sparsity: float, neurons: float | str = "") -> Row:
 def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[Case, Row]]:
     """What is timed, each with what its row says of it."""
     shape = dense.shape
-    by_row = proxied_weights(dense)
+    proxied, by_row = proxied_weights(dense), row_weights(dense)
     basis = torch.linalg.qr(torch.randn(shape.hidden, shape.hidden, device=dense.device)).Q
     basis = basis.to(dense.dtype).contiguous()
     turned = {kind: turned_weights(dense, kind, basis) for kind in BASES}
@@ -140,8 +140,8 @@ def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[C
         thresholds, rule = dropping(shape, sparsity, dense.device), choosing(shape, sparsity)
         yield ("thresholds", dense, thresholds), described(sparsity)
         yield ("bounded", dense, bounded(thresholds)), described(sparsity)
-        proxied = ("proxies", by_row, (BlockPlan(proxies=rule),) * shape.blocks)
-        yield proxied, described(sparsity, round(rule.kept / shape.ffn, 4))
+        by_proxies = ("proxies", proxied, (BlockPlan(proxies=rule),) * shape.blocks)
+        yield by_proxies, described(sparsity, round(rule.kept / shape.ffn, 4))
         neurons, routed = routing(shape, sparsity, dense.device)
         yield ("routed", by_row, routed), described(sparsity, round(neurons, 4))
         for kind, weights in turned.items():

@@ -101,7 +101,7 @@ def test_what_no_kernel_takes_is_told():
     with pytest.raises(KernelError, match="of one row, not of 2"):
         step_of(model, plan, 2, with_proxies(""))
     with pytest.raises(KernelError, match="proxies are multiplied in half precision, in groups of multiples"):
-        step_of(model, plan, 1, SMALL_TILES)
+        step_of(model, plan, 1, replace(SMALL_TILES, cuda=Chosen({})))
     step = step_of(model, plan, 1, with_proxies(""))
     weights = pack(model, (), None, (0,))
     rules = block_rules(plan, weights.shape, weights.device, weights.dtype)

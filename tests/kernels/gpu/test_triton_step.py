@@ -164,7 +164,7 @@ def test_products_that_list_their_channels_themselves(method):
 @pytest.mark.usefixtures("cuda_kernels_run")
 def test_products_that_list_their_channels_themselves_save_launches():
     """gate_up alone has nobody to list down's channels for."""
-    model = make_tiny_model("qwen2", blocks=1).half()
+    model = make_tiny_model("qwen2", blocks=1).half().to(DEVICE)
     plan = make_plan(model, "teal")
     launches = {
         names: len(step_of(model, plan, 1, listing_themselves(names)).launches)
