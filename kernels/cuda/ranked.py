@@ -1,6 +1,7 @@
-"""Neurons of one token that proxies rank highest (Prox, arXiv 2607.27591): CUDA C++.
+"""Neurons of one token that scores choose: CUDA C++.
 
-For compute capability 9.0 on, behind the product with the proxies and the selection of the highest scores.
+For compute capability 9.0 on, behind the product with proxies and the selection of the highest scores (Prox,
+arXiv 2607.27591), or behind a router and its choice of groups (LTE, arXiv 2402.06126).
 """
 
 from __future__ import annotations

@@ -7,11 +7,7 @@
 
 #include "types.h"
 
-#include <vector>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include <algorithm>
 
 constexpr int64_t SIGNS_OF_WORD = 64;
 

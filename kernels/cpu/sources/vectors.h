@@ -51,12 +51,6 @@ struct Pair {
   Floats first, second;
 };
 
-inline Floats load_one(const float *source) {
-  Floats result;
-  std::memcpy(&result, source, sizeof result);
-  return result;
-}
-
 // The second vector lies `distance` floats behind the first.
 inline Pair load(const float *source, int distance = LANES) {
   Pair pair;
@@ -80,8 +74,8 @@ inline Pair load(const bfloat16 *source) {
 }
 
 inline void store(const Pair &pair, float *target) {
-  std::memcpy(target, &pair.first, sizeof pair.first);
-  std::memcpy(target + LANES, &pair.second, sizeof pair.second);
+  store_vector(pair.first, target);
+  store_vector(pair.second, target + LANES);
 }
 
 // One to four values of 16 bits, zeros behind them, in a register: read in two pieces from memory, a vector that
@@ -187,6 +181,8 @@ template <class OfPart> inline Sixteen sixteen_of(OfPart &&of_part) {
   return result;
 }
 
+// LANES values as floats.
+inline Floats load_one(const float *source) { return load_vector<Floats>(source); }
 inline Floats load_one(const bfloat16 *source) {
   typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
   return (Floats)(__builtin_convertvector(load_vector<Halves>(source), Words) << 16);

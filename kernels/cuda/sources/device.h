@@ -158,11 +158,7 @@ WS_DEVICE float of_half(unsigned short bits) {
 }
 
 #if FLOAT16
-WS_DEVICE float widened(unsigned bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(bits)));
-    return value;
-}
+WS_DEVICE float widened(unsigned bits) { return of_half(static_cast<unsigned short>(bits)); }
 WS_DEVICE unsigned short rounded(float value) {
     unsigned short bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));

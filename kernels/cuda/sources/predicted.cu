@@ -8,7 +8,7 @@
 // WARPS        warps of a thread block      UNROLL    parts of a row that a lane has on their way
 // SIGN_WORDS   words of a row's packed signs, a multiple of 4; what pads it is 0
 // CLUSTER      1                            HIDDEN    see activation.h
-// NORM, EPSILON, SQUARES, COPIES  see norm.h
+// NORM, EPSILON, SQUARES  see norm.h
 // FLOAT16      1: float16 instead of bfloat16
 //
 // The sums are added in a fixed order: over a lane's columns, over lanes.

@@ -1,5 +1,5 @@
-// Neurons of one token that proxies rank highest (Prox, arXiv 2607.27591): a thread block reads the rows of gate and of up
-// of those of its neurons whose score is kept. All others are zero, and nothing of them is read but the score.
+// Neurons of one token that scores choose, of proxies (Prox, arXiv 2607.27591) or of a router (LTE, arXiv 2402.06126): a
+// thread block reads the rows of gate and of up of those of its neurons whose score is kept. All others are zero, and nothing of them is read but the score.
 // Compiled at run time by ranked.py, which defines the constants in capitals:
 //
 // IN        channels, elements of a row, a multiple of 8

@@ -78,7 +78,6 @@ template <int VALUES> constexpr int place_of(int column) {
 
 // The sums of a block in the order of its columns: those of four bytes beside each other at a time.
 template <int VALUES> inline void columns_in_order(const float *sums, float *ordered) {
-  typedef float Four __attribute__((vector_size(16)));
   for (int byte = 0; byte < VECTOR_BYTES; byte += 4, ordered += 4 * VALUES) {
     Four of_bytes[VALUES];
     for (int value = 0; value < VALUES; ++value)
