@@ -3,7 +3,7 @@
 A thread block reads the activation, keeps a list of the channels above their thresholds in its shared memory,
 and goes through the rows of these alone. Thread blocks of a cluster share the channels of one tile of columns
 and add their sums through each other's shared memory. Against lists that a launch before has made
-(`triton_compact`) this saves that launch, and against partial sums in global memory two journeys to the second
+(`triton.compact`) this saves that launch, and against partial sums in global memory two journeys to the second
 cache.
 """
 

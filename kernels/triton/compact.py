@@ -50,6 +50,12 @@ def inverse_norm(squares, row, CHANNELS: tl.constexpr, TILES: tl.constexpr, BATC
 
 
 @triton.jit
+def normalised(x, inverse, scale, like):
+    """X · inverse · scale, rounded where the model rounds: all that read the residual stream see the same x."""
+    return rounded(rounded(x * inverse, like) * scale, like)
+
+
+@triton.jit
 def compact_kernel(
     source, squares, gain, x_out, bounds, score_weights, smallest, index, values, counts, length,
     NORM: tl.constexpr, EPSILON: tl.constexpr, TILES: tl.constexpr, PADDED_TILES: tl.constexpr,
@@ -74,8 +80,8 @@ def compact_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     x = tl.load(source + row[:, None] * CHANNELS + channel[None, :], mask=live, other=0.0).to(tl.float32)
     if NORM:
-        x *= inverse_norm(squares, row, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)[:, None]
-        x = rounded(rounded(x, gain) * scale[None, :], gain)
+        inverse = inverse_norm(squares, row, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
+        x = normalised(x, inverse[:, None], scale[None, :], gain)
     if WRITE_X:
         at = x_out + row[:, None] * CHANNELS + channel[None, :]
         tl.store(at, x.to(x_out.dtype.element_ty), mask=live & (projection == 0))
@@ -106,7 +112,7 @@ class ListRules:
     score_weights: Tensor | None = None
     """(lists, channels) float32 weights of the score, used by lists of top-k."""
     smallest: Tensor | None = None
-    """(lists, batch) float32: the smallest score that is kept, written by `triton_select`."""
+    """(lists, batch) float32: the smallest score that is kept, written by `select_smallest`."""
     top_k: int = 0
     """Bits by list: the bound is `smallest` instead of the thresholds."""
     inverted: int = 0

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import KernelError
-from .compact import inverse_norm, rounded
+from .compact import inverse_norm, normalised
 from .launch import launch, power_of_two
 
 SMALLEST_NORMAL, INFINITE = tl.constexpr(0x00800000), tl.constexpr(0x7F800000)
@@ -68,9 +68,8 @@ def select_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     x = tl.load(source + tl.program_id(1) * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32)
     if NORM:
-        # As triton_compact computes it, to the bit: both must see the same scores.
-        x = x * inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
-        x = rounded(rounded(x, gain) * scale, gain)
+        inverse = inverse_norm(squares, one, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
+        x = normalised(x, inverse, scale, gain)
     score = tl.abs(x) * weight
     if fewest is not None:
         reached = tl.sum((inside & (score >= 1.0)).to(tl.int32), 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import KernelError
 from .channel_lists import ChannelLists
-from .compact import inverse_norm, rounded
+from .compact import inverse_norm, normalised
 from .launch import blocks_of, check_tensor, launch, power_of_two, warps_of
 from .select import smallest_kept
 
@@ -46,8 +46,8 @@ def magnitudes_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     x = tl.load(source + at, mask=live, other=0.0).to(tl.float32)
     if NORM:
-        x *= inverse_norm(squares, row, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)[:, None]
-        x = rounded(rounded(x, gain) * scale[None, :], gain)
+        inverse = inverse_norm(squares, row, CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
+        x = normalised(x, inverse[:, None], scale[None, :], gain)
         tl.store(x_out + at, x.to(x_out.dtype.element_ty), mask=live)
     tl.store(magnitudes + channel, together(x, live, MAXIMUM), mask=inside)
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import KernelError
-from ..compact import inverse_norm, rounded
+from ..compact import inverse_norm, normalised
 from ..launch import check_tensor, launch, power_of_two
 
 
@@ -40,8 +40,8 @@ def router_kernel(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     x = tl.load(residual + row * CHANNELS + channel, mask=inside, other=0.0)
-    x = x * inverse_norm(squares, row + tl.arange(0, 1), CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
-    x = rounded(rounded(x, gain) * scale, gain)
+    inverse = inverse_norm(squares, row + tl.arange(0, 1), CHANNELS, TILES, BATCH, EPSILON, PADDED_TILES)
+    x = normalised(x, inverse, scale, gain)
     own = inside & (channel // SHARE == group)
     tl.store(x_out + row * CHANNELS + channel, x.to(x_out.dtype.element_ty), mask=own)
     logits = tl.sum(x[None, :] * of_heads.to(tl.float32), 1) + added

@@ -14,7 +14,6 @@ from ..tables.made_up_cells import CONFIG, write_cell
 
 MODEL = {"name": "llama-mini", "device": "cpu", "device_name": "CPU", "threads": 2, "dtype": "float32"}
 MODEL |= {"fingerprint": "f" * 64}
-SUITE = {"config": {"limit": None}, "name": "embedded"}
 INT8 = {"name": "int8", "config": {"name": "int8", "lm_head": "none"}, "description": "int8 by row and column"}
 INT8 |= {"bytes": 100, "bits_per_weight": 8.1}
 POLAR = {
