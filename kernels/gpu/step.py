@@ -14,16 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cuda.head import cuda_head
-from ..cuda.predicted import PredictedTile, SignWords, cuda_predicted
-from ..cuda.product import (
-    Given,
-    Normed,
-    cuda_neurons,
-    cuda_product,
-    runs_cuda_products,
-)
-from ..cuda.ranked import cuda_ranked
-from ..cuda.select import cuda_select
+from ..cuda.product import Given, Normed, cuda_neurons, cuda_product
 from ..cuda.stored_weight import CUDAWeight
 from ..errors import KernelError
 from ..model.decoder import Product
@@ -31,18 +22,17 @@ from ..model.decoder_weights import LM_HEAD, BlockWeights, DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
 from ..plan.mechanism import Mechanism
-from ..plan.projection_rule import ProjectionRule
 from ..quantised.packed import PackedWeight
 from ..triton.attention.router import group_scores
 from ..triton.compact import embed, norm_compact
-from ..triton.group_choice import group_choice
 from ..triton.launch import blocks_of, power_of_two, require_runnable, supports_dependent_launch
 from ..triton.neurons import times_rows
 from .block_attention import BlockAttention
 from .buffers import Buffers
+from .chosen_neurons import ChosenNeurons
 from .cuda_tiles import chosen, cuda_products_of, storages_of
 from .site_launches import Norm, SiteLaunches
-from .sites import Reads, Site, proxies_site
+from .sites import Reads, Site
 from .step_languages import languages_of
 from .step_tiles import StepTiles, default_tiles
 
@@ -91,6 +81,7 @@ class GPUDecodeStep:
         self.cuda_products = self._sites.cuda_products
         """Names of the products of all blocks that are CUDA C++, which list their channels themselves."""
         self._attention = BlockAttention(self.tiles, cache, shape, buffers)
+        self._chosen_neurons = ChosenNeurons(self._sites, shape, self.tiles)
         self._tokens = torch.zeros(cache.batch, dtype=torch.int64, device=weights.device)
         self._lay_out(rules)
 
@@ -178,17 +169,15 @@ class GPUDecodeStep:
 
     def _lay_out_mlp(self, index: int, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
         gated, ranked = rules.gate is not None, rules.proxies is not None
-        routed = rules.router is not None
-        chosen = ranked or routed or rules.signs is not None
+        by_rows = ranked or rules.router is not None or rules.signs is not None
         expected = packed.gate is not None, packed.proxies is not None, packed.gate_rows is not None
-        if (gated, ranked, chosen) != expected:
+        if (gated, ranked, by_rows) != expected:
             raise KernelError(
                 f"block {index}: pack the weights with the plan's gated and predicted blocks, and those with "
                 "proxies, pack(model, gated_blocks, None, predicted_blocks, proxied_blocks)"
             )
-        if chosen:
-            by_rows = self._lay_out_ranked if ranked else self._lay_out_predicted
-            return (self._lay_out_routed if routed else by_rows)(packed, rules, squares)
+        if by_rows:
+            return self._chosen_neurons.lay_out(packed, rules, squares)
         name, weight = ("gate", packed.gate) if gated else ("gate_up", packed.gate_up)
         mlp = self._sites.site(name, weight, rules, self.tiles.list_block)
         down = self._sites.site("down", packed.down, rules, mlp.tile.columns)
@@ -214,65 +203,4 @@ class GPUDecodeStep:
         reads = Reads(down.reads.x, lists)
         return self._sites.add_onto_residual(
             replace(down, reads=reads, tile=self.tiles.listed["down"], cuda=None)
-        )
-
-    def _lay_out_predicted(self, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
-        """One launch for the neurons, most of which are zero; down reads the columns of the others."""
-        shape, device = self.weights.shape, self.weights.device
-        if self.batch != 1:
-            raise KernelError(f"signs predict the neurons of one row, not of {self.batch}; take them as dense")
-        _check_rows_of_neurons(device)
-        down = self._down_of_nonzero(packed)
-        self._sites.add(
-            cuda_predicted, Normed(self._sites.residual, squares, packed.mlp_norm, shape.norm_epsilon),
-            SignWords.of(rules.signs), packed.gate_rows, packed.up_rows, down.reads.x, PredictedTile(),
-            nonlinearity=shape.activation,
-        )  # fmt: skip
-        return self._sites.onto_residual(down)
-
-    def _lay_out_ranked(self, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
-        """The product with the proxies ranks all neurons; rows of the highest are read, and of down theirs."""
-        shape, sites, device = self.weights.shape, self._sites, self.weights.device
-        if self.batch != 1:
-            raise KernelError(f"proxies choose the neurons of one row, not of {self.batch}; take them as dense")
-        ranking = proxies_site(packed.proxies, rules.proxies, self.tiles, sites.buffers)
-        through = {"nonlinearity": shape.activation}
-        scores, smallest = sites.buffers.x("scores", ranking.widths[0]), sites.buffers.sums("chosen", 1, 1)
-        sites.add_cuda(ranking, cuda_neurons, scores, behind=(squares, packed.mlp_norm), **through)
-        ones = torch.ones(scores.shape, dtype=torch.float32, device=device)
-        kept = torch.tensor([rules.proxies.kept], dtype=torch.int32, device=device)
-        sites.add(cuda_select, Given(scores), ones, kept, smallest)
-        down, rows = self._down_of_nonzero(packed), (packed.gate_rows, packed.up_rows)
-        x = ranking.reads.x
-        sites.add(cuda_ranked, x, scores, smallest, *rows, down.reads.x, PredictedTile(), **through)
-        return sites.onto_residual(down)
-
-    def _lay_out_routed(self, packed: BlockWeights, rules: BlockPlan, squares: Tensor) -> Tensor:
-        """A product with the router, and the neurons of the groups that it chooses; of down their columns."""
-        shape, sites, router = self.weights.shape, self._sites, rules.router
-        if self.batch != 1:
-            raise KernelError(f"routers choose the neurons of one row, not of {self.batch}; take them as dense")
-        _check_rows_of_neurons(self.weights.device)
-        x, scores = sites.buffers.x("routed", shape.hidden), sites.buffers.x("scores", shape.ffn)
-        logits = sites.logits((squares, packed.mlp_norm), router.weight.T.contiguous(), x)
-        sites.add(group_choice, logits, router.threshold, scores)
-        down, rows = self._down_of_nonzero(packed), (packed.gate_rows, packed.up_rows)
-        one = sites.buffers.once("one", torch.ones(1, 1, dtype=torch.float32, device=x.device))
-        through = {"nonlinearity": shape.activation}
-        sites.add(cuda_ranked, x, scores, one, *rows, down.reads.x, PredictedTile(), **through)
-        return sites.onto_residual(down)
-
-    def _down_of_nonzero(self, packed: BlockWeights) -> Site:
-        """Down, of whose input a kernel writes all, and which reads the columns of what is not zero."""
-        shape, device = self.weights.shape, self.weights.device
-        nonzero = BlockPlan({"down": ProjectionRule.of_nonzero(shape.ffn, device)})
-        return replace(self._sites.site("down", packed.down, nonzero, self.tiles.list_block), whole=True)
-
-
-def _check_rows_of_neurons(device: torch.device) -> None:
-    """Raise KernelError for a GPU without the kernels that read rows of chosen neurons."""
-    if device.type == "cuda" and not runs_cuda_products(device):
-        raise KernelError(
-            "on a GPU, rows of neurons that signs or routers choose are read from compute capability 9.0 on "
-            "and with cuda-bindings; evaluate the plan without the engine (latency=none)"
         )
