@@ -197,9 +197,8 @@ def family_of(model_type: str | None) -> Family:
 
 
 def check_windows(config: Any) -> None:
-    """Raise KernelError for windows that the family's blocks ignore, or that are too small.
-
-    A cache of transformers would forget other tokens than the blocks do.
+    """Raise KernelError for windows that the family's blocks ignore, or that are too small: a cache of
+    transformers would forget other tokens than the blocks do.
     """
     family = family_of(config.model_type)
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
@@ -273,9 +272,15 @@ class Decoder:
 
     @classmethod
     def of(cls, model: nn.Module) -> Decoder:
-        """The parts of a model. Raises KernelError for a family that is not known, or windows it ignores."""
+        """The parts of a model. Raises KernelError for a family, windows or parts not known here."""
         check_windows(model.config)
-        return cls(model, family_of(model.config.model_type))
+        family = family_of(model.config.model_type)
+        if hasattr(model, "lm_head") and hasattr(getattr(model, "model", None), "layers"):
+            return cls(model, family)
+        raise KernelError(
+            f"a {type(model).__name__} is no {family.title} model with blocks and lm_head; load it with "
+            "AutoModelForCausalLM, and merge an adapter into it (merge_and_unload)"
+        )
 
     @property
     def shape(self) -> DecoderShape:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
-from types import MethodType
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -35,15 +37,17 @@ reads, and of norms whose bases lie beside a block's weights."""
 ACTIVATION_CLASSES = {"silu": ("SiLU", "SiLUActivation"), "relu": ("ReLU",)}
 """Classes of modules that compute an activation, by its name in config.json."""
 
-OWN = ("transformers.models.", "torch.nn.")
-"""Where the classes of a family's modules are from."""
+CONTAINERS = (nn.ModuleList, nn.Embedding)
+"""Classes of modules besides linears that are torch's; all others are of the family's own module."""
+LIBRARIES = ("torch", "transformers")
+"""Where the functions are from that kernels stand for."""
 
 
 def check_executable(decoder: Decoder) -> None:
     """Raise KernelError for parts of a model that kernels do not execute.
 
-    Those are parameters, classes and hooks that its family does not have, and settings of its modules that are
-    not those of its configuration.
+    Those are parameters, classes and hooks that its family does not have, functions that were put in the place
+    of its family's, and settings of its modules that are not those of its configuration.
     """
     for problem in _problems(decoder):
         raise KernelError(f"{problem}; the decode engine does not execute it, `wisparse.sparse` does")
@@ -54,8 +58,9 @@ def _problems(decoder: Decoder) -> Iterator[str]:
         yield f"the model has {len(decoder.blocks)} blocks, and config.json {stated}"
     yield from _parameters(decoder)
     modules = {name: module for name, module in decoder.model.named_modules() if name}
-    yield from _classes(decoder, modules)
-    yield from _hooks(decoder, modules)
+    yield from _classes(decoder, {"the model": decoder.model, **modules})
+    yield from _functions(decoder)
+    yield from _hooks(decoder, {"the model": decoder.model, **modules})
     yield from _settings(decoder, modules)
 
 
@@ -92,6 +97,7 @@ def _classes(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
     """Modules that compute something else than the family's do."""
     linears = {id(projection.linear) for projection in decoder.projections()} | {id(decoder.lm_head)}
     activations = {id(block.get_submodule(GATE_ACTIVATION_PATH)) for block in decoder.blocks}
+    home = _home(decoder)
     for name, module in modules.items():
         kind = type(module)
         if id(module) in linears:
@@ -99,17 +105,46 @@ def _classes(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
         elif id(module) in activations:
             usual = kind.__name__ in ACTIVATION_CLASSES[decoder.shape.activation]
         else:
-            usual = kind.__module__.startswith(OWN)
+            usual = kind in CONTAINERS or kind.__module__ == home
         if not usual:
             yield f"{name} is a {kind.__name__}, unlike in other {decoder.family.title} models"
         own = vars(module).get("forward")
-        if own != MethodType(kind.forward, module) and _changes(own):
+        if (own != MethodType(kind.forward, module) and _changes(own)) or _foreign(kind.forward):
             yield f"{name} has a forward of its own"
+
+
+def _home(decoder: Decoder) -> str | None:
+    """Name of the module of transformers that defines the model's parts; None where another does."""
+    home = type(decoder.inner).__module__
+    return home if home.startswith("transformers.models.") else None
+
+
+def _functions(decoder: Decoder) -> Iterator[str]:
+    """Functions of the family's module that were replaced, and attention by one of a user's."""
+    # Only here: kernels import with torch and triton alone.
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for name, function in vars(sys.modules[type(decoder.inner).__module__]).items():
+        if isinstance(function, FunctionType) and _foreign(function):
+            yield f"{name} of {decoder.family.title} models was replaced"
+    for block in decoder.blocks:
+        name = block.get_submodule(ATTENTION_PATH).config._attn_implementation
+        function = ALL_ATTENTION_FUNCTIONS.get(name)
+        if function is not None and _foreign(function):
+            yield f"attention is computed by '{name}', which is not transformers' own"
+
+
+def _foreign(function: Any) -> bool:
+    """Whether a function is not of torch or transformers, whatever it names itself."""
+    while isinstance(function, partial):
+        function = function.func
+    home = getattr(function, "__globals__", {}).get("__name__", "")
+    return home.partition(".")[0] not in LIBRARIES
 
 
 def _hooks(decoder: Decoder, modules: dict[str, nn.Module]) -> Iterator[str]:
     """Modules with hooks that may change what they compute."""
-    for name, module in {"the model": decoder.model, **modules}.items():
+    for name, module in modules.items():
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
         if any(map(_changes, hooks)):
             yield f"{name} has a forward hook"

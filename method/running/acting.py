@@ -1,4 +1,4 @@
-"""What plans, engines and searches ask of a model: to have it for themselves, and at rest."""
+"""What plans, engines and searches ask of a model: to have it for themselves, as it is written, and at rest."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _LOCK = Lock()  # two threads may share a model
 def acting_on(model: nn.Module, what: str, beside: str | None = None) -> Iterator[None]:
     """Context in which `what` acts on a model, and nothing that would make it compute something else.
 
-    beside: what may act on it already. Raises UserError where anything else does.
+    beside: what may act on it already. Raises UserError where anything else does, and for a compiled model.
     """
+    check_not_compiled(model)
     with _LOCK:
         there = _ACTING.setdefault(model, [])
         if others := [other for other in there if other != beside]:
@@ -37,6 +38,19 @@ def acting_on(model: nn.Module, what: str, beside: str | None = None) -> Iterato
     finally:
         with _LOCK:
             there.remove(what)
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Raise UserError for a model of which torch.compile has compiled the whole or a part.
+
+    What was compiled before hooks are put on goes on without them: the model would be dense under any plan.
+    """
+    for name, module in model.named_modules():
+        if module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            raise UserError(
+                f"{name or 'the model'} was compiled, and compiled code does not see the hooks of plans; give "
+                "the model as it was before torch.compile"
+            )
 
 
 @contextmanager

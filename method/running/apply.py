@@ -28,7 +28,7 @@ from ..projections import (
 from ..quantised_model import description_of
 from ..rotation import folded_into, rotated
 from ..token_policy import TokenPolicy
-from .acting import ENGINE, PLAN, acting_on
+from .acting import ENGINE, PLAN, acting_on, check_not_compiled
 from .head_hooks import check_heads, on_heads
 from .projection_hooks import ProjectionHooks
 from .proxy_hooks import on_proxies
@@ -54,8 +54,8 @@ class SparseSession:
         """
         self._prompt_columns: int | None = None
         """Length of what `model.generate` was given, padding included, while it runs."""
-        self._prompt_was_read = False
-        """Whether all of that was read."""
+        self._read_to = 0
+        """Column behind the last that it has read."""
         self.rows_sharing = policy.rows_sharing
         """Rows of a forward pass that stand for a batch; passes best have a multiple of them."""
         self._policy = policy
@@ -112,18 +112,24 @@ class SparseSession:
 
         A forward pass cannot: a prompt may be read in chunks or behind an earlier turn's cache, candidates of
         assisted generation come several at a time, and without a cache every pass reads everything again.
+        Nothing is compiled there: what was compiled before goes on without hooks. Raises UserError where the
+        model drafts for itself.
         """
         model, before = self._model, vars(self._model).get("generate")
         original = model.generate
 
         @wraps(original)
         def generate(*arguments: Any, **keywords: Any) -> Any:
-            outer = self._prompt_columns, self._prompt_was_read
-            self._prompt_columns, self._prompt_was_read = _given_columns(arguments, keywords), False
+            if self._prompt_columns is not None or _drafts_itself(model, keywords):
+                raise UserError(
+                    "within generate the model would draft for itself, and its drafts would count as what it "
+                    "reads; leave out assistant_early_exit, or take another model as assistant_model"
+                )
+            self._prompt_columns, self._read_to = _given_columns(arguments, keywords), 0
             try:
-                return original(*arguments, **keywords)
+                return original(*arguments, **keywords | {"disable_compile": True})
             finally:
-                self._prompt_columns, self._prompt_was_read = outer
+                self._prompt_columns = None
 
         model.generate = generate
         try:
@@ -154,8 +160,13 @@ class SparseSession:
             lacking = max(0, read + length - mask.shape[1])
             seen = nn.functional.pad(mask.bool(), (lacking, 0), value=True)[:, : read + length]
         else:
-            raise UserError("token policies need a (rows, length) attention mask; pass the 2-D mask or none")
+            raise UserError(
+                "token policies need a (rows, length) attention mask; pass the 2-D mask or none, and leave out "
+                "a cache_implementation of generate that makes others"
+            )
         past, real = seen[:, :read].sum(dim=1), seen[:, read:]
+        if mask is None and cache is None:
+            self._check_not_packed(keywords.get("position_ids"))
         self._check_one_prompt(read, read + length, cache is not None or bool(keywords.get("use_cache")))
         sparse = self._sparse_positions(real, past, seen, read)
         dense = torch.zeros_like(sparse)
@@ -165,16 +176,26 @@ class SparseSession:
             real = sparse = dense
         self._counter.add_tokens(real, sparse)
 
+    def _check_not_packed(self, positions: Tensor | None) -> None:
+        """Raise UserError for texts that share a row, which their positions alone tell apart."""
+        dense = self._policy.needs_length or self._policy.dense_tokens
+        if dense and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
+            raise UserError(
+                "position_ids begin anew within a row, and a token policy takes a row for one text; give each "
+                "text a row of its own, or take tokens='all'"
+            )
+
     def _check_one_prompt(self, first: int, end: int, cached: bool) -> None:
         """Raise UserError for a pass of `model.generate` over another prompt than its own."""
         if (columns := self._prompt_columns) is None:
             return
-        if self._prompt_was_read and (end < columns or (cached and first < columns)):
+        again = first < columns if cached else end <= self._read_to
+        if self._read_to >= columns and again:
             raise UserError(
                 "within generate the model reads a second prompt, and nothing says which of its tokens are "
                 "sparse; leave out guidance_scale, or whatever else calls the model meanwhile"
             )
-        self._prompt_was_read |= end >= columns
+        self._read_to = end
 
     def _sparse_positions(self, real: Tensor, past: Tensor, seen: Tensor, read: int) -> Tensor:
         """(rows, length) of the policy; what is prompt is a number of tokens, whatever passes read them."""
@@ -202,6 +223,12 @@ def _named(placed: tuple[torch.device, torch.dtype]) -> str:
     return f"{placed[0]} in {str(placed[1]).removeprefix('torch.')}"
 
 
+def _drafts_itself(model: PreTrainedModel, keywords: dict[str, Any]) -> bool:
+    """Whether a call of `generate` has the model's first blocks draft; an error there loses the others."""
+    owner = keywords.get("generation_config") or model.generation_config
+    return bool(keywords.get("assistant_early_exit", getattr(owner, "assistant_early_exit", None)))
+
+
 def _given_columns(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
     """Columns of the prompt that a call of `generate` is given, those in its cache included."""
     inputs = [*arguments[:1], *(keywords.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
@@ -220,8 +247,10 @@ def applied(
     """Run a model under a plan: within the context its forward passes are sparse, after it dense again.
 
     `counting`: what counts for the session's report. Raises PlanError when the plan was made for a model of
-    other shapes or other weights, quantised or not, and UserError where another plan acts on the model.
+    other shapes or other weights, quantised or not, and UserError where another plan acts on the model, or
+    torch.compile has compiled it.
     """
+    check_not_compiled(model)
     plan.check_model(projection_shapes(model))
     plan.check_quantisation(description_of(model))
     plan.check_weights(own_samples(model))
