@@ -45,7 +45,8 @@ def test_heads_in_cuda():
     plan = with_heads(model, kept=1, plan=make_plan(model, "teal"), first=0)
     plain = replace(SMALL_TILES, attention=ShortAttentionTile(step=16))
     attention = CUDAAttentionTile(warps=1, cluster=2, unroll=2, queries=2)
-    products = {1: {"o": CUDATile(warps=2, cluster=2, unroll=2)}, 2: {}}  # of a batch they are Triton's
+    tile = CUDATile(warps=2, cluster=2, unroll=2)
+    products = {1: {"qkv": tile, "o": tile}, 2: {}}  # of a batch they are Triton's
     for batch in (1, 2):
         tiles = replace(plain, cuda=Chosen(products[batch], attention))
         found, expected = (both_decode(model, plan, batch, each, tokens=1)[1] for each in (tiles, plain))
