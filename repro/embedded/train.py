@@ -16,97 +16,23 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ...kernels.model.decoder import Decoder
 from ...kernels.program_end import ends_in_one_line
-from ...method.errors import UserError, mistake
-from .corpus import HELD_OUT_PACKAGES, training_and_held_out_texts
-from .recipes import BEGIN_OF_TEXT, RECIPES, VOCABULARY, Recipe
+from ...method.errors import mistake
+from .corpus import HELD_OUT_PACKAGES
+from .recipes import BEGIN_OF_TEXT, RECIPES, Recipe
+from .training_text import HELD_OUT_LENGTH, Text, prepare
 
-# Words keep their leading space, digits come in threes, and runs of spaces (indentation) stay whole.
-PRE_TOKENIZATION = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-FILES_FOR_TOKENIZER = 3000
-HELD_OUT_WINDOWS, HELD_OUT_LENGTH = 1024, 512
+HELD_OUT_WINDOWS = 1024
 """Held-out perplexity is taken on the first 524,288 held-out tokens, in windows of 512."""
 LARGEST_SHARD = "12MB"
-
-
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE of `VOCABULARY` entries."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRE_TOKENIZATION), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[BEGIN_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts[:FILES_FOR_TOKENIZER], trainer)
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """One stream of uint16 token ids, each text behind the begin-of-text token."""
-    pieces = []
-    for start in range(0, len(texts), 2000):
-        for encoding in tokenizer.encode_batch(texts[start : start + 2000]):
-            pieces.append(np.array([0, *encoding.ids], dtype=np.uint16))
-    return np.concatenate(pieces)
-
-
-def prepare(
-    cache: Path, known: Tokenizer | None = None, files: int | None = None
-) -> tuple[Tokenizer, torch.Tensor, torch.Tensor, dict[str, float]]:
-    """Tokenizer, training ids, held-out ids and facts on the text; kept in `cache` between runs.
-
-    known: the tokenizer of a model that is trained on; without it one is trained on the text. files: training
-    files that are taken, and as large a share of the held-out ones, with a cache of their own; None: all.
-    """
-    cache = cache if files is None else cache / f"{files}-files"
-    if (cache / "facts.json").exists():
-        tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
-        facts = json.loads((cache / "facts.json").read_text())
-        training, held_out = np.load(cache / "training.npy"), np.load(cache / "held_out.npy")
-    else:
-        started = time.time()
-        training_texts, held_out_texts = training_and_held_out_texts()
-        if files is not None and files < len(training_texts):
-            held_out_texts = held_out_texts[: -(-len(held_out_texts) * files // len(training_texts))]
-            training_texts = training_texts[:files]
-        tokenizer = known or train_tokenizer(training_texts)
-        training, held_out = encode(tokenizer, training_texts), encode(tokenizer, held_out_texts)
-        facts = {
-            "training_files": len(training_texts),
-            "training_bytes": sum(len(text.encode()) for text in training_texts),
-            "training_text_tokens": len(training),
-            "held_out_files": len(held_out_texts),
-            "held_out_bytes": sum(len(text.encode()) for text in held_out_texts),
-            "held_out_tokens": len(held_out),
-            "preparation_seconds": round(time.time() - started, 1),
-        }
-        cache.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(cache / "tokenizer.json"), pretty=False)
-        np.save(cache / "training.npy", training)
-        np.save(cache / "held_out.npy", held_out)
-        (cache / "facts.json").write_text(json.dumps(facts))
-    print("text", facts, flush=True)
-    if len(held_out) < HELD_OUT_LENGTH:
-        raise UserError(f"{len(held_out)} held-out tokens are fewer than a window of {HELD_OUT_LENGTH}")
-    as_tensor = [torch.from_numpy(ids.astype(np.int32)) for ids in (training, held_out)]
-    return tokenizer, as_tensor[0], as_tensor[1], facts
 
 
 def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -211,10 +137,10 @@ def fit(
     return steps
 
 
-def train_and_save(name: str, output: Path, cache: Path, device: str) -> dict[str, object]:
-    """Train one embedded model, evaluate the weights as they are stored (bf16) and save it."""
-    tokenizer, training, held_out, facts = prepare(cache)
-    recipe, started = RECIPES[name], time.time()
+def train_and_save(name: str, recipe: Recipe, text: Text, output: Path, device: str) -> dict[str, object]:
+    """Train one model from scratch, evaluate the weights as they are stored (bf16) and save it."""
+    tokenizer, training, held_out, facts = text
+    started = time.time()
     model, steps = train(recipe, training, device)
     record = {
         "model": name,
@@ -291,8 +217,9 @@ def main() -> None:
     arguments = parser.parse_args()
     check_arguments(parser, arguments.device, arguments.models, RECIPES)
     torch.set_float32_matmul_precision("high")
+    text = prepare(arguments.text_cache)
     for name in arguments.models or RECIPES:
-        train_and_save(name, arguments.output, arguments.text_cache, arguments.device)
+        train_and_save(name, RECIPES[name], text, arguments.output, arguments.device)
 
 
 if __name__ == "__main__":

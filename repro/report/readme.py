@@ -23,6 +23,7 @@ from .summaries.proxies import proxies_table
 from .summaries.pruned import pruned_small_table, pruned_table
 from .summaries.question import question_summary
 from .summaries.real import readings_table, real_table
+from .summaries.scaling import scaling_table
 from .summaries.speed import speed_by_bits, speed_by_model, speed_by_setting
 from .summaries.steps import cpu_table, steps_by_batch, steps_by_sparsity, steps_of_others
 from .summaries.trained import predicted_table, trained_table
@@ -116,6 +117,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "text": partial(own_table, OTHER_TEXT),
         "times": times_table,
         "generation": generation_table,
+        "scaling": scaling_table,
         "choice": partial(tried_table, apart=True),
         "tried": tried_table,
     },

@@ -33,6 +33,7 @@ SECTIONS = (
     ("quantised", "Sparse and quantised on the embedded models", TABLES["quantised"].command),
     _declared("heads"),
     ("frontier_long", "The same with more calibration text", "python repro/run.py experiment=frontier_long"),
+    ("scaling", "Sparsity and size", "python repro/run.py experiment=scaling"),
     ("questions", TABLES["question"].title, TABLES["question"].command),
     _declared("speed"),
     ("kernels", "Kernel speed", "make reproduce-speed"),
@@ -77,7 +78,7 @@ FIRST = (
 UNTITLED = {"massive": "Massive activations of the first token", "settings_tried": "Settings that were tried"}
 """Titles of tables without a page of their own."""
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")
-PLOTTED = ("speed", "kernels", "frontier", "quantised")
+PLOTTED = ("speed", "kernels", "frontier", "quantised", "scaling")
 """Sections whose plots lie beside their tables."""
 
 

@@ -7,7 +7,6 @@ Writes a folder a model, as `repro.embedded.train` does, with the share of exact
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -27,11 +25,12 @@ from ...method.errors import mistake
 from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
 from ...method.stored.routers import save_routers
-from ..embedded.train import HELD_OUT_LENGTH, check_arguments, evaluate_and_save, fit, prepare, token_losses
+from ..embedded.train import evaluate_and_save, fit, token_losses
+from ..embedded.training_text import HELD_OUT_LENGTH, Text
+from .command_line import MODELS, train_named
 from .recipes import CONTINUATIONS, START, Continuation, recipe
 from .routers import TrainedRouters
 
-MODELS = Path(__file__).parents[1] / "embedded" / "models"
 Loss = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
 WINDOWS_FOR_ZEROS = 64
 """Held-out windows on which zeros are counted."""
@@ -124,15 +123,9 @@ def zero_shares(model: PreTrainedModel, held_out: torch.Tensor) -> list[float]:
     return [total / windows for total in zeros]
 
 
-def train_and_save(
-    name: str, tokens: int, output: Path, cache: Path, device: str, files: int | None = None
-) -> dict[str, object]:
-    """Train one continuation, evaluate the weights as they are stored (bf16) and save them.
-
-    files: training files that are taken; None: all.
-    """
-    known = Tokenizer.from_file(str(MODELS / START / "tokenizer.json"))
-    tokenizer, training, held_out, facts = prepare(cache, known, files)
+def train_and_save(name: str, tokens: int, text: Text, output: Path, device: str) -> dict[str, object]:
+    """Train one continuation, evaluate the weights as they are stored (bf16) and save them."""
+    tokenizer, training, held_out, facts = text
     how, settings = CONTINUATIONS[name], recipe(tokens)
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(
@@ -166,25 +159,8 @@ def train_and_save(
 
 @ends_in_one_line(mistake)
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CONTINUATIONS)}; all")
-    parser.add_argument("--tokens", type=int, default=150_000_000, help="tokens that each is trained on")
-    parser.add_argument("--files", type=int, help="training files that are taken; all")
-    parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    arguments = parser.parse_args()
-    check_arguments(parser, arguments.device, arguments.names, CONTINUATIONS)
-    torch.set_float32_matmul_precision("high")
-    for name in arguments.names or CONTINUATIONS:
-        train_and_save(
-            name,
-            arguments.tokens,
-            arguments.output,
-            arguments.text_cache,
-            arguments.device,
-            arguments.files,
-        )
+    """Train every continuation, or those that are named."""
+    train_named(__doc__, CONTINUATIONS, train_and_save, tokens=150_000_000)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from ..records import write_text
 from ..tables.csv_rows import csv_text
 from ..tables.kept_records import made_from_records
 from ..tables.text import table_row
+from .cards import CARD, check_trained_alike, read_cards
 from .recipes import CONTINUATIONS, START
 
 CONTROL = "dense"
 CLAIMED_ZEROS = 0.89
 """Share of zeros in ProSparse's abstract, of Llama-2-7B."""
-CARD = "training.json"
 NAMES = (
     "model", "zeros", "least_zeros", "most_zeros", "held_out_perplexity", "over_control", "method", "sparsity",
     "realised_sparsity", "bytes_per_token", "perplexity",
@@ -53,30 +53,19 @@ def read_models(cards: Path, *records: Path) -> TrainedModels:
     Raises UserError without the control, where another model was trained otherwise or on other tokens, and
     where cells of one name are of different weights.
     """
-    found = {}
-    for name in CONTINUATIONS:
-        path = cards / f"{START}-{name}" / CARD
-        if path.is_file():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-    if CONTROL not in found:
+    known = {f"{START}-{name}": name for name in CONTINUATIONS}
+    of_models = read_cards(cards, known)
+    if f"{START}-{CONTROL}" not in of_models:
         raise UserError(f"{cards} has no {START}-{CONTROL}/{CARD}, which the others are compared with")
-    shared = ("recipe", "tokens_seen", "text")
-    for name, card in found.items():
-        if other := [part for part in shared if _lasting(card[part]) != _lasting(found[CONTROL][part])]:
-            raise UserError(f"{START}-{name} is of another {other[0]} than the control and not comparable")
-    names = {f"{START}-{name}" for name in found}
-    cells = [cell for cell in every_cell(records) if cell.record["model"]["name"] in names]
+    check_trained_alike(of_models)
+    found = {known[model]: card for model, card in of_models.items()}
+    cells = [cell for cell in every_cell(records) if cell.record["model"]["name"] in of_models]
     weights: dict[str, str] = {}
     for cell in cells:
         model = cell.record["model"]
         if weights.setdefault(model["name"], model["fingerprint"]) != model["fingerprint"]:
             raise UserError(f"cells of {model['name']} are of several trainings; keep those of one")
     return TrainedModels(found, dict(enumerate(cells)))
-
-
-def _lasting(part: Any) -> Any:
-    """A part of a card without what differs from one run of the same to another."""
-    return {k: v for k, v in part.items() if not k.endswith("seconds")} if isinstance(part, dict) else part
 
 
 def rows(data: TrainedModels) -> list[dict[str, str]]:

@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-from wisparse.repro.embedded import card, corpus, train
+from wisparse.repro.embedded import card, corpus, train, training_text
 from wisparse.repro.embedded.names import EMBEDDED, from_scratch
-from wisparse.repro.embedded.recipes import RECIPES, Recipe
+from wisparse.repro.embedded.recipes import Recipe
 
 from ...conftest import ROOT
 
@@ -33,11 +34,13 @@ TINY = Recipe(
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_training_learns_saves_and_records(optimizer, tmp_path, monkeypatch):
-    texts = [text for _, text in corpus.package_sources(train.Path(json.__file__).parent)]
-    monkeypatch.setattr(train, "training_and_held_out_texts", lambda: (texts, texts))
+    texts = [text for _, text in corpus.package_sources(Path(json.__file__).parent)]
+    monkeypatch.setattr(training_text, "training_and_held_out_texts", lambda: (texts, texts))
+    monkeypatch.setattr(training_text, "HELD_OUT_LENGTH", 32)
     monkeypatch.setattr(train, "HELD_OUT_LENGTH", 32)
-    monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(TINY, optimizer=optimizer))
-    record = train.train_and_save("tiny", tmp_path, tmp_path / "cache", "cpu")
+    text = training_text.prepare(tmp_path / "cache")
+    recipe = dataclasses.replace(TINY, optimizer=optimizer)
+    record = train.train_and_save("tiny", recipe, text, tmp_path, "cpu")
     assert record["steps"] == 12
     assert record["held_out_perplexity"] < 0.9 * 8192  # a uniform guess has 8192
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype=torch.float32)

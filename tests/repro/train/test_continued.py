@@ -2,20 +2,23 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 from wisparse.method.errors import UserError
 from wisparse.method.running.apply import applied
-from wisparse.repro.embedded import train
+from wisparse.repro.embedded import train, training_text
 from wisparse.repro.embedded.corpus import package_sources
 from wisparse.repro.train import continued
-from wisparse.repro.train.recipes import CONTINUATIONS, Continuation
+from wisparse.repro.train.command_line import MODELS
+from wisparse.repro.train.recipes import CONTINUATIONS, START, Continuation
 
 from ...conftest import make_calibration, make_method, make_protocol
+
+KNOWN = Tokenizer.from_file(str(MODELS / START / "tokenizer.json"))
 
 
 def test_the_factor_is_flat_then_rises_along_a_sine_from_stage_to_stage():
@@ -66,19 +69,26 @@ def test_the_penalty_is_the_mean_of_what_enters_down(llama):
 
 def test_some_of_the_files_are_a_share_of_both_texts(tmp_path, monkeypatch):
     texts = ["import os\n"] * 10, ["import re\n"] * 4
-    monkeypatch.setattr(train, "training_and_held_out_texts", lambda: texts)
-    monkeypatch.setattr(train, "HELD_OUT_LENGTH", 4)
-    known = Tokenizer.from_file(str(continued.MODELS / continued.START / "tokenizer.json"))
-    facts = [train.prepare(tmp_path, known, files)[3] for files in (5, 1, None, 5)]
+    monkeypatch.setattr(training_text, "training_and_held_out_texts", lambda: texts)
+    monkeypatch.setattr(training_text, "HELD_OUT_LENGTH", 4)
+    facts = [training_text.prepare(tmp_path, KNOWN, files)[3] for files in (5, 1, None, 5)]
     assert [(fact["training_files"], fact["held_out_files"]) for fact in facts] == [
         (5, 2),
         (1, 1),
         (10, 4),
         (5, 2),
     ]
-    monkeypatch.setattr(train, "HELD_OUT_LENGTH", 512)
+    monkeypatch.setattr(training_text, "HELD_OUT_LENGTH", 512)
     with pytest.raises(UserError, match="are fewer than a window of 512"):
-        train.prepare(tmp_path, known, 1)
+        training_text.prepare(tmp_path, KNOWN, 1)
+
+
+def test_a_kept_text_of_another_tokenizer_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_text, "training_and_held_out_texts", lambda: (["import os\n"] * 9,) * 2)
+    monkeypatch.setattr(training_text, "HELD_OUT_LENGTH", 4)
+    training_text.prepare(tmp_path)  # with a tokenizer of its own
+    with pytest.raises(UserError, match="is of another tokenizer; name another folder: --text-cache DIR"):
+        training_text.prepare(tmp_path, KNOWN)
 
 
 def test_held_out_loss_is_of_the_tokens_that_there_are(monkeypatch):
@@ -104,23 +114,24 @@ def check_lte(folder, record, held_out):
 
 @pytest.mark.slow
 def test_a_tiny_run_ends_in_models_with_zeros_of_the_same_tokens(tmp_path, monkeypatch):
-    texts = [text[:3000] for _, text in package_sources(train.Path(json.__file__).parent)][:2]
-    monkeypatch.setattr(train, "training_and_held_out_texts", lambda: (texts, texts))
+    texts = [text[:3000] for _, text in package_sources(Path(json.__file__).parent)][:2]
+    monkeypatch.setattr(training_text, "training_and_held_out_texts", lambda: (texts, texts))
+    monkeypatch.setattr(training_text, "HELD_OUT_LENGTH", 32)
     monkeypatch.setattr(train, "HELD_OUT_LENGTH", 32)
     monkeypatch.setattr(train, "HELD_OUT_WINDOWS", 32)
+    text = training_text.prepare(tmp_path / "cache", KNOWN)
     monkeypatch.setattr(continued, "HELD_OUT_LENGTH", 32)
     monkeypatch.setattr(continued, "WINDOWS_FOR_ZEROS", 2)
     own = dataclasses.replace(train.RECIPES["llama-mini"], batch=2, length=32)
     monkeypatch.setattr(continued, "recipe", lambda tokens: dataclasses.replace(own, training_tokens=tokens))
     found = {
-        name: continued.train_and_save(name, 2 * 2 * 32, tmp_path, tmp_path / "cache", "cpu")
+        name: continued.train_and_save(name, 2 * 2 * 32, text, tmp_path, "cpu")
         for name in ("dense", "prosparse", "qsparse", "lte")
     }
     assert len({(record["tokens_seen"], json.dumps(record["recipe"])) for record in found.values()}) == 1
     assert max(found["dense"]["zeros_by_block"]) == 0.0
     assert min(found["prosparse"]["zeros_by_block"]) > 0.2
     assert 0.0 < min(found["lte"]["zeros_by_block"]) <= max(found["lte"]["zeros_by_block"]) < 1.0
-    held_out = torch.from_numpy(np.load(tmp_path / "cache" / "held_out.npy").astype(np.int32))
-    check_lte(tmp_path / "llama-mini-lte", found["lte"], held_out)
+    check_lte(tmp_path / "llama-mini-lte", found["lte"], text[2])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "llama-mini-prosparse")
     assert model.config.hidden_act == CONTINUATIONS["prosparse"].activation == "relu"

@@ -1,0 +1,39 @@
+"""The command line of trainings that read their text with the tokenizer of an embedded model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from ..embedded.train import check_arguments
+from ..embedded.training_text import Text, prepare
+from .recipes import START
+
+MODELS = Path(__file__).parents[1] / "embedded" / "models"
+Training = Callable[[str, int, Text, Path, str], object]
+"""Trains and saves a model, given its name, the number of tokens, the text, the folder, and the device."""
+
+
+def train_named(description: str, known: Collection[str], train: Training, *, tokens: int) -> None:
+    """Train those of the known models that the command line names, or all, each on as many tokens.
+
+    tokens: where the command line does not say.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all")
+    parser.add_argument("--tokens", type=int, default=tokens, help="tokens that each is trained on")
+    parser.add_argument("--files", type=int, help="training files that are taken; all")
+    parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    arguments = parser.parse_args()
+    check_arguments(parser, arguments.device, arguments.names, known)
+    tokenizer = Tokenizer.from_file(str(MODELS / START / "tokenizer.json"))
+    text = prepare(arguments.text_cache, tokenizer, arguments.files)
+    torch.set_float32_matmul_precision("high")
+    for name in arguments.names or known:
+        train(name, arguments.tokens, text, arguments.output, arguments.device)
