@@ -17,7 +17,6 @@ from ..measured.given_loss import net_sparsity
 from ..measured.paired_bootstrap import Interval, interval
 from ..measured.rise import Resampled, Rises, exact_perplexity
 from .cards import CARD, check_trained_alike, read_cards
-from .scaling import SIZES
 
 DENSE = "dense"
 NEAREST = 0.05
@@ -101,7 +100,8 @@ def read_scaling(cards: Path, *records: Path) -> ScalingData:
     Raises UserError without two sizes, where they were trained otherwise, where cells are not of the models of
     the cards, or not measured alike.
     """
-    found = read_cards(cards, SIZES)
+    found = read_cards(cards, (path.parent.name for path in cards.glob(f"*/{CARD}")))
+    found = dict(sorted(found.items(), key=lambda pair: pair[1]["parameters"]))
     if len(found) < 2:
         raise UserError(f"{cards} holds {CARD} of fewer than two sizes; run `make train-scaling` first")
     check_trained_alike(found)
