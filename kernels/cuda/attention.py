@@ -58,7 +58,7 @@ class CUDAAttentionTile(StoredTile):
         queries, lanes = self.queries_of(group), head_dim // VECTOR
         slots = self._unroll(head_dim) * LANES // lanes + 1
         share = blocks_of(queries * head_dim // 4, self.cluster) * 4
-        words = queries * head_dim + head_dim + self.warps * slots * power_of_two(queries)
+        words = (queries + 2) * head_dim + self.warps * slots * power_of_two(queries)
         words += self.warps * queries * (head_dim + 2) + self.cluster * (share + 2 * queries)
         return 4 * words + 80  # of alignment, and of what counts arrivals
 
@@ -155,7 +155,7 @@ def cuda_attention(
         "HEAD_NORM": int(norms is not None),
         "EPSILON": f"{epsilon:.9e}f",
     }
-    clusters = sizes.batch * sizes.kv_heads * blocks_of(sizes.group, tile.queries_of(sizes.group))
+    clusters = sizes.batch * kept * blocks_of(sizes.group, tile.queries_of(sizes.group))
     keys, values = cache.keys[block], cache.values[block]
     angles = cache.cosines, cache.sines
     arguments = (sums, bias, keys, values, *angles, cache.length, cache.first, x_out, *gains, scores)

@@ -33,7 +33,8 @@ constexpr float LOWEST = -3.402823466e38f;
 
 struct Shared {
     float queries[QUERIES][HEAD];
-    alignas(16) unsigned short fresh[2][HEAD];         // key and value of the new token
+    alignas(16) unsigned short fresh[2][HEAD];         // key and value of the new token,
+    alignas(16) unsigned short other[2][HEAD];         // and of a head that is not looked at
     alignas(16) float weights[WARPS][UNROLL * ROWS + 1][PADDED];  // of slots; in the last row how far sums shrink
     alignas(16) float sums[WARPS][QUERIES][HEAD];      // what each warp found
     float highest[WARPS][QUERIES], totals[WARPS][QUERIES];
@@ -124,17 +125,12 @@ WS_DEVICE void finish(const Shared& s, const Heads& heads, int rank, int thread,
     }
 }
 
-// Leave nothing of heads that are not looked at.
-WS_DEVICE void clear(const Heads& heads, int thread, unsigned short* x_out) {
-    for (int four = thread; four < heads.count * HEAD / 4; four += THREADS)
-        *reinterpret_cast<Pairs*>(x_out + (heads.row * HEADS + heads.first) * HEAD + four * 4) = Pairs{};
-}
-
-// Put the new key and value into the cache. Lanes of a slot's columns stand first in a warp.
-WS_DEVICE void append(const Shared& s, const Heads& heads, int thread, unsigned short* keys, unsigned short* values) {
+// Put a new key and value into the cache. Lanes of a slot's columns stand first in a warp.
+WS_DEVICE void append(const unsigned short (&fresh)[2][HEAD], const Heads& heads, int thread, unsigned short* keys,
+                    unsigned short* values) {
     if (!heads.appends || thread >= LANES) return;
-    *reinterpret_cast<Row*>(keys) = reinterpret_cast<const Row*>(s.fresh[0])[thread];
-    *reinterpret_cast<Row*>(values) = reinterpret_cast<const Row*>(s.fresh[1])[thread];
+    *reinterpret_cast<Row*>(keys) = reinterpret_cast<const Row*>(fresh[0])[thread];
+    *reinterpret_cast<Row*>(values) = reinterpret_cast<const Row*>(fresh[1])[thread];
 }
 
 WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* bias, unsigned short* keys,
@@ -144,24 +140,17 @@ WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* 
                                     const float* scores) {
     WS_SHARED(Shared, s);
     const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
-    const int rank = block_index() % CLUSTER;
+    const int rank = block_index() % CLUSTER, cluster = block_index() / CLUSTER;
+    const int turn = cluster % TURNS, place = cluster / TURNS % CHOSEN, row = cluster / TURNS / CHOSEN;
     // Length, cache and scores were written by kernels before the one that this waits for, which had waited for them.
-    const Heads heads(block_index() / CLUSTER, scores, lane);
-    const int length = *lengths, first = firsts[heads.row];
-    const size_t own = (static_cast<size_t>(heads.row) * KV_HEADS + heads.kv_head) * CAPACITY * HEAD + lane % LANES * 8;
-    const size_t to = own + static_cast<size_t>(length) * HEAD;
+    const float* of_row = scores + row * KV_HEADS;
+    const Heads heads(row, ranked(of_row, place, lane), turn);
+    const int length = *lengths, first = firsts[row];
+    const auto slots_of = [&](int kv_head) {
+        return (static_cast<size_t>(row) * KV_HEADS + kv_head) * CAPACITY * HEAD + lane % LANES * 8;
+    };
+    const size_t own = slots_of(heads.kv_head), new_slot = static_cast<size_t>(length) * HEAD;
     Projections projections;
-    if (!heads.kept) {
-        if (rank) return;
-        projections.prepare(heads, bias, cosines, sines, query_gain, key_gain, length - first, thread);
-        wait_for_producer();
-        start_consumer();
-        projections.finish(heads, sums, s.queries, s.fresh, &s.sums[0][0][0], thread);
-        block_barrier();
-        clear(heads, thread, x_out);
-        append(s, heads, thread, keys + to, values + to);
-        return;
-    }
     if (thread == 0) {
         const int left = FOURS - rank * SHARE, fours = left < 0 ? 0 : left < SHARE ? left : SHARE;
         expect(s.arrivals, CLUSTER * (fours * sizeof(Four) + QUERIES * 2 * sizeof(float)));
@@ -202,7 +191,25 @@ WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* 
     softmax.leave(s, warp, lane);
     block_barrier();
     hand_out(s, rank, thread);
+    // While the others' sums arrive: heads that are not looked at leave nothing, but new keys and values.
+#pragma unroll 1
+    for (int each = CLUSTER - 1 - rank; each < OTHERS; each += CLUSTER) {
+        const int lower = place + (each + 1) * CHOSEN;
+        if (lower >= KV_HEADS) break;
+        const Heads other(row, ranked(of_row, lower, lane), turn);
+        Heads without_queries = other;
+        without_queries.count = 0;
+        projections.prepare(without_queries, bias, cosines, sines, query_gain, key_gain, length - first, thread);
+        block_barrier();  // sums were handed out
+        projections.finish(without_queries, sums, s.queries, s.other, &s.sums[0][0][0], thread);
+        block_barrier();
+        for (int four = thread; four < other.count * HEAD / 4; four += THREADS)
+            *reinterpret_cast<Pairs*>(x_out + (row * HEADS + other.first) * HEAD + four * 4) = Pairs{};
+        const size_t to = slots_of(other.kv_head) + new_slot;
+        append(s.other, other, thread, keys + to, values + to);
+    }
     wait_for_arrivals(s.arrivals);
     finish(s, heads, rank, thread, x_out);
-    if (rank == 0) append(s, heads, thread, keys + to, values + to);  // behind the barriers, which wait for stores
+    if (rank == 0)  // behind the barriers, which wait for stores
+        append(s.fresh, heads, thread, keys + own + new_slot, values + own + new_slot);
 }

@@ -6,14 +6,15 @@ constexpr int THREADS = WARPS * 32;
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int TURNS = (GROUP + QUERIES - 1) / QUERIES;  // clusters that share a key-value head
 constexpr int WIDTH = (HEADS + 2 * KV_HEADS) * HEAD;    // columns of q, k and v
-constexpr int LEFT = CHOSEN < KV_HEADS ? KV_HEADS - CHOSEN : 1;  // key-value heads of a row that are not looked at
+constexpr int OTHERS = (KV_HEADS - 1) / CHOSEN;         // most key-value heads not looked at for each that is
 constexpr int HALF = HEAD / 2;                          // columns that are turned into each other
 constexpr int PAIRS = ((QUERIES + 2) * HALF + THREADS - 1) / THREADS;  // that a thread turns
 constexpr int SPAN = HALF < 32 ? HALF : 32;             // lanes of a warp that have columns of the same head
 constexpr int SQUARES = HALF / SPAN;                    // sums of squares that are left of a head
 
-// The key-value head whose score is the `place`-th highest, of equal ones the first; a lane for each head.
+// The key-value head whose score is the `place`-th highest of a row, of equal ones the first; a lane for each head.
 WS_DEVICE int ranked(const float* scores, int place, int lane) {
+    if (CHOSEN == KV_HEADS) return place;
     const float own = lane < KV_HEADS ? scores[lane] : 0.0f;
     int rank = 0;
     for (int other = 0; other < KV_HEADS; ++other)
@@ -22,20 +23,12 @@ WS_DEVICE int ranked(const float* scores, int place, int lane) {
     return found ? bits_of((found & -found) - 1) : 0;  // among scores that are no numbers there may be none
 }
 
-// Which row and heads a cluster has, and which columns of q, k and v. Clusters of heads that are not looked at come last.
+// Query heads of a row that a cluster computes, which share a key-value head, and their columns of q, k and v.
 struct Heads {
     int row, kv_head, first, count;
-    bool kept;     // earlier tokens are looked at
     bool appends;  // the new key and value to the cache
 
-    WS_DEVICE Heads(int cluster, const float* scores, int lane) {
-        const int turn = cluster % TURNS;
-        int place = cluster / TURNS;
-        kept = CHOSEN == KV_HEADS || place < BATCH * CHOSEN;
-        if (!kept) place -= BATCH * CHOSEN;
-        row = place / (kept ? CHOSEN : LEFT);
-        place = kept ? place % CHOSEN : CHOSEN + place % LEFT;
-        kv_head = CHOSEN == KV_HEADS ? place : ranked(scores + row * KV_HEADS, place, lane);
+    WS_DEVICE Heads(int row, int kv_head, int turn) : row(row), kv_head(kv_head) {
         first = kv_head * GROUP + turn * QUERIES;
         count = turn + 1 < TURNS ? QUERIES : GROUP - turn * QUERIES;
         appends = turn == 0;
