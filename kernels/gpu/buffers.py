@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,24 +25,29 @@ class Buffers:
         self.workspace = Workspace(device)
         self._made: dict[Hashable, Any] = {}
 
-    def once(self, key: Hashable, made: B) -> B:
-        """The first object that was made for this key."""
-        return self._made.setdefault(key, made)
+    def once(self, key: Hashable, make: Callable[[], B]) -> B:
+        """The object of this key, made at first use."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def x(self, name: str, channels: int) -> Tensor:
         """(batch, channels) activation in the dtype of the weights."""
-        return self.once(("x", name), torch.zeros(self.batch, channels, dtype=self.dtype, device=self.device))
+        make = partial(torch.zeros, self.batch, channels, dtype=self.dtype, device=self.device)
+        return self.once(("x", name), make)
 
     def sums(self, name: Hashable, *shape: int) -> Tensor:
         """float32 tensor of this shape, zeros at first."""
-        return self.once(("sums", name, shape), torch.zeros(shape, dtype=torch.float32, device=self.device))
+        make = partial(torch.zeros, shape, dtype=torch.float32, device=self.device)
+        return self.once(("sums", name, shape), make)
 
     def lists(self, name: str, projections: int, channels: int, block: int) -> ChannelLists:
         """Lists of one site."""
-        key = ("lists", name, projections, block)
-        return self.once(key, ChannelLists.empty(projections, self.batch, channels, block, self.device))
+        make = partial(ChannelLists.empty, projections, self.batch, channels, block, self.device)
+        return self.once(("lists", name, projections, block), make)
 
     def shared_lists(self, name: str, projections: int, channels: int) -> ChannelLists:
         """Lists of one site that all rows share, one block each."""
-        made = ChannelLists.empty(projections, self.batch, channels, channels, self.device, self.dtype)
-        return self.once(("shared lists", name, projections), made)
+        size = (projections, self.batch, channels, channels)
+        make = partial(ChannelLists.empty, *size, self.device, self.dtype)
+        return self.once(("shared lists", name, projections), make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class ChosenNeurons:
         x, scores = buffers.x("routed", self._shape.hidden), buffers.x("scores", self._shape.ffn)
         logits = sites.logits(norm, router.weight.T.contiguous(), x)
         sites.add(group_choice, logits, router.threshold, scores)
-        one = buffers.once("one", torch.ones(1, 1, dtype=torch.float32, device=buffers.device))
+        one = buffers.once("one", partial(torch.ones, 1, 1, dtype=torch.float32, device=buffers.device))
         self._add_rows(x, scores, one, packed, hidden)
 
     def _add_rows(
