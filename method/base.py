@@ -85,3 +85,20 @@ class Method(ABC):
         Whoever searches times its stages with `cost.stage`, counts its evaluations with `cost.count`, and finds
         what takes long with `cost.step`: cut off, the search goes on from there.
         """
+
+
+@dataclass(frozen=True)
+class AroundAnother(Method):
+    """A method that changes what another one plans, or what it plans from; it reaches what that one reaches."""
+
+    inner: Method
+    """The other one."""
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """What the inner method's plans are made of."""
+        return self.inner.mechanisms
+
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
+        """See `Method`."""
+        self.inner.check_reach(calibration, sparsity)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_dir
 from hydra.errors import (
     HydraException,
     InstantiationException,
@@ -47,6 +48,14 @@ def register_resolvers() -> None:
 
 def _located(path: str) -> str:
     return str((PACKAGES if path.startswith("repro/") else REPOSITORY) / path)
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Context in which Hydra's `compose` reads conf/."""
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        yield
 
 
 def described(path: Path) -> str:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ..method.errors import UserError
-from .configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
+from .configuration import composing, mistakes_in_one_line
 from .evaluation.harness_tasks import harness_tasks
 from .models.architecture import PAPER_MODELS
 from .models.checkpoint import find_checkpoint
@@ -99,8 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("profile")
     arguments = parser.parse_args()
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         failed = prefetch(arguments.profile)
     if failed:
         raise UserError(f"{failed} could not be fetched; the same command goes on from here")

@@ -19,13 +19,14 @@ if not torch.cuda.is_available():
     # Without a GPU the Triton kernels are interpreted; triton must learn it before transformers imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from wisparse.kernels.weight_samples import weight_samples
 from wisparse.method.calibration import Calibration
 from wisparse.method.stored.routers import save_routers
+from wisparse.repro.configuration import composing
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "conf"
@@ -137,7 +138,7 @@ def composed(*overrides: str, config: str | None = "config") -> DictConfig:
 
     `instantiate` leaves it as it is; nobody else may change it.
     """
-    with initialize_config_dir(str(CONFIGURATION), version_base=None):
+    with composing():
         return compose(config, overrides=list(overrides))
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, replace
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
 from wisparse.method.errors import UserError
 from wisparse.method.search.budget import QUICK, SearchBudget
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import CONFIGURATION, composing
 from wisparse.repro.models.architecture import PAPER_MODELS
 from wisparse.repro.tables.table2 import STAGES
 
@@ -32,8 +32,7 @@ def choices(group: str) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def configuration() -> Iterator[None]:
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         yield
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from ..errors import KernelError
 
 FOLDER = Path(__file__).parent / "sources"
-HEADERS = ("device.h", "norm.h", "new_token.h", "rows.h", "few_bits.h", "activation.h", "softmax.h")
-HEADERS += ("neuron_rows.h",)
+HEADERS = tuple(sorted(path.name for path in FOLDER.glob("*.h")))
 
 
 def launch(

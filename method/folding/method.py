@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ...kernels.plan.bases import FoldedBases
 from ...kernels.plan.mechanism import Mechanism, in_words
-from ..base import Method
+from ..base import AroundAnother
 from ..calibration import Calibration
 from ..equal_loss.sensitivity import known_sensitivities
 from ..errors import UserError
@@ -19,15 +19,13 @@ from .stream_basis import BasisSettings
 
 
 @dataclass(frozen=True)
-class Folded(Method):
+class Folded(AroundAnother):
     """The inner method on the channels of folded bases; all that it measures is measured there.
 
     The dense model computes the same function, so that dense tokens stay as they are, and a token reads no more
     than the inner method's plan says.
     """
 
-    inner: Method
-    """Makes the rules."""
     basis_sequences: int
     """Calibration sequences that the bases are found on, where there are as many."""
     basis: BasisSettings = field(default_factory=BasisSettings)
@@ -48,10 +46,6 @@ class Folded(Method):
     def mechanisms(self) -> frozenset[Mechanism]:
         """What the inner method's plans are made of, in folded bases."""
         return self.inner.mechanisms | {Mechanism.FOLDED}
-
-    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
-        """What the inner method reaches."""
-        self.inner.check_reach(calibration, sparsity)
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         if sparsity == 0.0:  # nothing is dropped in any basis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ...kernels.plan.proxies import ProxyRule
 from ...kernels.quantised import proxies
 from ...kernels.reference import dropped_by_top_k
 from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
+from .neuron_hooks import on_neurons
 
 if TYPE_CHECKING:
     from .projection_hooks import ProjectionHooks
@@ -38,19 +40,13 @@ def on_proxies(
     index: int, block: nn.Module, rule: ProxyRule, hooks: ProjectionHooks
 ) -> Iterator[RemovableHandle]:
     """Register what zeroes a block's neurons that are not chosen, whose gate, up and down are not read."""
-    linears = {name: block.get_submodule(PROJECTION_PATHS[name]) for name in ("gate", "up")}
-    gate, up = (proxy_of(linear.weight, rule.group) for linear in linears.values())
+    linears = (block.get_submodule(PROJECTION_PATHS[name]) for name in ("gate", "up"))
+    gate, up = (proxy_of(linear.weight, rule.group) for linear in linears)
     activation = block.get_submodule(GATE_ACTIVATION_PATH)
-    kept: list[Tensor] = []  # from gate's input to its activated output in the same pass
 
-    def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach()
+    def choose(x: Tensor) -> Tensor:
         # Weights that stream from main memory have their proxies there.
         placed = gate.to(x.device), up.to(x.device)
-        kept[:] = [dropped_neurons(x, *placed, activation, rule).logical_not_().to(x.dtype)]
+        return dropped_neurons(x, *placed, activation, rule).logical_not_()
 
-    def drop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return hooks.selected(f"{index}.chosen", output, kept.pop())
-
-    yield linears["gate"].register_forward_pre_hook(choose)
-    yield activation.register_forward_hook(drop)
+    return on_neurons(block, choose, partial(hooks.selected, f"{index}.chosen"))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ...kernels.plan.signs import SignRule, negative_products, plus_minus
-from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS
+from ..projections import PROJECTION_PATHS
+from .neuron_hooks import on_neurons
 
 if TYPE_CHECKING:
     from .projection_hooks import ProjectionHooks
@@ -20,17 +21,13 @@ def on_signs(index: int, block: nn.Module, rule: SignRule, hooks: ProjectionHook
 
     Rows of up and columns of down are not read for any neuron that is zero, predicted or not.
     """
-    gate = block.get_submodule(PROJECTION_PATHS["gate"])
-    unpacked = plus_minus(rule.signs, gate.in_features)
-    kept: list[Tensor] = []  # from gate's input to its activated output in the same pass
+    unpacked = plus_minus(rule.signs, block.get_submodule(PROJECTION_PATHS["gate"]).in_features)
 
-    def predict(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach()
-        kept[:] = [(negative_products(x, unpacked) <= rule.limit).to(x.dtype)]
+    def choose(x: Tensor) -> Tensor:
+        return negative_products(x, unpacked) <= rule.limit
 
-    def drop(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        left = hooks.selected(f"{index}.predicted", output, kept.pop())
+    def drop(activated: Tensor, chosen: Tensor) -> Tensor:
+        left = hooks.selected(f"{index}.predicted", activated, chosen)
         return hooks.selected(f"{index}.activated", left, (left.detach() != 0).to(left.dtype))
 
-    yield gate.register_forward_pre_hook(predict)
-    yield block.get_submodule(GATE_ACTIVATION_PATH).register_forward_hook(drop)
+    return on_neurons(block, choose, drop)

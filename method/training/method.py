@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ...kernels.plan.bases import FoldedBases
 from ...kernels.plan.mechanism import Mechanism, in_words
-from ..base import Method
+from ..base import AroundAnother
 from ..calibration import Calibration
 from ..errors import UserError
 from ..passes.dense_pass import Need
@@ -16,15 +16,13 @@ from .distillation import Distillation
 
 
 @dataclass(frozen=True)
-class Trained(Method):
+class Trained(AroundAnother):
     """The inner method's thresholds, trained further, with one trained bias a projection.
 
     What counts is the divergence of the predictions from the dense model's on the calibration text, with those
     tokens sparse that are so while methods search. A bias is as many numbers to read as a projection has rows.
     """
 
-    inner: Method
-    """Makes the thresholds to begin with."""
     training: Distillation = field(default_factory=Distillation)
 
     def __post_init__(self) -> None:
@@ -43,10 +41,6 @@ class Trained(Method):
     def mechanisms(self) -> frozenset[Mechanism]:
         """Biases, beside what the inner method's plans are made of."""
         return self.inner.mechanisms | {Mechanism.BIAS}
-
-    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
-        """What the inner method reaches."""
-        self.inner.check_reach(calibration, sparsity)
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         plan = self.inner._plan(calibration, sparsity, cost)

@@ -9,8 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from ...kernels.plan.mechanism import Mechanism
-from ..base import Method
+from ..base import AroundAnother
 from ..calibration import Calibration
 from ..errors import UserError
 from ..plan import SparsityPlan
@@ -53,11 +52,9 @@ def own_text(model: PreTrainedModel, input_ids: Tensor, sequences: int, prompt: 
 
 
 @dataclass(frozen=True)
-class OnOwnText(Method):
+class OnOwnText(AroundAnother):
     """The inner method on the calibration text and on text that the dense model writes, half of it on that."""
 
-    inner: Method
-    """Makes the plan."""
     own_sequences: int = 256
     """Sequences that the model writes, of the calibration text's length."""
     prompt: int = 8
@@ -66,15 +63,6 @@ class OnOwnText(Method):
     """Seed of the pieces and of the text."""
 
     needs = frozenset()  # the text is measured once it is there
-
-    @property
-    def mechanisms(self) -> frozenset[Mechanism]:
-        """Mechanisms of the inner method."""
-        return self.inner.mechanisms
-
-    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
-        """What the inner method reaches."""
-        self.inner.check_reach(calibration, sparsity)
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         with cost.stage("own text"):

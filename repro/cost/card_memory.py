@@ -22,8 +22,8 @@ import torch
 from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..record_facts import hardware
-from ..records import git_state, write_text
-from ..tables.csv_rows import Row, csv_text, place_by, read_rows, renewed
+from ..records import git_state
+from ..tables.csv_rows import Row, csv_path, csv_text, place_by, read_rows, renewed, write_table
 from ..tables.text import table_row
 from .reproduction_cost import composed
 
@@ -129,10 +129,8 @@ def row_of(config: DictConfig, gigabytes: float, record: dict[str, Any] | None) 
 
 def write_rows(output: Path, rows: list[Row]) -> None:
     """Write OUTPUT.csv and OUTPUT.md, the rows beside those of other cells that the table holds."""
-    path = output.with_name(f"{output.name}.csv")
-    table = renewed(read_rows(path), rows, place_by(CELL))
-    write_text(path, csv_text(COLUMNS, table))
-    write_text(output.with_name(f"{output.name}.md"), markdown(table))
+    table = renewed(read_rows(csv_path(output)), rows, place_by(CELL))
+    write_table(output, csv_text(COLUMNS, table), markdown(table))
 
 
 def markdown(rows: list[Row]) -> str:
@@ -161,7 +159,7 @@ def main() -> None:
         return
     for method in arguments.methods.split(","):
         write_rows(OUTPUT, [measured(arguments.gb, method, arguments.overrides)])
-    print(markdown(read_rows(OUTPUT.with_name(f"{OUTPUT.name}.csv"))))
+    print(markdown(read_rows(csv_path(OUTPUT))))
 
 
 if __name__ == "__main__":

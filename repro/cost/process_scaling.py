@@ -21,8 +21,7 @@ from ...method.errors import UserError
 from ..configuration import PACKAGES, REPOSITORY, mistakes_in_one_line
 from ..measured.cells import every_cell
 from ..record_facts import hardware
-from ..records import write_text
-from ..tables.csv_rows import Row, csv_text, place_by, read_rows, renewed
+from ..tables.csv_rows import Row, csv_path, csv_text, place_by, read_rows, renewed, write_table
 from ..tables.text import table_row
 
 RESULTS = ("tasks", "average", "perplexity", "bits_per_byte", "n_tokens", "realised", "items_sha256")
@@ -105,10 +104,8 @@ def rows_of(records: list[dict[str, Any]]) -> list[Row]:
 
 def write_rows(output: Path, rows: list[Row]) -> None:
     """Write OUTPUT.csv and OUTPUT.md, the rows beside those of other cells that the table holds."""
-    path = output.with_name(f"{output.name}.csv")
-    table = renewed(read_rows(path), rows, place_by(CELL))
-    write_text(path, csv_text(COLUMNS, table))
-    write_text(output.with_name(f"{output.name}.md"), markdown(table))
+    table = renewed(read_rows(csv_path(output)), rows, place_by(CELL))
+    write_table(output, csv_text(COLUMNS, table), markdown(table))
 
 
 def markdown(rows: list[Row]) -> str:

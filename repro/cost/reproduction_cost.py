@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig
 
-from ..configuration import CONFIGURATION, REPOSITORY, register_resolvers
+from ..configuration import REPOSITORY, composing
 from ..models.architecture import architecture, decode_tflops
-from ..tables.csv_rows import Row, read_rows
+from ..tables.csv_rows import Row, csv_path, read_rows
 from ..tables.text import NOT_MEASURED
 from .search_cost_table import TABLE, read_costs
 
@@ -50,8 +50,7 @@ class Job:
 @cache
 def composed(config: str, *overrides: str) -> DictConfig:
     """A configuration of conf/ with overrides, Hydra's own settings in it; composed once."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         return compose(config, overrides=list(overrides), return_hydra_config=True)
 
 
@@ -157,7 +156,7 @@ def weight_bytes(model: str) -> float:
 def measured_rates() -> list[tuple[str, Rates]]:
     """Rates of every GPU of results/search-cost.csv, by device."""
     tokens = read_rows(SUITE_TOKENS)
-    rows = [row for row in read_costs(TABLE.with_name(f"{TABLE.name}.csv")) if row["peak_gpu_bytes"]]
+    rows = [row for row in read_costs(csv_path(TABLE)) if row["peak_gpu_bytes"]]
     devices = dict.fromkeys(row["device"] for row in rows)
     return [(name, Rates([row for row in rows if row["device"] == name], tokens)) for name in devices]
 

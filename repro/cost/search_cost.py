@@ -17,18 +17,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ...method.base import Method
 from ...method.calibration import Calibration
 from ...method.errors import UserError
-from ..configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
+from ..configuration import composing, mistakes_in_one_line
 from ..models.checkpoint import find_checkpoint, load_model
 from ..record_facts import hardware
 from ..records import git_state, versions
-from ..tables.csv_rows import Row
+from ..tables.csv_rows import Row, csv_path
 from ..tables.text import NOT_MEASURED
 from .cost_bench import Bench, Measurement, Watch
 from .cost_stages import STAGES
@@ -37,8 +37,7 @@ from .search_cost_table import merged, read_costs, write_costs
 
 def compose_cost(*overrides: str) -> DictConfig:
     """The configuration of a measurement; raises what Hydra raises for overrides that it does not take."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         return compose("search_cost", overrides=list(overrides))
 
 
@@ -46,7 +45,7 @@ def measure(overrides: list[str]) -> int:
     """Measure every stage that the configuration names; returns how many failed or were not begun."""
     config = compose_cost(*overrides)
     output = Path(config.cost.output)
-    rows = read_costs(output.with_name(f"{output.name}.csv"))
+    rows = read_costs(csv_path(output))
     chosen = list(_stages(config, overrides))
     bench, about = _bench(config)
     started, lacking = time.perf_counter(), 0

@@ -12,8 +12,7 @@ from pathlib import Path
 from ...method.errors import UserError
 from ..configuration import REPOSITORY, mistakes_in_one_line
 from ..models.architecture import PAPER_MODELS
-from ..records import write_text
-from ..tables.csv_rows import Row, csv_text, read_rows
+from ..tables.csv_rows import Row, csv_path, csv_text, read_rows, write_table
 from ..tables.text import NOT_MEASURED
 
 COLUMNS = (
@@ -44,8 +43,7 @@ def merged(rows: Iterable[Row], new: Iterable[Row]) -> list[Row]:
 
 def write_costs(output: Path, rows: list[Row]) -> None:
     """Write OUTPUT.csv and OUTPUT.md."""
-    write_text(output.with_name(f"{output.name}.csv"), csv_text(COLUMNS, rows))
-    write_text(output.with_name(f"{output.name}.md"), costs_markdown(rows))
+    write_table(output, csv_text(COLUMNS, rows), costs_markdown(rows))
 
 
 HEADER = """\
@@ -120,7 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if missing := [str(path) for path in arguments.files if not path.is_file()]:
         raise UserError(f"there is no file {missing[0]}")
-    rows = read_costs(TABLE.with_name(f"{TABLE.name}.csv"))
+    rows = read_costs(csv_path(TABLE))
     for path in arguments.files:
         rows = merged(rows, read_costs(path))
     write_costs(TABLE, rows)

@@ -9,11 +9,11 @@ import sys
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ..configuration import CONFIGURATION, mistakes_in_one_line, register_resolvers
+from ..configuration import composing, mistakes_in_one_line
 from ..evaluation.harness_suite import HarnessSuite
 from ..evaluation.language_model import SparseLM
 from ..evaluation.passes.generation import AnswerSettings
@@ -56,8 +56,7 @@ class CountingLM(SparseLM):
 
 def count(overrides: list[str]) -> list[TaskTokens]:
     """Tokens of each task of the configured suite, with the configured model's tokenizer."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         config = compose("config", overrides=["suite=paper", "suite.execute_code=true", *overrides])
     suite: HarnessSuite = instantiate(config.suite)
     loaded = load_model(find_checkpoint(OmegaConf.to_container(config.model, resolve=True)))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..text.item_set import TEXT, ItemSet
 from .choice_tasks import CHOICE_TASKS
@@ -27,9 +26,8 @@ EMBEDDED = ItemSet(
 )
 
 
-def lm_eval_dataset(task: str, **metadata: object) -> dict[str, Any]:
-    """Items as lm-eval's configurations of the tasks ask for them."""
-    return EMBEDDED.lm_eval_dataset(task, **metadata)
+lm_eval_dataset = EMBEDDED.lm_eval_dataset
+"""What lm-eval's configurations of the tasks name as their `custom_dataset`."""
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ..configuration import mistakes_in_one_line
 from ..measured.cells import Key, MeasuredCell, method_rank, place_of, stored_cells
 from ..measured.comparable import check_comparable
 from ..records import write_text
-from ..tables.csv_rows import Row, csv_text, read_rows
+from ..tables.csv_rows import Row, csv_path, csv_text, read_rows
 from ..tables.kept_records import made_from_records, records_parser
 from ..tables.plot_style import INK, ink, line_style, write_figure
 
@@ -112,7 +112,7 @@ def _draw(axis: Axes, rows: list[Row], measure: str, style: dict[str, Any], labe
 def write_massive(data: MassiveData, output: Path) -> list[Path]:
     """Write OUTPUT.csv and draw it; returns the figure's files."""
     rows = list(massive_rows(data))
-    table = output.with_name(f"{output.name}.csv")
+    table = csv_path(output)
     write_text(table, csv_text(list(rows[0]), rows))
     with ink(output.name):
         return write_figure(massive_figure(read_rows(table)), output)

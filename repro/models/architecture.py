@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from ...kernels.bench.model_shapes import MODEL_SHAPES
 from ...kernels.model.decoder import shape_from
-from ..configuration import CONFIGURATION, register_resolvers
+from ..configuration import composing
 
 PAPER_MODELS = tuple(MODEL_SHAPES)
 """Models of conf/models_of_the_paper.yaml, in its order."""
@@ -22,8 +22,7 @@ PAPER_MODELS = tuple(MODEL_SHAPES)
 @cache
 def architecture(model: str) -> dict[str, Any]:
     """`architecture` of a choice of conf/model, its defaults merged in; an embedded model's config.json."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         chosen = compose("config", overrides=[f"model={model}"]).model
     if "architecture" in chosen:
         return OmegaConf.to_container(chosen.architecture)

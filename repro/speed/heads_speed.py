@@ -17,8 +17,7 @@ from pathlib import Path
 from ...kernels.bench.gpu_heads import HeadSpeed
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
-from ..records import write_text
-from ..tables.csv_rows import read_rows
+from ..tables.csv_rows import read_rows, write_table
 from ..tables.table import PERCENT, Column, Table, number
 from ..tables.text import introduced
 
@@ -149,8 +148,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     arguments = parser.parse_args()
     rows = SPEED_OF_HEADS.read(arguments.measured)
-    for ending, text in (("csv", SPEED_OF_HEADS.csv(rows)), ("md", SPEED_OF_HEADS.markdown(rows))):
-        write_text(arguments.output.with_name(f"{arguments.output.name}.{ending}"), text)
+    write_table(arguments.output, SPEED_OF_HEADS.csv(rows), SPEED_OF_HEADS.markdown(rows))
 
 
 if __name__ == "__main__":

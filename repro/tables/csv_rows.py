@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...method.errors import UserError
+from ..records import write_text
 
 AGAIN = "make it again (results/README.md has the command)"
 Row = dict[str, str]
@@ -61,6 +62,17 @@ def renewed(
 def place_by(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], Hashable]:
     """A `place` of `renewed`: the text of these columns."""
     return lambda row: tuple(str(row[name]) for name in columns)
+
+
+def csv_path(output: Path) -> Path:
+    """OUTPUT.csv."""
+    return output.with_name(f"{output.name}.csv")
+
+
+def write_table(output: Path, table: str, page: str) -> None:
+    """Write OUTPUT.csv and OUTPUT.md."""
+    write_text(csv_path(output), table)
+    write_text(output.with_name(f"{output.name}.md"), page)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

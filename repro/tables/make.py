@@ -12,7 +12,6 @@ from typing import Any
 
 from ..configuration import mistakes_in_one_line
 from ..record_facts import suite_choice
-from ..records import write_text
 from .against_bytes.bars_table import BARS
 from .against_bytes.frontier_table import FRONTIER
 from .against_bytes.generation_table import GENERATION
@@ -21,6 +20,7 @@ from .against_bytes.own_table import OWN
 from .against_bytes.plan_times import PLAN_TIMES
 from .against_bytes.quantised_table import QUANTISED
 from .against_bytes.real_frontier_table import REAL_FRONTIER
+from .csv_rows import write_table
 from .full_size_table import FULL_SIZE
 from .heads_table import HEADS
 from .kept_records import Cells, made_from_records, records_parser
@@ -58,8 +58,7 @@ TABLES: dict[str, Table[Any]] = {
 
 def write_tables(table: Table[Any], data: Cells, output: Path) -> None:
     """Write OUTPUT.md and OUTPUT.csv, and OUTPUT.png and .svg of a table with a figure."""
-    write_text(output.with_name(f"{output.name}.md"), table.markdown(data))
-    write_text(output.with_name(f"{output.name}.csv"), table.csv(data))
+    write_table(output, table.csv(data), table.markdown(data))
     if table.figure is not None:
         with ink(output.name):
             write_figure(table.figure(data), output)

@@ -104,6 +104,11 @@ def distinct(records: list[dict[str, Any]], find: Callable[[dict[str, Any]], str
     return ", ".join(sorted({find(record) for record in records}))
 
 
+def in_order(records: Iterable[dict[str, Any]], find: Callable[[dict[str, Any]], Any]) -> str:
+    """What `find` gives of the records, each once, as they come: numbers are not sorted as texts are."""
+    return ", ".join(dict.fromkeys(str(find(record)) for record in records))
+
+
 def device_text(record: dict[str, Any]) -> str:
     """Data type and device that a record was measured in and on."""
     return f"{record['model']['dtype']} on {hardware(record['model'])}"

@@ -18,8 +18,7 @@ from ...method.signs.predictor import PredictedNeurons, predicted_neurons
 from ..configuration import mistakes_in_one_line
 from ..embedded.card import held_out_sample
 from ..models.tokenizer import load_tokenizer
-from ..records import write_text
-from ..tables.csv_rows import csv_text
+from ..tables.csv_rows import csv_text, write_table
 from ..tables.plot_style import ink, line_style, write_figure
 from ..tables.text import table_row
 
@@ -114,8 +113,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     calibration = Calibration(model, held_out_sample(load_tokenizer(arguments.model)))
     found = list(rows(predicted_neurons(calibration), model.config.hidden_size))
-    write_text(arguments.output.with_name(f"{arguments.output.name}.csv"), csv_text(NAMES, found))
-    write_text(arguments.output.with_name(f"{arguments.output.name}.md"), page(arguments.model.name, found))
+    write_table(arguments.output, csv_text(NAMES, found), page(arguments.model.name, found))
     with ink(arguments.output.name):
         write_figure(figure(arguments.model.name, found), arguments.output)
     print(f"written: {arguments.output}.md, .csv, .png and .svg")

@@ -17,8 +17,7 @@ from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..embedded.card import MODELS
 from ..measured.cells import MeasuredCell, every_cell, method_rank
-from ..records import write_text
-from ..tables.csv_rows import csv_text
+from ..tables.csv_rows import csv_text, write_table
 from ..tables.kept_records import made_from_records
 from ..tables.text import table_row
 from .cards import CARD, check_trained_alike, read_cards
@@ -186,8 +185,7 @@ def _claims(data: TrainedModels) -> list[str]:
 
 def write_models(data: TrainedModels, output: Path) -> None:
     """Write OUTPUT.csv and OUTPUT.md."""
-    write_text(output.with_name(f"{output.name}.csv"), csv_text(NAMES, rows(data)))
-    write_text(output.with_name(f"{output.name}.md"), page(data))
+    write_table(output, csv_text(NAMES, rows(data)), page(data))
 
 
 @mistakes_in_one_line()

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ from wisparse.repro.cell.job import FAILURE, failure
 from wisparse.repro.cell.measure import measure
 from wisparse.repro.cell.overrides import as_meant
 from wisparse.repro.cell.settings import check_settings
-from wisparse.repro.configuration import register_resolvers
+from wisparse.repro.configuration import composing
 
 from ..conftest import CONFIGURATION, last_of_each
 from .conftest import examples
@@ -66,8 +66,7 @@ SMALL = ("0", "1", "2", "3", "0.25", "0.5", "1.0", "true", "false", "null")
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra():
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         yield
 
 

@@ -18,6 +18,7 @@ from wisparse.kernels.cuda import predicted, ranked
 from wisparse.kernels.cuda import product as cuda_product
 from wisparse.kernels.cuda import select as cuda_select
 from wisparse.kernels.cuda.compiled import FOLDER
+from wisparse.kernels.cuda.compiled import compiled as compiled_for
 
 
 def choose_or_skip(name: str) -> None:
@@ -41,6 +42,8 @@ def compiled():
     choose_backend("automatic")
 
 
+LAUNCHING = (cuda_product, cuda_attention, cuda_select, cuda_head, predicted, ranked)
+"""Modules that launch CUDA kernels."""
 EMULATOR, KERNELS = Path(__file__).parent / "cuda", FOLDER
 EMULATED = Path(__file__).parents[2] / ".cache" / "emulated"
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", f"-I{EMULATOR}", f"-I{KERNELS}"]
@@ -92,5 +95,19 @@ def cuda_kernels_run(monkeypatch):
         return
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to emulate CUDA kernels with")
-    for module in (cuda_product, cuda_attention, cuda_select, cuda_head, predicted, ranked):
+    for module in LAUNCHING:
         monkeypatch.setattr(module, "launch", emulated_launch)
+
+
+@pytest.fixture
+def compiled_sizes(monkeypatch):
+    """Bytes of each launch's machine code, of compute capability 9.0: nothing is started, no GPU is needed."""
+    pytest.importorskip("cuda.bindings", reason="NVRTC comes with torch's CUDA build")
+    sizes = []
+
+    def compile_only(kernel, constants, *_):
+        sizes.append(len(compiled_for(kernel, constants, (9, 0))))
+
+    for module in LAUNCHING:
+        monkeypatch.setattr(module, "launch", compile_only)
+    return sizes

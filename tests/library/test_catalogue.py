@@ -14,6 +14,7 @@ from wisparse import catalogue
 from wisparse.catalogue import CONFIGURATION, make_method, token_policy
 from wisparse.method.errors import UserError
 from wisparse.method.rules import SharedTopK
+from wisparse.repro.configuration import composing
 
 from ..conftest import METHODS, ROOT
 
@@ -23,7 +24,7 @@ POLICIES = sorted(path.stem for path in (ROOT / "conf" / "protocol").glob("*.yam
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         return compose("config", overrides=list(overrides))
 
 
@@ -53,7 +54,7 @@ def test_a_method_is_the_one_that_hydra_builds(name, search):
 def test_every_file_of_a_group_is_read_as_hydra_reads_it(group):
     names = sorted(path.stem for path in (CONFIGURATION / group).glob("*.yaml"))
     assert names
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         expected = {name: OmegaConf.to_container(compose(f"{group}/{name}")[group]) for name in names}
     assert {name: catalogue._read(group, name) for name in names} == expected
 

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 from wisparse.method.base import Method
 from wisparse.method.plan import ProjectionRule, SparsityPlan
 from wisparse.repro.cell.cell import finished_record, prepare
 from wisparse.repro.cell.measure import measure
-from wisparse.repro.configuration import register_resolvers
+from wisparse.repro.configuration import composing
 
-from ..conftest import CONFIGURATION, ROOT
+from ..conftest import ROOT
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,13 @@ class EveryOtherChannel(Method):
 
 @pytest.fixture
 def cell(tmp_path):
-    register_resolvers()
     overrides = [
         *("method=dense", "sparsity=0.5", "protocol=all", "model.device=cpu", "logger=none"),
         *("calibration.sequences=2", "calibration.length=32"),
         *("suite=perplexity", f"suite.text={ROOT / 'repro' / 'run.py'}", "suite.length=32", "suite.windows=2"),
         *(f"output_dir={tmp_path / 'outputs'}", f"cache_dir={tmp_path / 'plans'}"),
     ]
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         config = compose("config", overrides=overrides)
     config.method = OmegaConf.create({"_target_": f"{__name__}.EveryOtherChannel", "name": "toy"})
     return prepare(config)

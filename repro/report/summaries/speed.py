@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ...configuration import REPOSITORY
@@ -21,7 +21,7 @@ from ...tables.speed.speed_data import (
     setting_of,
     weights_of,
 )
-from ...tables.text import NOT_MEASURED, table_row
+from ...tables.text import NOT_MEASURED, in_order, table_row
 
 RECORDS = REPOSITORY / "results" / "records" / "speed"
 RECORDS_BY_BITS = REPOSITORY / "results" / "records" / "speed_few_bits"
@@ -76,10 +76,7 @@ def _model_row(record: dict[str, Any], plain: PlainPyTorch) -> list[str]:
 
 def _caption(records: list[dict[str, Any]]) -> list[str]:
     """Caption with what the rows were measured with; a setting that differs is listed with all its values."""
-
-    def distinct(find: Callable[[dict[str, Any]], Any]) -> str:
-        return ", ".join(dict.fromkeys(str(find(record)) for record in records))
-
+    distinct = partial(in_order, records)
     weights = distinct(lambda record: record["config"]["model"].get("weights", "trained"))
     versions = ", ".join(
         f"{name} {distinct(lambda record, name=name: record['versions'][name])}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...record_facts import hardware, has_random_weights
 from ..table import PERCENT, PERCENT_1, Column, Table, number
-from ..text import NOT_MEASURED, model_lines, table_row
+from ..text import NOT_MEASURED, in_order, model_lines, table_row
 from .speed_data import (
     EAGER,
     ENGINE_DENSE,
@@ -124,8 +125,7 @@ HEADER = """\
 
 
 def _notes(records: list[dict[str, Any]]) -> list[str]:
-    def distinct(text: Callable[[dict[str, Any]], Any]) -> str:
-        return ", ".join(dict.fromkeys(str(text(record)) for record in records))
+    distinct = partial(in_order, records)
 
     def version(package: str) -> str:
         return f"{package} {distinct(lambda record: record['versions'][package])}"

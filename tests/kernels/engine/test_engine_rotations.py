@@ -192,7 +192,7 @@ def test_what_fits_no_model_and_weights_in_few_bits_are_refused(llama):
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_tokens_on_a_gpu_are_those_of_hooks(family, method, batch):
-    """Of rows together too: what these would read nearly whole is dense, as the engine says."""
+    """Rows together, too: what they would read nearly whole is dense, as the engine says."""
     model = make_tiny_model(family)
     plan = plan_for(model, method)
     model, ids = model.to(DEVICE), prompts(model, batch).to(DEVICE)

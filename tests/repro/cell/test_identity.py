@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from wisparse.repro.cell import cell, identity, planning
 from wisparse.repro.cell.identity import import_closure, sources_digest, targets
-from wisparse.repro.configuration import portable, register_resolvers
+from wisparse.repro.configuration import composing, portable
 from wisparse.repro.evaluation.harness_tasks import harness_tasks
 
 from ...conftest import CONFIGURATION, ROOT
@@ -42,8 +42,7 @@ def located_in(root: Path, module: str) -> Path | None:
 
 @cache
 def settings(*overrides: str) -> dict:
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base=None):
+    with composing():
         composed = compose("config", overrides=list(overrides))
     return {name: portable(composed[name]) for name in cell.PARTS}
 
@@ -195,8 +194,7 @@ def test_no_code_escapes_the_closure():
 
 
 def named_files(*overrides: str) -> set[Path]:
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base=None):
+    with composing():
         config = compose("config", overrides=list(overrides))
     parts = [instantiate(config[name]) for name in cell.PARTS]
     return {path for part in parts for path in getattr(part, "files", list)()}

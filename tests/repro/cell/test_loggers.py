@@ -6,14 +6,12 @@ import importlib.util
 import socket
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
 from wisparse.repro.cell.loggers import NoLogger, WandbLogger, log_once, resolved_mode
-from wisparse.repro.configuration import register_resolvers
-
-from ...conftest import CONFIGURATION
+from wisparse.repro.configuration import composing
 
 RECORD = {"utc": "2026-01-01T00:00:00+00:00", "items_sha256": "a"}
 
@@ -78,8 +76,7 @@ def test_a_login_of_the_server_in_use_means_online(alone, monkeypatch):
 def test_without_a_login_nobody_is_asked_for_wandb(alone, monkeypatch, tmp_path):
     """Neither an account nor the package is needed; `logger=wandb` asks for both."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         configured, asked = (compose("config", overrides=given).logger for given in ([], ["logger=wandb"]))
     logger = instantiate(configured)
     assert logger.place is None

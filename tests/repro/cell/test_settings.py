@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig
 from wisparse.method.errors import UserError
 from wisparse.repro.cell.overrides import as_meant
 from wisparse.repro.cell.settings import BOUNDS, NAMED, check_names, check_settings
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import CONFIGURATION, composing
 
 
 @pytest.fixture(scope="module", autouse=True)
 def configuration():
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         yield
 
 

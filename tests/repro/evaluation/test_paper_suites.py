@@ -8,10 +8,10 @@ import random
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import composing
 from wisparse.repro.evaluation.harness_suite import (
     HarnessSuite,
     WikitextApartSuite,
@@ -43,8 +43,7 @@ def mirror(tmp_path_factory):
 
 
 def configured(choice: str, *overrides: str):
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         return instantiate(compose("config", overrides=[f"suite={choice}", *overrides]).suite)
 
 

@@ -11,10 +11,9 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
-from hydra import initialize_config_dir
 from wisparse.method.errors import UserError
 from wisparse.repro import prefetch
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import CONFIGURATION, composing
 from wisparse.repro.models.hub import fetch_dataset_file, fetch_model, go_offline_without_hub, load_hub_split
 from wisparse.repro.text import data_sets
 from wisparse.repro.text.data_sets import DataSource, load_split, row_text
@@ -23,9 +22,8 @@ from ..benchmark_data import write_split
 
 
 @pytest.fixture
-def composing():
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+def configuration():
+    with composing():
         yield
 
 
@@ -97,7 +95,7 @@ def test_a_file_that_a_data_set_lacks_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_prefetch_asks_for_everything_once(composing):
+def test_prefetch_asks_for_everything_once(configuration):
     names = [name for name, _ in prefetch.steps(prefetch.PROFILES["paper"])]
     assert len(names) == len(set(names))
     assert [name for name in names if name.startswith("model ")] == [
@@ -115,7 +113,7 @@ def test_prefetch_asks_for_everything_once(composing):
 
 
 @pytest.mark.slow
-def test_whoever_wants_the_real_model_fetches_no_other(composing):
+def test_whoever_wants_the_real_model_fetches_no_other(configuration):
     names = [name for name, _ in prefetch.steps(prefetch.PROFILES["real"])]
     assert [name for name in names if name.startswith("model ")] == ["model smollm2-135m"]
     for needed in (
@@ -129,7 +127,7 @@ def test_whoever_wants_the_real_model_fetches_no_other(composing):
 
 
 @pytest.mark.slow
-def test_prefetch_goes_on_after_what_it_cannot_have_and_counts_it(composing, monkeypatch, capsys):
+def test_prefetch_goes_on_after_what_it_cannot_have_and_counts_it(configuration, monkeypatch, capsys):
     def fetch(name: str, _revision: str | None) -> None:
         if "Mistral" in name:
             raise UserError("no network")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 from wisparse.method.calibration import Calibration
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.errors import UserError
 from wisparse.method.running.apply import applied
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import composing
 from wisparse.repro.models import offload
 from wisparse.repro.models.checkpoint import find_checkpoint, load_model
 
@@ -41,8 +41,7 @@ SHRUNK = {
 
 
 def configured(name: str, **changes: object) -> dict[str, object]:
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         model = compose("config", overrides=[f"model={name}", "model.weights=random", "model.device=cpu"]).model
     return OmegaConf.to_container(model, resolve=True) | changes
 

@@ -7,11 +7,11 @@ import io
 import json
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from wisparse.method.errors import UserError
 from wisparse.repro.cell.cell import prepare
 from wisparse.repro.cell.measure import measure
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import composing
 from wisparse.repro.records import sealed, write_json
 from wisparse.repro.tables.full_size_table import FULL_SIZE, read_full_size
 
@@ -34,9 +34,8 @@ def records(tmp_path_factory):
         *("suite.tasks=[siqa,wic]", f"data.root={folder / 'mirror'}", "suite.limit=3"),
         *(f"output_dir={folder / 'outputs'}", f"cache_dir={folder / 'plans'}"),
     ]
-    register_resolvers()
     for method in ("teal", "dense"):
-        with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        with composing():
             config = compose("config", overrides=[*overrides, f"method={method}"])
         measure(prepare(config))
     return folder / "outputs" / "full_size"

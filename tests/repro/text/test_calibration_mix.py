@@ -10,10 +10,10 @@ from dataclasses import replace
 import pyarrow
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import composing
 from wisparse.repro.text.calibration_mix import MixedText, TextSource
 from wisparse.repro.text.data_sets import read_json_lines
 
@@ -125,8 +125,7 @@ def test_files_of_json_lines_are_read_packed_or_not(tmp_path, suffix):
 
 @pytest.mark.parametrize("choice", MIXES)
 def test_configured_mixes_are_built_and_say_how_much_of_what(choice):
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         built = instantiate(compose("config", overrides=[f"calibration={choice}", "seed=3"]).calibration)
     assert built.name == choice
     assert built.seed == 3
@@ -135,8 +134,7 @@ def test_configured_mixes_are_built_and_say_how_much_of_what(choice):
 
 
 def test_the_papers_mix_has_its_three_sources():
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         built = instantiate(compose("config", overrides=["calibration=paper"]).calibration)
     assert list(built.sources) == ["pile", "code", "mathematics"]
 

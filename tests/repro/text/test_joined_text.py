@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from torch import Tensor
 from wisparse.method.errors import UserError
 from wisparse.method.tokens import in_turn
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import composing
 from wisparse.repro.text.joined_text import JoinedText
 
 
@@ -48,8 +48,7 @@ def test_one_text_is_not_joined():
 
 
 def composed(*overrides):
-    register_resolvers()
-    with initialize_config_dir(version_base=None, config_dir=str(CONFIGURATION)):
+    with composing():
         return compose("config", list(overrides))
 
 

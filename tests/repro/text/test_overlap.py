@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 from wisparse.method.errors import UserError
-from wisparse.repro.configuration import CONFIGURATION, register_resolvers
+from wisparse.repro.configuration import composing
 from wisparse.repro.embedded.calibration import expected_package_texts
 from wisparse.repro.text.overlap import (
     RUN,
@@ -80,8 +80,7 @@ def test_what_is_compared_is_the_text_of_the_tokens(tokenizer):
 @pytest.mark.slow
 def test_embedded_tasks_and_embedded_calibration_text_are_disjoint():
     """All of the package's text, of which a run takes a part."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+    with composing():
         suite = instantiate(compose("config", overrides=["suite=embedded"]).suite)
     overlap = measure_overlap(expected_package_texts(), suite.texts())
     assert set(overlap.items) == {*suite.tasks, "heldout_text"}
