@@ -143,6 +143,7 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 
 given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
 	@$(RUN) -m wisparse.repro.tables given_loss --records results/records/table1 results/records/frontier \
+		results/records/frontier_qwen_digits \
 		--output results/given_loss > /dev/null
 	@$(RUN) -m wisparse.repro.tables given_loss --records results/real/records/table1 \
 		--output results/real/given_loss > /dev/null

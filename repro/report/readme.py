@@ -31,7 +31,7 @@ from .summaries.trained import predicted_table, trained_table
 TABLE = REPOSITORY / "results" / "table1.csv"
 RECORDS = REPOSITORY / "results" / "records"
 FRONTIERS = {
-    "frontier": ("equal_loss", (RECORDS / "frontier",)),
+    "frontier": ("equal_loss", (RECORDS / "frontier", RECORDS / "frontier_qwen_digits")),
     "frontier_long": ("equal_loss_long", (RECORDS / "frontier_long",)),
 }
 """Project's own method, and the records of its cells and of WiSparse's, by block."""
