@@ -138,10 +138,13 @@ def check_held(model: nn.Module) -> None:
 
 
 def check_same_parameters(model: nn.Module, holder: Holder) -> None:
-    """Raise KernelError where a model has other parameters than those that a holder began to hold."""
-    now = dict(model.named_parameters())
+    """Raise KernelError where a model has other parameters than those that a holder began to hold.
+
+    It relies on a `check_held` before, by which they are those remembered: to go through a model takes a while.
+    """
+    now = _HELD[model].marks
     for name, parameter in holder.parameters.items():
-        if now.get(name) is not parameter:
+        if name not in now or now[name][0] is not parameter:
             raise KernelError(
                 f"{name} was replaced while {holder.who} reads the one before, as `quantised` does when it is "
                 "entered or left; end that context after the engine's and begin it before"
