@@ -22,7 +22,7 @@ from ..calibration import Calibration
 from ..errors import UserError
 from ..hooks import hooked
 from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of
-from ..search.block_probe import block_keywords
+from ..search.block_probe import entering_blocks
 
 log = logging.getLogger(__name__)
 
@@ -171,9 +171,7 @@ def _observed(calibration: Calibration, first: int) -> Iterator[tuple[int, Obser
     """What every block from `first` on reads and puts out on the calibration text, one block at a time."""
     model, decoder = calibration.model, decoder_of(calibration.model)
     heads = model.config.num_attention_heads
-    batches = calibration.input_ids.split(calibration.batch_size)
-    hidden = [decoder.embedding(batch.to(calibration.device)) for batch in batches]
-    keywords = block_keywords(model, batches[0][:1].to(calibration.device))
+    hidden, keywords = entering_blocks(calibration)
     for index, block in enumerate(tqdm(decoder.blocks, desc="routers", unit="block", leave=False)):
         inputs: list[Tensor] = []
         norms: list[Tensor] = []

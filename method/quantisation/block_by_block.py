@@ -16,7 +16,7 @@ from ..hooks import hooked
 from ..passes.collectors import InputProducts, input_recorder
 from ..projections import SITE_OF_PROJECTION, block_projections, decoder_of, key, projections_of_site, split_key
 from ..quantised_model import replaced, stored_by
-from ..search.block_probe import block_keywords
+from ..search.block_probe import entering_blocks
 
 Prepared = TypeVar("Prepared")
 
@@ -34,9 +34,7 @@ def stored_block_by_block(
     a weight (in, out) by its key.
     """
     decoder = decoder_of(calibration.model)
-    batches = calibration.input_ids.split(calibration.batch_size)
-    hidden = [decoder.embedding(batch.to(calibration.device)) for batch in batches]
-    keywords = block_keywords(calibration.model, batches[0][:1].to(calibration.device))
+    hidden, keywords = entering_blocks(calibration)
     found: dict[str, StoredWeight] = {}
     for index, block in enumerate(tqdm(decoder.blocks, desc=title, unit="block", leave=False)):
         linears = block_projections(block)

@@ -96,6 +96,13 @@ def walk_blocks(calibration: Calibration, tokens: int, batch_tokens: int) -> Ite
         hidden = dense if probe.sparse_output is None else probe.sparse_output
 
 
+def entering_blocks(calibration: Calibration) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """What enters the first block of the calibration text, a batch each, and the keywords of every block."""
+    batches = [batch.to(calibration.device) for batch in calibration.input_ids.split(calibration.batch_size)]
+    embedding = decoder_of(calibration.model).embedding
+    return [embedding(batch) for batch in batches], block_keywords(calibration.model, batches[0][:1])
+
+
 def block_keywords(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, Any]]:
     """Keyword arguments that the model gives to each block; taken with one row, so that they broadcast."""
     decoder = decoder_of(model)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...configuration import REPOSITORY
 from ...tables.csv_rows import Row, read_rows
+from ...tables.speed.step_rows import newest_runs
 from ...tables.text import NOT_MEASURED, table_row
 
 STEPS = REPOSITORY / "results" / "proxies.csv"
@@ -23,9 +24,7 @@ def _gain(dense: float, row: Row | None) -> str:
 
 def proxies_table(path: Path = STEPS) -> str:
     """A row for every device, shape and sparsity: times that each kind's step fits into the run's dense one."""
-    runs: dict[tuple[str, ...], list[Row]] = {}
-    for row in read_rows(path):
-        runs.setdefault((row["device"], row["shape"], row["blocks"]), []).append(row)
+    runs = newest_runs(read_rows(path))
     lines = [table_row(HEADS), "|---|---|" + "---:|" * (len(HEADS) - 2)]
     for run, rows in runs.items():
         (dense,) = (float(row["ms"]) for row in rows if row["kind"] == "dense")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...configuration import REPOSITORY
 from ...tables.csv_rows import Row, read_rows
+from ...tables.speed.step_rows import newest_runs
 from ...tables.text import NOT_MEASURED, table_row
 
 MODELS = REPOSITORY / "results" / "relu" / "models.csv"
@@ -57,9 +58,7 @@ def predicted_table(path: Path = PREDICTED) -> str:
 
     The last columns: what counting signs adds to a step that reads nothing of the feed-forward parts.
     """
-    runs: dict[tuple[str, ...], list[Row]] = {}
-    for row in read_rows(path):
-        runs.setdefault((row["device"], row["shape"], row["blocks"]), []).append(row)
+    runs = newest_runs(read_rows(path))
     lines = [table_row(SPEED_HEADS), "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     for run, rows in runs.items():
         alone = {row["kind"]: float(row["ms"]) for row in rows if row["kind"] != "predicted"}

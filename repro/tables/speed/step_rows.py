@@ -1,4 +1,4 @@
-"""Rows of results/steps.csv, whole decode steps on a GPU: which of several measurements counts."""
+"""Rows of whole decode steps in results/*.csv: which of several measurements counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StepPlace(NamedTuple):
 
 
 def fastest_steps(rows: Iterable[Row]) -> dict[StepPlace, Row]:
-    """The row of each place; of several, with other tiles, the fastest of those at the newest commit."""
+    """The row of each place of steps.csv; of several the fastest of those at the newest commit."""
     found: dict[StepPlace, Row] = {}
     for row in rows:  # in the order in which they were measured
         setting = StepSetting(row["shape"], row["dtype"], int(row["context"]), int(row["batch"]))
@@ -35,3 +35,17 @@ def fastest_steps(rows: Iterable[Row]) -> dict[StepPlace, Row]:
         if known is None or row["commit"] != known["commit"] or float(row["ms"]) < float(known["ms"]):
             found[place] = row
     return found
+
+
+def newest_runs(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows of steps that took turns, by device, shape and blocks; of several runs of a place the last counts.
+
+    A run begins with its dense step. Times of two runs do not belong beside each other.
+    """
+    runs: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:  # in the order in which they were measured
+        place = row["device"], row["shape"], row["blocks"]
+        if row["kind"] == "dense":
+            runs[place] = []
+        runs.setdefault(place, []).append(row)
+    return runs

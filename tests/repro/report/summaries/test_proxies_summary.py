@@ -15,9 +15,10 @@ TIMES = (
 
 
 def test_a_step_is_compared_with_the_dense_one_of_its_run(tmp_path):
+    # The first run of the CPU was measured again.
     rows = [
         run | {"kind": kind, "sparsity": sparsity, "neurons": neurons, "ms": str(slower * float(ms))}
-        for run, slower in ((RUN, 1), (RUN | {"device": "GPU"}, 0.1))
+        for run, slower in ((RUN, 3), (RUN | {"device": "GPU"}, 0.1), (RUN, 1))
         for kind, sparsity, neurons, ms in TIMES
     ]
     path = tmp_path / "proxies.csv"

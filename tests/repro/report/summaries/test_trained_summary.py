@@ -39,7 +39,11 @@ def test_a_model_has_its_cells_around_half_or_its_sparsest_one(tmp_path):
 def test_a_step_is_compared_with_the_dense_one_of_its_run(tmp_path):
     rows = [
         SHARED | {"device": device, "kind": kind, "ms": ms}
-        for device, times in (("GPU", ("2", "0.8", "0.88", "1.25")), ("CPU", ("40", "20", "22", "30")))
+        for device, times in (
+            ("GPU", ("9", "9", "9", "9")),  # measured again
+            ("GPU", ("2", "0.8", "0.88", "1.25")),
+            ("CPU", ("40", "20", "22", "30")),
+        )
         for kind, ms in zip(("dense", "nothing", "signs", "predicted"), times, strict=True)
     ]
     path = tmp_path / "predicted.csv"
