@@ -13,7 +13,7 @@ from .passes.progress import Progress
 from .plan import SparsityPlan
 from .provenance import SearchCost
 from .quantised_model import description_of
-from .running.precision import float32_by_default
+from .running.precision import own_precision
 from .seal import seal_of
 
 
@@ -28,7 +28,7 @@ class Method(ABC):
     name: str
     """Name in tables and records."""
 
-    @float32_by_default()
+    @own_precision()
     def plan(self, calibration: Calibration, sparsity: float, progress: Progress | None = None) -> SparsityPlan:
         """The plan for a block sparsity: share of the block projections' weights not read, in [0, 1).
 

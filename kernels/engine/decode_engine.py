@@ -181,6 +181,11 @@ class DecodeEngine:
         check_held(self.model)
         check_same_parameters(self.model, self._holder)
         weights = self.weights
+        if torch.is_autocast_enabled(weights.device.type):
+            raise KernelError(
+                f"autocast is on, and a decode engine computes in {weights.dtype} alone; leave its context, or "
+                "load the model in the type that it is for"
+            )
         return prepared(input_ids, attention_mask, self.cache, weights.embedding.shape[0], weights.device)
 
     def _read(self, prompt: PreparedPrompt) -> Tensor:

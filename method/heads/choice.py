@@ -18,7 +18,7 @@ from ..plan import SparsityPlan
 from ..projections import decoder_of
 from ..provenance import PlanProvenance, SearchCost
 from ..quantised_model import description_of
-from ..running.precision import float32_by_default
+from ..running.precision import own_precision
 from .training import RouterTraining, trained_routers
 
 FORGIVEN = 0.03
@@ -88,7 +88,7 @@ class PolarHeads:
             )
         return kept
 
-    @float32_by_default()
+    @own_precision()
     def plan(self, calibration: Calibration, seed: int) -> SparsityPlan:
         """A plan of routers alone, trained on the calibration text; none where all groups are kept.
 

@@ -1,11 +1,14 @@
-"""Precision of products and of new tensors: TF32 where what is made is noisier anyway, else float32."""
+"""Precision of products and of new tensors: TF32 where what is made is noisier anyway, else their own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
+
+AUTOCAST = ("cpu", "cuda")
+"""Devices on which a user may have torch choose types by operation."""
 
 
 @contextmanager
@@ -20,14 +23,20 @@ def coarse_products() -> Iterator[None]:
 
 
 @contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Context in which new tensors are float32, whatever a user has told torch.
+def own_precision() -> Iterator[None]:
+    """Context in which new tensors are float32 and a model computes in its own type, whatever torch was told.
 
-    Numbers that a plan is made of would silently be of another precision.
+    Numbers that a plan is made of would silently be of another precision: of a default, or of autocast. Within
+    inference mode there would be no gradients to make them of, and on a default device they would be apart.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with torch.inference_mode(False), ExitStack() as types:
+            for device in AUTOCAST:
+                types.enter_context(torch.autocast(device, enabled=False))
+            if torch.get_default_device().type != "cpu":
+                types.enter_context(torch.device("cpu"))
+            yield
     finally:
         torch.set_default_dtype(before)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +22,8 @@ from wisparse.method.plan import SparsityPlan
 from wisparse.method.running.apply import applied
 from wisparse.repro.models.weights import check_runs
 
-from ..conftest import make_calibration, make_method, make_protocol
-from ..kernels.decoded_tokens import DecodedTokens, generated, typical_error
+from ..conftest import make_calibration, make_method, make_protocol, with_routers
+from ..kernels.decoded_tokens import DecodedTokens, generated, typical_error, with_biases
 from .conftest import examples
 from .drawn_checkpoints import DrawnCheckpoint, checkpoints
 
@@ -34,8 +36,22 @@ METHODS = {
     "cats": (),
     "chess": (),
     "rsparse": ("method.search=false", "method.share=0.7"),
+    "larosa": (),
+    "larosa_adapter": (),
+    "larosa_each": (),
+    "lte": (),
+    "prox": (),
+    "relu_zeros": (),
+    "sparseinfer": (),
+    "teal_folded": (),
+    "teal_uniform_shared": (),
+    "topk_guided": (),
+    "wina_rotated": ("method.greedy=false",),
+    "biases": (),
 }
-"""Every mechanism that an engine executes: none, thresholds, top-k, gates, low-rank factors."""
+"""Every mechanism that an engine executes, and none. Biases are drawn: those of a training are near zero."""
+OF_RELU = ("relu_zeros", "sparseinfer", "lte")
+"""Methods of models whose gates are behind a ReLU."""
 SPARSITY = 0.3  # within reach of CATS and CHESS, most often
 NEW_TOKENS = 10
 
@@ -65,12 +81,21 @@ def drawn_model(drawn: DrawnCheckpoint) -> PreTrainedModel:
     return model
 
 
-def drawn_plan(model: PreTrainedModel, method: str) -> SparsityPlan:
+def drawn_plan(model: PreTrainedModel, method: str, folder: Path | None = None) -> SparsityPlan:
     calibration, plan = make_calibration(model, sequences=4, length=24), None
+    if method == "lte":
+        with_routers(model, folder, size=next(size for size in (4, 3, 2, 1) if not ffn_of(model) % size))
     with refused():
-        plan = make_method(method, *METHODS[method]).plan(calibration, SPARSITY)
+        if method == "biases":
+            plan = with_biases(make_method("teal_uniform").plan(calibration, SPARSITY))
+        else:
+            plan = make_method(method, *METHODS[method]).plan(calibration, SPARSITY)
     assume(plan is not None)
     return plan
+
+
+def ffn_of(model: PreTrainedModel) -> int:
+    return model.config.intermediate_size
 
 
 def prompts(model: PreTrainedModel, lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -109,11 +134,14 @@ def hangs_on_rounding(model: PreTrainedModel, run, found: list[list[int]]) -> bo
     protocol=st.sampled_from(("half", "decode_only", "all")),
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
 )
-def test_the_engine_decodes_as_hooks_and_transformers_do(drawn, method, protocol, lengths):
+def test_the_engine_decodes_as_hooks_and_transformers_do(tmp_path_factory, drawn, method, protocol, lengths):
+    if method in OF_RELU:
+        drawn = replace(drawn, settings=drawn.settings | {"hidden_act": "relu"})
     model = drawn_model(drawn)
-    plan = drawn_plan(model, method)
+    plan = drawn_plan(model, method, tmp_path_factory.mktemp("routers"))
     ids, mask = prompts(model, lengths)
-    hooks = partial(generated, model, plan, protocol, ids, NEW_TOKENS, mask)
+    policy = replace(make_protocol(protocol), rows_sharing=len(lengths))
+    hooks = partial(generated, model, plan, policy, ids, NEW_TOKENS, mask)
     expected = hooks().tolist()
     if method == "dense":
         plain = model.generate(
@@ -122,7 +150,7 @@ def test_the_engine_decodes_as_hooks_and_transformers_do(drawn, method, protocol
         )  # fmt: skip
         assert expected == plain.tolist()
     engine_plan = None if method == "dense" else plan
-    reading = partial(applied, model, plan, make_protocol(protocol))
+    reading = partial(applied, model, plan, policy)
     before = {name: parameter.stride() for name, parameter in model.named_parameters()}
     size = {"batch": len(lengths), "capacity": ids.shape[1] + NEW_TOKENS}
     found = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
+from wisparse.kernels.errors import KernelError
 from wisparse.method.quantisation.quantisers import Int4, Int8
 from wisparse.method.quantised_model import quantised
 from wisparse.method.running.apply import applied
@@ -52,6 +54,39 @@ def test_plans_are_the_same_and_do_the_same(method, other):
     with default(other), applied(model, found, make_protocol("half")) as session:
         assert torch.equal(model(IDS).logits, logits)
         assert session.report() == report
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        partial(torch.autocast, "cpu", torch.bfloat16),
+        torch.inference_mode,
+        torch.no_grad,
+        partial(torch.device, "meta"),
+    ],
+)
+@pytest.mark.parametrize("method", ["teal", "wisparse", "rsparse", "larosa", "equal_loss", "teal_folded"])
+def test_plans_are_the_same_whatever_they_are_made_within(llama, method, around):
+    """Autocast made thresholds of another type of model; inference mode had no gradients."""
+    recipe, calibration = make_method(method), make_calibration(llama)
+    expected = recipe.plan(calibration, 0.3).tensors()
+    with around():
+        plan = recipe.plan(calibration, 0.3)
+    found = plan.tensors()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].is_inference() == tensor.is_inference()
+
+
+def test_an_engine_within_autocast_is_refused(llama):
+    """Its prompt was read in another type than its steps."""
+    with (
+        DecodeEngine(llama, capacity=32) as engine,
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(KernelError, match=r"autocast is on.*float32 alone"),
+    ):
+        engine.generate(IDS, new_tokens=3)
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=str)
