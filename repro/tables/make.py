@@ -20,13 +20,13 @@ from .against_bytes.own_table import OWN
 from .against_bytes.plan_times import PLAN_TIMES
 from .against_bytes.quantised_table import QUANTISED
 from .against_bytes.real_frontier_table import REAL_FRONTIER
+from .against_bytes.real_table import READINGS, REAL
 from .csv_rows import write_table
 from .full_size_table import FULL_SIZE
 from .heads_table import HEADS
 from .kept_records import Cells, made_from_records, records_parser
 from .plot_style import ink, write_figure
 from .questions.question_table import QUESTION
-from .real_table import READINGS, REAL
 from .speed.speed_table import SPEED
 from .table import Table
 from .table1 import TABLE1

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from ...measured.best_published import AgainstPublished, against_best
 from ...measured.cells import MeasuredCell
 from ...measured.real_cells import RealData, Section, read_aimed
-from ..real_table import INCOMPARABLE
 from ..table import PERCENT, Column, Table, number
 from ..text import NOT_MEASURED, introduced
+from .real_rows import INCOMPARABLE
 
 AIMS: Mapping[bool, Mapping[float, float]] = {False: {0.5: 0.7, 0.6: 0.65}, True: {0.5: 0.55, 0.6: 0.5}}
 """Largest share of the best published method's rise by sparsity, of what is lightly trained and what is not."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from ...measured.cells import MeasuredCell
 from ...measured.real_cells import RealData, read_generation
-from ..real_table import RealEntry, rows
 from ..table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
 from ..text import headed, settings_lines
+from .real_rows import RealEntry, rows
 
 EDGES = (0, 8, 32, 64, 128)
 """Positions at which the parts of a continuation begin, over which divergence is averaged."""

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from ...measured.given_loss import EARLIER, LOSSES, MEASURED, AtLoss, losses
 from ...measured.paired_bootstrap import RESAMPLES
 from ...measured.real_cells import RealData, Section, read_real
-from ..real_table import section_head
 from ..table import MEGABYTES, PERCENT_1, Column, Table, Value, entries_as_rows, markdown_table
 from ..text import headed
+from .real_table import section_head
 
 ABOVE = (
     "Net sparsity, and bytes a token, at which perplexity has risen by 1, 5 and 10 % of the dense model's: "

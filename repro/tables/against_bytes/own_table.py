@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...measured.real_cells import RealData, read_own
-from ..real_table import REAL, RealEntry, columns, entries, page
 from ..table import Column
+from .real_rows import RealEntry, entries
+from .real_table import REAL, columns, page
 
 
 def own_columns(tasks: Sequence[str]) -> list[Column[RealEntry]]:

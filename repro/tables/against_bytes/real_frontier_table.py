@@ -15,10 +15,11 @@ from typing import Any
 from ...measured.frontier import FrontierData
 from ...measured.pruned_cells import pruned_lines
 from ...measured.real_cells import RealData, Section, read_real_frontier
-from ..real_table import HOW_READ, RealEntry, is_trained, rows
 from ..table import MEGABYTES, PERCENT, Column, Table, Value, entries_as_rows, markdown_table, number
 from ..text import headed
 from .frontier_table import FRONTIER, Entry, columns, entries
+from .real_rows import RealEntry, is_trained, rows
+from .real_table import HOW_READ
 
 
 @dataclass(frozen=True)

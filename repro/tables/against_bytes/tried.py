@@ -21,7 +21,7 @@ from ...configuration import mistakes_in_one_line
 from ...measured.real_cells import RealData, read_tried
 from ...records import write_text
 from ..csv_rows import Row, csv_text, read_rows
-from ..real_table import RealEntry, entries
+from .real_rows import RealEntry, entries
 
 CHOSEN_ON = "wikitext_apart"
 """Suite whose text neither a calibration nor another suite reads."""

@@ -13,9 +13,10 @@ from wisparse.method.errors import UserError
 from wisparse.repro.measured.cells import every_cell
 from wisparse.repro.measured.real_cells import Section, read_readings, read_real
 from wisparse.repro.report.summaries.real import readings_table, real_table
+from wisparse.repro.tables.against_bytes.real_rows import INCOMPARABLE, rows
+from wisparse.repro.tables.against_bytes.real_table import REAL
 from wisparse.repro.tables.kept_records import keep_records
 from wisparse.repro.tables.make import main
-from wisparse.repro.tables.real_table import INCOMPARABLE, REAL, rows
 from wisparse.repro.tables.text import settings_lines
 
 from .made_up_cells import CONFIG, TASKS, write_cell
