@@ -40,6 +40,27 @@ KINDS: dict[str, Kind] = {
 }
 """What each number is to be, where it is given; the later ones are of the rotary embedding."""
 
+OF_OTHERS: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "attention_multiplier",
+            "attn_logit_softcapping",
+            "clip_qkv",
+            "dim_model_base",
+            "final_logit_softcapping",
+            "mup_enabled",
+            "no_rope_layers",
+            "query_pre_attn_scalar",
+            "scale_depth",
+            "use_qk_norm",
+        )
+    ),
+    **dict.fromkeys(("embedding_multiplier", "logit_scale", "logits_scaling"), 1),
+    **dict.fromkeys(("residual_multiplier", "scale_emb"), 1),
+}
+"""Settings by which other families scale, cap or turn what those supported do not, and the value that does nothing;
+None: none is."""
+
 
 def check_values(settings: Mapping[str, Any], where: str) -> None:
     """Raises UserError that names the first setting of a configuration that no model can have, or none reads.
@@ -58,6 +79,9 @@ def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
         yield from _wrong_kinds(values)
     yield from _uneven_heads(settings)
     yield from _unread(outside | inside)
+    for name, neutral in OF_OTHERS.items():
+        if (value := settings.get(name)) not in (None, False, neutral):
+            yield f"{name} is {value!r}, and none of the supported families computes by it"
     if all(isinstance(found, dict) and found for found in given) and given[0] != given[1]:
         yield "rope_scaling and rope_parameters say different things"
     for name in outside.keys() & inside.keys():

@@ -144,6 +144,10 @@ SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"
         ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "outside of the"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "of their own for full_attention"),
         ({"rope_scaling": {"low_freq_factor": 4.0, "high_freq_factor": 1.0}}, "is not below"),
+        ({"attention_multiplier": 0.5}, "attention_multiplier is 0.5, and none"),
+        ({"logits_scaling": 8.0}, "logits_scaling is 8.0, and none"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, and none"),
+        ({"no_rope_layers": [1, 0]}, r"no_rope_layers is \[1, 0\], and none"),
     ],
 )
 def test_numbers_that_transformers_computes_nonsense_with_are_one_line(checkpoint, value, message):
@@ -161,6 +165,7 @@ def test_numbers_that_transformers_computes_nonsense_with_are_one_line(checkpoin
             "rope_scaling": {"type": "linear", "factor": 2},
             "partial_rotary_factor": 1.0,
         },
+        {"residual_multiplier": 1.0, "logit_scale": 1, "clip_qkv": None, "use_qk_norm": False},
     ],
 )
 def test_numbers_of_usual_checkpoints_are_taken(checkpoint, value):
