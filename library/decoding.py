@@ -83,11 +83,14 @@ class Engine:
         """Continue prompts (batch, length), padded on the left, by up to `new_tokens`; greedy without a
         sampler.
 
-        stop_tokens: None for every end-of-text token that the model's configurations name, () for none. Returns
-        (batch, length + at most new_tokens). A row that met a stop token is filled with `pad_token`. Raises
-        KernelError for what does not fit the engine, and for logits that are not finite.
+        stop_tokens: None for every end-of-text token that the model's configurations name, () for none. Of their
+        other settings, such as a repetition penalty, none counts. Returns (batch, length + at most new_tokens).
+        A row that met a stop token is filled with `pad_token`. Raises KernelError for what does not fit the
+        engine, as a padded prompt without its mask, and for logits that are not finite.
         """
         started = time.perf_counter()
+        if attention_mask is None:
+            _check_not_padded(input_ids, self._model)
         stops = end_tokens(self._model) if stop_tokens is None else stop_tokens
         sequences = self._decoder.generate(
             input_ids,
@@ -143,6 +146,18 @@ class Engine:
             "new_tokens_by_row": self._new_tokens,
             "seconds": self._seconds,
         }
+
+
+def _check_not_padded(input_ids: Tensor, model: PreTrainedModel) -> None:
+    """Raise KernelError for padding that nothing tells from text; `model.generate` would guess a mask there."""
+    pad = model.generation_config.pad_token_id
+    if pad is None or pad in end_tokens(model) or not isinstance(input_ids, Tensor):
+        return
+    if bool((input_ids == pad).any()):
+        raise KernelError(
+            f"the prompt holds the padding token {pad}, and no attention_mask says where it is text; give the "
+            "tokenizer's attention_mask"
+        )
 
 
 def _until_stop(tokens: list[int], stops: Collection[int]) -> int:

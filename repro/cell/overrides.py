@@ -38,13 +38,27 @@ def as_meant(arguments: Iterable[str]) -> list[str]:
 
     Raises UserError where one leaves a folder to write into without a name, or names an experiment that lies
     outside of output_dir: Hydra makes it before a job starts.
-    So does a setting that is given twice with different values, of which Hydra would take the last.
+    So does a setting that is given twice with different values, of which Hydra would take the last, and a name
+    that no record could hold.
     """
     arguments = list(arguments)
+    _check_are_text(arguments)
     _check_given_once(arguments)
     # Behind some overrides Hydra takes no more of them after an option.
     sweeps = [argument for argument in arguments if argument in SWEEP]
     return [*sweeps, *(_quoted(argument) for argument in arguments if argument not in SWEEP)]
+
+
+def _check_are_text(arguments: Iterable[str]) -> None:
+    """Raises UserError for bytes that are no UTF-8: a cell would end where its record is written."""
+    for name in (*arguments, str(Path.cwd())):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{ascii(name)[1:-1]} is no UTF-8, and no record could name it; give the file or folder "
+                "another name, or this shell a locale with UTF-8"
+            ) from None
 
 
 def _check_given_once(arguments: Iterable[str]) -> None:

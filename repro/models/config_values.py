@@ -58,8 +58,7 @@ OF_OTHERS: dict[str, Any] = {
     **dict.fromkeys(("embedding_multiplier", "logit_scale", "logits_scaling"), 1),
     **dict.fromkeys(("residual_multiplier", "scale_emb"), 1),
 }
-"""Settings by which other families scale, cap or turn what those supported do not, and the value that does nothing;
-None: none is."""
+"""Settings by which other families scale, cap or turn what those supported do not, and their idle values."""
 
 
 def check_values(settings: Mapping[str, Any], where: str) -> None:

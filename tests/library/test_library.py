@@ -202,6 +202,20 @@ def test_the_report_of_a_padded_prompt_is_that_of_the_prompt(tiny_model):
         assert engine.report()["realised_sparsity"] == pytest.approx(alone, abs=1e-9)
 
 
+def test_padding_without_its_mask_is_refused(llama):
+    """Transformers guesses the mask from the padding token; the engine read padding as text."""
+    llama.generation_config.pad_token_id = 3
+    ids = PROMPT.masked_fill(PROMPT == 3, 4)
+    padded = torch.nn.functional.pad(ids, (2, 0), value=3)
+    with wisparse.engine(llama) as engine:
+        with pytest.raises(KernelError, match="holds the padding token 3, and no attention_mask"):
+            engine.generate(padded, new_tokens=5)
+        tokens = engine.generate(padded, (padded != 3).long(), new_tokens=5)
+        assert torch.equal(tokens[:, 2:], engine.generate(ids, new_tokens=5))
+    expected = llama.generate(padded, max_new_tokens=5, do_sample=False)
+    assert torch.equal(tokens, expected)
+
+
 def test_the_report_tells_a_rows_tokens_from_its_padding(llama):
     with wisparse.engine(llama, batch=2) as engine:
         tokens = engine.generate(IDS[:2, :7], new_tokens=8, stop_tokens=())[:, 7:]

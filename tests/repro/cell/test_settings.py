@@ -161,6 +161,18 @@ def test_a_setting_that_is_given_twice_is_refused(arguments, message):
         as_meant(arguments)
 
 
+def test_a_name_that_no_record_could_hold_is_refused_before_anything_is_made(monkeypatch, tmp_path):
+    """Bytes that are no UTF-8 come as surrogates; the cell ended behind its evaluation, where it is written."""
+    message = r"bad\\udcff.* is no UTF-8, and no record could name it"
+    with pytest.raises(UserError, match=message):
+        as_meant(["output_dir=bad\udcff"])
+    folder = tmp_path / "bad\udcff"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=message):
+        as_meant([])
+
+
 def test_the_same_value_twice_and_settings_of_hydra_are_taken():
     arguments = ["-m", "sparsity=0.5", "sparsity=0.5", "hydra.job.name=a", "hydra.job.name=b"]
     assert as_meant(arguments) == arguments
