@@ -83,10 +83,10 @@ class Engine:
         """Continue prompts (batch, length), padded on the left, by up to `new_tokens`; greedy without a
         sampler.
 
-        stop_tokens: None for every end-of-text token that the model's configurations name, () for none. Of their
-        other settings, such as a repetition penalty, none counts. Returns (batch, length + at most new_tokens).
-        A row that met a stop token is filled with `pad_token`. Raises KernelError for what does not fit the
-        engine, as a padded prompt without its mask, and for logits that are not finite.
+        stop_tokens: None for every end-of-text token that the model's configurations name, () for none. No
+        other setting of theirs counts, such as a repetition penalty. Returns (batch, length + at most
+        new_tokens). A row that met a stop token is filled with `pad_token`. Raises KernelError for what does
+        not fit the engine, as a padded prompt without its mask, and for logits that are not finite.
         """
         started = time.perf_counter()
         if attention_mask is None:
