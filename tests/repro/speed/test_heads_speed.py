@@ -45,15 +45,17 @@ def test_another_file_is_one_line(tmp_path):
 
 def test_a_table_keeps_its_rows_but_those_measured_again(tmp_path):
     lines, again = [line("step", 8, 10000.0), line("step", 4, 8000.0)], tmp_path / "again.jsonl"
-    (tmp_path / "heads.jsonl").write_text("\n".join(lines))
-    table = tmp_path / "heads.csv"
-    table.write_text(SPEED_OF_HEADS.csv(SPEED_OF_HEADS.read([tmp_path / "heads.jsonl"])))
+    other = line("step", 8, 12345.678901).replace("NVIDIA H200", "CPU").replace("3000.0", "20.446")
+    (tmp_path / "heads.jsonl").write_text("\n".join([*lines, other.replace("4000.0", "24.4997")]))
+    table, measured = tmp_path / "heads.csv", SPEED_OF_HEADS.read([tmp_path / "heads.jsonl"])
+    table.write_text(SPEED_OF_HEADS.csv(measured))
     assert SPEED_OF_HEADS.csv(SPEED_OF_HEADS.read([table])) == table.read_text()
+    assert SPEED_OF_HEADS.markdown(SPEED_OF_HEADS.read([table])) == SPEED_OF_HEADS.markdown(measured)
     again.write_text(line("step", 4, 5000.0).replace("4000.0", "4100.0"))
     found = SPEED_OF_HEADS.read([table, again])
-    assert [(row.kept, row.us) for row in found] == [(8, 10000.0), (4, 5000.0)]
+    assert [(row.kept, row.us) for row in found] == [(8, 12345.68), (8, 10000.0), (4, 5000.0)]
     assert "| 8 | 8192 | 4 | 5,000.0 | 1,600 | 3,000 | 73 % | 2.00× |" in SPEED_OF_HEADS.markdown(found)
-    assert "Measured bandwidth: 4,000 to 4,100 GB/s." in SPEED_OF_HEADS.markdown(found)
+    assert "Measured bandwidth: 4,000.0 to 4,100.0 GB/s." in SPEED_OF_HEADS.markdown(found)
     table.write_text("device,shape\nx,y\n")
     with pytest.raises(UserError, match=r"heads\.csv has no column .part."):
         SPEED_OF_HEADS.read([table])
