@@ -133,6 +133,26 @@ WS_DEVICE void append(const unsigned short (&fresh)[2][HEAD], const Heads& heads
     *reinterpret_cast<Row*>(values) = reinterpret_cast<const Row*>(fresh[1])[thread];
 }
 
+#if CHOSEN < KV_HEADS
+// Of heads that are not looked at leave nothing, but put their new keys and values into the cache. Apart, so that the
+// registers it takes do not change the order in which the kernel asks for keys and values.
+WS_DEVICE_APART void leave_out(Shared& s, const Heads& other, const float* sums, const unsigned short* bias,
+                            const float* cosines, const float* sines, const unsigned short* query_gain,
+                            const unsigned short* key_gain, int position, int thread, unsigned short* keys,
+                            unsigned short* values, unsigned short* x_out) {
+    Heads without_queries = other;
+    without_queries.count = 0;
+    Projections projections;
+    projections.prepare(without_queries, bias, cosines, sines, query_gain, key_gain, position, thread);
+    block_barrier();  // sums were handed out
+    projections.finish(without_queries, sums, s.queries, s.other, &s.sums[0][0][0], thread);
+    block_barrier();
+    for (int four = thread; four < other.count * HEAD / 4; four += THREADS)
+        *reinterpret_cast<Pairs*>(x_out + (other.row * HEADS + other.first) * HEAD + four * 4) = Pairs{};
+    append(s.other, other, thread, keys, values);
+}
+#endif
+
 WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* bias, unsigned short* keys,
                                     unsigned short* values, const float* cosines, const float* sines,
                                     const int* lengths, const int* firsts, unsigned short* x_out,
@@ -191,23 +211,18 @@ WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* 
     softmax.leave(s, warp, lane);
     block_barrier();
     hand_out(s, rank, thread);
-    // While the others' sums arrive: heads that are not looked at leave nothing, but new keys and values.
+#if CHOSEN < KV_HEADS
+    // While the other thread blocks' sums arrive.
 #pragma unroll 1
     for (int each = CLUSTER - 1 - rank; each < OTHERS; each += CLUSTER) {
         const int lower = place + (each + 1) * CHOSEN;
         if (lower >= KV_HEADS) break;
         const Heads other(row, ranked(of_row, lower, lane), turn);
-        Heads without_queries = other;
-        without_queries.count = 0;
-        projections.prepare(without_queries, bias, cosines, sines, query_gain, key_gain, length - first, thread);
-        block_barrier();  // sums were handed out
-        projections.finish(without_queries, sums, s.queries, s.other, &s.sums[0][0][0], thread);
-        block_barrier();
-        for (int four = thread; four < other.count * HEAD / 4; four += THREADS)
-            *reinterpret_cast<Pairs*>(x_out + (row * HEADS + other.first) * HEAD + four * 4) = Pairs{};
         const size_t to = slots_of(other.kv_head) + new_slot;
-        append(s.other, other, thread, keys + to, values + to);
+        leave_out(s, other, sums, bias, cosines, sines, query_gain, key_gain, length - first, thread, keys + to,
+                  values + to, x_out);
     }
+#endif
     wait_for_arrivals(s.arrivals);
     finish(s, heads, rank, thread, x_out);
     if (rank == 0)  // behind the barriers, which wait for stores

@@ -2,6 +2,7 @@
 #pragma once
 
 #define WS_DEVICE __device__ __forceinline__
+#define WS_DEVICE_APART __device__ __noinline__
 #define WS_KERNEL(threads, resident) extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(threads, resident)
 #define WS_SHARED(type, name) __shared__ type name
 

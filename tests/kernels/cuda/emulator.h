@@ -207,6 +207,7 @@ inline unsigned short rounded(float value) {
 
 #define EMULATED
 #define WS_DEVICE inline
+#define WS_DEVICE_APART inline
 #define WS_KERNEL(threads, resident) void
 #define WS_SHARED(type, name) type& name = *reinterpret_cast<type*>(place->own->memory)
 
