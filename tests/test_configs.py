@@ -11,7 +11,7 @@ import pytest
 from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.method.errors import UserError
 from wisparse.method.search.budget import QUICK, SearchBudget
 from wisparse.repro.configuration import CONFIGURATION, composing

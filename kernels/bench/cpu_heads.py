@@ -9,48 +9,28 @@ them alike. The lines are those of `gpu_heads`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
 from statistics import median
-from time import perf_counter
 
 import torch
 
-from ..cpu.build import cpu_facts
 from ..cpu.step import decode_step
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
-from ..model.static_cache import StaticCache
 from ..program_end import ends_in_one_line
-from .arguments import count
-from .bandwidth import read_bandwidth
-from .drawn import bytes_read, filled_cache, random_weights
 from .gpu_heads import HeadSpeed, routed
-from .measured_rows import print_rows
-from .model_shapes import shape_of
+from .parts.arguments import count
+from .parts.bandwidth import read_bandwidth
+from .parts.cpu_times import cpu_step_times, processor
+from .parts.drawn import bytes_read, filled_cache, random_weights
+from .parts.measured_rows import print_rows
+from .parts.model_shapes import shape_of
 
 TOKENS = 10
 """Decoded by one step before the next; the first two are not counted."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def device_name() -> str:
-    """The processor and how many threads of it compute."""
-    return f"{cpu_facts().get('model name', 'CPU')}, {torch.get_num_threads()} threads"
-
-
-def cpu_step_times(
-    step: Callable[[torch.Tensor], object], cache: StaticCache, context: int, tokens: int
-) -> list[float]:
-    """Milliseconds of each of so many tokens, every one behind the same `context` tokens."""
-    found = []
-    for token in range(tokens):
-        cache.length.fill_(context)
-        started = perf_counter()
-        step(torch.tensor([token]))
-        found.append(1e3 * (perf_counter() - started))
-    return found
 
 
 def step_rows(
@@ -77,7 +57,7 @@ def step_rows(
         share = (1 + (shape.blocks - 1) * groups / shape.kv_heads) / shape.blocks
         read = bytes_read(weights, 0.0) + share * (cache.keys.nbytes + cache.values.nbytes)
         yield HeadSpeed(
-            device=device_name(), shape=name, part="step", batch=batch, context=context, groups=shape.kv_heads,
+            device=processor(), shape=name, part="step", batch=batch, context=context, groups=shape.kv_heads,
             kept=groups, us=us, gb_s=read / us / 1e3, peak_gb_s=peak, tile="",
         )  # fmt: skip
 

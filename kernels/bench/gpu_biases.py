@@ -19,10 +19,10 @@ from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
 from ..program_end import ends_in_one_line
-from .arguments import count, gpu, share
-from .drawn import dropping, filled_cache, head_bits_beside, random_weights
-from .measured_rows import print_rows
-from .model_shapes import family_named, shape_of
+from .parts.arguments import count, gpu, share
+from .parts.drawn import dropping, filled_cache, head_bits_beside, random_weights
+from .parts.measured_rows import print_rows
+from .parts.model_shapes import family_named, shape_of
 
 REPEATS = 5
 """Medians of each of the two steps, taken in turn, of which the fastest counts."""

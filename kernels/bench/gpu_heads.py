@@ -23,13 +23,13 @@ from ..plan.block_plan import BlockPlan
 from ..plan.heads import HeadRule
 from ..program_end import ends_in_one_line
 from ..triton.attention.selection import Selection
-from .arguments import count, gpu
-from .bandwidth import read_bandwidth
-from .drawn import bytes_read, cache_bytes, filled_cache, random_weights
 from .gpu_attention import AttentionWorkload
 from .gpu_step import REPEATS
-from .measured_rows import print_rows
-from .model_shapes import MODEL_SHAPES
+from .parts.arguments import count, gpu
+from .parts.bandwidth import read_bandwidth
+from .parts.drawn import bytes_read, cache_bytes, filled_cache, random_weights
+from .parts.measured_rows import print_rows
+from .parts.model_shapes import MODEL_SHAPES
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (1024, 2048, 4096, 8192, 16384)
 PARTS = ("attention", "step")

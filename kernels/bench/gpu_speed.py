@@ -26,10 +26,10 @@ from ..triton.compact import ListRules, norm_compact
 from ..triton.gemv_tiles import Tile
 from ..triton.launch import blocks_of
 from ..triton.select import select_smallest
-from .arguments import count, gpu, share
-from .bandwidth import read_bandwidth
 from .gpu_attention import AttentionWorkload
-from .model_shapes import MODEL_SHAPES
+from .parts.arguments import count, gpu, share
+from .parts.bandwidth import read_bandwidth
+from .parts.model_shapes import MODEL_SHAPES
 
 CONTEXTS = (128, 205, 512, 2048, 8192)
 TRITON, CUDA = "triton", "cuda c++"

@@ -20,11 +20,19 @@ from ..model.decoder_weights import DecoderWeights
 from ..model.static_cache import StaticCache
 from ..plan.block_rules import block_rules, dense_for_a_batch
 from ..program_end import ends_in_one_line
-from .arguments import count, gpu, share
-from .bandwidth import read_bandwidth
-from .drawn import GROUP, DrawnPlan, bytes_read, cache_bytes, filled_cache, head_bits_beside, random_weights
-from .measured_rows import print_rows
-from .model_shapes import family_named, shape_of
+from .parts.arguments import count, gpu, share
+from .parts.bandwidth import read_bandwidth
+from .parts.drawn import (
+    GROUP,
+    DrawnPlan,
+    bytes_read,
+    cache_bytes,
+    filled_cache,
+    head_bits_beside,
+    random_weights,
+)
+from .parts.measured_rows import print_rows
+from .parts.model_shapes import family_named, shape_of
 
 REPEATS = 3
 """Medians of a step, of which the fastest counts."""

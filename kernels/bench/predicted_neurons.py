@@ -10,51 +10,26 @@ them alike.
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from statistics import NormalDist, median
+from statistics import NormalDist
 
 import torch
 
-from ..cpu.step import decode_step
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
-from ..model.static_cache import StaticCache
 from ..plan.block_plan import BlockPlan
 from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
 from ..program_end import ends_in_one_line
-from .arguments import count, gpu, share
-from .bandwidth import read_bandwidth
-from .cpu_heads import cpu_step_times, device_name
-from .drawn import filled_cache, random_weights
-from .measured_rows import print_rows
-from .model_shapes import shape_of
+from .parts.arguments import device_of, share, step_parser
+from .parts.drawn import random_weights, row_weights
+from .parts.measured_rows import print_rows
+from .parts.model_shapes import shape_of
+from .parts.steps_in_turn import Case, Row, timed_rows
 
 DRAWN = 64
 """Activations on which shares of rows are counted."""
-ROUNDS, STEPS = 8, 6
-"""Turns of every plan on a CPU, and its steps in a turn, of which the first is not counted."""
-
-Row = dict[str, str | float]
-Case = tuple[str, DecoderWeights, tuple[BlockPlan, ...]]
-"""Kind of plan, the weights laid out for it, and a plan for each block."""
-
-
-def row_weights(weights: DecoderWeights) -> DecoderWeights:
-    """The same weights, with rows of gate and of up by neurons."""
-
-    def by_neuron(weight: torch.Tensor) -> torch.Tensor:
-        return weight.T.contiguous()
-
-    blocks = []
-    for block in weights.blocks:
-        gate, up = block.gate_up.chunk(2, dim=1)
-        rows = {"gate_rows": by_neuron(gate), "up_rows": by_neuron(up), "gate_up": None}
-        blocks.append(replace(block, **rows))
-    return replace(weights, blocks=tuple(blocks))
 
 
 def nothing_read(shape: DecoderShape, device: torch.device) -> tuple[BlockPlan, ...]:
@@ -84,65 +59,6 @@ def shares_read(weights: DecoderWeights, plan: BlockPlan) -> tuple[float, float]
     computed = unlike <= plan.signs.limit
     active = computed & (x.to(rows.dtype) @ rows.T > 0)
     return computed.float().mean().item(), active.float().mean().item()
-
-
-def cpu_milliseconds(cases: Sequence[Case], cache: StaticCache) -> list[float]:
-    """Milliseconds of each case's step on a CPU: of the medians of its turns the fastest."""
-    context = int(cache.length)
-    steps = [decode_step(weights, rules, cache) for _, weights, rules in cases]
-    turns = [[median(cpu_step_times(step, cache, context, STEPS)[1:]) for step in steps] for _ in range(ROUNDS)]
-    return [min(found) for found in zip(*turns, strict=True)]
-
-
-def gpu_milliseconds(cases: Sequence[Case], cache: StaticCache) -> list[float]:
-    """Milliseconds of each case's captured step on a GPU."""
-    from ..gpu.step import GPUDecodeStep
-    from ..gpu.tuning.steps import step_clock
-
-    return [step_clock(GPUDecodeStep(weights, rules, cache)) for _, weights, rules in cases]
-
-
-def timed_rows(
-    name: str, described: Sequence[tuple[Case, Row]], context: int, device: torch.device
-) -> Iterator[Row]:
-    """A row of each case's step behind so many tokens: what is said of the case stands between kind and ms.
-
-    name: of the shapes. read_gb_s: bandwidth of the machine in this run.
-    """
-    on_gpu = device.type == "cuda"
-    cases = [case for case, _ in described]
-    cache = filled_cache(cases[0][1].shape, torch.bfloat16, device, context)
-    bandwidth = read_bandwidth(device) / 1e9
-    times = (gpu_milliseconds if on_gpu else cpu_milliseconds)(cases, cache)
-    for ((kind, weights, _), facts), ms in zip(described, times, strict=True):
-        yield {
-            "device": torch.cuda.get_device_name(device) if on_gpu else device_name(),
-            "shape": name,
-            "blocks": weights.shape.blocks,
-            "kind": kind,
-            **facts,
-            "ms": round(ms, 4),
-            "read_gb_s": round(bandwidth, 1),
-            "commit": os.environ.get("GIT_COMMIT", ""),
-        }
-
-
-def step_parser(description: str | None) -> argparse.ArgumentParser:
-    """Arguments of every table of such steps: shapes, device, context, and the table."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", default="llama3.1-8b", help="a model of conf/model")
-    parser.add_argument("--blocks", type=count, default=None, help="blocks of the model; as it has")
-    parser.add_argument("--context", type=count, default=128)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--csv", type=Path, help="append the rows to this table, too")
-    return parser
-
-
-def device_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
-    """The device that was asked for; ends the command where it is a GPU and there is none."""
-    return gpu(parser) if options.device == "cuda" else torch.device("cpu")
 
 
 def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:

@@ -28,11 +28,11 @@ from ..plan.routers import NeuronRouter
 from ..program_end import ends_in_one_line
 from ..quantised.packed import side_by_side
 from ..quantised.proxies import proxy_of
-from .arguments import share
-from .drawn import dropping, random_weights
-from .measured_rows import print_rows
-from .model_shapes import shape_of
-from .predicted_neurons import Case, Row, device_of, row_weights, step_parser, timed_rows
+from .parts.arguments import device_of, share, step_parser
+from .parts.drawn import dropping, random_weights, row_weights
+from .parts.measured_rows import print_rows
+from .parts.model_shapes import shape_of
+from .parts.steps_in_turn import Case, Row, timed_rows
 
 GROUP = 64
 """Neurons that share a scale of the proxies, as in conf/method/prox.yaml."""

@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import OmegaConf
 
-from ...kernels.bench.model_shapes import MODEL_SHAPES
+from ...kernels.bench.parts.model_shapes import MODEL_SHAPES
 from ...kernels.model.decoder import shape_from
 from ..configuration import composing
 

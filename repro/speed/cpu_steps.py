@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from ...kernels.bench.arguments import count, share
-from ...kernels.bench.bandwidth import read_bandwidth
-from ...kernels.bench.cpu_heads import cpu_step_times
-from ...kernels.bench.drawn import bytes_read, dropping, filled_cache, random_weights
-from ...kernels.bench.model_shapes import shape_of
+from ...kernels.bench.parts.arguments import count, share
+from ...kernels.bench.parts.bandwidth import read_bandwidth
+from ...kernels.bench.parts.cpu_times import cpu_step_times
+from ...kernels.bench.parts.drawn import bytes_read, dropping, filled_cache, random_weights
+from ...kernels.bench.parts.model_shapes import shape_of
 from ...kernels.cpu.build import cpu_facts, march
 from ...kernels.cpu.step import decode_step
 from ...kernels.model.decoder import DecoderShape

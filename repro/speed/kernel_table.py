@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ...kernels.bench.bandwidth import read_bandwidth
 from ...kernels.bench.cpu_speed import measure
-from ...kernels.bench.model_shapes import MODEL_SHAPES
+from ...kernels.bench.parts.bandwidth import read_bandwidth
+from ...kernels.bench.parts.model_shapes import MODEL_SHAPES
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..records import write_text

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ...kernels.bench.bandwidth import read_bandwidth
+from ...kernels.bench.parts.bandwidth import read_bandwidth
 from ...kernels.cpu import build
 from ...kernels.cuda import compiled
 from ...kernels.engine.backends import check_decodable

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ...kernels.bench.arguments import count
-from ...kernels.bench.measured_rows import print_rows
-from ...kernels.bench.model_shapes import architecture_of
+from ...kernels.bench.parts.arguments import count
+from ...kernels.bench.parts.measured_rows import print_rows
+from ...kernels.bench.parts.model_shapes import architecture_of
 from ...kernels.engine.decode_engine import DecodeEngine
 from ...kernels.gpu.tuning.timing import device_name
 from ...method.calibration import Calibration

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from wisparse.kernels.bench.cpu_heads import chosen_groups, step_rows
-from wisparse.kernels.bench.drawn import bytes_read, random_weights
-from wisparse.kernels.bench.model_shapes import shape_of
+from wisparse.kernels.bench.parts.drawn import bytes_read, random_weights
+from wisparse.kernels.bench.parts.model_shapes import shape_of
 
 SHAPE = replace(
     shape_of("smollm2-135m"), blocks=2, hidden=64, ffn=64, heads=4, kv_heads=2, head_dim=32, vocabulary=32,

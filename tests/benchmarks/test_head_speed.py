@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 import torch
 from wisparse.kernels.bench import gpu_heads
-from wisparse.kernels.bench.drawn import filled_cache, random_weights
 from wisparse.kernels.bench.gpu_attention import AttentionWorkload
 from wisparse.kernels.bench.gpu_heads import HeadSpeed, attention_row, step_row
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.drawn import filled_cache, random_weights
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.attention import CUDAAttentionTile
 from wisparse.kernels.gpu import cuda_tiles
 

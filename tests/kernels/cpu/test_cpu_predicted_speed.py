@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from wisparse.kernels.bench import predicted_neurons
-from wisparse.kernels.bench.drawn import filled_cache, random_weights
-from wisparse.kernels.bench.predicted_neurons import nothing_read, predicting, row_weights, shares_read
+from wisparse.kernels.bench.parts import steps_in_turn
+from wisparse.kernels.bench.parts.drawn import filled_cache, random_weights, row_weights
+from wisparse.kernels.bench.predicted_neurons import nothing_read, predicting, shares_read
 from wisparse.kernels.cpu.step import decode_step
 from wisparse.kernels.model.decoder import DecoderShape
 from wisparse.kernels.plan.block_plan import BlockPlan
@@ -52,7 +53,7 @@ def test_with_every_neuron_computed_a_step_is_the_dense_one(compiled, weights):
 
 @pytest.mark.slow
 def test_every_kind_of_plan_has_a_row(compiled, monkeypatch):
-    monkeypatch.setattr(predicted_neurons, "read_bandwidth", lambda _: 20e9)
+    monkeypatch.setattr(steps_in_turn, "read_bandwidth", lambda _: 20e9)
     options = argparse.Namespace(context=8, computed=[0.3])
     found = list(predicted_neurons.rows("tiny", SHAPE, torch.device("cpu"), options))
     assert [(row["kind"], row["blocks"], row["read_gb_s"]) for row in found] == [

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wisparse.kernels.bench import predicted_neurons, proxies
-from wisparse.kernels.bench.drawn import dropping, filled_cache, random_weights
-from wisparse.kernels.bench.model_shapes import shape_of
+from wisparse.kernels.bench import proxies
+from wisparse.kernels.bench.parts import steps_in_turn
+from wisparse.kernels.bench.parts.drawn import dropping, filled_cache, random_weights
+from wisparse.kernels.bench.parts.model_shapes import shape_of
 from wisparse.kernels.bench.proxies import bounded, by_rank, choosing, proxied_weights, routing, turned_weights
 from wisparse.kernels.cpu.step import decode_step
 from wisparse.kernels.errors import KernelError
@@ -88,7 +89,7 @@ def test_with_every_neuron_chosen_a_step_is_the_dense_one(compiled):
 
 @pytest.mark.slow
 def test_every_kind_of_plan_has_a_row(compiled, monkeypatch):
-    monkeypatch.setattr(predicted_neurons, "read_bandwidth", lambda _: 20e9)
+    monkeypatch.setattr(steps_in_turn, "read_bandwidth", lambda _: 20e9)
     options = argparse.Namespace(context=8, sparsities=[0.3, 0.4])
     found = list(proxies.rows("tiny", SHAPE, torch.device("cpu"), options))
     kinds = ("thresholds", "bounded", "proxies", "routed", "rotated", "rotated stream")

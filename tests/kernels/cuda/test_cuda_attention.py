@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.attention import CUDAAttentionTile, cuda_attention
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu import cuda_tiles

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.product import Given, cuda_neurons, cuda_onto, cuda_product, squares_of
 from wisparse.kernels.cuda.product_tile import CUDATile
 from wisparse.kernels.cuda.stored_weight import CUDAWeight, Storage

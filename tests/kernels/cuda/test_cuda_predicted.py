@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.predicted import PredictedTile, SignWords, cuda_predicted
 from wisparse.kernels.cuda.product import Given, Normed
 from wisparse.kernels.errors import KernelError

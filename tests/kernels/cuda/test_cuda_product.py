@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda import product as module
 from wisparse.kernels.cuda.product import (
     CUDATile,

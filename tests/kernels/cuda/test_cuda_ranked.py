@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.predicted import PredictedTile
 from wisparse.kernels.cuda.product import Given, cuda_neurons
 from wisparse.kernels.cuda.ranked import cuda_ranked

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.product import CUDATile, Given, Normed, cuda_product
 from wisparse.kernels.cuda.select import cuda_select
 from wisparse.kernels.errors import KernelError

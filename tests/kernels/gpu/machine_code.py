@@ -106,7 +106,7 @@ def rules_of(kind, shape):
 
 def launches(name, kind, batch, capacity, cuda):
     """Lay a step of one block out and compile all of it."""
-    from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+    from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
     from wisparse.kernels.gpu.step import GPUDecodeStep
     from wisparse.kernels.gpu.step_tiles import Never, default_tiles
     from wisparse.kernels.model.decoder_weights import DecoderWeights

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from wisparse.kernels.bench import gpu_biases
-from wisparse.kernels.bench.drawn import dropping, filled_cache, random_weights
 from wisparse.kernels.bench.gpu_biases import REPEATS, compared, with_biases
+from wisparse.kernels.bench.parts.drawn import dropping, filled_cache, random_weights
 from wisparse.kernels.model.decoder import DecoderShape
 
 from ..triton_cases import DEVICE

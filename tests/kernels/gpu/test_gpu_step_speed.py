@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from wisparse.kernels.bench import gpu_step as gpu_step_bench
-from wisparse.kernels.bench.drawn import (
+from wisparse.kernels.bench.gpu_step import Setting, main, rows, step_row
+from wisparse.kernels.bench.parts.drawn import (
     DrawnPlan,
     bytes_read,
     cache_bytes,
@@ -14,9 +15,8 @@ from wisparse.kernels.bench.drawn import (
     filled_cache,
     random_weights,
 )
-from wisparse.kernels.bench.gpu_step import Setting, main, rows, step_row
-from wisparse.kernels.bench.measured_rows import append
-from wisparse.kernels.bench.model_shapes import family_named, shape_of
+from wisparse.kernels.bench.parts.measured_rows import append
+from wisparse.kernels.bench.parts.model_shapes import family_named, shape_of
 from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu.step import GPUDecodeStep

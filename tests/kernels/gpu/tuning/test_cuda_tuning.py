@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from wisparse.kernels.bench.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.product import CUDATile
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.gpu import cuda_tiles

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..errors import KernelError
+from ...errors import KernelError
 
 
 def print_rows(rows: Iterable[Mapping[str, object]], table: Path | None = None) -> None:

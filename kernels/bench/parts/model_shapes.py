@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from ..errors import KernelError
-from ..model.decoder import DecoderShape, Family, family_of, shape_from
+from ...errors import KernelError
+from ...model.decoder import DecoderShape, Family, family_of, shape_from
 
-CONFIGURATION = Path(__file__).resolve().parents[2] / "conf"
+CONFIGURATION = Path(__file__).resolve().parents[3] / "conf"
 
 
 def shape_of(model: str, blocks: int | None = None) -> DecoderShape:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..model.decoder import FAMILIES, DecoderShape, Family, products_of
-from ..model.decoder_weights import BlockWeights, DecoderWeights
-from ..model.static_cache import StaticCache
-from ..plan.block_plan import BlockPlan
-from ..plan.projection_rule import ProjectionRule
-from ..quantised.packed import PackedInt4, PackedInt8, PackedWeight
+from ...model.decoder import FAMILIES, DecoderShape, Family, products_of
+from ...model.decoder_weights import BlockWeights, DecoderWeights
+from ...model.static_cache import StaticCache
+from ...plan.block_plan import BlockPlan
+from ...plan.projection_rule import ProjectionRule
+from ...quantised.packed import PackedInt4, PackedInt8, PackedWeight
 
 GROUP = 128
 """Outputs that share a scale in 4 bits."""
@@ -60,6 +60,20 @@ def random_weights(
     embedding = draw(shape.vocabulary, (shape.hidden,), 16)
     head = embedding if head_bits == 16 else draw(shape.hidden, (shape.vocabulary,), head_bits)
     return DecoderWeights(shape, tuple(blocks), embedding, ones, head)
+
+
+def row_weights(weights: DecoderWeights) -> DecoderWeights:
+    """The same weights, with rows of gate and of up by neurons."""
+
+    def by_neuron(weight: Tensor) -> Tensor:
+        return weight.T.contiguous()
+
+    blocks = []
+    for block in weights.blocks:
+        gate, up = block.gate_up.chunk(2, dim=1)
+        rows = {"gate_rows": by_neuron(gate), "up_rows": by_neuron(up), "gate_up": None}
+        blocks.append(replace(block, **rows))
+    return replace(weights, blocks=tuple(blocks))
 
 
 def _drawn(
