@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from ..triton.select import select_smallest
 from .gpu_attention import AttentionWorkload
 from .parts.arguments import count, gpu, share
 from .parts.bandwidth import read_bandwidth
+from .parts.measured_rows import print_rows
 from .parts.model_shapes import MODEL_SHAPES
 
 CONTEXTS = (128, 205, 512, 2048, 8192)
@@ -249,22 +250,21 @@ def main() -> None:
     options = parser.parse_args()
     device, dtype = gpu(parser), getattr(torch, options.dtype)
     shape, batch = MODEL_SHAPES[options.shape], options.batch
-    print(json.dumps({"device": device_name(device), "read_gb_s": read_bandwidth(device) / 1e9}), flush=True)
+    print_rows([{"device": device_name(device), "read_gb_s": read_bandwidth(device) / 1e9}])
     tiles = {
         sparsity: default_tiles(shape, batch)
         if options.untuned
         else tuned_tiles(shape, dtype, device, batch, sparsity)
         for sparsity in options.sparsities
     }
-    for row in product_rows(options.shape, shape, dtype, device, tiles, batch):
-        print(json.dumps(row.to_dict()), flush=True)
-    for row in attention_rows(options.shape, shape, dtype, device):
-        print(json.dumps(row.to_dict()), flush=True)
-    for row in selection_rows(options.shape, shape, dtype, device):
-        print(json.dumps(row.to_dict()), flush=True)
-    last = options.sparsities[-1]
-    for row in listing_rows(options.shape, shape, dtype, device, tiles[last], last):
-        print(json.dumps(row.to_dict()), flush=True)
+    common, last = (options.shape, shape, dtype, device), options.sparsities[-1]
+    found = chain(
+        product_rows(*common, tiles, batch),
+        attention_rows(*common),
+        selection_rows(*common),
+        listing_rows(*common, tiles[last], last),
+    )
+    print_rows(row.to_dict() for row in found)
 
 
 if __name__ == "__main__":
