@@ -14,6 +14,7 @@ from wisparse.kernels.gpu import cuda_tiles
 from wisparse.kernels.gpu.step_tiles import Auto
 from wisparse.kernels.model.static_cache import StaticCache
 from wisparse.kernels.triton.attention.new_token import HeadNorms
+from wisparse.kernels.triton.attention.selection import Selection
 
 from ..triton.attention.test_triton_attention import expected, make_cache, make_norms
 from ..triton_cases import DEVICE, TOLERANCE, random, relative_error
@@ -34,9 +35,10 @@ def case(
 
 
 def attended(sums: Tensor, bias: Tensor | None, cache: StaticCache, heads: int, tile: CUDAAttentionTile,
-             window: int | None = None, norms: HeadNorms | None = None) -> Tensor:  # fmt: skip
+             window: int | None = None, norms: HeadNorms | None = None,
+             selection: Selection | None = None) -> Tensor:  # fmt: skip
     x = torch.empty(1, heads * cache.keys.shape[-1], device=DEVICE, dtype=cache.keys.dtype)
-    cuda_attention(sums, bias, cache, 0, window, tile, norms=norms, x_out=x)
+    cuda_attention(sums, bias, cache, 0, window, tile, norms=norms, selection=selection, x_out=x)
     return x
 
 
@@ -177,14 +179,24 @@ def test_tiles_of_several_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", MODEL_SHAPES)
-@pytest.mark.parametrize(("window", "normed"), [(None, False), (128, False), (None, True)])
+@pytest.mark.parametrize(
+    ("window", "normed", "chosen"),
+    [(None, False, False), (128, False, False), (None, True, False), (None, False, True)],
+)
 @pytest.mark.parametrize("tile", [cuda_tiles.SHORT_ATTENTION, cuda_tiles.ATTENTION])
 def test_compiles_for_the_large_models(
-    name: str, window: int | None, normed: bool, tile: CUDAAttentionTile, compiled_sizes: list[int]
+    name: str,
+    window: int | None,
+    normed: bool,
+    chosen: bool,
+    tile: CUDAAttentionTile,
+    compiled_sizes: list[int],
 ) -> None:
     """Compute capability 9.0 and the tiles that are used there; no GPU is needed."""
     shape = MODEL_SHAPES[name]
     cache = make_cache(1, shape.kv_heads, shape.head_dim, 205, 128, torch.bfloat16)
     sums = torch.empty(1, 1, shape.attention_width + 2 * shape.kv_width, device=DEVICE)
-    attended(sums, None, cache, shape.heads, tile, window, make_norms(cache) if normed else None)
+    scores = torch.empty(1, shape.kv_heads, device=DEVICE)
+    selection = Selection(scores, shape.kv_heads // 2) if chosen else None
+    attended(sums, None, cache, shape.heads, tile, window, make_norms(cache) if normed else None, selection)
     assert compiled_sizes[0] > 0
