@@ -109,7 +109,7 @@ def test_dense_products_by_a_library(family, dense):
 
 @pytest.mark.slow
 def test_one_row_has_the_top_k_of_its_own_under_a_shared_mask():
-    """To the bit, so without a prompt: torch's own passes over one may differ from each other on a GPU."""
+    """Bit for bit, so without a prompt: torch's own passes over one may differ from each other on a GPU."""
     model = make_tiny_model("llama", blocks=1).to(DEVICE)
     plan, token = make_plan(model, "wina"), torch.tensor([5], device=DEVICE)
     found, own = (step_of(model, kind, 1)(token).clone() for kind in (sharing(plan, "sum"), plan))
