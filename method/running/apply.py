@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -87,8 +88,14 @@ class SparseSession:
             yield from on_proxies(block, decoder.blocks[block], proxies, self._hooks[block])
         for block, router in self._plan.routers.items():
             yield from on_router(block, decoder.blocks[block], router.to(device, dtype), self._hooks[block])
-        # On the inner decoder, so that callers who leave lm_head out are covered too.
-        yield decoder.inner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+        def before(inner: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            _check_no_copy(inner is decoder.inner)
+            self._before_forward(arguments, keywords)
+
+        # On the inner decoder, so that callers who leave lm_head out are covered too. A function and no method:
+        # with a copy of the model the session would be copied, but not what the other hooks know of it.
+        yield decoder.inner.register_forward_pre_hook(before, with_kwargs=True)
 
     @contextmanager
     def only_blocks(self, *blocks: int) -> Iterator[None]:
@@ -119,7 +126,8 @@ class SparseSession:
         original = model.generate
 
         @wraps(original)
-        def generate(*arguments: Any, **keywords: Any) -> Any:
+        def generate(called: PreTrainedModel, *arguments: Any, **keywords: Any) -> Any:
+            _check_no_copy(called is model)
             if self._prompt_columns is not None or _drafts_itself(model, keywords):
                 raise UserError(
                     "within generate the model would draft for itself, and its drafts would count as what it "
@@ -131,7 +139,7 @@ class SparseSession:
             finally:
                 self._prompt_columns = None
 
-        model.generate = generate
+        model.generate = MethodType(generate, model)  # which a copy of the model has as its own
         try:
             yield
         finally:
@@ -139,7 +147,7 @@ class SparseSession:
             if before is not None:
                 model.generate = before
 
-    def _before_forward(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _before_forward(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         check_held(self._model)
         if (now := _placed(self._model)) != self._placed:
             raise UserError(
@@ -212,6 +220,15 @@ class SparseSession:
                 )
             prompt_lengths = past  # one token behind a cache is a generated one
         return self._policy.sparse_positions(real, prompt_lengths, past)
+
+
+def _check_no_copy(own: bool) -> None:
+    """Raise UserError for a copy, which has the hooks of a context and keeps them when that has ended."""
+    if not own:
+        raise UserError(
+            "this model was copied within a plan's context, and would be sparse as the other one last was; "
+            "copy it before or after"
+        )
 
 
 def _placed(model: PreTrainedModel) -> tuple[torch.device, torch.dtype]:

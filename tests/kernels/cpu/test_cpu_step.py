@@ -137,7 +137,7 @@ def test_quantised_weights_in_bfloat16_are_nearer_to_exact_ones_than_dequantised
     weights = QUANTISERS[name].weights(make_calibration(own))
     with quantised(own, weights):
         dequantised = deepcopy(own)
-    decoded = DecodedTokens(lambda: deepcopy(dequantised).bfloat16(), None)
+    decoded = DecodedTokens(lambda: deepcopy(dequantised).bfloat16(), None, tokens=64)
     decoded.exact_model = dequantised.double()
     decoded.engine = DecodeEngine(deepcopy(own).bfloat16(), quantised=weights, capacity=40)
     exact = decoded.exact()

@@ -1,5 +1,8 @@
 """What is compiled, and options of `generate`, run under a plan as the plan says, or are refused."""
 
+from copy import deepcopy
+from functools import partial
+
 import pytest
 import torch
 from transformers import CompileConfig
@@ -101,6 +104,23 @@ def test_guidance_without_a_cache_is_refused_too(planned, longer):
         pytest.raises(UserError, match=r"reads a second prompt.*guidance_scale"),
     ):
         model.generate(IDS, **settings, negative_prompt_ids=negative)
+
+
+def test_a_copy_made_within_a_context_is_refused(planned):
+    """It kept the hooks for ever, with sparse tokens of the other's last pass; its generate was the other's."""
+    model, plan = planned
+    with applied(model, plan, make_protocol("half")):
+        model(IDS)
+        copy, inner = deepcopy(model), deepcopy(model.model)
+        for act in (copy, inner, partial(copy.generate, **GREEDY)):
+            with pytest.raises(UserError, match=r"was copied within a plan's context.*before or after"):
+                act(IDS)
+        model.generate(IDS, **GREEDY)
+    with pytest.raises(UserError, match="was copied within"):
+        copy(IDS)
+    with pytest.raises(UserError, match="was copied within"):
+        copy.generate(IDS, **GREEDY)
+    assert torch.equal(deepcopy(model)(IDS).logits, model(IDS).logits)
 
 
 def test_texts_packed_into_a_row_are_refused_where_they_would_be_one_text(planned):
