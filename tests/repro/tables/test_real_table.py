@@ -186,6 +186,11 @@ def test_the_readmes_block_says_of_how_many_seeds_where_they_are_fewer(tmp_path)
         for seed, share in enumerate(of_method)
     ]
     rows.append("wikitext,half,medium,dense,0.0,0,measured,19,,,teal")
+    for method, half, more in (("teal", 0, 2), ("wina", 0, 2), ("prox", 2, 1)):  # of prox one seed alone at 60 %
+        share = "" if method == "teal" else 1.3
+        for sparsity, seeds in ((0.5, half), (0.6, more)):
+            line = f"wikitext,half,medium,{method},{sparsity},{{}},measured,30,{share},,teal"
+            rows += map(line.format, range(seeds))
     path.write_text("\n".join([head, *rows]) + "\n")
     lines = [line.split(" | ") for line in real_table(path, none).splitlines()]
     shown = {line[0].lstrip("| "): [line[3], line[5]] for line in lines[2:]}
