@@ -28,8 +28,8 @@ FITTING = "wisparse_tokens_protocol"
 def real_table(path: Path = REAL, readings: Path = READINGS) -> str:
     """Averages, perplexity and its rise on the real model, means over the seeds.
 
-    Methods that were measured with fewer seeds, or with these at fewer of the sparsities, than others stand in the
-    chart of the field alone.
+    Methods that were measured with fewer seeds than others, or with these at fewer of the sparsities, stand in
+    the chart of the field alone.
     """
     rows = [row for row in read_rows(path) if SETTINGS.items() <= row.items()]
     rows += [row for row in read_rows(readings) if SETTINGS.items() <= row.items() and row["method"] == FITTING]

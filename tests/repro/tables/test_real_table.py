@@ -186,7 +186,7 @@ def test_the_readmes_block_says_of_how_many_seeds_where_they_are_fewer(tmp_path)
         for seed, share in enumerate(of_method)
     ]
     rows.append("wikitext,half,medium,dense,0.0,0,measured,19,,,teal")
-    for method, half, more in (("teal", 0, 2), ("wina", 0, 2), ("prox", 2, 1)):  # of prox one seed alone at 60 %
+    for method, half, more in (("teal", 0, 2), ("wina", 0, 2), ("prox", 2, 1)):  # of prox one at 60 %
         share = "" if method == "teal" else 1.3
         for sparsity, seeds in ((0.5, half), (0.6, more)):
             line = f"wikitext,half,medium,{method},{sparsity},{{}},measured,30,{share},,teal"
