@@ -20,6 +20,7 @@ from .passes.dense_pass import Collected, Need, dense_pass, pass_of
 from .passes.kept_pass import NOT_KEPT, KeptPass
 from .projections import decoder_of, model_projections, projection_shapes
 from .quantised_model import description_of
+from .running.acting import check_not_compiled
 from .seal import seal_of
 from .token_policy import TokenPolicy
 from .tokens import check_input_ids
@@ -45,6 +46,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         self._check_weights()
+        check_not_compiled(self.model)
         decoder_of(self.model)  # an unsupported family is refused before any work
         check_input_ids(self.input_ids, self.model)
         self.weight_samples, self._quantisation = own_samples(self.model), description_of(self.model)

@@ -30,6 +30,7 @@ from ..quantised_model import description_of
 from ..rotation import folded_into, rotated
 from ..token_policy import TokenPolicy
 from .acting import ENGINE, PLAN, acting_on, check_not_compiled
+from .generate_calls import drafts_itself, given_columns, uncompiled
 from .head_hooks import check_heads, on_heads
 from .projection_hooks import ProjectionHooks
 from .proxy_hooks import on_proxies
@@ -128,14 +129,15 @@ class SparseSession:
         @wraps(original)
         def generate(called: PreTrainedModel, *arguments: Any, **keywords: Any) -> Any:
             _check_no_copy(called is model)
-            if self._prompt_columns is not None or _drafts_itself(model, keywords):
+            if self._prompt_columns is not None or drafts_itself(model, arguments, keywords):
                 raise UserError(
                     "within generate the model would draft for itself, and its drafts would count as what it "
                     "reads; leave out assistant_early_exit, or take another model as assistant_model"
                 )
-            self._prompt_columns, self._read_to = _given_columns(arguments, keywords), 0
+            self._prompt_columns, self._read_to = given_columns(arguments, keywords), 0
+            arguments, keywords = uncompiled(arguments, keywords)
             try:
-                return original(*arguments, **keywords | {"disable_compile": True})
+                return original(*arguments, **keywords)
             finally:
                 self._prompt_columns = None
 
@@ -238,20 +240,6 @@ def _placed(model: PreTrainedModel) -> tuple[torch.device, torch.dtype]:
 
 def _named(placed: tuple[torch.device, torch.dtype]) -> str:
     return f"{placed[0]} in {str(placed[1]).removeprefix('torch.')}"
-
-
-def _drafts_itself(model: PreTrainedModel, keywords: dict[str, Any]) -> bool:
-    """Whether a call of `generate` has the model's first blocks draft; an error there loses the others."""
-    owner = keywords.get("generation_config") or model.generation_config
-    return bool(keywords.get("assistant_early_exit", getattr(owner, "assistant_early_exit", None)))
-
-
-def _given_columns(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
-    """Columns of the prompt that a call of `generate` is given, those in its cache included."""
-    inputs = [*arguments[:1], *(keywords.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
-    columns = max((given.shape[1] for given in inputs if isinstance(given, Tensor)), default=1)
-    mask = keywords.get("attention_mask")
-    return columns if mask is None else max(columns, mask.shape[1])
 
 
 @contextmanager

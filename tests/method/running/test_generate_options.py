@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import CompileConfig
+from transformers import CompileConfig, GenerationConfig
 from wisparse.method.errors import UserError
 from wisparse.method.running.acting import PLANNING, acting_on
 from wisparse.method.running.apply import applied
@@ -52,6 +52,21 @@ def test_a_compiled_model_is_refused(planned, compiled):
         pass
     with pytest.raises(UserError, match="was compiled"), acting_on(model, PLANNING):
         pass
+    with pytest.raises(UserError, match="was compiled"):
+        make_calibration(model)
+
+
+@pytest.mark.parametrize("place", ["by name", "by place"])
+def test_a_configuration_of_a_generation_is_the_callers(planned, place):
+    model, plan = planned
+    given = GenerationConfig(**GREEDY, num_beams=2)
+    with applied(model, plan, make_protocol("half")):
+        expected = model.generate(IDS, **GREEDY, num_beams=2).tolist()
+        found = (
+            model.generate(IDS, given) if place == "by place" else model.generate(IDS, generation_config=given)
+        )
+    assert found.tolist() == expected
+    assert given.disable_compile is None
 
 
 def test_a_step_that_generate_has_compiled_is_not_run_under_a_plan(planned):
@@ -70,21 +85,26 @@ def test_a_step_that_generate_has_compiled_is_not_run_under_a_plan(planned):
     assert model.generate(IDS, **settings).tolist() == before.tolist()
 
 
-@pytest.mark.parametrize("draft", ["assistant_early_exit", "generation_config", "assistant_model"])
+@pytest.mark.parametrize(
+    "draft", ["assistant_early_exit", "given", "given by place", "generation_config", "assistant_model"]
+)
 def test_a_model_does_not_draft_for_itself(planned, draft):
     """Its drafts counted as tokens of the text, those of its first block alone among them."""
     model, plan = planned
     dense, blocks = model.generate(IDS, **GREEDY), model.config.num_hidden_layers
     settings = {"assistant_early_exit": 1} if draft == "assistant_early_exit" else {}
+    given = GenerationConfig(assistant_early_exit=1)
     if draft == "assistant_model":
         settings["assistant_model"] = model
+    elif draft == "given":
+        settings["generation_config"] = given
     elif draft == "generation_config":
         model.generation_config.assistant_early_exit = 1
     with (
         applied(model, plan, make_protocol("half")) as session,
         pytest.raises(UserError, match=r"draft for itself.*assistant_early_exit"),
     ):
-        model.generate(IDS, **GREEDY, **settings)
+        model.generate(IDS, *[given] * (draft == "given by place"), **GREEDY, **settings)
     model.generation_config.assistant_early_exit = None
     assert model.config.num_hidden_layers == blocks
     assert model.generate(IDS, **GREEDY).tolist() == dense.tolist()
