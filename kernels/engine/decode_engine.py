@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from weakref import finalize
@@ -35,6 +35,7 @@ from ..plan.rotated_stream import with_rotated_stream
 from ..plan.rotating import bases_of_sites, rotated
 from ..plan.whole_plan import Plan, of_other_weights
 from ..quantised.packed import QuantisedModel
+from ..quantised.stored import StoredWeight
 from .backends import BACKENDS, STORED_PRODUCTS, DecodeStep, check_decodable
 from .prompt import PreparedPrompt, check_continuation, check_sizes, prepared
 from .sampling import Greedy, Sampler, chosen, require_finite
@@ -113,22 +114,7 @@ class DecodeEngine:
             undo.enter_context(folded(model, bases_of(model) if plan is None else plan.folded))
             undo.enter_context(rotated(model, bases_of_sites(blocks)))
             self.dense = dense_for_a_batch(plan, batch, next(model.parameters()).device)
-            self._holder = hold(model, "an engine", in_place=True)
-            undo.callback(let_go, model, self._holder)
-            undo.callback(_lay_out_again, model)
-            self.weights: DecoderWeights = pack(
-                model,
-                gated_blocks(plan, self.dense),
-                stored,
-                predicted_blocks(plan, self.dense),
-                proxied_blocks(plan, self.dense),
-            )
-            if stored is not None:
-                products = STORED_PRODUCTS[self.weights.device.type]()
-                take_linears(model, linears_of(model, stored), stored, products)
-                undo.callback(give_back_linears, model)
-            remember(model)
-            weights = self.weights
+            weights = self._packed(plan, stored, undo)
             rules = block_rules(plan, weights.shape, weights.device, weights.dtype, self.dense)
             self.weights, self.rules = with_rotated_stream(weights, rules)
             self.cache = StaticCache.for_model(model, weights.shape, batch, capacity)
@@ -138,6 +124,28 @@ class DecodeEngine:
             # Once: when it is closed, or when nobody has it any more, so that no model is left without weights.
             self._let_go = finalize(self, undo.pop_all().close)
             self._let_go.atexit = False
+
+    def _packed(
+        self, plan: Plan | None, stored: Mapping[str, StoredWeight] | None, undo: ExitStack
+    ) -> DecoderWeights:
+        """The model's weights laid out for the engine, and `undo` told what lays them out as before."""
+        model = self.model
+        self._holder = hold(model, "an engine", in_place=True)
+        undo.callback(let_go, model, self._holder)
+        undo.callback(_lay_out_again, model)
+        weights = pack(
+            model,
+            gated_blocks(plan, self.dense),
+            stored,
+            predicted_blocks(plan, self.dense),
+            proxied_blocks(plan, self.dense),
+        )
+        if stored is not None:
+            products = STORED_PRODUCTS[weights.device.type]()
+            take_linears(model, linears_of(model, stored), stored, products)
+            undo.callback(give_back_linears, model)
+        remember(model)
+        return weights
 
     def __enter__(self) -> DecodeEngine:
         return self

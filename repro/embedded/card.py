@@ -29,8 +29,8 @@ from ..records import write_json, write_text
 from ..text.installed import package_folder
 from .calibration import expected_package_texts
 from .corpus import HELD_OUT_PACKAGES, package_sources
+from .names import MODELS
 
-MODELS = Path(__file__).parent / "models"
 SEQUENCES, LENGTH = 32, 512
 """Held-out text on which sensitivity is measured."""
 SPARSITY = 0.6

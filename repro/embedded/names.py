@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-FOLDERS = tuple((Path(__file__).parent / "models").iterdir())
+MODELS = Path(__file__).parent / "models"
+"""Folder with a folder of each embedded model."""
+FOLDERS = tuple(MODELS.iterdir())
 EMBEDDED = frozenset(path.name for path in FOLDERS)
 """Names of the embedded models; measurements on them decide no printed claim."""
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from ..embedded.names import MODELS
 from ..embedded.train import check_arguments
 from ..embedded.training_text import Text, prepare
 from .recipes import START
 
-MODELS = Path(__file__).parents[1] / "embedded" / "models"
 Training = Callable[[str, int, Text, Path, str], object]
 """Trains and saves a model, given its name, the number of tokens, the text, the folder, and the device."""
 

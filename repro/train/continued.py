@@ -25,9 +25,10 @@ from ...method.errors import mistake
 from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
 from ...method.stored.routers import save_routers
+from ..embedded.names import MODELS
 from ..embedded.train import evaluate_and_save, fit, token_losses
 from ..embedded.training_text import HELD_OUT_LENGTH, Text
-from .command_line import MODELS, train_named
+from .command_line import train_named
 from .recipes import CONTINUATIONS, START, Continuation, recipe
 from .routers import TrainedRouters
 

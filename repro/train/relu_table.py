@@ -15,7 +15,7 @@ from typing import Any
 
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
-from ..embedded.card import MODELS
+from ..embedded.names import MODELS
 from ..measured.cells import MeasuredCell, every_cell, method_rank
 from ..tables.csv_rows import csv_text, write_table
 from ..tables.kept_records import made_from_records

@@ -36,9 +36,6 @@ SOURCES = {
 }
 """Pins that are installed from sources, and why."""
 
-BUILD = {"setuptools"}
-"""Pins that a build needs."""
-
 ROW = "{:8}{:10}{:>6}{:>8}{:>9}{:>8}"
 Pins = dict[str, Requirement]
 Wheels = dict[str, dict[str, Any]]

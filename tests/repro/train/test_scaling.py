@@ -7,9 +7,9 @@ import sys
 import pytest
 from safetensors.torch import load_file
 from wisparse.repro.embedded import train, training_text
+from wisparse.repro.embedded.names import MODELS
 from wisparse.repro.embedded.recipes import RECIPES
 from wisparse.repro.train import scaling
-from wisparse.repro.train.command_line import MODELS
 from wisparse.repro.train.recipes import START
 
 
