@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -45,10 +47,10 @@ class Multinomial:
     """Where draws come from; None: torch's generator of the device."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise KernelError(f"temperature {self.temperature} is not above 0; greedy needs no sampler")
-        if not 0 < self.top_p <= 1:
-            raise KernelError(f"top_p {self.top_p} is not in (0, 1]")
+        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
+            raise KernelError(f"temperature {self.temperature!r} is no number above 0; greedy needs no sampler")
+        if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
+            raise KernelError(f"top_p {self.top_p!r} is no number in (0, 1]")
 
     def __call__(self, logits: Tensor) -> Tensor:
         """See `Sampler`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -160,6 +161,15 @@ def test_sampling_draws_what_generate_draws_from_the_same_seed(llama, top_p):
     engine = DecodeEngine(llama, batch=2, capacity=40)
     found = engine.generate(input_ids, new_tokens=16, sampler=Multinomial(0.8, top_p))
     assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, math.nan, math.inf, "1", None])
+def test_a_sampler_of_numbers_that_are_none_is_one_line(wrong):
+    """At an infinite temperature every token is as likely as any other."""
+    with pytest.raises(KernelError, match=r"temperature .* is no number above 0"):
+        Multinomial(temperature=wrong)
+    with pytest.raises(KernelError, match=r"top_p .* is no number in"):
+        Multinomial(top_p=wrong)
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, **keywords) -> Tensor:
