@@ -165,7 +165,7 @@ def test_sampling_draws_what_generate_draws_from_the_same_seed(llama, top_p):
 
 @pytest.mark.parametrize("wrong", [0, -1.0, math.nan, math.inf, "1", None])
 def test_a_sampler_of_numbers_that_are_none_is_one_line(wrong):
-    """At an infinite temperature every token is as likely as any other."""
+    """An infinite temperature makes every token as likely as any other."""
     with pytest.raises(KernelError, match=r"temperature .* is no number above 0"):
         Multinomial(temperature=wrong)
     with pytest.raises(KernelError, match=r"top_p .* is no number in"):
