@@ -34,6 +34,7 @@ SECTIONS = (
     _declared("heads"),
     ("frontier_long", "The same with more calibration text", "python repro/run.py experiment=frontier_long"),
     ("scaling", "Sparsity and size", "python repro/run.py experiment=scaling"),
+    ("relu", "Models with true zeros", "make train-relu, then the commands in conf/experiment/relu.yaml"),
     ("questions", TABLES["question"].title, TABLES["question"].command),
     _declared("speed"),
     ("kernels", "Kernel speed", "make reproduce-speed"),
@@ -48,7 +49,7 @@ SECTIONS = (
     ),
     (
         "proxies",
-        "Decode steps with proxies, bounds on k and rotated bases",
+        "Decode steps with proxies, routers, bounds on k and rotated bases",
         "python -m wisparse.kernels.bench.proxies",
     ),
     ("heads_speed", "Speed of attention over chosen heads", "python -m wisparse.kernels.bench.gpu_heads"),
@@ -60,7 +61,7 @@ SECTIONS = (
     ("claims", "What the papers print, checked", "make verify-claims"),
 )
 """Id, title, and what would measure it. A section of one table shows the CSV of its id."""
-FOLDERS = ("real", "paper", "questions")
+FOLDERS = ("real", "paper", "relu", "questions")
 """Sections that show every table of a folder, each with its own notes and plot."""
 FIRST = (
     "table1",
@@ -71,6 +72,7 @@ FIRST = (
     "table2",
     "quantised",
     "quantised_english",
+    "models",
     "given_loss",
     "readings",
 )
