@@ -6,22 +6,40 @@ FATReLU, the last step of ProSparse (arXiv 2402.13516).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..method.calibration import Calibration
 from ..method.passes.collectors import BlockStatistics
+from ..method.plan import SparsityPlan
+from ..method.provenance import SearchCost
 from .chess import CHESS
+from .sparseinfer import FEW_ZEROS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReLUZeros(CHESS):
-    """CATS's thresholds on |act(gate)|, none so low that it keeps a neuron whose gate is exactly zero."""
+    """CATS's thresholds on |act(gate)|, none so low that it keeps a neuron whose gate is exactly zero.
+
+    Made for ReLU: elsewhere it is CATS, which a warning says.
+    """
 
     name: str = "relu_zeros"
     attention: bool = False
     release: str = "cats"
+
+    def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
+        if max(one.magnitudes["gate_activation"].zeros for one in calibration.statistics) < FEW_ZEROS:
+            log.warning(
+                f"{self.name} skips exact zeros behind a ReLU, and this model's {calibration.activation} has "
+                "hardly any: what it drops above them is CATS's; take a ReLU model, or method=cats"
+            )
+        return super()._plan(calibration, sparsity, cost)
 
     def _gate_thresholds(self, statistics: BlockStatistics, touched_sparsity: float) -> Tensor:
         found = super()._gate_thresholds(statistics, touched_sparsity)

@@ -70,7 +70,7 @@ class SparseInfer(Method):
 
         if max(one.zeros(len(one.every)) for one in counted) < FEW_ZEROS:
             log.warning(
-                f"{self.name} predicts exact zeros behind a ReLU, and this model's {_activation(calibration)} "
+                f"{self.name} predicts exact zeros behind a ReLU, and this model's {calibration.activation} "
                 "has hardly any: active neurons are lost instead; take a ReLU model, or another method"
             )
         channels = calibration.shapes[key(0, "gate")][1]
@@ -101,11 +101,6 @@ class SparseInfer(Method):
         gates = (block.get_submodule(PROJECTION_PATHS["gate"]) for block in decoder_blocks(calibration.model))
         pairs = enumerate(zip(gates, limits, strict=True))
         return {block: SignRule(packed_signs(gate.weight.detach()), limit) for block, (gate, limit) in pairs}
-
-
-def _activation(calibration: Calibration) -> str:
-    """What the model calls the activation of gate."""
-    return str(getattr(calibration.model.config, "hidden_act", "activation"))
 
 
 def _least(reached: Callable[[float], float], sparsity: float) -> float:

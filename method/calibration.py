@@ -120,6 +120,11 @@ class Calibration:
         return states
 
     @property
+    def activation(self) -> str:
+        """What the model calls the activation of gate."""
+        return str(getattr(self.model.config, "hidden_act", "activation"))
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device

@@ -137,7 +137,7 @@ def check_decodable(
     check_supported(mechanisms, MECHANISMS[device](), "a GPU" if device == "cuda" else "a CPU")
     if lacking := sorted(set(formats) - set(FORMATS)):
         raise KernelError(
-            f"the decode engine has no kernels for weights in {' and '.join(lacking)} yet; "
+            f"the decode engine has no kernels for {' and '.join(lacking)} weights yet; "
             "evaluate the plan without the engine (latency=none)"
         )
     if formats and {Mechanism.GATE, Mechanism.SIGNS, Mechanism.PROXY, Mechanism.ROUTER} & set(mechanisms):

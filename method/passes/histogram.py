@@ -50,6 +50,11 @@ class ChannelHistogram:
         """Number of channels."""
         return self.counts.shape[0]
 
+    @property
+    def zeros(self) -> float:
+        """Share of all activations that are zero, as far as values below 2^-22 are told from it."""
+        return (self.counts[:, 0].sum() / self.counts.sum()).item()
+
     def update(self, x: Tensor) -> None:
         """Add activations (..., channels)."""
         self.__dict__.pop("_running", None)

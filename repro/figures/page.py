@@ -65,7 +65,7 @@ READING = (
     "- Figure 2: all calibration tokens, dense. Figure 3: the sparse block has |x| alone as its score and "
     "every projection at the same sparsity; bands are 95 % bootstrap intervals, paired by document. Figure 4: "
     "operations as the paper counts them (block linears at the sparsity, lm_head dense, attention left out); "
-    "throughput from [speed.csv](speed.csv), batch 1, a prompt of 5. Figures 5 and 6: what the plan asks for, "
+    "throughput from `results/speed.csv`, batch 1, a prompt of 5. Figures 5 and 6: what the plan asks for, "
     "attention and MLP weighted by matrix size; α has a meaning only where a projection is sparse.",
 )
 TITLES = {

@@ -19,6 +19,8 @@ from .paired_bootstrap import Interval, interval
 from .real_cells import RealData, Section
 from .rise import Rises, exact_perplexity
 
+LEFT_OUT = ("dense", "lte")
+"""The reference itself, and methods that their models were trained to run under."""
 LOSSES = (0.01, 0.05, 0.1)
 """Rises of perplexity, as shares of the dense model's: PPL-1 %, PPL-5 %, PPL-10 %."""
 MEASURED, EARLIER, NOT_REACHED = "measured", "before the first cell", "not reached"
@@ -53,11 +55,14 @@ def net_sparsity(cell: MeasuredCell) -> float:
 
 
 def losses(data: RealData) -> list[AtLoss]:
-    """Every method of every section with perplexities at every loss, in the order of the cells."""
+    """Every method of every section with perplexities at every loss, in the order of the cells.
+
+    Methods that a model was trained to run under are left out: without them it is no reference.
+    """
     found = []
     for section in data.sections:
         dense = data.dense(section)
-        methods = dict.fromkeys(method for _, method, *_ in data.cells_of(section) if method != "dense")
+        methods = dict.fromkeys(method for _, method, *_ in data.cells_of(section) if method not in LEFT_OUT)
         if dense is not None and dense.record["perplexity"] is not None:
             rises = Rises(data.comparison(section), dense)
             found += [_at_loss(data, section, rises, name, loss) for name in methods for loss in LOSSES]

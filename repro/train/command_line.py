@@ -18,16 +18,19 @@ Training = Callable[[str, int, Text, Path, str], object]
 """Trains and saves a model, given its name, the number of tokens, the text, the folder, and the device."""
 
 
-def train_named(description: str, known: Collection[str], train: Training, *, tokens: int) -> None:
+def train_named(
+    description: str, known: Collection[str], train: Training, *, tokens: int, files: int | None = None
+) -> None:
     """Train those of the known models that the command line names, or all, each on as many tokens.
 
-    tokens: where the command line does not say.
+    tokens, files: where the command line does not say; None: all files.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all")
     parser.add_argument("--tokens", type=int, default=tokens, help="tokens that each is trained on")
-    parser.add_argument("--files", type=int, help="training files that are taken; all")
+    said = "all" if files is None else str(files)
+    parser.add_argument("--files", type=int, default=files, help=f"training files that are taken; {said}")
     parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Train an embedded model on with ReLU, penalties, top-k or routers: `make train-relu`.
 
-    python -m wisparse.repro.train.continued OUTPUT_FOLDER [NAME ...] --tokens 150000000
+    python -m wisparse.repro.train.continued OUTPUT_FOLDER [NAME ...]
 
 Writes a folder a model, as `repro.embedded.train` does, with the share of exact zeros behind its gate.
 """
@@ -35,6 +35,8 @@ from .routers import TrainedRouters
 Loss = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
 WINDOWS_FOR_ZEROS = 64
 """Held-out windows on which zeros are counted."""
+TOKENS, FILES = 40_000_000, 3_600
+"""Tokens that each is trained on, and the training files that these are of, as on the committed cards."""
 
 
 def straight_through(x: torch.Tensor, kept: float, neighbours: int | None = None) -> torch.Tensor:
@@ -161,7 +163,7 @@ def train_and_save(name: str, tokens: int, text: Text, output: Path, device: str
 @ends_in_one_line(mistake)
 def main() -> None:
     """Train every continuation, or those that are named."""
-    train_named(__doc__, CONTINUATIONS, train_and_save, tokens=150_000_000)
+    train_named(__doc__, CONTINUATIONS, train_and_save, tokens=TOKENS, files=FILES)
 
 
 if __name__ == "__main__":

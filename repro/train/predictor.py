@@ -107,7 +107,7 @@ def figure(name: str, found: list[dict[str, str]]) -> Figure:
 def main() -> None:
     """Write the table and the plot of a model folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("--output", type=Path, required=True, help="path of the table without .md and .csv")
     arguments = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()

@@ -48,6 +48,16 @@ def test_what_is_exactly_zero_is_left_out_without_a_loss(relu):
     )
 
 
+def test_models_without_zeros_are_warned_of(relu, llama, caplog):
+    make_method("relu_zeros").plan(make_calibration(relu), 0.3)
+    assert not caplog.records
+    make_method("relu_zeros").plan(make_calibration(llama), 0.3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "relu_zeros skips exact zeros behind a ReLU, and this model's silu has hardly any: what it drops above "
+        "them is CATS's; take a ReLU model, or method=cats"
+    ]
+
+
 def test_thresholds_rise_where_more_is_asked_for_than_there_are_zeros(relu):
     calibration = make_calibration(relu)
     _, zeros = zeros_of(relu, calibration.input_ids)

@@ -31,7 +31,7 @@ HEADS = (
 
 
 def field_table(path: Path = REAL, given_loss: Path = GIVEN_LOSS, speed: Path = SPEED) -> str:
-    """A row for every method on the real model at one sparsity; an empty speed: its plans do not run there."""
+    """A row for every method on the real model at one sparsity; an empty speed: not timed there."""
     rows = [row for row in read_rows(path) if SETTINGS.items() <= row.items()]
     saved = {
         row["method"]: row

@@ -12,7 +12,7 @@ from ...tables.text import NOT_MEASURED, table_row
 MODELS = REPOSITORY / "results" / "relu" / "models.csv"
 PREDICTED = REPOSITORY / "results" / "predicted_neurons.csv"
 CONTROL = "llama-mini-dense"
-LEAST, MOST = 0.45, 0.55
+LEAST, HALF, MOST = 0.45, 0.5, 0.55
 """Realised sparsities around the one that is shown."""
 MODEL_HEADS = (
     "model", "zeros", "dense ÷ control", "method", "not read", "MB/token", "perplexity ÷ dense control",
@@ -48,9 +48,10 @@ def trained_table(path: Path = MODELS) -> str:
 
 
 def _shown(rows: list[Row]) -> list[Row]:
-    """A model's rows around half; else its sparsest one, else the first."""
+    """A model's rows around half; else the one nearest to it under a method, else the first."""
     around = [row for row in rows if row["method"] and LEAST <= float(row["realised_sparsity"]) <= MOST]
-    return around or [max(rows, key=lambda row: float(row["realised_sparsity"] or 0.0))]
+    sparse = [row for row in rows if row["method"] and row["method"] != "dense"]
+    return around or [min(sparse or rows, key=lambda row: abs(float(row["realised_sparsity"] or 0.0) - HALF))]
 
 
 def predicted_table(path: Path = PREDICTED) -> str:

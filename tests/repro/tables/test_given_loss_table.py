@@ -57,6 +57,13 @@ def test_a_known_curve_is_crossed_where_bisection_finds_it(records):
         assert one.sparsity.low == pytest.approx(one.sparsity.high) == pytest.approx(expected)
 
 
+def test_a_model_without_what_it_was_trained_to_run_under_is_no_reference(records):
+    folder, _ = records
+    for sparsity in (0.5, 0.6):
+        write_cell(folder, "lte", sparsity, 0)
+    assert {one.method for one in losses(read_real(folder))} == {"teal", "chess"}
+
+
 def test_nothing_is_told_beyond_the_cells(records):
     folder, _ = records
     found = {(one.method, one.loss): one for one in losses(read_real(folder))}

@@ -9,11 +9,14 @@ CELLS = (
     ("llama-mini-dense", "teal", "0.5", "0.501", "21.0"),
     ("llama-mini-dense", "teal", "0.6", "0.6", "70.0"),
     ("llama-mini-relu", "relu_zeros", "0", "0.322", "13.3"),
-    ("llama-mini-lte", "", "", "", ""),
+    ("llama-mini-lte", "dense", "0", "0.0", "27.1"),
+    ("llama-mini-lte", "lte", "0.5", "0.608", "18.2"),
+    ("llama-mini-lte", "lte", "0.6", "0.637", "19.6"),
+    ("llama-mini-qsparse_block", "", "", "", ""),
 )
 
 
-def test_a_model_has_its_cells_around_half_or_its_sparsest_one(tmp_path):
+def test_a_model_has_its_cells_around_half_or_the_one_nearest_to_it(tmp_path):
     rows = [
         {
             "model": model,
@@ -32,7 +35,8 @@ def test_a_model_has_its_cells_around_half_or_its_sparsest_one(tmp_path):
     assert trained_table(path).splitlines()[2:] == [
         "| `llama-mini-dense` | 62.3% | 0.988 | `teal` | 50.1% | 28.2 | 1.500 |",
         "| `llama-mini-relu` | 62.3% | 0.988 | `relu_zeros` | 32.2% | 28.2 | 0.950 |",
-        "| `llama-mini-lte` | 62.3% | 0.988 | not measured |  |  |  |",
+        "| `llama-mini-lte` | 62.3% | 0.988 | `lte` | 60.8% | 28.2 | 1.300 |",
+        "| `llama-mini-qsparse_block` | 62.3% | 0.988 | not measured |  |  |  |",
     ]
 
 
