@@ -1,10 +1,10 @@
-"""Whole decode steps with neurons that signs predict, beside dense ones: random weights, no model.
+"""Whole decode steps with neurons that signs predict, beside dense ones and known zeros: random weights.
 
     python -m wisparse.kernels.bench.predicted_neurons --shape llama3.1-8b --computed 0.2 0.3
 
 Of random weights half of the gates are above zero, so that the share of neurons that is computed is forced: by
-how many signs may be unlike. On a CPU all kinds of plans take turns, so that what else the machine does meets
-them alike.
+how many signs may be unlike; where zeros are known once gate is computed, by a threshold above them. On a CPU all
+kinds of plans take turns, so that what else the machine does meets them alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
-from ..plan.block_plan import BlockPlan
+from ..plan.block_plan import BlockPlan, GateRule
 from ..plan.projection_rule import ProjectionRule
 from ..plan.signs import SignRule, negative_products, packed_signs, plus_minus
 from ..program_end import ends_in_one_line
@@ -51,6 +51,24 @@ def predicting(weights: DecoderWeights, computed: float) -> tuple[BlockPlan, ...
     )
 
 
+def gated_weights(weights: DecoderWeights, by_row: DecoderWeights) -> DecoderWeights:
+    """The same weights with gate by itself and rows of up by neurons, which are those of `by_row`."""
+    blocks = (
+        replace(rows, gate=block.gate_up.chunk(2, dim=1)[0].contiguous(), gate_rows=None)
+        for block, rows in zip(weights.blocks, by_row.blocks, strict=True)
+    )
+    return replace(weights, blocks=tuple(blocks))
+
+
+def knowing(weights: DecoderWeights, active: float) -> tuple[BlockPlan, ...]:
+    """Plans that compute gate whole and keep about this share of neurons, those of the largest gates."""
+    shape, gate = weights.shape, weights.blocks[0].gate
+    x = torch.randn(DRAWN, shape.hidden, device=gate.device).to(gate.dtype)
+    least = (x @ gate).relu().float().flatten().sort().values[int((1.0 - active) * DRAWN * shape.ffn)]
+    thresholds = least.expand(shape.ffn).contiguous()
+    return (BlockPlan(gate=GateRule(thresholds)),) * shape.blocks
+
+
 def shares_read(weights: DecoderWeights, plan: BlockPlan) -> tuple[float, float]:
     """Shares of neurons that are computed, and that are not zero then, of activations drawn at random."""
     rows = weights.blocks[0].gate_rows
@@ -64,8 +82,9 @@ def shares_read(weights: DecoderWeights, plan: BlockPlan) -> tuple[float, float]
 def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of predicted_neurons.csv: a decode step of each kind of plan, and of each share of neurons computed.
 
-    kind: `dense`; `nothing`: no weights of the MLP are read; `signs`: nothing but signs is; `predicted`.
-    computed: share of neurons whose row of gate is read; active: those whose row of up and column of down are.
+    kind: `dense`; `nothing`: no weights of the MLP are read; `signs`: nothing but signs is; `predicted`;
+    `known`: gate is read whole, and of up and down what the plan before it reads. computed: share of neurons
+    whose row of gate is read; active: those whose row of up and column of down are.
     """
     dense = random_weights(shape, 16, 16, torch.bfloat16, device)
     by_row = row_weights(dense)
@@ -75,12 +94,16 @@ def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse
         ("signs", by_row, predicting(by_row, 0.0)),
         *(("predicted", by_row, predicting(by_row, share)) for share in options.computed),
     ]
+    gated = gated_weights(dense, by_row)
     described: list[tuple[Case, Row]] = []
     for case in cases:
         kind, weights, rules = case
         shares = {"dense": (1.0, 1.0), "nothing": (0.0, 0.0), "signs": (0.0, 0.0)}.get(kind)
         computed, active = shares or shares_read(weights, rules[0])
         described.append((case, {"computed": round(computed, 4), "active": round(active, 4)}))
+        if kind == "predicted":
+            known = ("known", gated, knowing(gated, active))
+            described.append((known, {"computed": 1.0, "active": round(active, 4)}))
     yield from timed_rows(name, described, options.context, device)
 
 

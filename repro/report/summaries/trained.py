@@ -18,7 +18,7 @@ MODEL_HEADS = (
     "model", "zeros", "dense ÷ control", "method", "not read", "MB/token", "perplexity ÷ dense control",
 )  # fmt: skip
 SPEED_HEADS = (
-    "device", "shapes", "blocks", "rows of gate", "of up and down", "ms", "over dense",
+    "device", "shapes", "blocks", "rows of gate", "of up and down", "ms", "over dense", "over known zeros",
     "signs alone, µs a block", "of the dense step",
 )  # fmt: skip
 
@@ -57,18 +57,22 @@ def _shown(rows: list[Row]) -> list[Row]:
 def predicted_table(path: Path = PREDICTED) -> str:
     """A row for every share of neurons that signs leave, over the dense step of the same run.
 
-    The last columns: what counting signs adds to a step that reads nothing of the feed-forward parts.
+    Over known zeros: beside the step that computes gate whole and reads as much of up and down. The last
+    columns: what counting signs adds to a step that reads nothing of the feed-forward parts.
     """
     runs = newest_runs(read_rows(path))
-    lines = [table_row(SPEED_HEADS), "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [table_row(SPEED_HEADS), "|---|---|" + "---:|" * (len(SPEED_HEADS) - 2)]
     for run, rows in runs.items():
-        alone = {row["kind"]: float(row["ms"]) for row in rows if row["kind"] != "predicted"}
+        alone = {row["kind"]: float(row["ms"]) for row in rows if row["kind"] not in ("predicted", "known")}
+        known = {row["active"]: float(row["ms"]) for row in rows if row["kind"] == "known"}
         blocks = int(run[2])
         signs = (alone["signs"] - alone["nothing"]) / blocks
         cost = [f"{1e3 * signs:.1f}", f"{signs * blocks / alone['dense']:.1%}"]
         for row in rows:
             if row["kind"] == "predicted":
                 shares = [f"{float(row[part]):.0%}" for part in ("computed", "active")]
-                gain = f"{alone['dense'] / float(row['ms']):.2f}×"
-                lines.append(table_row([*run, *shares, f"{float(row['ms']):.2f}", gain, *cost]))
+                ms = float(row["ms"])
+                beside = known.get(row["active"])
+                gains = [f"{alone['dense'] / ms:.2f}×", f"{beside / ms:.2f}×" if beside else NOT_MEASURED]
+                lines.append(table_row([*run, *shares, f"{ms:.2f}", *gains, *cost]))
     return "\n".join(lines)

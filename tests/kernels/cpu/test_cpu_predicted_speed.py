@@ -8,7 +8,13 @@ import torch
 from wisparse.kernels.bench import predicted_neurons
 from wisparse.kernels.bench.parts import steps_in_turn
 from wisparse.kernels.bench.parts.drawn import filled_cache, random_weights, row_weights
-from wisparse.kernels.bench.predicted_neurons import nothing_read, predicting, shares_read
+from wisparse.kernels.bench.predicted_neurons import (
+    gated_weights,
+    knowing,
+    nothing_read,
+    predicting,
+    shares_read,
+)
 from wisparse.kernels.cpu.step import decode_step
 from wisparse.kernels.model.decoder import DecoderShape
 from wisparse.kernels.plan.block_plan import BlockPlan
@@ -30,6 +36,17 @@ def test_the_share_that_is_computed_is_forced(weights, wanted):
     # Of neurons with so few unlike signs most are above zero; of all neurons half are.
     assert 0.7 * computed < active < computed
     assert shares_read(rows, predicting(rows, 0.0)[0]) == (0.0, 0.0)
+
+
+def test_the_share_that_is_known_to_be_zero_is_forced(weights):
+    gated = gated_weights(weights, row_weights(weights))
+    (plan, _) = knowing(gated, 0.3)
+    x = torch.randn(64, SHAPE.hidden).bfloat16()
+    kept = (x @ gated.blocks[0].gate).relu() >= plan.gate.thresholds
+    assert kept.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    gate, up = weights.blocks[1].gate_up.chunk(2, dim=1)
+    assert torch.equal(gated.blocks[1].gate, gate)
+    assert torch.equal(gated.blocks[1].up_rows, up.T)
 
 
 @pytest.mark.slow
@@ -57,7 +74,8 @@ def test_every_kind_of_plan_has_a_row(compiled, monkeypatch):
     options = argparse.Namespace(context=8, computed=[0.3])
     found = list(predicted_neurons.rows("tiny", SHAPE, torch.device("cpu"), options))
     assert [(row["kind"], row["blocks"], row["read_gb_s"]) for row in found] == [
-        (kind, 2, 20.0) for kind in ("dense", "nothing", "signs", "predicted")
+        (kind, 2, 20.0) for kind in ("dense", "nothing", "signs", "predicted", "known")
     ]
-    assert found[-1]["computed"] == pytest.approx(0.3, abs=0.05)
+    assert found[-2]["computed"] == pytest.approx(0.3, abs=0.05)
+    assert (found[-1]["computed"], found[-1]["active"]) == (1.0, found[-2]["active"])
     assert all(row["ms"] > 0 for row in found)
