@@ -3,8 +3,8 @@
     python -m wisparse.kernels.bench.predicted_neurons --shape llama3.1-8b --computed 0.2 0.3
 
 Of random weights half of the gates are above zero, so that the share of neurons that is computed is forced: by
-how many signs may be unlike; where zeros are known once gate is computed, by a threshold above them. On a CPU all
-kinds of plans take turns, so that what else the machine does meets them alike.
+how many signs may be unlike; where zeros are known once gate is computed, by a threshold above them. On a CPU
+all kinds of plans take turns, so that what else the machine does meets them alike.
 """
 
 from __future__ import annotations
