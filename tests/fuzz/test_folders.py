@@ -84,8 +84,8 @@ def test_a_stored_plan_gives_the_same_bits_and_drops_what_it_says(drawn, method,
         kept = sum(top_k[key] * out for key, (out, _) in plan.shapes.items())
         dropped = 1 - kept / sum(math.prod(shape) for shape in plan.shapes.values())
         realised = found[0][1]["realised_sparsity"]
-        # Zeros behind a ReLU are never kept. Where values have few digits, channels that tie with the k-th are kept
-        # too; in float32 now and then one of a token.
+        # Zeros behind a ReLU are never kept. Where values have few digits, channels that tie with the k-th
+        # are kept too; in float32 now and then one of a token.
         if drawn.settings.get("hidden_act") != "relu":
             assert realised <= dropped + 1e-9
             if drawn.dtype == "float32":
