@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ..kernels.plan.projection_rule import LEAST
 from ..method.calibration import Calibration
 from ..method.passes.collectors import BlockStatistics
 from ..method.plan import SparsityPlan
@@ -43,4 +43,4 @@ class ReLUZeros(CHESS):
 
     def _gate_thresholds(self, statistics: BlockStatistics, touched_sparsity: float) -> Tensor:
         found = super()._gate_thresholds(statistics, touched_sparsity)
-        return found.clamp_min(torch.finfo(torch.float32).tiny)
+        return found.clamp_min(LEAST)

@@ -46,13 +46,19 @@ BASES = {"rotated": ("input_basis", "mlp_basis"), "rotated stream": ("adapter",)
 """Dense products of a block, by kind: La RoSA's as its code has them, and as its paper."""
 
 
-def proxied_weights(weights: DecoderWeights) -> DecoderWeights:
-    """The same weights, with rows of gate and of up by neurons, and proxies of both."""
+def proxied_weights(by_row: DecoderWeights) -> DecoderWeights:
+    """The same weights, whose rows of gate and of up lie by neurons, with proxies of both."""
     blocks = []
-    for block in row_weights(weights).blocks:
+    for block in by_row.blocks:
         proxies = (proxy_of(rows, GROUP) for rows in (block.gate_rows, block.up_rows))
         blocks.append(replace(block, proxies=side_by_side(*proxies)))
-    return replace(weights, blocks=tuple(blocks))
+    return replace(by_row, blocks=tuple(blocks))
+
+
+def share_dropped(shape: DecoderShape, sparsity: float, read: int) -> float:
+    """Share of the neurons without which this share of a block's weights is not read, net of `read` weights."""
+    weights = sum(out * inner for out, inner in shape.projection_shapes().values())
+    return (sparsity * weights + read) / (3 * shape.ffn * shape.hidden)
 
 
 def choosing(shape: DecoderShape, sparsity: float) -> ProxyRule:
@@ -60,9 +66,8 @@ def choosing(shape: DecoderShape, sparsity: float) -> ProxyRule:
 
     Raises KernelError for more than the feed-forward part has.
     """
-    weights = sum(out * inner for out, inner in shape.projection_shapes().values())
     every = ProxyRule(shape.ffn, shape.hidden, shape.ffn, int(shape.hidden * INPUT_SHARE), GROUP)
-    dropped = (sparsity * weights + every.mechanisms()[Mechanism.PROXY]) / (3 * shape.ffn * shape.hidden)
+    dropped = share_dropped(shape, sparsity, every.mechanisms()[Mechanism.PROXY])
     if dropped > 1.0:
         raise KernelError(f"proxies cannot leave out {sparsity} of a block of these shapes; take less")
     return replace(every, kept=int(shape.ffn * (1.0 - dropped)))
@@ -75,9 +80,8 @@ def routing(shape: DecoderShape, sparsity: float, device: torch.device) -> tuple
     that share of the groups is above a quantile.
     Raises KernelError for more than the feed-forward part has.
     """
-    weights = sum(out * inner for out, inner in shape.projection_shapes().values())
     groups = shape.ffn // ROUTED_NEURONS
-    dropped = (sparsity * weights + groups * shape.hidden) / (3 * shape.ffn * shape.hidden)
+    dropped = share_dropped(shape, sparsity, groups * shape.hidden)
     if dropped >= 1.0:
         raise KernelError(f"routers cannot leave out {sparsity} of a block of these shapes; take less")
     threshold = NormalDist().inv_cdf(dropped)
@@ -131,7 +135,8 @@ def described(sparsity: float, neurons: float | str = "") -> Row:
 def cases_of(dense: DecoderWeights, sparsities: list[float]) -> Iterator[tuple[Case, Row]]:
     """What is timed, each with what its row says of it."""
     shape = dense.shape
-    proxied, by_row = proxied_weights(dense), row_weights(dense)
+    by_row = row_weights(dense)
+    proxied = proxied_weights(by_row)
     basis = torch.linalg.qr(torch.randn(shape.hidden, shape.hidden, device=dense.device)).Q
     basis = basis.to(dense.dtype).contiguous()
     turned = {kind: turned_weights(dense, kind, basis) for kind in BASES}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from wisparse.kernels.bench import proxies
 from wisparse.kernels.bench.parts import steps_in_turn
-from wisparse.kernels.bench.parts.drawn import dropping, filled_cache, random_weights
+from wisparse.kernels.bench.parts.drawn import dropping, filled_cache, random_weights, row_weights
 from wisparse.kernels.bench.parts.model_shapes import shape_of
 from wisparse.kernels.bench.proxies import bounded, by_rank, choosing, proxied_weights, routing, turned_weights
 from wisparse.kernels.cpu.step import decode_step
@@ -80,7 +80,7 @@ def test_with_every_neuron_chosen_a_step_is_the_dense_one(compiled):
     dense = random_weights(SHAPE, 16, 16, torch.bfloat16, torch.device("cpu"))
     every = BlockPlan(proxies=replace(choosing(SHAPE, 0.1), kept=SHAPE.ffn))
     found = []
-    for weights, rule in ((dense, BlockPlan()), (proxied_weights(dense), every)):
+    for weights, rule in ((dense, BlockPlan()), (proxied_weights(row_weights(dense)), every)):
         torch.manual_seed(1)
         cache = filled_cache(SHAPE, torch.bfloat16, torch.device("cpu"), 8)
         found.append(decode_step(weights, (rule,) * SHAPE.blocks, cache)(torch.tensor([3])).clone())
