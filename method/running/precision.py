@@ -13,7 +13,11 @@ AUTOCAST = ("cpu", "cuda")
 
 @contextmanager
 def coarse_products() -> Iterator[None]:
-    """Context in which a GPU multiplies float32 matrices in TF32, several times as fast: for gradients."""
+    """Context in which a GPU multiplies float32 matrices in TF32, several times as fast.
+
+    For gradients, which are means over noise far above that, and for whole models that a search compares, each
+    sparse in every block. Not for the error of one block, where a first step's is near the rounding of TF32.
+    """
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:

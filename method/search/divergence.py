@@ -10,6 +10,7 @@ from torch import Tensor
 from ..calibration import Calibration
 from ..projections import block_projections, decoder_of, key
 from ..running.candidates import CandidateRules
+from ..running.precision import coarse_products
 from ..running.projection_hooks import sparse_projections
 from .block_error import Positions, counted
 from .block_probe import block_keywords
@@ -22,9 +23,11 @@ class OutputDivergence:
 
     All candidates pass through one block before any enters the next, and those that were alike in every block
     so far pass as one: offspring differ from their parent in few blocks, and share its hidden states up to the
-    first. The device is waited for once, at the end.
+    first. The device is waited for once, at the end. A GPU multiplies float32 in TF32, for the dense model,
+    too; the papers' models are in bfloat16, which is coarser.
     """
 
+    @coarse_products()
     @torch.inference_mode()
     def __init__(
         self, calibration: Calibration, tokens: int, batch_tokens: int, positions: Positions = "all"
@@ -48,6 +51,7 @@ class OutputDivergence:
         # In the model's own precision, which loses nothing; probabilities are made from them part by part.
         self._dense_logits = self._decoder.lm_head(torch.cat(normed).flatten(0, 1))
 
+    @coarse_products()
     @torch.inference_mode()
     def __call__(self, tables: Mapping[str, CandidateRules], choices: Tensor) -> Tensor:
         """Divergence of each candidate in nats, (candidates,) float64 on the CPU.
