@@ -2,8 +2,8 @@
 
     python -m wisparse.kernels.bench.cpu_heads --shape smollm2-135m > heads.jsonl
 
-Steps over all groups and over some take turns, ten tokens each, so that what else the machine does meets all of
-them alike. The lines are those of `gpu_heads`.
+Steps over all groups and over some, under each mask of weights, take turns, ten tokens each, so that what else
+the machine does meets all of them alike. The lines are those of `gpu_heads`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from ..cpu.step import decode_step
 from ..model.decoder import DecoderShape
 from ..model.decoder_weights import DecoderWeights
 from ..program_end import ends_in_one_line
-from .gpu_heads import HeadSpeed, routed
+from .gpu_heads import UNMASKED, HeadSpeed, routed
 from .parts.arguments import count
 from .parts.bandwidth import read_bandwidth
 from .parts.cpu_times import cpu_step_times, processor
-from .parts.drawn import bytes_read, filled_cache, random_weights
+from .parts.drawn import filled_cache, random_weights
 from .parts.measured_rows import print_rows
 from .parts.model_shapes import shape_of
+from .parts.shared_masks import SharedMask, mask_arguments, masks_of
 
 TOKENS = 10
 """Decoded by one step before the next; the first two are not counted."""
@@ -41,24 +42,32 @@ def step_rows(
     kept: tuple[int, ...],
     rounds: int,
     peak: float,
+    masks: tuple[SharedMask, ...] = (UNMASKED,),
 ) -> Iterator[HeadSpeed]:
-    """Steps of so many rows behind `context` - 1 tokens, over so many groups; peak: GB/s of the machine."""
+    """Steps of so many rows behind `context` - 1 tokens, over so many groups under each mask.
+
+    peak: GB/s of the machine.
+    """
     shape, device = weights.shape, torch.device("cpu")
     cache = filled_cache(shape, weights.dtype, device, context - 1, batch, spare=1)
     steps = {
-        groups: decode_step(weights, routed(shape, groups, weights.dtype, device), cache) for groups in kept
+        case: decode_step(
+            weights, case[0].over(routed(shape, case[1], weights.dtype, device), shape, device), cache
+        )
+        for case in product(masks, kept)
     }
-    times: dict[int, list[float]] = {groups: [] for groups in kept}
+    times: dict[tuple[SharedMask, int], list[float]] = {case: [] for case in steps}
     for _ in range(rounds):
-        for groups, step in steps.items():
-            times[groups] += cpu_step_times(step, cache, context - 1, TOKENS)[2:]
-    for groups, found in times.items():
+        for case, step in steps.items():
+            times[case] += cpu_step_times(step, cache, context - 1, TOKENS)[2:]
+    for (mask, groups), found in times.items():
         us = 1e3 * median(found)
         share = (1 + (shape.blocks - 1) * groups / shape.kv_heads) / shape.blocks
-        read = bytes_read(weights, 0.0) + share * (cache.keys.nbytes + cache.values.nbytes)
+        read = mask.bytes_read(weights) + share * (cache.keys.nbytes + cache.values.nbytes)
         yield HeadSpeed(
             device=processor(), shape=name, part="step", batch=batch, context=context, groups=shape.kv_heads,
-            kept=groups, us=us, gb_s=read / us / 1e3, peak_gb_s=peak, tile="",
+            kept=groups, us=us, gb_s=read / us / 1e3, peak_gb_s=peak, tile="", masked=mask.projections,
+            sparsity=mask.sparsity,
         )  # fmt: skip
 
 
@@ -78,12 +87,14 @@ def main() -> None:
     parser.add_argument("--contexts", type=count, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--kept", type=count, nargs="+", default=None, help="groups besides all; half of them")
     parser.add_argument("--rounds", type=count, default=5)
+    mask_arguments(parser)
     options = parser.parse_args()
     shape = shape_of(options.shape)
     weights = random_weights(shape, 16, 16, DTYPES[options.dtype], torch.device("cpu"))
     peak, kept = read_bandwidth(torch.device("cpu")) / 1e9, chosen_groups(shape, options.kept)
     for batch, context in product(options.batches, options.contexts):
-        found = step_rows(options.shape, weights, batch, context, kept, options.rounds, peak)
+        common = (options.shape, weights, batch, context, kept, options.rounds, peak)
+        found = step_rows(*common, masks_of(options))
         print_rows(map(asdict, found))
 
 

@@ -1,4 +1,8 @@
-"""Decode attention over chosen key-value groups on a GPU, and whole steps with it: random weights, no model."""
+"""Decode attention over chosen key-value groups on a GPU, and whole steps with it: random weights, no model.
+
+Whole steps may have a mask of weights besides that the rows share. It is timed with the kernels over its lists,
+where a `DecodeEngine` on a GPU computes such sites densely (plan/block_rules.py).
+"""
 
 from __future__ import annotations
 
@@ -27,12 +31,14 @@ from .gpu_attention import AttentionWorkload
 from .gpu_step import REPEATS
 from .parts.arguments import count, gpu
 from .parts.bandwidth import read_bandwidth
-from .parts.drawn import bytes_read, cache_bytes, filled_cache, random_weights
+from .parts.drawn import cache_bytes, filled_cache, random_weights
 from .parts.measured_rows import print_rows
 from .parts.model_shapes import MODEL_SHAPES
+from .parts.shared_masks import SharedMask, mask_arguments, masks_of
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (1024, 2048, 4096, 8192, 16384)
 PARTS = ("attention", "step")
+UNMASKED = SharedMask()
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,14 @@ class HeadSpeed:
     kept: int
     us: float
     gb_s: float
-    """Bytes of the keys and values that are looked at, in a step with all weights, over time."""
+    """Bytes of the keys and values that are looked at, in a step with the weights that are kept, over time."""
     peak_gb_s: float
     tile: str
     """Warps, cluster and slots on their way of attention in CUDA C++; empty on a CPU."""
+    masked: str = "none"
+    """Projections under a mask that the batch shares: `none`, `ffn` (gate, up and down) or `all`."""
+    sparsity: float = 0.0
+    """Share of their input channels that the mask drops."""
 
 
 def tile_name(tile: CUDAAttentionTile) -> str:
@@ -98,6 +108,7 @@ def step_row(
     weights: DecoderWeights,
     cache: StaticCache,
     kept: int,
+    mask: SharedMask = UNMASKED,
     tiles: dict[int, CUDAAttentionTile] | None = None,
     clock: StepClock = step_clock,
 ) -> HeadSpeed:
@@ -106,23 +117,25 @@ def step_row(
     tiles: of attention by groups; None: those that are used. Of some medians the fastest counts.
     """
     shape, (_, batch, groups, capacity, _) = weights.shape, cache.keys.shape
+    plans = mask.over(routed(shape, kept, weights.dtype, weights.device), shape, weights.device)
     found = default_tiles(shape, batch, capacity)
     cuda = chosen(found.cuda, shape, weights.dtype, weights.device, batch, capacity, {})
     if tiles is not None:
         cuda = replace(cuda, attention=tiles[groups], selecting=tiles)
-    step = GPUDecodeStep(
-        weights, routed(shape, kept, weights.dtype, weights.device), cache, replace(found, cuda=cuda)
-    )
+    step = GPUDecodeStep(weights, plans, cache, replace(found, cuda=cuda))
     us = 1e3 * min(clock(step) for _ in range(REPEATS))
     looked_at = 2 * cache.keys[0].nbytes * (1 + (shape.blocks - 1) * kept / groups)
     tile = cuda.attention if kept == groups else cuda.selecting.get(kept, cuda.attention)
-    read = bytes_read(weights, 0.0) + looked_at
-    return row("step", batch, capacity, groups, kept, us, read / us / 1e3, tile=tile_name(tile))
+    read = mask.bytes_read(weights) + looked_at
+    return row(
+        "step", batch, capacity, groups, kept, us, read / us / 1e3, tile=tile_name(tile),
+        masked=mask.projections, sparsity=mask.sparsity,
+    )  # fmt: skip
 
 
 def rows(
     name: str, dtype: torch.dtype, batches: tuple[int, ...], contexts: tuple[int, ...], kept: tuple[int, ...],
-    parts: tuple[str, ...],
+    parts: tuple[str, ...], masks: tuple[SharedMask, ...],
 ) -> Iterator[HeadSpeed]:  # fmt: skip
     """Attention, then steps, of a model's shape; what does not fit into memory is left out."""
     device, shape = torch.device("cuda"), MODEL_SHAPES[name]
@@ -140,8 +153,8 @@ def rows(
     for batch, context in pairs:
         if cache_bytes(shape, dtype, context, batch) < 0.9 * free_memory(device):
             cache = filled_cache(shape, dtype, device, context - 1, batch, spare=1)
-            for groups in kept:
-                yield step_row(row, weights, cache, groups)
+            for mask, groups in product(masks, kept):
+                yield step_row(row, weights, cache, groups, mask)
             del cache
 
 
@@ -155,10 +168,12 @@ def main() -> None:
     parser.add_argument("--contexts", type=count, nargs="+", default=CONTEXTS)
     parser.add_argument("--kept", type=count, nargs="+", default=(8, 4), help="groups that a row looks at")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
+    mask_arguments(parser)
     options = parser.parse_args()
     chosen_rows = map(tuple, (options.batches, options.contexts, options.kept, options.parts))
     gpu(parser)
-    print_rows(map(asdict, rows(options.shape, getattr(torch, options.dtype), *chosen_rows)))
+    masks = masks_of(options)
+    print_rows(map(asdict, rows(options.shape, getattr(torch, options.dtype), *chosen_rows, masks)))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def _main_settings(rows: list[Row]) -> list[Row]:
 
 
 def _chosen_heads(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["part"] == "step" and row["speedup"]]
+    return [row for row in rows if row["part"] == "step" and row["masked"] == "none" and row["speedup"]]
 
 
 def _is_main_setting(row: Row) -> bool:

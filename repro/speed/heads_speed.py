@@ -23,28 +23,38 @@ from ..tables.text import introduced
 
 PARTS = {"attention": "attention of one block", "step": "whole step"}
 """Parts in order, and what people are told."""
+MASKED = {"none": "", "ffn": "FFN", "all": "all"}
+"""Projections under the mask that the batch shares, in order, and what people are told."""
 DIGITS = {"us": 2, "gb_s": 3, "peak_gb_s": 3}
 """Digits that the table keeps, and a row from the start: so the table that is made of itself is the same."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row, and the one of all groups in the same run."""
+    """A row, the one of all groups under the same mask, and the dense one, in the same run."""
 
     row: HeadSpeed
     whole: HeadSpeed | None
+    dense: HeadSpeed | None
 
     @property
     def speedup(self) -> float | None:
         """Time with all groups over time with those that are kept; None for all groups themselves."""
-        if self.whole is None or self.whole is self.row:
-            return None
-        return self.whole.us / self.row.us
+        return _ratio(self.whole, self.row)
+
+    @property
+    def over_dense(self) -> float | None:
+        """Time with all groups and weights over this; None for the dense step itself."""
+        return _ratio(self.dense, self.row)
 
     @property
     def tok_s(self) -> float | None:
         """Tokens a second of all rows; None of attention alone."""
         return 1e6 * self.row.batch / self.row.us if self.row.part == "step" else None
+
+
+def _ratio(before: HeadSpeed | None, row: HeadSpeed) -> float | None:
+    return None if before is None or before is row else before.us / row.us
 
 
 def read_measured(paths: Sequence[Path]) -> list[HeadSpeed]:
@@ -57,7 +67,8 @@ def read_measured(paths: Sequence[Path]) -> list[HeadSpeed]:
         read = _table_rows if path.suffix == ".csv" else _lines
         try:
             for row in read(path):
-                found[row.device, row.shape, row.part, row.batch, row.context, row.kept] = row
+                place = row.device, row.shape, row.part, row.batch, row.context
+                found[(*place, row.kept, row.masked, row.sparsity)] = row
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} holds no lines of wisparse.kernels.bench.gpu_heads ({error})") from error
     if not found:
@@ -79,15 +90,18 @@ def _table_rows(path: Path) -> Iterator[HeadSpeed]:
 
 
 def entries(rows: Iterable[HeadSpeed]) -> Iterator[Measured]:
-    """Rows by part, batch, context and groups, each beside the one of all groups."""
+    """Rows by part, batch, context, mask and groups, each beside those that it is compared with."""
     rows = list(rows)
 
     def place(row: HeadSpeed) -> tuple[str | int, ...]:
         return row.device, row.shape, [*PARTS].index(row.part), row.batch, row.context
 
-    whole = {place(row): row for row in rows if row.kept == row.groups}
-    for row in sorted(rows, key=lambda row: (*place(row), -row.kept)):
-        yield Measured(row, whole.get(place(row)))
+    def mask(row: HeadSpeed) -> tuple[int, float]:
+        return [*MASKED].index(row.masked), row.sparsity
+
+    whole = {(*place(row), *mask(row)): row for row in rows if row.kept == row.groups}
+    for row in sorted(rows, key=lambda row: (*place(row), *mask(row), -row.kept)):
+        yield Measured(row, whole.get((*place(row), *mask(row))), whole.get((*place(row), 0, 0.0)))
 
 
 def columns(_: Sequence[str]) -> list[Column[Measured]]:
@@ -100,12 +114,15 @@ def columns(_: Sequence[str]) -> list[Column[Measured]]:
         Column("context", "Context", lambda entry: entry.row.context),
         Column("kept", "Groups", lambda entry: entry.row.kept),
         Column("groups", "", lambda entry: entry.row.groups),
+        Column("masked", "Batch-shared mask", lambda entry: entry.row.masked, form=MASKED.__getitem__),
+        Column("sparsity", "Sparsity", lambda entry: entry.row.sparsity, 4, PERCENT),
         Column("us", "µs", lambda entry: entry.row.us, DIGITS["us"], number(1)),
         Column("tok_s", "tok/s", lambda entry: entry.tok_s, 2, number(0)),
         Column("gb_s", "GB/s", lambda entry: entry.row.gb_s, DIGITS["gb_s"], number(0)),
         Column("share_of_bandwidth", "of bandwidth", lambda entry: entry.row.gb_s / entry.row.peak_gb_s, 4,
                PERCENT),
         Column("speedup", "over all groups", lambda entry: entry.speedup, 4, number(2, end="×")),
+        Column("over_dense", "over dense", lambda entry: entry.over_dense, 4, number(2, end="×")),
         Column("peak_gb_s", "", lambda entry: entry.row.peak_gb_s, DIGITS["peak_gb_s"]),
         Column("tile", "", lambda entry: entry.row.tile),
     ]  # fmt: skip
@@ -125,7 +142,11 @@ def above(rows: list[HeadSpeed]) -> str:
         "Attention of one block: caches are cold. GB/s: keys and values that are looked at.",
         "Whole step: a token of every row, routers included, block 0 looks at all groups; products have tiles "
         "that are not tuned. GB/s: all weights, and keys and values that are looked at.",
-        "Over all groups: time of the same launches over all groups, over this.",
+        "Batch-shared mask: one top-k of the channels for all rows, in every block, of gate, up and down (FFN) "
+        "or of all projections, by the kernels over its lists; on a GPU the engine computes such sites "
+        "densely. Of one row it is that row's own.",
+        "Over all groups: time of the same launches over all groups, under the same mask, over this. Over "
+        "dense: time with all groups and no mask, over this.",
     ]
     return introduced("# Speed of attention over chosen key-value groups", lines)
 

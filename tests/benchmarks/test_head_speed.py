@@ -12,6 +12,7 @@ from wisparse.kernels.bench.gpu_attention import AttentionWorkload
 from wisparse.kernels.bench.gpu_heads import HeadSpeed, attention_row, step_row
 from wisparse.kernels.bench.parts.drawn import filled_cache, random_weights
 from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
+from wisparse.kernels.bench.parts.shared_masks import SharedMask
 from wisparse.kernels.cuda.attention import CUDAAttentionTile
 from wisparse.kernels.gpu import cuda_tiles
 
@@ -48,8 +49,11 @@ def test_rows_say_what_was_read(monkeypatch):
         return 1e-3
 
     tiles = {1: TILE, 2: TILE}
-    whole, half = (step_row(ROW, weights, cache, kept, tiles, step) for kept in (2, 1))
+    whole, half = (step_row(ROW, weights, cache, kept, tiles=tiles, clock=step) for kept in (2, 1))
     assert (half.part, half.context, half.kept, half.tile) == ("step", 40, 1, gpu_heads.tile_name(TILE))
     assert whole.gb_s - half.gb_s == pytest.approx(
         2 * 2 * 40 * 32 * 2 / 1e3
     )  # one group of one block, two rows
+    masked = step_row(ROW, weights, cache, 1, SharedMask("ffn", 0.5), tiles, step)
+    assert (masked.masked, masked.sparsity, masked.kept) == ("ffn", 0.5, 1)
+    assert half.gb_s - masked.gb_s == pytest.approx(2 * 3 * 64 * 64 * 2 / 2 / 1e3)  # half of the MLPs' weights

@@ -23,6 +23,7 @@ from wisparse.method.projections import model_projections, projection_shapes
 from wisparse.method.running.apply import applied
 
 from ...conftest import ROOT, make_calibration, make_method, make_protocol, make_tiny_model
+from ...method.heads.head_plans import with_heads
 from ..decoded_tokens import DecodedTokens, generated, prompts, typical_error
 
 KINDS = ("teal_uniform", "wina", "rsparse", "chess", "cats", "wisparse", "prox", "topk_guided")
@@ -87,11 +88,15 @@ def test_rows_of_a_batch_are_padded_on_the_left(tiny_model):
     assert engine.generate(input_ids, mask, new_tokens=16).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("combined", ["sum", "maximum"])
-def test_rows_of_a_batch_share_a_mask(llama, combined):
-    """The tokens of hooks where all rows stand for one batch, and others than with a mask of each row."""
+@pytest.mark.parametrize(("combined", "kept"), [("sum", None), ("maximum", None), ("sum", 1)])
+def test_rows_of_a_batch_share_a_mask(llama, combined, kept):
+    """The tokens of hooks where all rows stand for one batch, and others than with a mask of each row.
+
+    kept: key-value groups that each row looks at; None: all.
+    """
     plan = plan_for(llama, "wina")
     plan = replace(plan, rules={name: replace(rule, shared=combined) for name, rule in plan.rules.items()})
+    plan = plan if kept is None else with_heads(llama, kept, plan)
     ids = prompts(llama, 3)
     policy = replace(make_protocol("decode_only"), rows_sharing=3)
     with DecodeEngine(llama, plan, batch=3, capacity=40) as engine:

@@ -15,7 +15,7 @@ from wisparse.kernels.triton.attention.short import ShortAttentionTile
 from ...conftest import FAMILIES, make_tiny_model
 from ...method.heads.head_plans import drawn_heads, with_heads
 from ..triton_cases import DEVICE, SMALL_TILES
-from .test_triton_step import both_decode, make_plan, step_of
+from .test_triton_step import both_decode, make_plan, sharing, step_of
 
 
 @pytest.mark.slow
@@ -35,6 +35,19 @@ def test_heads_beside_every_kind_of_rule(method, batch):
     model = make_tiny_model("qwen2", blocks=1)
     plan = with_heads(model, kept=1, plan=make_plan(model, method), first=0)
     expected, found = both_decode(model, plan, batch=batch)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("combined", "projections"), [("sum", None), ("maximum", ("gate", "up", "down"))])
+def test_heads_beside_a_mask_that_rows_share(combined, projections):
+    """All projections are under it, or those of the MLP alone; rows choose groups of their own all the same."""
+    model = make_tiny_model("llama", blocks=2)
+    plan = sharing(make_plan(model, "wina"), combined)
+    if projections is not None:
+        plan = plan.without([name for name in plan.rules if name.split(".")[1] not in projections])
+    plan = with_heads(model, kept=1, plan=plan)
+    expected, found = both_decode(model, plan, batch=3)
     assert torch.allclose(found, expected, atol=1e-4)
 
 

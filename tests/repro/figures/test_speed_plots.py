@@ -17,12 +17,13 @@ NVIDIA H200,m,teal,0.5,1,5,bfloat16,,eager,9.0,1.9
 NVIDIA H200,m,teal,0.5,1,5,float16,,engine-dense,1.7,1.9
 """
 HEADS = """\
-device,shape,part,batch,context,kept,groups,speedup
-a card,m,step,8,2048,4,8,1.2
-a card,m,step,8,1024,4,8,1.1
-a card,m,step,16,1024,4,8,1.3
-a card,m,step,16,1024,8,8,
-a card,m,attention,16,1024,4,8,1.7
+device,shape,part,batch,context,kept,groups,masked,speedup
+a card,m,step,8,2048,4,8,none,1.2
+a card,m,step,8,1024,4,8,none,1.1
+a card,m,step,16,1024,4,8,none,1.3
+a card,m,step,16,1024,4,8,ffn,1.4
+a card,m,step,16,1024,8,8,none,
+a card,m,attention,16,1024,4,8,none,1.7
 """
 
 
