@@ -1,7 +1,7 @@
-"""The smallest score that per-token top-k keeps (WINA, arXiv 2505.19427), one token: CUDA C++.
+"""The smallest score that per-token top-k keeps (WINA, arXiv 2505.19427): CUDA C++.
 
-For compute capability 9.0 on, before a product that lists its channels itself; `triton.select` does it
-everywhere, and for batches.
+For compute capability 9.0 on: of one token, before a product that lists its channels itself, and of the |x|
+that several rows have together; `triton.select` does it everywhere, and for rows with a top-k each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import KernelError
 from ..triton.launch import blocks_of, check_tensor
 from .compiled import launch
-from .product import LANES, MOST_CHANNELS, Source, check_source
+from .product import LANES, MOST_CHANNELS, Given, Source, check_source
 
 MOST_WARPS = 32
 CHANNELS_OF_WARP = 64
@@ -49,15 +49,38 @@ def cuda_select(
         check_tensor("fewest", fewest, (lists,), torch.int32)
     if x_out is not None:
         check_tensor("x_out", x_out, (1, channels), dtype)
-    warps = min(MOST_WARPS, blocks_of(channels, CHANNELS_OF_WARP))
     constants = {
         **source.constants,
-        "IN": channels,
-        "WARPS": warps,
-        "CLUSTER": 1,
         "WRITE_X": int(x_out is not None),
         "BOUNDED": int(fewest is not None),
         "FLOAT16": int(dtype is torch.float16),
+        "TOGETHER": 0,
     }
-    arguments = (x, squares, gain, score_weights, kept, fewest, smallest, x_out)
-    launch("select", constants, lists, warps * LANES, arguments, pdl)
+    _start(constants, (x, squares, gain, score_weights, kept, fewest, smallest, x_out), lists, channels, pdl)
+
+
+def cuda_select_together(
+    magnitudes: Tensor, score_weights: Tensor, kept: Tensor, smallest: Tensor, pdl: bool = False
+) -> None:
+    """The same of |x| that several rows have together, magnitudes (channels,) float32, not negative.
+
+    Raises KernelError for what does not fit.
+    """
+    lists, channels = score_weights.shape
+    if channels > MOST_CHANNELS:
+        raise KernelError(f"selection takes at most {MOST_CHANNELS} channels, not {channels}")
+    check_tensor("magnitudes", magnitudes, (channels,), torch.float32)
+    check_tensor("score weights", score_weights, (lists, channels), torch.float32)
+    check_tensor("kept", kept, (lists,), torch.int32)
+    check_tensor("smallest", smallest, (lists, 1), torch.float32)
+    constants = {**Given(magnitudes).constants, "WRITE_X": 0, "BOUNDED": 0, "FLOAT16": 0, "TOGETHER": 1}
+    arguments = (magnitudes, None, None, score_weights, kept, None, smallest, None)
+    _start(constants, arguments, lists, channels, pdl)
+
+
+def _start(
+    constants: dict[str, object], arguments: tuple[Tensor | None, ...], lists: int, channels: int, pdl: bool
+) -> None:
+    warps = min(MOST_WARPS, blocks_of(channels, CHANNELS_OF_WARP))
+    sizes = {"IN": channels, "WARPS": warps, "CLUSTER": 1}
+    launch("select", {**constants, **sizes}, lists, warps * LANES, arguments, pdl)

@@ -118,7 +118,8 @@ def chosen(
         selecting = {kept: tile_of_contexts(shape, batch * kept) for kept in range(1, shape.kv_heads)}
     heads = batch == 1 and runs_cuda_products(device) and suits_cuda_head(dtype, shape.hidden)
     blocks = BLOCKS_OF_A_MULTIPROCESSOR * multiprocessors_of(device) if heads else 0
-    return Chosen(cuda_tiles(*common, storages, dense), attention, blocks, selecting)
+    together = batch > 1 and runs_cuda_products(device) and dtype in (torch.bfloat16, torch.float16)
+    return Chosen(cuda_tiles(*common, storages, dense), attention, blocks, selecting, together)
 
 
 def cuda_tiles(

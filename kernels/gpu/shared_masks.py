@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ..cuda.select import cuda_select_together
 from ..triton.shared_lists import magnitudes_of, shared_lists
 from .sites import Reads
 
@@ -23,4 +24,6 @@ def deciding(
         yield partial(magnitudes_of, residual, rule, norm, x_out=reads.x)
     else:
         yield partial(magnitudes_of, reads.x, rule)
+    if rule.smallest is not None:
+        yield partial(cuda_select_together, rule.magnitudes, rule.score_weights, rule.kept, rule.smallest)
     yield partial(shared_lists, reads.x, rule, reads.lists)

@@ -125,7 +125,7 @@ def make_site(
     kernel reads under these rules.
     """
     widths = dict(zip(PROJECTIONS[product.name], product.widths, strict=True))
-    reads = _shared(widths, product.inner, rules, buffers)
+    reads = _shared(widths, product.inner, rules, buffers, tiles.cuda.shared_top_k)
     if reads is None:
         reads = _reads(widths, product.inner, rules, producer_block, tiles.list_block, buffers)
     bias = rules.bias(widths, own_bias)
@@ -174,7 +174,9 @@ def _by_one_rule(reads: Reads) -> bool:
     return reads.rules.top_k in (0, (1 << reads.rules.bounds.shape[0]) - 1)
 
 
-def _shared(widths: dict[str, int], channels: int, rules: BlockPlan, buffers: Buffers) -> Reads | None:
+def _shared(
+    widths: dict[str, int], channels: int, rules: BlockPlan, buffers: Buffers, selects: bool
+) -> Reads | None:
     """What a batch reads of a site by one top-k; None where each row has a rule of its own, as one row has."""
     name, found = SITE_OF_PROJECTION[next(iter(widths))], [rules.of(projection) for projection in widths]
     combined = {rule.shared for rule in found if rule is not None}
@@ -191,6 +193,7 @@ def _shared(widths: dict[str, int], channels: int, rules: BlockPlan, buffers: Bu
         torch.tensor(kept, dtype=torch.int32, device=buffers.device),
         buffers.sums(("magnitudes", name), channels),
         maximum=combined == {"maximum"},
+        smallest=buffers.sums(("smallest of rows", name), len(found), 1) if selects else None,
     )
     lists = buffers.shared_lists(name, len(found), channels)
     return Reads(buffers.x(name, channels), lists, shared=rule)

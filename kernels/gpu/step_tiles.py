@@ -46,8 +46,16 @@ class Chosen:
     """Thread blocks of the launch that computes final norm and a head in half precision; 0: launches apart."""
     selecting: dict[int, CUDAAttentionTile] = field(default_factory=dict)
     """Tiles of attention over chosen key-value groups by how many a row looks at; `attention` for others."""
+    shared_top_k: bool = False
+    """Whether the smallest score that rows keep together is found by a launch of its own, not by every program
+    that lists channels."""
 
 
+OVER_SHARED_LISTS, SHARED_PROGRAMS = Tile(64, 64, warps=4, stages=7), 528
+"""Tile of products over lists that a batch shares, and most programs of one: four for each multiprocessor of an
+H200. Narrow tiles leave little for the last program of a tile to add up; rows of the weight and of x are copied
+ahead three steps.
+"""
 FASTER_IN_TORCH = frozenset({"qkv", "gate_up", "down"})
 """Dense products of 4 to 32 rows that torch computes faster than these tiles: 1.02 to 1.9 times on an H200."""
 
@@ -76,8 +84,9 @@ class StepTiles:
 
     def shared_by(self, product: Product) -> Tile:
         """Tile of a product over lists that a batch shares, each one block: programs take equal parts of it."""
-        tile = self.dense[product.name]
-        return replace(tile, group=1, parts=blocks_of(product.inner, tile.share))
+        tiles = sum(blocks_of(width, OVER_SHARED_LISTS.columns) for width in product.tiled_widths)
+        parts = min(max(1, SHARED_PROGRAMS // tiles), blocks_of(product.inner, 4 * OVER_SHARED_LISTS.channels))
+        return replace(OVER_SHARED_LISTS, parts=parts)
 
     def list_blocks(self, shape: DecoderShape, batch: int = 1) -> dict[str, int]:
         """Channels of one list block of what each product reads, by product.

@@ -40,8 +40,13 @@ def listed_product(
     for member in tl.static_range(GROUP):
         block = (split // PARTS) * GROUP + member
         count = tl.load(counts + projection * BLOCKS + block, mask=block < BLOCKS, other=0)
-        first = count * (split % PARTS) // PARTS
-        last = count * (split % PARTS + 1) // PARTS
+        part = split % PARTS
+        first = count * part // PARTS
+        last = count * (part + 1) // PARTS
+        if BATCH > 1:
+            # Parts begin at whole steps: only so values of rows are known to lie where they are copied ahead.
+            first = first // CHANNELS * CHANNELS
+            last = tl.where(part + 1 < PARTS, last // CHANNELS * CHANNELS, count)
         entries = projection * BLOCKS * BLOCK + block * BLOCK
         for start in tl.range(first, last, CHANNELS, num_stages=STAGES):
             entry = start + tl.arange(0, CHANNELS)
@@ -52,7 +57,9 @@ def listed_product(
                 x = tl.load(values + entries + entry, mask=listed, other=0.0)
             else:
                 at = (projection * BATCH + row[:, None]) * BLOCKS * BLOCK + block * BLOCK + entry[None, :]
-                x = tl.load(values + at, mask=listed[None, :] & (row[:, None] < BATCH), other=0.0)
+                # Not masked by what is listed, and so copied ahead in pieces that one instruction copies.
+                x = tl.load(values + at, mask=(entry < BLOCK)[None, :] & (row[:, None] < BATCH), other=0.0)
+                x = tl.where(listed[None, :], x, 0.0)
             live = listed[:, None] if EVEN else listed[:, None] & inside[None, :]
             cell = weight + channel[:, None] * COLUMNS + column[None, :]
             w = tl.load(cell, mask=live, other=0.0, eviction_policy="evict_first")

@@ -1,7 +1,8 @@
 """Channel lists by one top-k for all rows of a batch: what is read stays what one row reads.
 
-|x| is summed over the rows, or its maximum taken; times a list's weights that is the score of a channel. Every
-program of a list finds the smallest kept score by itself, from scores that lie in L2 anyway.
+|x| is summed over the rows, or its maximum taken; times a list's weights that is the score of a channel. Where
+no launch before has found the smallest kept score, every program of a list does, from scores that lie in L2
+anyway.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def magnitudes_kernel(
 
 @triton.jit
 def shared_lists_kernel(
-    x, magnitudes, score_weights, kept, index, values, counts,
+    x, magnitudes, score_weights, kept, smallest, index, values, counts,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, SLICE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +77,7 @@ def shared_lists_kernel(
     score = tl.load(magnitudes + channel, mask=inside, other=0.0) * weight
     own_score = tl.load(magnitudes + own, mask=owned, other=0.0) * own_weight
     values_of = tl.load(x + row[:, None] * CHANNELS + own[None, :], mask=live, other=0.0)
-    cut = smallest_kept(score, inside, k, CHANNELS)
+    cut = smallest_kept(score, inside, k, CHANNELS) if smallest is None else tl.load(smallest + projection)
     # NaN compares false, so a broken activation is kept and shows in the output.
     listed = (inside & ~(score < cut)).to(tl.int32)
     own_listed = (owned & ~(own_score < cut)).to(tl.int32)
@@ -101,6 +102,8 @@ class SharedTopK:
     """(channels,) float32 buffer: |x| of all rows together."""
     maximum: bool
     """Together by the maximum; else by the sum."""
+    smallest: Tensor | None = None
+    """(lists, 1) float32 buffer: the smallest score that each list keeps; None: its programs find it."""
 
 
 def magnitudes_of(
@@ -149,7 +152,8 @@ def shared_lists(x: Tensor, rule: SharedTopK, lists: ChannelLists, pdl: bool = F
     launch(
         shared_lists_kernel,
         (blocks_of(channels, size), lists.projections),
-        x, rule.magnitudes, rule.score_weights, rule.kept, lists.index, lists.values, lists.counts,
+        x, rule.magnitudes, rule.score_weights, rule.kept, rule.smallest, lists.index, lists.values,
+        lists.counts,
         CHANNELS=channels, WIDTH=width, BATCH=batch, ROWS=power_of_two(batch), SLICE=size,
         warps=8 if channels <= 4096 else 16, pdl=pdl,
     )  # fmt: skip

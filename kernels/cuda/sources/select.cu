@@ -6,6 +6,7 @@
 // IN           channels                  WARPS     warps of a thread block
 // CLUSTER      1                         WRITE_X   1: x is written by the first thread block
 // BOUNDED      1: k is how many scores reach 1, from `fewest` to `kept`; 0: it is `kept`
+// TOGETHER     1: the source is |x| of several rows together, float32
 // NORM, EPSILON, SQUARES  see norm.h
 // FLOAT16      1: float16 instead of bfloat16
 
@@ -80,7 +81,8 @@ WS_KERNEL(THREADS, 1) select_kernel(const void* source, const float* squares, co
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const int channel = step * THREADS + thread;
-        x[step] = channel < IN ? from_source(source, channel) : 0.0f;
+        const float* together = static_cast<const float*>(source);
+        x[step] = channel >= IN ? 0.0f : TOGETHER ? from_producer(together + channel) : from_source(source, channel);
     }
     if (NORM) {
         own_squares.leave(s.squares, thread / 32, thread % 32);

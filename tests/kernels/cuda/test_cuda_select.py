@@ -4,7 +4,7 @@ import pytest
 import torch
 from wisparse.kernels.bench.parts.model_shapes import MODEL_SHAPES
 from wisparse.kernels.cuda.product import CUDATile, Given, Normed, cuda_product
-from wisparse.kernels.cuda.select import cuda_select
+from wisparse.kernels.cuda.select import cuda_select, cuda_select_together
 from wisparse.kernels.errors import KernelError
 from wisparse.kernels.model.decoder import products_of
 from wisparse.kernels.reference import dropped_by_top_k, dropped_within_bounds
@@ -33,6 +33,20 @@ def test_it_is_exactly_the_references(channels, dtype):
     cuda_select(Given(x), weights, numbers(*kept), smallest)
     for weight, bound, k in zip(weights, smallest, kept, strict=True):
         assert torch.equal(x.float().abs() * weight < bound, dropped_by_top_k(x.float(), weight, k))
+
+
+@pytest.mark.parametrize("channels", [37, 1100])
+def test_rows_together_are_exactly_the_references(channels):
+    """Lists of their own numbers; sums of several rows, with ties and zeros."""
+    x = drawn(3, channels, dtype=torch.float32)
+    x[:, :12], x[:, 12:20] = 0.5, 0.0
+    weights = drawn(4, channels, seed=1).abs()
+    kept = (channels // 3, 1, 0, channels)
+    smallest = torch.empty(4, 1, device=DEVICE)
+    together = x.abs().sum(0)
+    cuda_select_together(together, weights, numbers(*kept), smallest)
+    for weight, bound, k in zip(weights, smallest, kept, strict=True):
+        assert torch.equal(together * weight < bound, dropped_by_top_k(together[None], weight, k)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -93,6 +93,21 @@ def test_a_mask_that_a_batch_shares(combined, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cuda_kernels_run")
+def test_a_launch_of_its_own_finds_what_rows_keep_together():
+    """Logits, and so lists, are bit for bit those of programs that find the smallest score themselves."""
+    model = make_tiny_model("llama", blocks=1)
+    plan = sharing(make_plan(model, "wina"), "sum")
+    found = {}
+    for own in (False, True):
+        tiles = replace(SMALL_TILES, cuda=Chosen({}, shared_top_k=own))
+        step = step_of(model.to(DEVICE), plan, 2, tiles)
+        found[own] = step(torch.tensor([5, 7], device=DEVICE)).clone()
+        assert step.ran()["selection"] == ("cuda and triton" if own else "triton")
+    assert torch.equal(found[True], found[False])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "dense"), [("qwen2", "q k v o"), ("llama", "gate up"), ("mistral", None)])
 def test_dense_products_by_a_library(family, dense):
     """What reads all of its activation is torch's, what is listed is Triton's; either follows the other."""
