@@ -15,7 +15,8 @@ from wisparse.kernels.triton.attention.short import ShortAttentionTile
 from ...conftest import FAMILIES, make_tiny_model
 from ...method.heads.head_plans import drawn_heads, with_heads
 from ..triton_cases import DEVICE, SMALL_TILES
-from .test_triton_step import both_decode, make_plan, sharing, step_of
+from .test_shared_masks_step import sharing
+from .test_triton_step import both_decode, make_plan, step_of
 
 
 @pytest.mark.slow
