@@ -142,10 +142,11 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 		$(call KEEP_real,massive))
 
 given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
-	@$(RUN) -m wisparse.repro.tables given_loss --records results/records/table1 results/records/frontier \
-		results/records/frontier_qwen_digits \
+	@$(RUN) -m wisparse.repro.tables given_loss --records \
+		$(addprefix results/records/,table1 frontier frontier_own frontier_pruned) \
 		--output results/given_loss > /dev/null
-	@$(RUN) -m wisparse.repro.tables given_loss --records results/real/records/table1 \
+	@$(RUN) -m wisparse.repro.tables given_loss --records $(addprefix results/real/records/, \
+		table1 method method_text pruned pruned_english heads heads_english) \
 		--output results/real/given_loss > /dev/null
 	@$(RUN) -m wisparse.repro.tables given_loss --records results/relu/records \
 		--output results/relu/given_loss > /dev/null

@@ -40,6 +40,11 @@ def density_of(record: dict[str, Any]) -> float:
     return ALL if found is None else found["kept"] / found["groups"]
 
 
+def key_values_left_out(record: dict[str, Any]) -> float:
+    """Share of all keys and values that a sparse token does not read, of attention over chosen groups."""
+    return 1.0 - float(record["realised"]["key_value_share"])
+
+
 def read_heads(*folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> HeadData:
     """Read every record with a perplexity below the folders; of a cell measured again the newest counts.
 

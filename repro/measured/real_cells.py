@@ -13,7 +13,8 @@ from ..record_facts import suite_choice
 from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, tasks_of, unreachable_sparsities
 from .comparable import check_comparable, check_same_items, without_seed
 from .comparison import Comparison, LatestComparison
-from .deciding import check_names, has_own_weights
+from .deciding import check_names, has_own_weights, heads_of, quantisation_of
+from .head_cells import key_values_left_out
 from .pruned_cells import pruned_or_method
 
 
@@ -156,6 +157,34 @@ def read_aimed(*folders: Path) -> RealData:
     return _read(folders, command, varied, keep=has_own_weights, text=text_of)
 
 
+def read_given_loss(*folders: Path) -> RealData:
+    """Read cells with a perplexity: of methods, pruned weights, and attention over chosen groups, each alone.
+
+    The embedded suite without its tasks is a suite of its own, `heldout`, and methods are apart from those of
+    another calibration text. Raises as `read_real`.
+    """
+
+    def alone(record: dict[str, Any]) -> bool:
+        pruned = "index" in quantisation_of(record)
+        others = record["method"]["name"] != "dense"
+        beside = record.get("heads") and (others or pruned)
+        return record["perplexity"] is not None and (has_own_weights(record) or pruned) and not beside
+
+    def name(record: dict[str, Any]) -> Key:
+        if not record.get("heads"):
+            return pruned_or_method(record)
+        return record["model"]["name"], heads_of(record)["name"], round(key_values_left_out(record), 6)
+
+    def suite(record: dict[str, Any]) -> str:
+        chosen = suite_choice(record["suite"]["name"])
+        return "heldout" if chosen == "embedded" and record["suite"]["config"].get("tasks") == [] else chosen
+
+    # Files beside the weights were stored anew meanwhile; the tokens that they make are compared.
+    varied = ("search", "search budget", "quantisation", "heads", "files beside the weights")
+    command = "`python repro/run.py experiment=given_loss`"
+    return _read(folders, command, varied, keep=alone, name=name, text=text_of, suite=suite)
+
+
 def text_of(record: dict[str, Any]) -> str:
     """Name of the calibration text that a cell's plan was made on."""
     return str(record["calibration"]["name"])
@@ -194,11 +223,12 @@ def _read(
     keep: Callable[[dict[str, Any]], bool] = lambda record: True,
     name: Callable[[dict[str, Any]], Key] = place_of,
     text: Callable[[dict[str, Any]], str] = lambda record: "",
+    suite: Callable[[dict[str, Any]], str] = lambda record: suite_choice(record["suite"]["name"]),
 ) -> RealData:
     def place(record: dict[str, Any]) -> Place:
         model, method, sparsity = name(record)
-        suite, protocol = suite_choice(record["suite"]["name"]), record["protocol"]["name"]
-        section = Section(model, suite, protocol, record["config"]["search"]["name"], text(record))
+        budget = record["config"]["search"]["name"]
+        section = Section(model, suite(record), record["protocol"]["name"], budget, text(record))
         return section, method, sparsity, record["seed"]
 
     found = stored_cells(folders, place, keep=keep, command=command)
@@ -208,8 +238,8 @@ def _read(
     check_names(named, varied)
     for section in data.sections:
         check_comparable(map(without_seed, data.cells_of(section).values()), varied)
-    for suite in _distinct(section[:2] for section, *_ in cells):
-        check_same_items(without_seed(cell) for place, cell in cells.items() if place[0][:2] == suite)
+    for asked in _distinct(section[:2] for section, *_ in cells):
+        check_same_items(without_seed(cell) for place, cell in cells.items() if place[0][:2] == asked)
     return data
 
 

@@ -36,7 +36,7 @@ def field_table(path: Path = REAL, given_loss: Path = GIVEN_LOSS, speed: Path = 
     saved = {
         row["method"]: row
         for row in read_rows(given_loss)
-        if {"suite": "wikitext", "loss": str(LOSS), **SETTINGS}.items() <= row.items()
+        if {"suite": "wikitext", "calibration": "english", "loss": str(LOSS), **SETTINGS}.items() <= row.items()
     }
     gains = {row["method"]: row["speedup"] for row in read_rows(speed) if DECODED.items() <= row.items()}
     lines = [table_row(HEADS), "|---" + "|---:" * (len(HEADS) - 1) + "|"]

@@ -52,6 +52,8 @@ def test_every_number_stands_in_a_table(tmp_path):
             **SHARED,
         },
     ]
+    other_text = {**losses[0], "sparsity": "0.51", "calibration": "english_wikitext"}
+    losses = [*({"calibration": "english", **loss} for loss in losses), other_text]
     speeds = [
         {
             "device": device,
