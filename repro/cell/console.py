@@ -99,13 +99,17 @@ def _scores(record: dict[str, Any], dense: dict[str, Any] | None) -> list[Row]:
 
 def _reading(record: dict[str, Any]) -> list[Row]:
     """What was left out while the suite was answered."""
-    return _bytes(record["realised"], "realised sparsity") if _evaluated(record) else []
+    return _bytes(record, record["realised"], "realised sparsity") if _evaluated(record) else []
 
 
-def _bytes(traffic: dict[str, Any], title: str) -> list[Row]:
+def _bytes(record: dict[str, Any], traffic: dict[str, Any], title: str) -> list[Row]:
     own, dense = traffic["bytes_per_token"], traffic["dense_bytes_per_token"]
+    left_out = Row(title, f"{100 * traffic['realised_sparsity']:.2f} %")
+    weights = record.get("quantisation", {}).get("config", {})
+    if "index" in weights:  # zeros of the weights themselves: every token multiplies by the rest
+        left_out = Row("weights pruned", f"{100 * weights['sparsity']:.2f} %")
     return [
-        Row(title, f"{100 * traffic['realised_sparsity']:.2f} %"),
+        left_out,
         Row("bytes read per token", f"{own:,.0f}", "", f"{dense:,.0f}", f"× {own / dense:.3f}"),
     ]
 
@@ -129,7 +133,7 @@ def _speed(record: dict[str, Any]) -> list[Row]:
     return [
         *rows,
         Row("byte limit of the speed-up", f"{latency['byte_limit_speedup']:.2f} ×"),
-        *_bytes(latency["traffic"], "realised sparsity while decoding"),
+        *_bytes(record, latency["traffic"], "realised sparsity while decoding"),
         Row("bandwidth reached", f"{latency['bandwidth_reached'] / 1e9:.1f} GB/s"),
         Row("of measured bandwidth", f"{100 * latency['share_of_bandwidth']:.0f} %"),
     ]

@@ -28,6 +28,7 @@ from ...kernels.program_end import ends_in_one_line
 from ...method.errors import mistake
 from .corpus import HELD_OUT_PACKAGES
 from .recipes import BEGIN_OF_TEXT, RECIPES, Recipe
+from .step_memory import check_memory
 from .training_text import HELD_OUT_LENGTH, Text, prepare
 
 HELD_OUT_WINDOWS = 1024
@@ -216,9 +217,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
     check_arguments(parser, arguments.device, arguments.models, RECIPES)
+    names = arguments.models or RECIPES
+    check_memory(parser, arguments.device, (RECIPES[name] for name in names))
     torch.set_float32_matmul_precision("high")
     text = prepare(arguments.text_cache)
-    for name in arguments.models or RECIPES:
+    for name in names:
         train_and_save(name, RECIPES[name], text, arguments.output, arguments.device)
 
 

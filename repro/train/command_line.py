@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer
 
 from ..embedded.names import MODELS
+from ..embedded.recipes import Recipe
+from ..embedded.step_memory import check_memory
 from ..embedded.train import check_arguments
 from ..embedded.training_text import Text, prepare
 from .recipes import START
@@ -19,11 +21,18 @@ Training = Callable[[str, int, Text, Path, str], object]
 
 
 def train_named(
-    description: str, known: Collection[str], train: Training, *, tokens: int, files: int | None = None
+    description: str,
+    known: Collection[str],
+    train: Training,
+    recipe_of: Callable[[str, int], Recipe],
+    *,
+    tokens: int,
+    files: int | None = None,
 ) -> None:
     """Train those of the known models that the command line names, or all, each on as many tokens.
 
-    tokens, files: where the command line does not say; None: all files.
+    recipe_of: how a name is trained on a number of tokens. tokens, files: where the command line does not say;
+    None: all files.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("output", type=Path)
@@ -35,8 +44,10 @@ def train_named(
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
     check_arguments(parser, arguments.device, arguments.names, known)
+    names = arguments.names or known
+    check_memory(parser, arguments.device, (recipe_of(name, arguments.tokens) for name in names))
     tokenizer = Tokenizer.from_file(str(MODELS / START / "tokenizer.json"))
     text = prepare(arguments.text_cache, tokenizer, arguments.files)
     torch.set_float32_matmul_precision("high")
-    for name in arguments.names or known:
+    for name in names:
         train(name, arguments.tokens, text, arguments.output, arguments.device)

@@ -163,7 +163,9 @@ def train_and_save(name: str, tokens: int, text: Text, output: Path, device: str
 @ends_in_one_line(mistake)
 def main() -> None:
     """Train every continuation, or those that are named."""
-    train_named(__doc__, CONTINUATIONS, train_and_save, tokens=TOKENS, files=FILES)
+    train_named(
+        __doc__, CONTINUATIONS, train_and_save, lambda name, tokens: recipe(tokens), tokens=TOKENS, files=FILES
+    )
 
 
 if __name__ == "__main__":

@@ -40,15 +40,20 @@ def recipe(width: int, tokens: int) -> Recipe:
     return dataclasses.replace(own, architecture=shapes, training_tokens=tokens, warmup_steps=100)
 
 
+def recipe_of(name: str, tokens: int) -> Recipe:
+    """How a size is trained, by its model's name."""
+    return recipe(SIZES[name], tokens)
+
+
 def train_size(name: str, tokens: int, text: Text, output: Path, device: str) -> dict[str, object]:
     """Train one size, evaluate the weights as they are stored (bf16) and save them."""
-    return train_and_save(name, recipe(SIZES[name], tokens), text, output, device)
+    return train_and_save(name, recipe_of(name, tokens), text, output, device)
 
 
 @ends_in_one_line(mistake)
 def main() -> None:
     """Train every size, or those that are named."""
-    train_named(__doc__, SIZES, train_size, tokens=100_000_000)
+    train_named(__doc__, SIZES, train_size, recipe_of, tokens=100_000_000)
 
 
 if __name__ == "__main__":

@@ -113,3 +113,11 @@ def test_what_torch_says_of_a_machine_without_a_gpu_is_left_out_and_nothing_else
         logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
         logger.warning("the compiler is too old")
     assert [entry.getMessage() for entry in caplog.records] == ["the compiler is too old"]
+
+
+def test_of_pruned_weights_the_share_that_was_pruned_is_said(shown):
+    record = next(one for one in records("frontier_pruned") if one["quantisation"]["config"]["sparsity"] == 0.6)
+    lines = shown(record)
+    assert row(lines, "weights pruned")[1] == "60.00 %"
+    assert not [line for line in lines if line and line[0].startswith("realised")]
+    assert f"{record['realised']['bytes_per_token']:,.0f}" in row(lines, "bytes read")
