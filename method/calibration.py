@@ -27,6 +27,9 @@ from .tokens import check_input_ids
 
 Found = TypeVar("Found")
 
+WALKED_AT_ONCE = 1 << 24
+"""Numbers of a residual stream that a walk through the blocks holds at once, where a batch has fewer."""
+
 
 @dataclass
 class Calibration:
@@ -98,9 +101,20 @@ class Calibration:
                 wanted.add(
                     "statistics"
                 )  # they cost a pass next to nothing, and most methods ask for them later
-            found = dense_pass(self.model, self.input_ids, self.batch_size, wanted, kept)
+            found = dense_pass(self.model, self.input_ids, self.rows_a_walk, wanted, kept)
             self._collected = self._collected.with_more(found)
         self._collected.keep_in(kept)
+
+    @property
+    def rows_a_walk(self) -> int:
+        """Sequences that a pass without whole logits takes at once: `batch_size` or, on a GPU, more.
+
+        Little is held of blocks that are not computed just now, and launches of short passes cost a GPU most.
+        """
+        if self.device.type == "cpu":
+            return self.batch_size
+        numbers = self.input_ids.shape[1] * self.model.get_input_embeddings().embedding_dim
+        return max(self.batch_size, WALKED_AT_ONCE // numbers)
 
     @property
     def statistics(self) -> list[BlockStatistics]:

@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 from ..projections import decoder_of
 from ..search.logits import tokens_at_once
 
-LogitLoss = Callable[[Tensor, slice], Tensor]
-"""Loss that is sent back: a scalar from float32 logits (tokens, vocabulary) and their slice of all tokens."""
+LogitSlope = Callable[[Tensor, slice], Tensor]
+"""What is sent back: the gradient of a loss by float32 logits (tokens, vocabulary), from these, which may be
+overwritten, and their slice of all tokens. Automatic gradients would pass over logits three times as often."""
 
 
 def backward_through_blocks(
-    model: PreTrainedModel, input_ids: Tensor, keywords: list[dict[str, Any]], loss: LogitLoss
+    model: PreTrainedModel, input_ids: Tensor, keywords: list[dict[str, Any]], slope: LogitSlope
 ) -> None:
-    """Send `loss` of the predictions for input_ids (rows, length) back through all blocks; hooks do the rest.
+    """Send a loss of the predictions for input_ids (rows, length) back through all blocks; hooks do the rest.
 
     Between the passes only what enters each block is kept, and a block is computed again on the way back: the
     activations of all blocks at once would take more memory than the model. `keywords` as of `block_keywords`.
@@ -32,7 +33,7 @@ def backward_through_blocks(
         for block, arguments in steps:
             entering.append(hidden)
             hidden = block(hidden, **arguments)
-    gradient = _gradient_at_last_block(model, hidden, loss)
+    gradient = _gradient_at_last_block(model, hidden, slope)
     with torch.enable_grad():
         for block, arguments in reversed(steps):
             # Weights are frozen: the graph begins at what enters the block, and at what hooks bring along.
@@ -41,13 +42,14 @@ def backward_through_blocks(
             gradient = entered.grad
 
 
-def _gradient_at_last_block(model: PreTrainedModel, hidden: Tensor, loss: LogitLoss) -> Tensor:
+def _gradient_at_last_block(model: PreTrainedModel, hidden: Tensor, slope: LogitSlope) -> Tensor:
     decoder, gradients = decoder_of(model), []
     tokens, at_once = hidden.detach().flatten(0, 1), tokens_at_once(model)
     for first in range(0, len(tokens), at_once):
         which = slice(first, first + at_once)
         with torch.enable_grad():
             part = tokens[which].requires_grad_()
-            logits = decoder.lm_head(decoder.final_norm(part)).float()
-            gradients += torch.autograd.grad(loss(logits, which), part)
+            logits = decoder.lm_head(decoder.final_norm(part))
+        at_logits = slope(logits.detach().float(), which).to(logits.dtype)
+        gradients += torch.autograd.grad(logits, part, at_logits)
     return torch.cat(gradients).view_as(hidden)

@@ -18,14 +18,15 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ...kernels.triton.statistics.near_thresholds import near_costs
 from ..calibration import Calibration
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import decoder_of, model_projections
-from ..running.precision import coarse_products
+from ..running.half_attention import coarse_passes
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
-from .block_backward import LogitLoss, backward_through_blocks
+from .block_backward import LogitSlope, backward_through_blocks
 
 NEAR = 2.0**0.5
 """Channels count that lie within this factor of their threshold, on either side: an octave in all."""
@@ -74,7 +75,6 @@ class MarginalLosses:
         return mean + share * (own - mean)
 
 
-@coarse_products()
 def marginal_losses(
     calibration: Calibration,
     thresholds: Mapping[str, Tensor],
@@ -104,27 +104,27 @@ def marginal_losses(
             yield linear.register_forward_pre_hook(before)
             yield linear.register_full_backward_hook(after)
 
-    with hooked(recorders()):
-        batches = zip(*(of_all.split(calibration.batch_size) for of_all in (input_ids, dense)), strict=True)
+    with coarse_passes(model), hooked(recorders()):
+        batches = zip(*(of_all.split(calibration.rows_a_walk) for of_all in (input_ids, dense)), strict=True)
         for batch, states in tqdm(list(batches), desc="marginal loss", leave=False):
             with sparse_projections(linears, rules, positions):
-                backward_through_blocks(model, batch, keywords, divergence_loss(model, states.flatten(0, 1)))
+                backward_through_blocks(model, batch, keywords, divergence_slope(model, states.flatten(0, 1)))
     by_projection = [torch.cat(found[name], dim=1).movedim(2, 0) for name in calibration.shapes]
     cost, near = pad_sequence(by_projection, batch_first=True).double().permute(2, 0, 3, 1)
     outs = torch.tensor([out for out, _ in calibration.shapes.values()], device=device)
     return MarginalLosses(cost / outs[:, None, None], near)
 
 
-def divergence_loss(model: PreTrainedModel, dense: Tensor) -> LogitLoss:
-    """KL(dense ‖ sparse) summed over tokens, from what the dense model's head reads (tokens, hidden)."""
+def divergence_slope(model: PreTrainedModel, dense: Tensor) -> LogitSlope:
+    """Slope of KL(dense ‖ sparse) summed over tokens; `dense`: what its head reads (tokens, hidden)."""
     head = decoder_of(model).lm_head
 
-    def loss(logits: Tensor, which: slice) -> Tensor:
+    def slope(logits: Tensor, which: slice) -> Tensor:
         with torch.no_grad():
-            expected = head(dense[which]).float().log_softmax(dim=-1)
-        return nn.functional.kl_div(logits.log_softmax(dim=-1), expected, reduction="sum", log_target=True)
+            expected = head(dense[which]).float().softmax(dim=-1)
+        return logits.softmax(dim=-1).sub_(expected)
 
-    return loss
+    return slope
 
 
 def _recorders(
@@ -136,22 +136,28 @@ def _recorders(
     dropped, so that x·G is half the curvature times x² too much or too little.
     """
     inputs: list[Tensor] = []  # from the pre-hook, which sees what the sparse input is made from
-    half_curvature = 0.5 * curvature.float()
-    lowest, highest = thresholds / NEAR, thresholds * NEAR
+    curvature = curvature.float()
 
     def before(_: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
         if torch.is_grad_enabled():
             inputs.append(arguments[0].detach())
 
     def after(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
-        x = inputs.pop()
-        magnitudes = x.abs()
-        near = (magnitudes >= lowest) & (magnitudes < highest)
-        if positions is not None:
-            near &= positions[..., None]
-        x = x.float()
-        slope = torch.where(magnitudes >= thresholds, half_curvature, -half_curvature) * x - at_input[0]
-        cost = (slope * x).where(near, 0.0).sum(dim=1)
-        found.append(torch.stack([cost, near.sum(dim=1, dtype=cost.dtype)]))
+        costs = near_costs if at_input[0].is_cuda else _near_costs
+        found.append(costs(inputs.pop(), at_input[0], thresholds, curvature, positions, NEAR))
 
     return before, after
+
+
+def _near_costs(
+    x: Tensor, gradient: Tensor, thresholds: Tensor, curvature: Tensor, positions: Tensor | None, factor: float
+) -> Tensor:
+    """What `near_costs` finds, by torch."""
+    magnitudes = x.abs()
+    near = (magnitudes >= thresholds / factor) & (magnitudes < thresholds * factor)
+    if positions is not None:
+        near &= positions[..., None]
+    x, half = x.float(), 0.5 * curvature
+    slope = torch.where(magnitudes >= thresholds, half, -half) * x - gradient
+    cost = (slope * x).where(near, 0.0).sum(dim=1)
+    return torch.stack([cost, near.sum(dim=1, dtype=cost.dtype)])

@@ -18,10 +18,10 @@ from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from ..projections import model_projections
-from ..running.precision import coarse_products
+from ..running.half_attention import coarse_passes
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
-from .block_backward import LogitLoss, backward_through_blocks
+from .block_backward import LogitSlope, backward_through_blocks
 
 
 def channel_sensitivities(calibration: Calibration, seed: int, sequences: int) -> dict[str, Tensor]:
@@ -58,7 +58,6 @@ def sensitivities_at(
     return _measured(calibration, input_ids, seed, rules)
 
 
-@coarse_products()
 def _measured(
     calibration: Calibration, input_ids: Tensor, seed: int, rules: Mapping[str, ProjectionRule]
 ) -> dict[str, Tensor]:
@@ -73,15 +72,15 @@ def _measured(
     recorders = (
         linear.register_full_backward_hook(_recorder(sums[name], positions)) for name, linear in linears.items()
     )
-    with hooked(recorders), sparse_projections(linears, rules, positions):
-        batches = input_ids.split(calibration.batch_size)
+    with coarse_passes(model), hooked(recorders), sparse_projections(linears, rules, positions):
+        batches = input_ids.split(calibration.rows_a_walk)
         for batch in tqdm(batches, desc="sensitivity", unit="batch", leave=False):
             counted = torch.ones_like(batch, dtype=torch.bool, device=device)
             if positions is not None:
                 counted &= positions
-            loss = label_loss(counted, generator)
-            backward_through_blocks(model, batch.to(device), keywords, loss)
-            tokens += int(counted.sum())
+            slope = label_slope(counted, generator)
+            backward_through_blocks(model, batch.to(device), keywords, slope)
+            tokens += batch.numel() if positions is None else len(batch) * int(positions.sum())
     broken = [name for name, total in sums.items() if not total.isfinite().all()]
     if broken:
         raise UserError(
@@ -91,15 +90,18 @@ def _measured(
     return {name: total / tokens for name, total in sums.items()}
 
 
-def label_loss(counted: Tensor, generator: torch.Generator) -> LogitLoss:
-    """Log-probability of one label drawn from each prediction, summed over the counted (rows, length)."""
+def label_slope(counted: Tensor, generator: torch.Generator) -> LogitSlope:
+    """Slope of the log-probability of a label drawn from each prediction, over counted (rows, length)."""
 
-    def loss(logits: Tensor, which: slice) -> Tensor:
-        log_probabilities = logits.log_softmax(dim=-1)
-        drawn = torch.multinomial(log_probabilities.detach().exp(), 1, generator=generator)
-        return log_probabilities.gather(1, drawn)[:, 0][counted.flatten()[which]].sum()
+    def slope(logits: Tensor, which: slice) -> Tensor:
+        probabilities = logits.softmax(dim=-1)
+        # As torch.multinomial draws, which looks at its numbers from the host each time.
+        noise = torch.empty_like(probabilities).exponential_(generator=generator)
+        drawn = torch.div(probabilities, noise, out=noise).argmax(dim=-1, keepdim=True)
+        found = probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(probabilities[:, :1]))
+        return found.mul_(counted.flatten()[which, None])
 
-    return loss
+    return slope
 
 
 def _recorder(total: Tensor, positions: Tensor | None) -> Callable[..., None]:

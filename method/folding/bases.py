@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ...kernels.plan.bases import FoldedBases
 from ..calibration import Calibration
 from ..equal_loss.block_backward import backward_through_blocks
-from ..equal_loss.sensitivity import label_loss
+from ..equal_loss.sensitivity import label_slope
 from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
@@ -31,7 +31,7 @@ from ..projections import (
     projections_of_site,
     split_key,
 )
-from ..running.precision import coarse_products
+from ..running.half_attention import coarse_passes
 from ..running.projection_hooks import sparse_projections
 from ..search.block_probe import block_keywords
 from .fishers import Fishers
@@ -94,10 +94,11 @@ class _Measured:
         self._calibration, self._decoder = calibration, decoder_of(calibration.model)
         input_ids = calibration.input_ids[calibration.spread(sequences)].to(calibration.device)
         positions = calibration.search_positions(input_ids)
-        everywhere = torch.ones_like(input_ids[:1], dtype=torch.bool)
+        self._positions = torch.ones_like(input_ids[:1], dtype=torch.bool) if positions is None else positions
         self._rules = rules
-        self._sparse = (everywhere if positions is None else positions)[0]
-        self._tokens = len(input_ids) * int(self._sparse.sum())
+        places = self._positions[0].nonzero()[:, 0].tolist()
+        self._sparse = _evenly(places, calibration.device)
+        self._tokens = len(input_ids) * len(places)
         self._stride = max(1, self._tokens // settings.tokens)
         self._value_steps = settings.value_steps
         self._inputs: dict[str, list[Tensor]] = {}
@@ -142,17 +143,17 @@ class _Measured:
         outs = torch.full_like(sharing, self._calibration.shapes[names[0]][0])
         return _finite(BasisSample(inputs, sharing, fishers, outs))
 
-    @coarse_products()
     def _pass_over(self, input_ids: Tensor, seed: int) -> None:
         model = self._calibration.model
         generator = torch.Generator(input_ids.device).manual_seed(seed)
         with torch.no_grad():
             keywords = block_keywords(model, input_ids[:1])
-        sparse = sparse_projections(model_projections(model), self._rules, self._sparse[None])
-        with hooked(self._hooks()), sparse:  # what is recorded is there before channels are dropped
-            for batch in tqdm(input_ids.split(self._calibration.batch_size), desc="bases", leave=False):
-                loss = label_loss(self._sparse.expand_as(batch), generator)
-                backward_through_blocks(model, batch, keywords, loss)
+        sparse = sparse_projections(model_projections(model), self._rules, self._positions)
+        # What is recorded is there before channels are dropped.
+        with coarse_passes(model), hooked(self._hooks()), sparse:
+            for batch in tqdm(input_ids.split(self._calibration.rows_a_walk), desc="bases", leave=False):
+                slope = label_slope(self._positions.expand_as(batch), generator)
+                backward_through_blocks(model, batch, keywords, slope)
 
     def _hooks(self) -> Iterator[RemovableHandle]:
         linears = model_projections(self._calibration.model)
@@ -180,8 +181,10 @@ class _Measured:
 
     def _of_gradient(self, name: str, norm: nn.Module) -> Callable[..., None]:
         def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
-            gradient = (at_input[0] * norm.weight)[:, self._sparse].flatten(0, 1).float()
-            self._gradients[name] = self._gradients.get(name, 0.0) + gradient.T @ gradient
+            gradient = at_input[0][:, self._sparse].flatten(0, 1).float()
+            gains = norm.weight.detach().float()
+            products = (gradient.T @ gradient).mul_(gains).mul_(gains[:, None])
+            self._gradients[name] = self._gradients.get(name, 0.0) + products
 
         return record
 
@@ -215,6 +218,14 @@ class _Measured:
     def _by_head(self, x: Tensor) -> Tensor:
         """(sparse tokens, kv heads, heads of q that share one, head_dim) of what o reads."""
         return x[:, self._sparse].flatten(0, 1).unflatten(-1, self._grouped)
+
+
+def _evenly(places: list[int], device: torch.device) -> slice | Tensor:
+    """Places as a slice, where they are evenly apart, which copies nothing; else as indices on the device."""
+    apart = places[1] - places[0] if len(places) > 1 else 1
+    if places == list(range(places[0], places[-1] + 1, apart)):
+        return slice(places[0], places[-1] + 1, apart)
+    return torch.tensor(places, device=device)
 
 
 def _finite(sample: BasisSample) -> BasisSample:

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..rotation import folded_into
+from ..running.half_attention import coarse_passes
 from .bases import bases_at, shared_bases
 from .fishers import Fishers
 from .stream_basis import BasisSettings
@@ -70,7 +71,7 @@ class Folded(AroundAnother):
                 inside, self.basis.seed, self.basis_sequences, lambda: fishers.sensitivities(bases)
             )
         with folded_into(inside.model, bases):
-            with cost.stage("calibration"):
+            with cost.stage("calibration"), coarse_passes(inside.model):
                 inside.prepare(self.inner.needs)
             plan = self.inner._plan(inside, sparsity, cost)
         return replace(plan, folded=bases if plan.folded is None else bases.then(plan.folded))

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from ...kernels.triton.statistics.turned import relative_slopes
 from ..running.precision import coarse_products
 from .turns import Turns
 
@@ -65,18 +67,21 @@ class BasisSample:
 
 
 class _Cost:
-    """The Lagrangian of a basis, in units of τ."""
+    """The Lagrangian of a basis, in units of τ, and its slope."""
 
     def __init__(self, sample: BasisSample, settings: BasisSettings) -> None:
         device = sample.inputs.device
         self._sample, self._settings = sample, settings
         self._sites, self._outs = sample.sites.to(device), sample.outs.to(device).float()[:, None, None]
+        groups = sample.fishers.shape[:-3].numel()
+        self._outs_of_all = self._outs.flatten().repeat(groups)
+        self._readers = _readers(sample.sites, groups).to(device)
         self._generator = torch.Generator(device).manual_seed(settings.seed)
 
     def drawn(self) -> Tensor:
         """Activations (..., sites, tokens of a step, channels)."""
         inputs, count = self._sample.inputs, self._settings.tokens_a_step
-        return inputs[..., self._draw(inputs.shape[-2], count), :]
+        return inputs.index_select(-2, self._draw(inputs.shape[-2], count))
 
     def _draw(self, choices: int, count: int) -> Tensor:
         return torch.randint(choices, (count,), device=self._outs.device, generator=self._generator)
@@ -92,12 +97,58 @@ class _Cost:
         which = self._draw(losses.numel(), DRAWN_FOR_PRICE)
         found, order = losses.flatten()[which].sort()
         weights = self._outs.expand_as(losses).flatten()[which][order].cumsum(dim=0)
-        return found[int((weights < self._settings.dropped * weights[-1]).sum())]
+        return found.take((weights < self._settings.dropped * weights[-1]).sum())
 
     def __call__(self, losses: Tensor, price: Tensor) -> Tensor:
         """Mean of u/(1+u) for u = loss/τ, weighted by the weights."""
         relative = losses / price
         return (relative / (1.0 + relative) * self._outs).mean()
+
+    def slope(self, basis: Tensor, inputs: Tensor, price: Tensor) -> Tensor:
+        """Gradient (..., channels, channels) of the mean by the basis, at these activations.
+
+        u is y²·c with y = x·Q and c = h/(out·τ), so that it is Σ xᵀ·∂y over sites + 2·Σ F·Q·∂c/(out·τ) over
+        projections: written out, it is a fifth of the passes over memory that automatic gradients take, and one
+        product with the Fisher matrices for two. They are symmetric.
+        """
+        of_all = basis.unsqueeze(-3)
+        turned, fishers = inputs @ of_all, self._sample.fishers @ of_all
+        scale = self._outs * price
+        curvatures = (fishers * of_all).sum(dim=-2, keepdim=True) / scale
+        slopes = relative_slopes if turned.is_cuda else _relative_slopes
+        by_turned, by_curvature = slopes(
+            turned.flatten(0, -3), curvatures.flatten(0, -2), self._outs_of_all, self._readers
+        )
+        through_inputs = inputs.flatten(-3, -2).mT @ by_turned.view_as(turned).flatten(-3, -2)
+        through_fishers = fishers.mul_(by_curvature.view_as(curvatures) / scale).sum(dim=-3)
+        weights = curvatures.numel() * inputs.shape[-2]
+        return (2.0 / weights) * (through_inputs + through_fishers)
+
+
+def _relative_slopes(
+    turned: Tensor, curvatures: Tensor, outs: Tensor, readers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `relative_slopes` finds, by torch."""
+    squares = turned.square()
+    by_square, by_curvature = torch.zeros_like(squares), torch.empty_like(curvatures)
+    for of_sites in readers.long().unbind(dim=1):
+        sites = (of_sites >= 0).nonzero()[:, 0]
+        which = of_sites[sites]
+        of_site, of_reader = squares[sites], curvatures[which][:, None]
+        slopes = (of_site * of_reader).add_(1.0).reciprocal_().square_().mul_(outs[which, None, None])
+        by_square[sites] += slopes * of_reader
+        by_curvature[which] = slopes.mul_(of_site).sum(dim=1)
+    return by_square.mul_(turned), by_curvature
+
+
+def _readers(sites: Tensor, groups: int) -> Tensor:
+    """Projections that read each site of all groups, (sites, most) int32; -1 where there are fewer."""
+    of_site: dict[int, list[int]] = {}
+    for projection in range(groups * len(sites)):
+        group, place = divmod(projection, len(sites))
+        of_site.setdefault(int(sites[place]) + group * (int(sites.max()) + 1), []).append(projection)
+    found = [torch.tensor(of_site[site], dtype=torch.int32) for site in range(len(of_site))]
+    return pad_sequence(found, batch_first=True, padding_value=-1)
 
 
 @coarse_products()
@@ -110,14 +161,11 @@ def fitted_basis(sample: BasisSample, settings: BasisSettings, steps: int) -> Te
     channels = sample.inputs.shape[-1]
     basis = torch.eye(channels, device=sample.inputs.device).repeat(*sample.inputs.shape[:-3], 1, 1)
     turns = Turns(basis)
-    for step in tqdm(range(steps), desc="basis", unit="step", leave=False):
-        inputs = cost.drawn()
-        with torch.no_grad():
+    with torch.no_grad():
+        for step in tqdm(range(steps), desc="basis", unit="step", leave=False):
+            inputs = cost.drawn()
             if step % PRICED_EVERY == 0:
                 price = cost.price(cost.losses(basis, inputs))
-        leaf = basis.detach().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(cost(cost.losses(leaf, inputs), price), leaf)
-        share = 0.5 * (1.0 + math.cos(math.pi * step / steps))
-        basis = turns.turned(basis, slope, settings.rate * share)
+            share = 0.5 * (1.0 + math.cos(math.pi * step / steps))
+            basis = turns.turned(basis, cost.slope(basis, inputs, price), settings.rate * share)
     return basis.contiguous()

@@ -26,9 +26,9 @@ class ChannelMoments:
 
     def update(self, u: Tensor) -> None:
         """Add activations (..., channels)."""
-        u = u.detach().flatten(0, -2).double()
-        self.absolute = self.absolute + u.abs().sum(dim=0)
-        self.squared = self.squared + u.square().sum(dim=0)
+        u = u.detach().flatten(0, -2).float()
+        self.absolute = self.absolute + u.abs().sum(dim=0).double()
+        self.squared = self.squared + u.square().sum(dim=0).double()
         self.tokens += u.shape[0]
 
     def mean_absolute(self) -> Tensor:

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...kernels.triton.statistics.magnitudes import count_magnitudes
+
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -22, 12
 BINS_PER_OCTAVE = 16
 BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
@@ -58,10 +60,13 @@ class ChannelHistogram:
     def update(self, x: Tensor) -> None:
         """Add activations (..., channels)."""
         self.__dict__.pop("_running", None)
+        if x.is_cuda:
+            count_magnitudes(x.detach(), self.counts, self.not_finite, LOWEST_OCTAVE, BINS_PER_OCTAVE)
+            return
         magnitudes = x.detach().reshape(-1, self.channels).float().abs()
-        self.not_finite += magnitudes.isfinite().logical_not().sum()
-        bins = (magnitudes.log2() - LOWEST_OCTAVE) * BINS_PER_OCTAVE
-        bins = bins.nan_to_num(nan=BINS - 1, neginf=0).clamp(0, BINS - 1).long()
+        self.not_finite += magnitudes.isfinite().logical_not_().sum()
+        bins = magnitudes.log2_().sub_(LOWEST_OCTAVE).mul_(BINS_PER_OCTAVE)
+        bins = bins.nan_to_num_(nan=BINS - 1, neginf=0).clamp_(0, BINS - 1).long()
         bins += torch.arange(self.channels, device=bins.device) * BINS
         counted = torch.bincount(bins.flatten(), minlength=self.counts.numel())
         self.counts += counted.view_as(self.counts).int()

@@ -16,6 +16,7 @@ from ...kernels.reference import (
     kept_by_threshold,
     low_rank_product,
 )
+from ...kernels.triton.statistics.thresholded import thresholded
 from ..hooks import hooked
 from ..plan import ProjectionRule
 from .candidates import CandidateRules
@@ -45,7 +46,7 @@ class ProjectionHooks:
 
         def drop_channels(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0]
-            kept = self.selected(name, x, self._mask(x.detach(), rule))  # which are kept has no gradient
+            kept = self._kept(name, x, rule)
             if rule.left is not None:
                 dropped.append(x - kept)
             return (kept, *inputs[1:])
@@ -72,6 +73,13 @@ class ProjectionHooks:
             return self.selected(name, output, kept_by_threshold(output.detach(), thresholds))
 
         yield activation.register_forward_hook(drop_neurons)
+
+    def _kept(self, name: str, x: Tensor, rule: Rule) -> Tensor:
+        """X with zeros where the rule drops channels, counted; which are kept has no gradient."""
+        static = isinstance(rule, ProjectionRule) and rule.thresholds is not None and rule.bounds is None
+        if static and x.is_cuda and x.ndim == 3 and self._counter is None and name not in self.left:
+            return thresholded(x, rule.thresholds, self.sparse_positions)
+        return self.selected(name, x, self._mask(x.detach(), rule))
 
     def _mask(self, x: Tensor, rule: Rule) -> Tensor:
         """1 where the rule keeps a channel and 0 where it drops it; x's shape and type."""

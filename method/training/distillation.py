@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...kernels.plan.folding import bases_of
 from ..calibration import Calibration
-from ..equal_loss.block_backward import LogitLoss, backward_through_blocks
-from ..equal_loss.marginal_loss import divergence_loss
+from ..equal_loss.block_backward import backward_through_blocks
 from ..errors import UserError
 from ..hooks import hooked
 from ..plan import ProjectionRule
-from ..projections import NORM_PATHS, SITE_OF_PROJECTION, model_projections, split_key
+from ..projections import NORM_PATHS, SITE_OF_PROJECTION, decoder_of, model_projections, split_key
 from ..running.precision import coarse_products
 from ..search.block_probe import block_keywords
 from .trained_rules import Biases, TrainedBasis, TrainedProjection
@@ -146,15 +145,17 @@ class _Text:
         rows = torch.randint(len(calibration.input_ids), (self._sequences,), generator=self._generator)
         for part in rows.split(calibration.batch_size):
             dense = calibration.final_states[part].flatten(0, 1)
-            divergence = divergence_loss(calibration.model, dense)
 
-            def loss(logits: Tensor, which: slice, divergence: LogitLoss = divergence) -> Tensor:
-                found = divergence(logits, which) / self.sparse_tokens
-                total.add_(found.detach())
-                return found
+            def slope(logits: Tensor, which: slice, dense: Tensor = dense) -> Tensor:
+                with torch.no_grad():
+                    expected = decoder_of(calibration.model).lm_head(dense[which]).float().log_softmax(dim=-1)
+                found = logits.log_softmax(dim=-1)
+                divergence = nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
+                total.add_(divergence / self.sparse_tokens)
+                return found.exp_().sub_(expected.exp_()).div_(self.sparse_tokens)
 
             input_ids = calibration.input_ids[part].to(calibration.device)
-            backward_through_blocks(calibration.model, input_ids, self._keywords, loss)
+            backward_through_blocks(calibration.model, input_ids, self._keywords, slope)
         return total
 
 

@@ -13,6 +13,7 @@ from wisparse.method.errors import UserError
 from wisparse.method.folding.bases import _Measured, bases_at, shared_bases
 from wisparse.method.folding.method import Folded
 from wisparse.method.folding.stream_basis import BasisSample, BasisSettings, _Cost, fitted_basis
+from wisparse.method.folding.turns import Turns
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
 from wisparse.method.projections import decoder_of
 from wisparse.method.rotation import folded_into
@@ -137,6 +138,32 @@ def test_a_hidden_sparse_basis_is_found():
 
     assert dropped(hidden) < 1e-6
     assert dropped(basis) < 0.2 * dropped(torch.eye(12))
+
+
+@pytest.mark.parametrize("groups", [(), (3,)])
+def test_the_slope_of_a_basis_is_that_of_autograd(groups):
+    generator = torch.Generator().manual_seed(0)
+    inputs, gradients, basis = (
+        torch.randn(*groups, *shape, generator=generator) for shape in ((3, 90, 12), (6, 40, 12), (12, 12))
+    )
+    sites, outs = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([12, 6, 6, 20, 9, 9])
+    cost = _Cost(BasisSample(inputs, sites, gradients.mT @ gradients, outs), BasisSettings())
+    leaf = torch.linalg.qr(basis)[0].requires_grad_()
+    losses = cost.losses(leaf, inputs)
+    price = cost.price(losses.detach())
+    (expected,) = torch.autograd.grad(cost(losses, price), leaf)
+    assert torch.allclose(cost.slope(leaf.detach(), inputs, price), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_turns_stay_orthogonal_and_go_against_their_slope():
+    generator = torch.Generator().manual_seed(0)
+    basis, towards = (torch.linalg.qr(torch.randn(40, 40, generator=generator))[0] for _ in range(2))
+    basis *= torch.linalg.det(basis @ towards).sign()
+    turns, before = Turns(basis), (basis * towards).sum()
+    for _ in range(60):
+        basis = turns.turned(basis, -towards, 0.03)
+        assert torch.allclose(basis.T @ basis, torch.eye(40), atol=1e-5)
+    assert (basis * towards).sum() > before + 20  # of 40 where it is reached
 
 
 def test_bases_of_values_can_be_fitted_as_that_of_the_stream(model):

@@ -112,6 +112,22 @@ def main(batch):
     for stored in (int8_rounded(ones), int4_rounded(ones, 128, True), int4_rounded(ones, 128, False)):
         Dequantisation(stored)(weight(32, 256))
     group_choice(torch.zeros(1, 4), 0.5, weight(1, ffn))
+    compile_statistics()
+
+
+def compile_statistics():
+    from wisparse.kernels.triton.statistics import magnitudes, near_thresholds, thresholded, turned
+
+    for module in (magnitudes, near_thresholds, thresholded, turned):
+        module.launch, module.require_runnable = compile_only, lambda device: None
+    x, thresholds, tokens = torch.zeros(2, 32, 96), torch.zeros(96), torch.ones(1, 32, dtype=torch.bool)
+    counts, broken = torch.zeros(96, 544, dtype=torch.int32), torch.zeros((), dtype=torch.int64)
+    magnitudes.count_magnitudes(x, counts, broken, -22, 16)
+    for positions in (None, tokens):
+        near_thresholds.near_costs(x, x, thresholds, thresholds, positions, 1.5)
+        thresholded.thresholded(x, thresholds, positions)
+    readers = torch.tensor([[0, 1], [2, -1]], dtype=torch.int32)
+    turned.relative_slopes(x, torch.zeros(3, 96), torch.ones(3), readers)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ..triton_cases import DEVICE
 
 KERNELS = {
     "embed", "compact", "gemv", "neurons", "select", "rows", "router", "selected_attention", "dequantise",
-    "onto_residual", "group_choice",
+    "onto_residual", "group_choice", "histogram", "near_costs", "thresholded", "relative_slopes",
 }  # fmt: skip
 OF_BATCH = {
     1: {"short_attention"},

@@ -1,0 +1,88 @@
+"""Attention in float16 for passes whose products are TF32: as many digits, at the speed of a fused kernel.
+
+torch has no fused attention for float32 where heads share keys: it writes every score to memory, several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .precision import coarse_products
+
+OWN, HALF = "sdpa", "wisparse_half"
+"""Names of attention in a model's configuration: that of float32 which is replaced, and what replaces it."""
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""None that plans a kernel for each new length."""
+
+
+@contextmanager
+def coarse_passes(model: PreTrainedModel) -> Iterator[None]:
+    """Context in which a GPU computes a float32 model to the digits of TF32: for gradients and statistics."""
+    config = model.config
+    with ExitStack() as stack:
+        stack.enter_context(coarse_products())
+        if model.device.type == "cuda" and config._attn_implementation == OWN:
+            stack.enter_context(sdpa_kernel(FUSED))
+            stack.callback(setattr, config, "_attn_implementation", OWN)
+            config._attn_implementation = HALF
+        yield
+
+
+def half_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention of float32 queries (rows, heads, length, head_dim) in float16, as transformers asks.
+
+    What is in another type, or masked otherwise, is as it would be without.
+    """
+    causal = keywords.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    dropped = keywords.get("dropout", 0.0) > 0.0 or keywords.get("position_bias") is not None
+    if query.dtype != torch.float32 or attention_mask is not None or not causal or dropped:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **keywords)
+    scaling = keywords.get("scaling")
+    attend = _HalfAttention.apply if torch.is_grad_enabled() else _attended
+    found = attend(query, key, value, scaling)
+    return found.transpose(1, 2).contiguous(), None
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    return _in_half(query.half(), key.half(), value.half(), scaling).float()
+
+
+def _in_half(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    shared = query.shape[1] != key.shape[1]
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=shared
+    )
+
+
+class _HalfAttention(torch.autograd.Function):
+    """The same with gradients, which pass through float16 in units of the largest: they have no scale of it."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        with torch.enable_grad():
+            ctx.inputs = [x.detach().half().requires_grad_() for x in (query, key, value)]
+            ctx.found = _in_half(*ctx.inputs, scaling)
+        return ctx.found.detach().float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        largest = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)
+        found = torch.autograd.grad(ctx.found, ctx.inputs, (gradient / largest).half())
+        return *(one.float().mul_(largest) for one in found), None
+
+
+AttentionInterface.register(HALF, half_attention)
+AttentionMaskInterface.register(HALF, sdpa_mask)
