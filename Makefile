@@ -143,7 +143,7 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 
 given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
 	@$(RUN) -m wisparse.repro.tables given_loss --records \
-		$(addprefix results/records/,table1 frontier frontier_own frontier_pruned) \
+		$(addprefix results/records/,table1 frontier frontier_own frontier_pruned given_loss) \
 		--output results/given_loss > /dev/null
 	@$(RUN) -m wisparse.repro.tables given_loss --records $(addprefix results/real/records/, \
 		table1 method method_text pruned pruned_english heads heads_english) \
