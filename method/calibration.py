@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,20 +102,20 @@ class Calibration:
                 wanted.add(
                     "statistics"
                 )  # they cost a pass next to nothing, and most methods ask for them later
-            found = dense_pass(self.model, self.input_ids, self.rows_a_walk, wanted, kept)
+            found = dense_pass(self.model, self.input_ids, self.rows_a_walk(len(self.input_ids)), wanted, kept)
             self._collected = self._collected.with_more(found)
         self._collected.keep_in(kept)
 
-    @property
-    def rows_a_walk(self) -> int:
-        """Sequences that a pass without whole logits takes at once: `batch_size` or, on a GPU, more.
+    def rows_a_walk(self, sequences: int) -> int:
+        """How many of these sequences a pass without whole logits takes at once: `batch_size`, on a GPU more.
 
-        Little is held of blocks that are not computed just now, and launches of short passes cost a GPU most.
+        There it is launches that cost short passes most. Passes are then about as long as one another.
         """
         if self.device.type == "cpu":
             return self.batch_size
         numbers = self.input_ids.shape[1] * self.model.get_input_embeddings().embedding_dim
-        return max(self.batch_size, WALKED_AT_ONCE // numbers)
+        at_most = max(self.batch_size, WALKED_AT_ONCE // numbers)
+        return math.ceil(sequences / math.ceil(sequences / at_most))
 
     @property
     def statistics(self) -> list[BlockStatistics]:

@@ -1,4 +1,4 @@
-"""Gradients through a model one block at a time: the activations of all are never held at once."""
+"""Gradients through a model one block at a time, so that the activations of all need not be held at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from ..projections import decoder_of
 from ..search.logits import tokens_at_once
 
+KEPT_OF_FREE = 0.5
+"""Share of a GPU's free memory that may hold what autograd keeps of all blocks."""
 LogitSlope = Callable[[Tensor, slice], Tensor]
 """What is sent back: the gradient of a loss by float32 logits (tokens, vocabulary), from these, which may be
 overwritten, and their slice of all tokens. Automatic gradients would pass over logits three times as often."""
@@ -22,24 +24,46 @@ def backward_through_blocks(
 ) -> None:
     """Send a loss of the predictions for input_ids (rows, length) back through all blocks; hooks do the rest.
 
-    Between the passes only what enters each block is kept, and a block is computed again on the way back: the
-    activations of all blocks at once would take more memory than the model. `keywords` as of `block_keywords`.
+    Weights are frozen: gradients are of what hooks see. Between the passes what enters each block is kept, and
+    blocks are computed again on the way back; where a GPU has the memory, what autograd needs of them is kept.
+    `keywords` as of `block_keywords`.
     """
     decoder = decoder_of(model)
-    steps = list(zip(decoder.blocks, keywords, strict=True))
-    hidden = decoder.embedding(input_ids)
-    entering = []
-    with torch.no_grad():
-        for block, arguments in steps:
-            entering.append(hidden)
-            hidden = block(hidden, **arguments)
-    gradient = _gradient_at_last_block(model, hidden, slope)
-    with torch.enable_grad():
-        for block, arguments in reversed(steps):
-            # Weights are frozen: the graph begins at what enters the block, and at what hooks bring along.
-            entered = entering.pop().detach().requires_grad_()
-            torch.autograd.backward(block(entered, **arguments), gradient)
-            gradient = entered.grad
+    hidden, held = decoder.embedding(input_ids).detach(), []
+    kept = _MemoryOfBlocks(hidden.device, len(decoder.blocks))
+    for block, arguments in zip(decoder.blocks, keywords, strict=True):
+        with torch.set_grad_enabled(kept.has_room):
+            entered = hidden.detach().requires_grad_(kept.has_room)
+            hidden = block(entered, **arguments)
+        held.append((block, arguments, entered, hidden if kept.has_room else None))
+        kept.look()
+    gradient = _gradient_at_last_block(model, hidden.detach(), slope)
+    while held:
+        block, arguments, entered, left = held.pop()
+        with torch.enable_grad():
+            if left is None:
+                left = block(entered.requires_grad_(), **arguments)
+            torch.autograd.backward(left, gradient)
+        gradient = entered.grad
+
+
+class _MemoryOfBlocks:
+    """Says whether a GPU holds what autograd keeps of all blocks, from what it keeps of the first."""
+
+    def __init__(self, device: torch.device, blocks: int) -> None:
+        self._device, self._blocks = device, blocks
+        self.has_room = device.type == "cuda"
+        """Whether what is computed next may be kept; on a CPU it would be read from beyond the caches."""
+        self._before = torch.cuda.memory_allocated(device) if self.has_room else None
+
+    def look(self) -> None:
+        """Measure the first block; all would have to fit into a half of what is free."""
+        if self._before is not None:
+            allocated = torch.cuda.memory_allocated(self._device)
+            free = torch.cuda.mem_get_info(self._device)[0]
+            free += torch.cuda.memory_reserved(self._device) - allocated
+            self.has_room = (allocated - self._before) * self._blocks < KEPT_OF_FREE * free
+            self._before = None
 
 
 def _gradient_at_last_block(model: PreTrainedModel, hidden: Tensor, slope: LogitSlope) -> Tensor:

@@ -105,7 +105,8 @@ def marginal_losses(
             yield linear.register_full_backward_hook(after)
 
     with coarse_passes(model), hooked(recorders()):
-        batches = zip(*(of_all.split(calibration.rows_a_walk) for of_all in (input_ids, dense)), strict=True)
+        rows = calibration.rows_a_walk(len(input_ids))
+        batches = zip(input_ids.split(rows), dense.split(rows), strict=True)
         for batch, states in tqdm(list(batches), desc="marginal loss", leave=False):
             with sparse_projections(linears, rules, positions):
                 backward_through_blocks(model, batch, keywords, divergence_slope(model, states.flatten(0, 1)))

@@ -73,7 +73,7 @@ def _measured(
         linear.register_full_backward_hook(_recorder(sums[name], positions)) for name, linear in linears.items()
     )
     with coarse_passes(model), hooked(recorders), sparse_projections(linears, rules, positions):
-        batches = input_ids.split(calibration.rows_a_walk)
+        batches = input_ids.split(calibration.rows_a_walk(len(input_ids)))
         for batch in tqdm(batches, desc="sensitivity", unit="batch", leave=False):
             counted = torch.ones_like(batch, dtype=torch.bool, device=device)
             if positions is not None:

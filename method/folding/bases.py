@@ -151,7 +151,8 @@ class _Measured:
         sparse = sparse_projections(model_projections(model), self._rules, self._positions)
         # What is recorded is there before channels are dropped.
         with coarse_passes(model), hooked(self._hooks()), sparse:
-            for batch in tqdm(input_ids.split(self._calibration.rows_a_walk), desc="bases", leave=False):
+            batches = input_ids.split(self._calibration.rows_a_walk(len(input_ids)))
+            for batch in tqdm(batches, desc="bases", leave=False):
                 slope = label_slope(self._positions.expand_as(batch), generator)
                 backward_through_blocks(model, batch, keywords, slope)
 

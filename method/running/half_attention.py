@@ -19,9 +19,9 @@ from transformers.masking_utils import sdpa_mask
 from .precision import coarse_products
 
 OWN, HALF = "sdpa", "wisparse_half"
-"""Names of attention in a model's configuration: that of float32 which is replaced, and what replaces it."""
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""None that plans a kernel for each new length."""
+"""Names of attention in the configuration of a model: that which is replaced, and what replaces it."""
+FUSED_FROM, WIDEST_HEAD = (8, 0), 192
+"""Compute capability of GPUs that have the fused kernel, and the channels of a head that it takes on all."""
 
 
 @contextmanager
@@ -30,11 +30,14 @@ def coarse_passes(model: PreTrainedModel) -> Iterator[None]:
     config = model.config
     with ExitStack() as stack:
         stack.enter_context(coarse_products())
-        if model.device.type == "cuda" and config._attn_implementation == OWN:
-            stack.enter_context(sdpa_kernel(FUSED))
+        if _has_fused(model.device) and config._attn_implementation == OWN:
             stack.callback(setattr, config, "_attn_implementation", OWN)
             config._attn_implementation = HALF
         yield
+
+
+def _has_fused(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FUSED_FROM
 
 
 def half_attention(
@@ -47,8 +50,9 @@ def half_attention(
     causal = keywords.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)
-    dropped = keywords.get("dropout", 0.0) > 0.0 or keywords.get("position_bias") is not None
-    if query.dtype != torch.float32 or attention_mask is not None or not causal or dropped:
+    other = keywords.get("dropout", 0.0) > 0.0 or keywords.get("position_bias") is not None
+    other |= attention_mask is not None or not causal or query.shape[-1] > WIDEST_HEAD
+    if query.dtype != torch.float32 or other:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **keywords)
     scaling = keywords.get("scaling")
     attend = _HalfAttention.apply if torch.is_grad_enabled() else _attended
@@ -62,9 +66,11 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) 
 
 def _in_half(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     shared = query.shape[1] != key.shape[1]
-    return nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=shared
-    )
+    # No other kernel is chosen: one plans anew for each length, one writes all scores.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=shared
+        )
 
 
 class _HalfAttention(torch.autograd.Function):
@@ -80,8 +86,21 @@ class _HalfAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         largest = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)
-        found = torch.autograd.grad(ctx.found, ctx.inputs, (gradient / largest).half())
+        scaled = (gradient / largest).half()
+        with _in_one_order():
+            found = torch.autograd.grad(ctx.found, ctx.inputs, scaled)
         return *(one.float().mul_(largest) for one in found), None
+
+
+@contextmanager
+def _in_one_order() -> Iterator[None]:
+    """Context in which the fused kernel adds gradients up in one order: a plan is the same each time."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 AttentionInterface.register(HALF, half_attention)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from wisparse.method.calibration import Calibration
-from wisparse.method.equal_loss import sensitivity
+from wisparse.method.equal_loss import block_backward, sensitivity
 from wisparse.method.equal_loss.loss_threshold import LossThreshold
 from wisparse.method.equal_loss.marginal_loss import MarginalLosses, marginal_losses
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities, sensitivities_at
@@ -97,6 +97,37 @@ def test_sensitivity_predicts_what_dropping_a_channel_costs(llama):
     assert ratio.std() < 0.35
     assert abs(ratio.mean()) < 0.35
     assert predicted.log().std() > 2 * ratio.std()
+
+
+def test_gradients_are_the_same_where_there_is_room_for_what_autograd_keeps(llama, monkeypatch):
+    calibration = make_calibration(llama, sequences=2, length=8)
+    calibration.prepare({"final_states"})
+    thresholds = {name: torch.full((inner,), 0.1) for name, (_, inner) in calibration.shapes.items()}
+    again, passes = [], 0
+
+    def counted(*_):
+        nonlocal passes
+        passes += 1
+
+    llama.model.layers[0].register_forward_hook(counted)
+    for rooms in ([False, False], [True, True], [True, False]):  # what there is of it for each block
+        monkeypatch.setattr(block_backward, "_MemoryOfBlocks", lambda *_, rooms=rooms: Room(rooms))
+        again.append(marginal_losses(calibration, thresholds, thresholds, slice(None)))
+    assert passes == 3 + 2 + 2  # one each for the arguments of blocks
+    for other in again[1:]:
+        assert torch.equal(other.cost, again[0].cost)
+        assert torch.equal(other.near, again[0].near)
+
+
+class Room:
+    """Memory that is there for the first blocks of a model of two."""
+
+    def __init__(self, blocks):
+        self._blocks = iter([*blocks, False])
+        self.look()
+
+    def look(self):
+        self.has_room = next(self._blocks)
 
 
 @pytest.mark.parametrize("protocol", [None, "half"])
