@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .fused_norms import fused_norms
 from .precision import coarse_products
 
 OWN, HALF = "sdpa", "wisparse_half"
@@ -30,6 +31,8 @@ def coarse_passes(model: PreTrainedModel) -> Iterator[None]:
     config = model.config
     with ExitStack() as stack:
         stack.enter_context(coarse_products())
+        if model.device.type == "cuda":
+            stack.enter_context(fused_norms(model))
         if _has_fused(model.device) and config._attn_implementation == OWN:
             stack.callback(setattr, config, "_attn_implementation", OWN)
             config._attn_implementation = HALF

@@ -1,9 +1,10 @@
-"""Attention in float16 beside transformers' own in float32: values, gradients, and where it stands back."""
+"""Attention in float16 and fused norms beside transformers' own: values, gradients, where they stand back."""
 
 import pytest
 import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from wisparse.method.running.fused_norms import fused_norms
 from wisparse.method.running.half_attention import HALF, coarse_passes, half_attention
 
 from ...conftest import make_calibration, make_tiny_model
@@ -55,3 +56,20 @@ def test_a_model_computes_with_it_and_on_a_cpu_is_left_alone():
         assert model.config._attn_implementation == before
     model.config._attn_implementation = HALF
     assert 0 < (model(ids).logits - expected).norm() < 3e-3 * expected.norm()
+
+
+def test_norms_of_torch_give_the_same_and_those_of_a_users_own_stay():
+    model = make_tiny_model("llama")
+    ids, norms = make_calibration(model).input_ids, [model.model.layers[0].input_layernorm, model.model.norm]
+    norms[0].weight.data.uniform_(0.5, 2.0)
+    own = norms[1].forward
+    norms[1].forward = own
+    expected = model(ids).logits
+    with fused_norms(model):
+        assert norms[1].forward is own
+        assert norms[0].forward.func.__module__.endswith("fused_norms")
+        assert torch.allclose(model(ids).logits, expected, atol=1e-4)
+    assert "forward" not in vars(norms[0])
+    with pytest.raises(ZeroDivisionError), fused_norms(model):
+        raise ZeroDivisionError
+    assert "forward" not in vars(norms[0])
