@@ -119,6 +119,21 @@ def test_gradients_are_the_same_where_there_is_room_for_what_autograd_keeps(llam
         assert torch.equal(other.near, again[0].near)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with a CPU")
+@pytest.mark.parametrize("protocol", [None, "half"])
+def test_marginal_losses_on_a_gpu_are_those_on_a_cpu(protocol):
+    policy, found = None if protocol is None else make_protocol(protocol), []
+    for device in ("cpu", "cuda"):
+        model = make_tiny_model("llama").to(device)
+        calibration = Calibration(model, make_calibration(model).input_ids, search_policy=policy)
+        calibration.prepare({"final_states"})
+        thresholds = {name: torch.full((inner,), 0.1) for name, (_, inner) in calibration.shapes.items()}
+        found.append(marginal_losses(calibration, thresholds, thresholds, slice(None)))
+    on_cpu, on_gpu = found
+    assert (on_gpu.near.cpu() - on_cpu.near).abs().sum() < 0.01 * on_cpu.near.sum()
+    assert (on_gpu.cost.cpu() - on_cpu.cost).norm() < 0.05 * on_cpu.cost.norm()
+
+
 class Room:
     """Memory that is there for the first blocks of a model of two."""
 

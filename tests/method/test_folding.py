@@ -29,6 +29,7 @@ def model():
     return make_tiny_model("llama")
 
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on a GPU")
 HALF = TokenPolicy(name="half", source="", dense_share=0.5)
 
 
@@ -141,10 +142,12 @@ def test_a_hidden_sparse_basis_is_found():
 
 
 @pytest.mark.parametrize("groups", [(), (3,)])
-def test_the_slope_of_a_basis_is_that_of_autograd(groups):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_the_slope_of_a_basis_is_that_of_autograd(groups, device):
     generator = torch.Generator().manual_seed(0)
     inputs, gradients, basis = (
-        torch.randn(*groups, *shape, generator=generator) for shape in ((3, 90, 12), (6, 40, 12), (12, 12))
+        torch.randn(*groups, *shape, generator=generator).to(device)
+        for shape in ((3, 90, 12), (6, 40, 12), (12, 12))
     )
     sites, outs = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([12, 6, 6, 20, 9, 9])
     cost = _Cost(BasisSample(inputs, sites, gradients.mT @ gradients, outs), BasisSettings())
