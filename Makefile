@@ -33,7 +33,7 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast test-accidents fuzz test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
-	reproduce-real reproduce-speed reproduce-search-cost given-loss relu-tables verify-claims report bench prefetch fetch-smollm2 readme installed \
+	reproduce-real reproduce-speed reproduce-search-cost given-loss relu-tables verify-tables committed-tables verify-claims report bench prefetch fetch-smollm2 readme installed \
 	train-embedded train-relu train-scaling check-pins wheel clean
 
 help: ## list every target
@@ -142,6 +142,7 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 		$(call KEEP_real,massive))
 
 given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
+<<<<<<< HEAD
 	@$(RUN) -m wisparse.repro.tables given_loss --records \
 		$(addprefix results/records/,table1 frontier frontier_own frontier_pruned given_loss) \
 		--output results/given_loss > /dev/null
@@ -150,10 +151,18 @@ given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 a
 		--output results/real/given_loss > /dev/null
 	@$(RUN) -m wisparse.repro.tables given_loss --records results/relu/records \
 		--output results/relu/given_loss > /dev/null
+=======
+	@$(RUN) -m wisparse.repro.tables.committed --write '*given_loss'
+>>>>>>> d4ebbfa (make verify-tables: nothing said whether a committed table is what the committed records make, and two were older than theirs)
 
 relu-tables: $(INSTALLED) ## models with true zeros: their table, from the committed cards and records
-	@$(RUN) -m wisparse.repro.train.relu_table --cards results/relu/cards --records results/relu/records \
-		--output results/relu/models
+	@$(RUN) -m wisparse.repro.tables.committed --write relu/models
+
+verify-tables: $(INSTALLED) ## is every committed table what the committed records make? (TABLES="speed 'real/*'": these alone)
+	@$(RUN) -m wisparse.repro.tables.committed $(TABLES)
+
+committed-tables: $(INSTALLED) ## make the committed tables again from the committed records (TABLES as for verify-tables)
+	@$(RUN) -m wisparse.repro.tables.committed --write $(TABLES)
 
 verify-claims: $(INSTALLED) ## check what the papers print against what was measured, into results/claims.{md,csv}
 	@$(RUN) -m wisparse.repro.claims

@@ -7,7 +7,7 @@ import pytest
 from wisparse.repro.measured.real_cells import read_own
 from wisparse.repro.tables.against_bytes.own_table import OWN
 
-from .made_up_cells import write_cell
+from ..made_up_cells import write_cell
 
 TRAINED = {"seconds_by_stage": {"correction": 4.0, "training": 6.0}, "provenance": {"evaluations": 7}}
 
