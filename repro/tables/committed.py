@@ -1,4 +1,4 @@
-"""Comparison of the committed tables with what the committed records make: `python -m wisparse.repro.tables.committed`.
+"""Committed tables beside what the committed records make: `python -m wisparse.repro.tables.committed`.
 
 `results/made_from.yaml` declares the command of each. With --write they are made again in their place.
 """
@@ -23,7 +23,7 @@ from ..configuration import mistakes_in_one_line
 
 DECLARED = "made_from.yaml"
 COMPARED = (".md", ".csv")
-"""Plots are drawn from the rows of the CSV, and differ in what a version of the plotting library leaves in them."""
+"""Plots are drawn from the rows of the CSV, and differ in what a version of the plotting library adds."""
 
 
 def declared(results: Path) -> dict[str, list[str]]:
@@ -81,7 +81,7 @@ def differences(committed: Path, made: Path) -> Iterator[str]:
 
 
 def _files(table: Path) -> set[tuple[Path, str]]:
-    """Files of a table: TABLE.md, TABLE.csv and those in a folder TABLE, as folder below its parent and name."""
+    """Files of a table, TABLE.md, TABLE.csv and those in a folder TABLE: folder below its parent, and name."""
     beside = {Path() / f"{table.name}{ending}" for ending in COMPARED}
     found = {path for path in beside if (table.parent / path).exists()}
     found |= {path.relative_to(table.parent) for path in table.rglob("*") if path.suffix in COMPARED}
@@ -112,7 +112,8 @@ def main() -> None:
                 found = [] if arguments.write else list(differences(results / name, output))
             except UserError as error:
                 found = [f"{name} is not made: {error}"]
-        print("\n".join(found) or f"{name}: {'made again' if arguments.write else 'as its records make it'}", flush=True)
+        fine = "made again" if arguments.write else "as its records make it"
+        print("\n".join(found) or f"{name}: {fine}", flush=True)
         wrong += [name] if found else []
     if wrong:
         raise UserError(f"not as committed: {', '.join(wrong)}")

@@ -11,7 +11,8 @@ from wisparse.repro.tables.committed import DECLARED, declared, main, wanted
 
 RESULTS = REPOSITORY / "results"
 MEASURED = {
-    "README", "questions/README", "card-memory", "claims", "heads_speed", "process-scaling", "search-cost", "relu/predictor",
+    "README", "questions/README", "card-memory", "claims", "heads_speed", "process-scaling", "search-cost",
+    "relu/predictor",
 }  # fmt: skip
 """Pages, and tables to which the program that measures adds rows of its own."""
 ELSEWHERE = {"records/process_scaling", "real/records/pruned_bfloat16"}
