@@ -142,18 +142,7 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 		$(call KEEP_real,massive))
 
 given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
-<<<<<<< HEAD
-	@$(RUN) -m wisparse.repro.tables given_loss --records \
-		$(addprefix results/records/,table1 frontier frontier_own frontier_pruned given_loss) \
-		--output results/given_loss > /dev/null
-	@$(RUN) -m wisparse.repro.tables given_loss --records $(addprefix results/real/records/, \
-		table1 method method_text pruned pruned_english heads heads_english) \
-		--output results/real/given_loss > /dev/null
-	@$(RUN) -m wisparse.repro.tables given_loss --records results/relu/records \
-		--output results/relu/given_loss > /dev/null
-=======
 	@$(RUN) -m wisparse.repro.tables.committed --write '*given_loss'
->>>>>>> d4ebbfa (make verify-tables: nothing said whether a committed table is what the committed records make, and two were older than theirs)
 
 relu-tables: $(INSTALLED) ## models with true zeros: their table, from the committed cards and records
 	@$(RUN) -m wisparse.repro.tables.committed --write relu/models
