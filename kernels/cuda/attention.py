@@ -38,8 +38,6 @@ class CUDAAttentionTile(StoredTile):
     """Slots that one lane has on their way; a power of two, at most an eighth of a head's columns is used."""
     queries: int = 8
     """Most query heads that share the keys and values a thread block has read."""
-    ahead: int = 0
-    """Steps whose keys and values are asked into the second cache, ahead of those on their way."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.warps <= LANES:
@@ -50,8 +48,6 @@ class CUDAAttentionTile(StoredTile):
             raise KernelError(f"tile: {self.unroll} slots are no power of two")
         if self.queries < 1:
             raise KernelError(f"tile: {self.queries} query heads are not at least 1")
-        if self.ahead < 0:
-            raise KernelError(f"tile: {self.ahead} steps ahead are not at least 0")
 
     def queries_of(self, group: int) -> int:
         """Query heads of a thread block where `group` share a key-value head."""
@@ -82,7 +78,6 @@ class CUDAAttentionTile(StoredTile):
             "UNROLL": self._unroll(head_dim),
             "QUERIES": queries,
             "PADDED": power_of_two(queries),
-            "AHEAD": self.ahead,
         }
 
 

@@ -11,7 +11,6 @@
 // SPLITS       partial sums of q, k and v           SCALE            of scores, times log2(e)
 // WARPS        warps of a thread block              CLUSTER          thread blocks that share the slots
 // UNROLL       slots that a lane has on their way   QUERIES          query heads of a thread block
-// AHEAD        steps whose keys and values are asked into the second cache ahead of those; 0: none
 // PADDED       QUERIES as a power of two            FLOAT16          1: float16 instead of bfloat16
 // HEAD_NORM    1: RMSNorm of every query and key    EPSILON          of that
 //
@@ -25,7 +24,6 @@
 constexpr int LANES = HEAD / 8;                         // lanes that read one slot, 16 bytes each
 constexpr int ROWS = 32 / LANES;                        // slots that a warp reads with one load
 constexpr int STRIDE = ROWS * WARPS * CLUSTER;          // from one slot of a lane to its next
-constexpr int PART = UNROLL * ROWS * WARPS;             // slots of a step by thread blocks of the cluster
 constexpr int HOLDERS = LANES / UNROLL;                 // lanes that hold the scores of one slot,
 constexpr int KEPT = PADDED > HOLDERS ? PADDED / HOLDERS : 1;    // so many each,
 constexpr int COPIES = HOLDERS > PADDED ? HOLDERS / PADDED : 1;  // or so many lanes the same one
@@ -56,14 +54,6 @@ WS_DEVICE void load(Row (&rows)[UNROLL], const unsigned short* at, int slot, int
         rows[turn] = Row{};
         if (slot >= lowest && slot < end) rows[turn] = cached_row(at + static_cast<size_t>(slot) * HEAD);
     }
-}
-
-// Ask for a thread block's part of a step's slots, which lie behind each other; not those that it reads itself.
-WS_DEVICE void ask_ahead(const unsigned short* keys, const unsigned short* values, int slot, int end) {
-    const int count = end - slot < PART ? end - slot : PART;
-    if (count <= 0) return;
-    ask_for_bytes(keys + static_cast<size_t>(slot) * HEAD, count * HEAD * 2);
-    ask_for_bytes(values + static_cast<size_t>(slot) * HEAD, count * HEAD * 2);
 }
 
 WS_DEVICE void widen(const Row& row, float (&values)[8]) {
@@ -194,12 +184,6 @@ WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* 
     Row key[UNROLL], value[UNROLL];
     load(key, keys + own, begin, 0, WINDOW ? length : CAPACITY);
     load(value, values + own, begin, 0, WINDOW ? length : CAPACITY);
-#if AHEAD
-    const int asked = start + rank * PART;
-    if (thread == 0)
-        for (int each = 1; each <= AHEAD; ++each)
-            ask_ahead(keys + own, values + own, asked + each * UNROLL * STRIDE, length);
-#endif
     projections.prepare(heads, bias, cosines, sines, query_gain, key_gain, length - first, thread);
 #pragma unroll
     for (int turn = 0; turn < UNROLL; ++turn)  // what is no token's may be NaN, which no weight of 0 hides
@@ -212,10 +196,6 @@ WS_KERNEL(THREADS, 1) attention_kernel(const float* sums, const unsigned short* 
 
     Softmax softmax;
     for (int step = start; step <= length; step += UNROLL * STRIDE, begin += UNROLL * STRIDE) {
-#if AHEAD
-        if (thread == 0)
-            ask_ahead(keys + own, values + own, step + rank * PART + (AHEAD + 1) * UNROLL * STRIDE, length);
-#endif
 #pragma unroll
         for (int turn = 0; turn < UNROLL; ++turn)
             if (begin + turn * STRIDE == length) {

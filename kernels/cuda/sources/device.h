@@ -130,10 +130,6 @@ WS_DEVICE Words<COUNT> streamed_words(const void* at, bool wanted) {
 }
 
 WS_DEVICE void ask_for(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
-// The same of so many bytes, both multiples of 16.
-WS_DEVICE void ask_for_bytes(const void* at, unsigned bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
-}
 
 // What earlier launches wrote and this one may append to, from the second cache; asked for where it stands.
 WS_DEVICE Row cached_row(const unsigned short* at) {

@@ -179,11 +179,6 @@ inline Words<COUNT> streamed_words(const void* at, bool wanted) {
     return wanted ? *static_cast<const Words<COUNT>*>(at) : Words<COUNT>{};
 }
 inline void ask_for(const void* at) { (void)*static_cast<const volatile char*>(at); }
-inline void ask_for_bytes(const void* at, unsigned bytes) {
-    if (bytes == 0 || bytes % 16 || reinterpret_cast<size_t>(at) % 16) __builtin_abort();
-    ask_for(at);
-    ask_for(static_cast<const char*>(at) + bytes - 1);
-}
 inline float of_half(unsigned short bits) { return static_cast<float>(same_bits<_Float16>(bits)); }
 inline float from_producer(const float* at) { return *at; }
 inline unsigned short from_producer(const unsigned short* at) { return *at; }
