@@ -50,8 +50,8 @@ def dense_for_a_batch(plan: Plan | None, batch: int, device: torch.device) -> fr
 
     Those are of the sites of which its rows, each with a mask of its own, are expected to read together more
     than lists pay for. To whom the same channels matter is not known: masks count as independent. Sites with a
-    mask that all rows share are among them, too: on an H200 two rows gain 4 % there, and four lose 10 % (the
-    products of a batch wait for arithmetic, not for memory), while the mask costs far more than it saves.
+    mask that all rows share are among them, too: on an H200 eight rows gain 12 % at most there, and lose at the
+    sites of attention (results/heads_speed.csv), while the mask costs far more than it saves.
     """
     if plan is None or batch == 1 or device.type != "cuda":
         return frozenset()
