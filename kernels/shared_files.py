@@ -16,9 +16,11 @@ from pathlib import Path
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 PAUSE = 1.0
 """Seconds between two looks at a lock that another process holds."""
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+"""Numbers of errors that say who may not, and not whether reading or writing was tried."""
 UNUSABLE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOSPC,
-    errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
+    *FORBIDDEN, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+    errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the error of a stream that has no name, such as standard output, where there is no room for it."""
@@ -83,7 +85,9 @@ def unusable_file(error: OSError) -> str | None:
     """What is wrong with a folder, file or output of the user's; None for other errors of the system."""
     missing = error.errno == errno.ENOENT and str(error.filename).startswith(NO_FILES)
     if error.filename is not None and (error.errno in UNUSABLE or missing):
-        return f"{error.filename}: {error.strerror}; choose a place that can be written and has room"
+        place = "choose a place that can be written and has room"
+        remedy = "ask for the right to use it, or name another" if error.errno in FORBIDDEN else place
+        return f"{error.filename}: {error.strerror}; {remedy}"
     if error.filename is None and error.errno in NO_ROOM:
         return f"{error.strerror} where the output goes; choose a place that has room"
     return None

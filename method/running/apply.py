@@ -30,7 +30,7 @@ from ..quantised_model import description_of
 from ..rotation import folded_into, rotated
 from ..token_policy import TokenPolicy
 from .acting import ENGINE, PLAN, acting_on, check_not_compiled
-from .generate_calls import drafts_itself, given_columns, uncompiled
+from .generate_calls import DOORS, drafts_itself, given_columns, refuse_batching, uncompiled
 from .head_hooks import check_heads, on_heads
 from .projection_hooks import ProjectionHooks
 from .proxy_hooks import on_proxies
@@ -121,9 +121,10 @@ class SparseSession:
         A forward pass cannot: a prompt may be read in chunks or behind an earlier turn's cache, candidates of
         assisted generation come several at a time, and without a cache every pass reads everything again.
         Nothing is compiled there: what was compiled before goes on without hooks. Raises UserError where the
-        model drafts for itself.
+        model drafts for itself, and for `generate_batch`, which logs a refusal and returns empty answers.
         """
-        model, before = self._model, vars(self._model).get("generate")
+        model = self._model
+        before = {name: vars(model)[name] for name in DOORS if name in vars(model)}
         original = model.generate
 
         @wraps(original)
@@ -141,13 +142,15 @@ class SparseSession:
             finally:
                 self._prompt_columns = None
 
-        model.generate = MethodType(generate, model)  # which a copy of the model has as its own
+        for name, door in zip(DOORS, (generate, refuse_batching), strict=True):
+            setattr(model, name, MethodType(door, model))  # which a copy of the model has as its own
         try:
             yield
         finally:
-            del model.generate
-            if before is not None:
-                model.generate = before
+            for name in DOORS:
+                delattr(model, name)
+            for name, method in before.items():
+                setattr(model, name, method)
 
     def _before_forward(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         check_held(self._model)

@@ -8,6 +8,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..errors import UserError
+
+DOORS = ("generate", "init_continuous_batching")
+"""Methods of a model by which it generates; the second is what `generate_batch` begins with."""
+
 
 def _settings(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """The generation configuration that a call of `generate` is given, or None."""
@@ -38,3 +43,14 @@ def given_columns(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
     columns = max((given.shape[1] for given in inputs if isinstance(given, Tensor)), default=1)
     mask = keywords.get("attention_mask")
     return columns if mask is None else max(columns, mask.shape[1])
+
+
+def refuse_batching(model: PreTrainedModel, *arguments: Any, **keywords: Any) -> None:
+    """Stand-in for `init_continuous_batching`, which packs prompts: raises UserError.
+
+    A pass of it raises in a thread of its own, where transformers logs the error and returns empty answers.
+    """
+    raise UserError(
+        "generate_batch packs prompts into one row, and a plan's context cannot tell them apart; call "
+        "model.generate with a batch of prompts padded on the left"
+    )

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...method.errors import UserError
 from .. import processes
 from ..text.articles import apart, articles
-from ..text.data_sets import DataSource, load_split, read_files, row_text
+from ..text.data_sets import DataSource, check_mirror, load_split, read_files, row_text
 from .code_execution import CodeRunner, humaneval_problem
 from .harness_tasks import HarnessTask, harness_tasks, load_tasks
 from .language_model import SparseLM
@@ -99,8 +99,7 @@ class HarnessSuite:
         return {name: files for name, files in found.items() if files}
 
     def _require_data(self, root: str) -> None:
-        if not Path(root).expanduser().is_dir():
-            raise UserError(f"data.root={root} is not a folder; give the one that holds FOLDER/SPLIT.parquet")
+        check_mirror(root)
         missing = self._missing()
         if missing and not (self.skip_missing and self._chosen):
             files = "; ".join(f"{name} ({', '.join(lacking)})" for name, lacking in missing.items())

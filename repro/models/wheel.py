@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,12 +57,15 @@ class Wheel:
         """
         name = f"wheels/{self.package}-{self.version}-{self.file_sha256[:12]}"
         kept = cache_root() / name
-        if not kept.is_dir() and (file := self._in_mirror(Path(self.file).name)):
+        if not self._is_whole(kept) and (file := self._in_mirror(Path(self.file).name)):
             _check(file, self.file_sha256)
             return file
-        file = made_once(name, self._unpack) / Path(self.file).name
-        _check(file, self.file_sha256)
-        return file
+        return made_once(name, self._unpack, self._is_whole) / Path(self.file).name
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Whether a folder holds the pinned file; one that a disk damaged or somebody emptied is made anew."""
+        file = folder / Path(self.file).name
+        return file.is_file() and file_sha256(file) == self.file_sha256
 
     @cached_property
     def wheel_name(self) -> str:
@@ -120,6 +124,11 @@ class Wheel:
         # Asked of the process: to look for pip in this one makes setuptools give up its own distutils here.
         if done.returncode and "No module named pip" in done.stderr:
             raise UserError(f"{what} cannot be fetched without pip, which this Python does not have; {by_hand}")
+        if "No space left on device" in done.stderr:
+            raise UserError(
+                f"pip cannot download {what}, no space is left in {tempfile.gettempdir()} or {folder.parent}; "
+                "TMPDIR=DIR and WISPARSE_CACHE=DIR take other places"
+            )
         if done.returncode:
             raise UserError(f"pip cannot download {what} ({_reason(done.stderr)}); {by_hand}")
         return folder / self.wheel_name
@@ -129,6 +138,8 @@ def _reason(said: str) -> str:
     """Why pip failed, in one line. An index that it cannot reach has, in its last one, no such package."""
     if "connection broken" in said:
         return "the package index cannot be reached"
+    if "DO NOT MATCH THE HASHES" in said:
+        return "the index has another file of that name than the pinned one"
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it says nothing"]
     return ([line for line in lines if line.startswith("ERROR")] or lines)[-1][:200]
 

@@ -87,6 +87,8 @@ class FileText:
 
 def read_text(setting: str, path: str) -> str:
     """Text of the UTF-8 file that a setting names. Raises UserError for what is none."""
+    if not path:
+        raise UserError(f"{setting}= names no file; give a UTF-8 text")
     file = Path(path).expanduser()
     if file.is_char_device() or file.is_block_device():  # such as /dev/zero, which has no end
         raise UserError(f"{setting}={path} is a device and no text; give a file")

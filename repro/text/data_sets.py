@@ -20,6 +20,15 @@ from ..models.content_hash import FileState, states
 from ..models.hub import check_hub_name, fetch_dataset_file, load_hub_split
 
 
+def check_mirror(root: str) -> None:
+    """Raise UserError for a mirror that is no folder; an empty name would be that of the current one."""
+    if not root or not Path(root).expanduser().is_dir():
+        raise UserError(
+            f"data.root={root} is not a folder; give the one that holds FOLDER/SPLIT.parquet, or leave it out "
+            "to read from the hub"
+        )
+
+
 @dataclass(frozen=True)
 class DataSource:
     """A data set: its name on the hub, and its folder in a local mirror."""
@@ -34,8 +43,7 @@ class DataSource:
 
     def mirror_file(self, root: str, split: str) -> Path:
         """Where a mirror keeps a split; raises UserError naming the file that it lacks."""
-        if not Path(root).expanduser().is_dir():
-            raise UserError(f"data.root={root} is not a folder; give the one that holds FOLDER/SPLIT.parquet")
+        check_mirror(root)
         path = Path(root).expanduser() / self.folder / f"{split}.parquet"
         if not path.is_file():
             raise UserError(

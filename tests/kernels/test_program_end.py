@@ -42,7 +42,7 @@ def test_every_program_ends_alike():
     ("error", "code", "line"),
     [
         (KernelError("a mistake\nof two lines"), 2, "error: a mistake of two lines\n"),
-        (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied; choose a place"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied; ask for the right"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

@@ -213,11 +213,18 @@ def test_a_write_without_room_names_its_file(tmp_path):
     assert user_mistake(caught.value).startswith(f"{tmp_path / 'record.json'}: No space left on device; choose")
 
 
-@pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError, FileExistsError])
-def test_a_folder_that_cannot_be_used_is_named_in_one_line(kind):
-    number = {PermissionError: 13, NotADirectoryError: 20, FileExistsError: 17}[kind]
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "ask for the right to use it, or name another"),  # it may be a file to be read
+        (errno.ENOTDIR, "choose a place that can be written and has room"),
+        (errno.EEXIST, "choose a place that can be written and has room"),
+        (errno.ELOOP, "choose a place that can be written and has room"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_named_in_one_line(number, remedy):
     line = user_mistake(OSError(number, os.strerror(number), "/some/where"))
-    assert line == f"/some/where: {os.strerror(number)}; choose a place that can be written and has room"
+    assert line == f"/some/where: {os.strerror(number)}; {remedy}"
     assert user_mistake(OSError(5, "Input/output error", "/some/where")) is None
     assert user_mistake(FileNotFoundError(2, "No such file", "/proc/x")).startswith(
         "/proc/x: No such file; choose"

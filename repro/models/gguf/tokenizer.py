@@ -92,6 +92,11 @@ def _as_stated(backend: Tokenizer, size: int, split: str | None) -> Tokenizer:
 
 
 def _check(header: Header, kind: str | None, split: str | None) -> None:
+    for key in ("model", "tokens", *(["merges"] if kind == "gpt2" else [])):
+        if f"tokenizer.ggml.{key}" not in header.metadata:
+            raise UserError(
+                f"{header.file} lacks tokenizer.ggml.{key}, a part of its tokenizer; take another file"
+            )
     if kind not in ("gpt2", "llama"):
         raise UserError(f"{header.file}: tokenizers of the kind '{kind}' are not supported in GGUF")
     if kind == "gpt2" and split not in KNOWN_SPLITS:

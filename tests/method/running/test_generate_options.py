@@ -157,3 +157,20 @@ def test_texts_packed_into_a_row_are_refused_where_they_would_be_one_text(planne
     with applied(model, plan, make_protocol("all")):
         alone = torch.cat([model(IDS[:, :5]).logits, model(IDS[:, 5:]).logits], dim=1)
     assert torch.allclose(packed("all"), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("door", ["generate_batch", "paged cache", "manager"])
+def test_batches_packed_by_transformers_are_refused(planned, door):
+    """A thread of theirs logged the refusal, and the answers came back empty; a paged cache took all memory."""
+    model, plan = planned
+    call = {
+        "generate_batch": lambda: model.generate_batch(IDS.tolist(), max_new_tokens=2),
+        "paged cache": lambda: model.generate(IDS, cache_implementation="paged", **GREEDY),
+        "manager": lambda: model.init_continuous_batching(model.generation_config),
+    }[door]
+    with (
+        applied(model, plan, make_protocol("all")),
+        pytest.raises(UserError, match=r"generate_batch packs prompts.*padded on the left"),
+    ):
+        call()
+    assert not {"generate", "init_continuous_batching"} & vars(model).keys()

