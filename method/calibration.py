@@ -28,7 +28,7 @@ from .tokens import check_input_ids
 
 Found = TypeVar("Found")
 
-WALKED_AT_ONCE = 1 << 24
+WALKED_AT_ONCE = 5 << 22
 """Numbers of a residual stream that a walk through the blocks holds at once, where a batch has fewer."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ class RepeatedLaunch:
             behind = [constants[name] for name in self._kernel.arg_names[len(arguments) :]]
             runner = compiled[(*self._grid, 1, 1)[:3]]
             self._compiled[kind] = lambda *some: runner(*some, *behind)
+
+
+@cache
+def repeated(kernel: Any, grid: tuple[int, ...], **meta: Any) -> RepeatedLaunch:
+    """The launches of a kernel over a grid, the same ones whenever they are asked for."""
+    return RepeatedLaunch(kernel, grid, **meta)
 
 
 def require_runnable(device: torch.device) -> None:

@@ -45,11 +45,17 @@ class Turns:
         plus = self._own + skew
         inverse = (self._own - skew) / (1.0 + largest)
         for _ in range(NEWTON_STEPS):
-            inverse = 2.0 * inverse - inverse @ (plus @ inverse)
+            inverse = _less(2.0, inverse, 1.0, inverse, plus @ inverse)
         return inverse
 
 
 def _orthogonal(basis: Tensor) -> Tensor:
     """The same basis without what rounding has added: one step of Newton towards the nearest orthogonal one."""
     exact = basis.double()
-    return (1.5 * exact - 0.5 * exact @ exact.mT @ exact).to(basis.dtype)
+    return _less(1.5, exact, 0.5, exact, exact.mT @ exact).to(basis.dtype)
+
+
+def _less(share: float, whole: Tensor, factor: float, left: Tensor, right: Tensor) -> Tensor:
+    """share·whole - factor·left·right of square matrices (..., channels, channels), in one launch."""
+    many = [one.reshape(-1, *one.shape[-2:]) for one in (whole, left, right)]
+    return torch.baddbmm(*many, beta=share, alpha=-factor).view_as(whole)

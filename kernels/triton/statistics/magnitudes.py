@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import blocks_of, launch, require_runnable
+from ..launch import blocks_of, repeated, require_runnable
 
 ROWS, WIDTH = 32, 128
 """Activations of a program."""
@@ -14,9 +14,9 @@ ROWS, WIDTH = 32, 128
 
 @triton.jit
 def histogram_kernel(
-    source, counts, not_finite, rows, channels, lowest,
-    BINS: tl.constexpr, BINS_PER_OCTAVE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    PDL: tl.constexpr,
+    source, counts, not_finite, rows, channels,
+    LOWEST: tl.constexpr, BINS: tl.constexpr, BINS_PER_OCTAVE: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows and channels; zeros count in the first bin, what is not finite in the last."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -27,7 +27,7 @@ def histogram_kernel(
     finite = magnitude < float("inf")
     # A zero has no logarithm, and lies below all bins.
     logarithm = tl.log2(tl.where(finite & (magnitude > 0.0), magnitude, 1.0))
-    place = tl.minimum(tl.maximum((logarithm - lowest) * BINS_PER_OCTAVE, 0.0), BINS - 1.0).to(tl.int32)
+    place = tl.minimum(tl.maximum((logarithm - LOWEST) * BINS_PER_OCTAVE, 0.0), BINS - 1.0).to(tl.int32)
     place = tl.where(finite, tl.where(magnitude > 0.0, place, 0), BINS - 1)
     tl.atomic_add(counts + channel * BINS + place, 1, mask=inside, sem="relaxed")
     broken = tl.sum(tl.sum((inside & (finite == 0)).to(tl.int64), 1), 0)
@@ -45,7 +45,8 @@ def count_magnitudes(
     channels, bins = counts.shape
     x = x.reshape(-1, channels).contiguous()
     grid = blocks_of(len(x), ROWS), blocks_of(channels, WIDTH)
-    launch(
-        histogram_kernel, grid, x, counts, not_finite, len(x), channels, float(lowest_octave),
-        BINS=bins, BINS_PER_OCTAVE=bins_per_octave, ROWS=ROWS, WIDTH=WIDTH,
+    count = repeated(
+        histogram_kernel, grid, LOWEST=lowest_octave, BINS=bins, BINS_PER_OCTAVE=bins_per_octave, ROWS=ROWS,
+        WIDTH=WIDTH,
     )  # fmt: skip
+    count(x, counts, not_finite, len(x), channels)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import blocks_of, launch, require_runnable
+from ..launch import blocks_of, repeated, require_runnable
 
 TOKENS, STEP, WIDTH = 256, 16, 128
 """Tokens and channels of a program, and tokens that it reads at once."""
@@ -15,8 +15,8 @@ TOKENS, STEP, WIDTH = 256, 16, 128
 
 @triton.jit
 def near_costs_kernel(
-    inputs, gradients, thresholds, curvatures, positions, sums, length, channels, position_stride, factor,
-    TOKENS: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
+    inputs, gradients, thresholds, curvatures, positions, sums, length, channels, position_stride,
+    FACTOR: tl.constexpr, TOKENS: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Sums of one row's part: costs, and behind those of all rows and parts the numbers of activations."""
     row, part = tl.program_id(0), tl.program_id(1)
@@ -24,7 +24,7 @@ def near_costs_kernel(
     of_row = row.to(tl.int64) * length * channels
     threshold = tl.load(thresholds + channel, mask=channel < channels, other=0.0)
     curvature = tl.load(curvatures + channel, mask=channel < channels, other=0.0)
-    lowest, highest = threshold / factor, threshold * factor
+    lowest, highest = threshold / FACTOR, threshold * FACTOR
     cost = tl.zeros((STEP, WIDTH), tl.float32)
     near = tl.zeros((STEP, WIDTH), tl.float32)
     for first in range(0, TOKENS, STEP):
@@ -64,9 +64,9 @@ def near_costs(
     sums = torch.empty(2, rows, parts, channels, dtype=torch.float32, device=x.device)
     stride = 0 if positions is None or len(positions) == 1 else length
     bits = None if positions is None else positions.contiguous().view(torch.uint8)
-    launch(
-        near_costs_kernel, (rows, parts, blocks_of(channels, WIDTH)), x.contiguous(), gradient.contiguous(),
-        thresholds, curvature, bits, sums, length, channels, stride, factor,
-        TOKENS=TOKENS, STEP=STEP, WIDTH=WIDTH,
+    measure = repeated(
+        near_costs_kernel, (rows, parts, blocks_of(channels, WIDTH)), FACTOR=factor, TOKENS=TOKENS, STEP=STEP,
+        WIDTH=WIDTH,
     )  # fmt: skip
+    measure(x.contiguous(), gradient.contiguous(), thresholds, curvature, bits, sums, length, channels, stride)
     return sums.sum(dim=2)

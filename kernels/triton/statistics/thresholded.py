@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import blocks_of, launch, require_runnable
+from ..launch import blocks_of, repeated, require_runnable
 
 TOKENS, WIDTH = 16, 128
 """Activations of a program."""
@@ -52,10 +52,9 @@ def _times_kept(values: Tensor, x: Tensor, thresholds: Tensor, positions: Tensor
     length, channels = x.shape[-2:]
     stride = 0 if positions is None or len(positions) == 1 else length
     tokens = x.numel() // channels
-    launch(
-        thresholded_kernel, (blocks_of(tokens, TOKENS), blocks_of(channels, WIDTH)), values, x, thresholds,
-        positions, found, tokens, length, channels, stride, TOKENS=TOKENS, WIDTH=WIDTH,
-    )  # fmt: skip
+    grid = blocks_of(tokens, TOKENS), blocks_of(channels, WIDTH)
+    multiply = repeated(thresholded_kernel, grid, TOKENS=TOKENS, WIDTH=WIDTH)
+    multiply(values, x, thresholds, positions, found, tokens, length, channels, stride)
     return found
 
 

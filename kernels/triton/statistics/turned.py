@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import blocks_of, launch, require_runnable
+from ..launch import blocks_of, repeated, require_runnable
 
 TOKENS, WIDTH = 64, 64
 """Activations of a program."""
@@ -52,9 +52,19 @@ def relative_slopes(turned: Tensor, curvatures: Tensor, outs: Tensor, readers: T
     parts, projections = blocks_of(tokens, TOKENS), len(curvatures)
     by_turned = torch.empty_like(turned)
     sums = torch.empty(parts, projections, channels, dtype=torch.float32, device=turned.device)
-    launch(
-        relative_slopes_kernel, (sites, parts, blocks_of(channels, WIDTH)), turned.contiguous(),
-        curvatures.contiguous(), outs, readers, by_turned, sums, tokens, channels, projections,
-        READERS=readers.shape[1], TOKENS=TOKENS, WIDTH=WIDTH,
+    find = repeated(
+        relative_slopes_kernel, (sites, parts, blocks_of(channels, WIDTH)), READERS=readers.shape[1],
+        TOKENS=TOKENS, WIDTH=WIDTH,
     )  # fmt: skip
+    find(
+        turned.contiguous(),
+        curvatures.contiguous(),
+        outs,
+        readers,
+        by_turned,
+        sums,
+        tokens,
+        channels,
+        projections,
+    )
     return by_turned, sums.sum(dim=0)
