@@ -160,8 +160,8 @@ def read_aimed(*folders: Path) -> RealData:
 def read_given_loss(*folders: Path) -> RealData:
     """Read cells with a perplexity: of methods, pruned weights, and attention over chosen groups, each alone.
 
-    The embedded suite without its tasks is a suite of its own, `heldout`, and methods are apart from those of
-    another calibration text. Raises as `read_real`.
+    The embedded suite without its tasks is a suite of its own, `heldout`, and so it is with few items of each;
+    methods are apart from those of another calibration text. Raises as `read_real`.
     """
 
     def alone(record: dict[str, Any]) -> bool:
@@ -176,8 +176,12 @@ def read_given_loss(*folders: Path) -> RealData:
         return record["model"]["name"], heads_of(record)["name"], round(key_values_left_out(record), 6)
 
     def suite(record: dict[str, Any]) -> str:
-        chosen = suite_choice(record["suite"]["name"])
-        return "heldout" if chosen == "embedded" and record["suite"]["config"].get("tasks") == [] else chosen
+        chosen, config = suite_choice(record["suite"]["name"]), record["suite"]["config"]
+        if chosen != "embedded":
+            return chosen
+        if config.get("tasks") == []:
+            return "heldout"
+        return f"{chosen}, limit {config['limit']}" if config.get("limit") else chosen
 
     # Files beside the weights were stored anew meanwhile; the tokens that they make are compared.
     varied = ("search", "search budget", "quantisation", "heads", "files beside the weights")

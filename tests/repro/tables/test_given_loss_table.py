@@ -125,13 +125,18 @@ def test_pruned_weights_and_chosen_groups_stand_beside_methods(records):
     assert "- `pruned_wanda`: weights pruned instead, by Wanda." in page
 
 
-def test_a_suite_without_its_tasks_is_another(records):
+def test_a_suite_without_its_tasks_or_with_few_items_is_another(records):
     folder, _ = records
     config = CONFIG | {"search": {"name": "medium", "sparse_tokens": "all"}}
     few = {"suite": {"name": "embedded", "config": {"limit": None, "documents": 30, "tasks": []}}}
     write_cell(folder, "dense", 0.0, 0, config=config, **few)
     write_cell(folder, "teal", 0.3, 5, config=config, **few)
-    assert [section.suite for section in read_given_loss(folder).sections] == ["embedded", "heldout"]
+    some = {"suite": {"name": "embedded", "config": {"limit": 100, "documents": 30}}}
+    limited = config | {"suite": {"limit": 100}}
+    write_cell(folder, "dense", 0.0, 0, config=limited, **some)
+    write_cell(folder, "teal", 0.3, 5, config=limited, **some)
+    suites = [section.suite for section in read_given_loss(folder).sections]
+    assert suites == ["embedded", "embedded, limit 100", "heldout"]
 
 
 def test_nothing_is_told_beyond_the_cells(records):
