@@ -93,7 +93,7 @@ def marginal_losses(
     linears = model_projections(model)
     rules = {name: ProjectionRule(thresholds=found).to(device) for name, found in thresholds.items()}
     with torch.no_grad():
-        keywords = block_keywords(model, input_ids[:1])
+        keywords = calibration.remembered("block keywords", lambda: block_keywords(model, input_ids[:1]))
     found: dict[str, list[Tensor]] = {name: [] for name in linears}
 
     def recorders() -> Iterator[RemovableHandle]:

@@ -71,7 +71,7 @@ def bases_at(
 
 
 def _found(sample: _Measured, settings: BasisSettings) -> FoldedBases:
-    axes = torch.stack([_axes(moments) for moments in sample.values])
+    axes = _axes(torch.stack(sample.values))
     if settings.value_steps:
         by_head = axes.flatten(0, 1)
         fitted = fitted_basis(sample.heads().turned(by_head), settings, settings.value_steps)
@@ -236,5 +236,8 @@ def _finite(sample: BasisSample) -> BasisSample:
 
 
 def _axes(moments: Tensor) -> Tensor:
-    """Eigenvectors (..., channels, channels) float32, those of the largest eigenvalues first."""
-    return torch.linalg.eigh(moments).eigenvectors.flip(-1).float().contiguous()
+    """Eigenvectors (..., channels, channels) float32, those of the largest eigenvalues first.
+
+    Found on the CPU: a GPU takes such small matrices one after the other, and longer for each.
+    """
+    return torch.linalg.eigh(moments.cpu()).eigenvectors.flip(-1).float().contiguous().to(moments.device)
