@@ -23,13 +23,15 @@ ENDING = ".tar.xz"
 KEPT = ".kept"
 """File of a folder that `keep` wrote, with the names of all others: what may go when it keeps there again."""
 CACHE = REPOSITORY / ".cache" / "records"
+PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
+"""Settings of the compression: for text, whose bytes follow from those before and stand at no alignment."""
 
 
 def pack(folder: Path, archive: Path) -> None:
     """Write every file below a folder into an archive, whole or not at all; times and owners are left out."""
     with (
         replacing(archive) as unfinished,
-        lzma.open(unfinished, "wb", preset=9) as compressed,
+        lzma.open(unfinished, "wb", filters=PACKING) as compressed,
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as opened,
     ):
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != KEPT):
