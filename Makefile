@@ -57,7 +57,7 @@ installed:
 		echo "error: $(PYTHON) could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 		exit 2; }; \
 	echo "installing the locked dependencies into $(VENV) (about two minutes)"; \
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+	$(RUN) -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -e '.[dev]' && \
 	$(RUN) -m wisparse.kernels.cpu.build && touch $(INSTALLED)
 
 test: $(INSTALLED) ## run every test
