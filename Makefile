@@ -118,7 +118,7 @@ reproduce-table1: profile overrides $(INSTALLED) ## Table 1 (PROFILE=quick: minu
 reproduce-table2: profile overrides $(INSTALLED) ## Table 2, the ablation (PROFILE as for Table 1)
 
 reproduce-table1 reproduce-table2: reproduce-%:
-	@$(if $(filter paper,$(PROFILE)),$(RUN) -m wisparse.repro.cost.outlook $*_paper)
+	@$(if $(filter paper,$(PROFILE)),$(RUN) -m wisparse.repro.cost.outlook $*_paper -- $(OVERRIDES))
 	@$(RUN) repro/run.py experiment=$*$(EXPERIMENT_$(PROFILE)) $(OVERRIDES)
 	@$(RUN) -m wisparse.repro.tables $(call TABLE,$*) \
 		--records outputs/$*$(EXPERIMENT_$(PROFILE)) $(call ALSO,$*) \

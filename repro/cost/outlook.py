@@ -31,6 +31,8 @@ from .reproduction_cost import (
 
 GB = 1e9
 OUTPUTS = Path("outputs")
+ON_CPU = "model.device=cpu"
+"""Override that asks for CPU cores, where there is no GPU."""
 
 
 def hub_cache() -> Path:
@@ -109,12 +111,15 @@ def outlook(experiment: str, gpu: str | None, gpus: int = 1) -> list[str]:
 
 @mistakes_in_one_line()
 def main() -> None:
-    """Print what an experiment takes. Exits with 2 where the disk is too small for its weights."""
+    """Print what an experiment takes. Exits with 2 without a GPU, and where weights do not fit on the disk."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("experiment", choices=list(EXPERIMENTS.values()), help="a table of the papers' models")
+    parser.add_argument("overrides", nargs="*", help=f"of the configuration, after --; {ON_CPU} needs no GPU")
     arguments = parser.parse_args()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     print("\n".join(outlook(arguments.experiment, gpu)), flush=True)
+    if gpu is None and ON_CPU not in arguments.overrides:
+        raise UserError(f"these models take a GPU, and none is here; on CPU cores: OVERRIDES={ON_CPU}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from wisparse.method.errors import UserError
 from wisparse.repro.cost import outlook as module
-from wisparse.repro.cost.outlook import download, free_bytes, hours, on_disk, outlook
+from wisparse.repro.cost.outlook import download, free_bytes, hours, main, on_disk, outlook
 from wisparse.repro.cost.reproduction_cost import composed, jobs, makespan, measured_rates, weight_bytes
 
 MODELS = ["llama3.1-8b", "mistral-7b", "qwen2.5-7b"]
@@ -77,3 +77,17 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(monkeypa
 
 def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path):
     assert free_bytes(tmp_path / "a" / "b") == pytest.approx(free_bytes(tmp_path), rel=0.2)
+
+
+def test_without_a_gpu_nothing_is_begun_unless_cpu_cores_are_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["outlook", "table1_paper", "--", "suite.limit=5"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "on CPU cores: not measured" in said.out
+    assert "take a GPU, and none is here; on CPU cores: OVERRIDES=model.device=cpu" in said.err
+    monkeypatch.setattr("sys.argv", ["outlook", "table1_paper", "--", "model.device=cpu"])
+    main()
+    assert not capsys.readouterr().err
