@@ -56,7 +56,7 @@ class CellJob:
         self._started_in = os.getpid()
 
     def run(self, config: DictConfig) -> None:
-        """Compute the cell, or take it from its record; prints the table and the record's line."""
+        """Compute the cell, or take it from its record; prints its table and, in a pipe, its record in a line."""
         from ...kernels.shared_files import make_folder
         from .. import processes
 
@@ -75,7 +75,8 @@ class CellJob:
             from .console import print_record
 
             print_record(record, dense)
-            print(record_line(record), flush=True)
+            if not sys.stdout.isatty():  # a person would scroll through 20 kB of it
+                print(record_line(record), flush=True)
         elif os.getpid() != self._started_in:  # for the job's own log
             print(f"{outcome.status}: {outcome.cell}: {outcome.line}", file=sys.stderr, flush=True)
         self._leave(outcome)

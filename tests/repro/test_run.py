@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,22 @@ def test_a_run_ends_with_its_record_as_one_line(first, folders):
     assert record.keys() == SECTIONS | {"latency", "conventions", SEAL}
     assert any("perplexity" in line for line in table)
     assert sorted(path.name for path in folder.iterdir()) == ["items.json", "record.json"]
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_the_table_without_the_line(first, folders):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(REPOSITORY / "repro/run.py"), *CELL, *folders]
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, cwd="/") as running:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what a terminal says when nobody writes to it any more
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        os.close(ours)
+    assert running.returncode == first.returncode == 0
+    assert b"perplexity" in shown
+    assert b'"schema"' not in shown
 
 
 @pytest.mark.slow
