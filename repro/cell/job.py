@@ -56,7 +56,7 @@ class CellJob:
         self._started_in = os.getpid()
 
     def run(self, config: DictConfig) -> None:
-        """Compute the cell, or take it from its record; prints its table and, in a pipe, its record in a line."""
+        """Compute the cell, or take it from its record; print its table and, into a pipe, the record."""
         from ...kernels.shared_files import make_folder
         from .. import processes
 
