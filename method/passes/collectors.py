@@ -27,8 +27,9 @@ class ChannelMoments:
     def update(self, u: Tensor) -> None:
         """Add activations (..., channels)."""
         u = u.detach().flatten(0, -2).float()
-        self.absolute = self.absolute + u.abs().sum(dim=0).double()
-        self.squared = self.squared + u.square().sum(dim=0).double()
+        # Sums are float64: those of float32 would differ with the order in which an instruction set adds.
+        self.absolute = self.absolute + u.abs().sum(dim=0, dtype=torch.float64)
+        self.squared = self.squared + u.square().sum(dim=0, dtype=torch.float64)
         self.tokens += u.shape[0]
 
     def mean_absolute(self) -> Tensor:
