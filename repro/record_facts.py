@@ -51,6 +51,11 @@ def has_random_weights(config: dict[str, Any]) -> bool:
     return config["model"].get("weights") == "random"
 
 
+def is_pruned(record: dict[str, Any]) -> bool:
+    """Whether weights were pruned: a format of weights that counts an index of those that are kept."""
+    return "index" in (record.get("quantisation") or {}).get("config", {})
+
+
 def model_notes(record: dict[str, Any]) -> list[str]:
     """Sentences that belong beside a record's model: what it was made of, what it may know of the suite."""
     model, notes = record["model"], []
@@ -62,7 +67,7 @@ def model_notes(record: dict[str, Any]) -> list[str]:
             f"dequantised to {model['dtype']}; from {source}."
         )
     if found := record.get("quantisation"):
-        made, besides = ("pruned", "index") if "index" in found["config"] else ("quantised", "scales")
+        made, besides = ("pruned", "index") if is_pruned(record) else ("quantised", "scales")
         notes.append(
             f"{model['name']}: weights {made} here to {found['description']}, "
             f"{found['bits_per_weight']:.2f} bits a weight with {besides}, computed with dequantised."

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from ..record_facts import model_notes
+from ..record_facts import is_pruned, model_notes
 
 
 class Row(NamedTuple):
@@ -105,9 +105,8 @@ def _reading(record: dict[str, Any]) -> list[Row]:
 def _bytes(record: dict[str, Any], traffic: dict[str, Any], title: str) -> list[Row]:
     own, dense = traffic["bytes_per_token"], traffic["dense_bytes_per_token"]
     left_out = Row(title, f"{100 * traffic['realised_sparsity']:.2f} %")
-    weights = record.get("quantisation", {}).get("config", {})
-    if "index" in weights:  # zeros of the weights themselves: every token multiplies by the rest
-        left_out = Row("weights pruned", f"{100 * weights['sparsity']:.2f} %")
+    if is_pruned(record):  # zeros of the weights themselves: every token multiplies by the rest
+        left_out = Row("weights pruned", f"{100 * record['quantisation']['config']['sparsity']:.2f} %")
     return [
         left_out,
         Row("bytes read per token", f"{own:,.0f}", "", f"{dense:,.0f}", f"× {own / dense:.3f}"),

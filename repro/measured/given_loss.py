@@ -17,11 +17,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from ..record_facts import is_pruned
 from ..train.recipes import CONTINUATIONS, START
 from .cells import MeasuredCell, method_rank
 from .comparable import check_same_items, without_seed
 from .comparison import Numbers, bytes_of
-from .deciding import quantisation_of
 from .head_cells import key_values_left_out
 from .paired_bootstrap import Interval, interval
 from .real_cells import RealData, Section
@@ -69,7 +69,7 @@ def net_sparsity(cell: MeasuredCell) -> float:
     """
     if cell.record.get("heads"):
         return key_values_left_out(cell.record)
-    if "index" in quantisation_of(cell.record):
+    if is_pruned(cell.record):
         whole = torch.finfo(getattr(torch, cell.record["model"]["dtype"])).bits
         return 1.0 - float(cell.record["quantisation"]["bits_per_weight"]) / whole
     realised = cell.record["realised"]

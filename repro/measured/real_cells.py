@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ...method.errors import UserError
-from ..record_facts import suite_choice
+from ..record_facts import is_pruned, suite_choice
 from .cells import Key, MeasuredCell, method_rank, place_of, stored_cells, tasks_of, unreachable_sparsities
 from .comparable import check_comparable, check_same_items, without_seed
 from .comparison import Comparison, LatestComparison
-from .deciding import check_names, has_own_weights, heads_of, quantisation_of
+from .deciding import check_names, has_own_weights, heads_of
 from .head_cells import key_values_left_out
 from .pruned_cells import pruned_or_method
 
@@ -165,7 +165,7 @@ def read_given_loss(*folders: Path) -> RealData:
     """
 
     def alone(record: dict[str, Any]) -> bool:
-        pruned = "index" in quantisation_of(record)
+        pruned = is_pruned(record)
         others = record["method"]["name"] != "dense"
         beside = record.get("heads") and (others or pruned)
         return record["perplexity"] is not None and (has_own_weights(record) or pruned) and not beside

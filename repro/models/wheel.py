@@ -56,11 +56,13 @@ class Wheel:
         Raises UserError where it cannot be had.
         """
         name = f"wheels/{self.package}-{self.version}-{self.file_sha256[:12]}"
-        kept = cache_root() / name
-        if not self._is_whole(kept) and (file := self._in_mirror(Path(self.file).name)):
+        kept, file_name = cache_root() / name, Path(self.file).name
+        if self._is_whole(kept):  # asked once: it reads all of the file
+            return kept / file_name
+        if file := self._in_mirror(file_name):
             _check(file, self.file_sha256)
             return file
-        return made_once(name, self._unpack, self._is_whole) / Path(self.file).name
+        return made_once(name, self._unpack, self._is_whole) / file_name
 
     def _is_whole(self, folder: Path) -> bool:
         """Whether a folder holds the pinned file; one that a disk damaged or somebody emptied is made anew."""
