@@ -7,12 +7,14 @@ from pathlib import Path
 from ...configuration import REPOSITORY
 from ...measured.cells import method_rank
 from ...tables.csv_rows import Row, read_rows
+from ...tables.speed.step_rows import newest_runs
 from ...tables.table import is_number
 from ...tables.text import NOT_MEASURED, table_row
 from .real import REAL, SETTINGS, mean_shown, most_seeds
 
 GIVEN_LOSS = REPOSITORY / "results" / "real" / "given_loss.csv"
 SPEED = REPOSITORY / "results" / "speed.csv"
+STEPS = REPOSITORY / "results" / "proxies.csv"
 SPARSITY, LOSS = 0.5, 0.1
 DECODED = {
     "device": "NVIDIA H200",
@@ -24,21 +26,44 @@ DECODED = {
     "baseline": "engine-dense",
 }
 """Which rows of the speeds are shown."""
+STEPPED = (DECODED["device"], "llama3.1-8b", "16")
+"""Device, shapes and blocks of the steps alone that stand where no decoding was timed."""
+KINDS = {
+    "larosa": "rotated",
+    "larosa_each": "rotated",
+    "larosa_adapter": "rotated stream",
+    "teal_rotated": "rotated",
+    "wina_rotated": "rotated",
+    "prox": "proxies",
+    "topk_guided": "bounded",
+    "teal": "thresholds",
+    "was": "thresholds",
+}
+"""What each method's plans are in those steps."""
 HEADS = (
     "", "not read, gross", "MB/token", "perplexity", "rise ÷ TEAL's at its bytes", "English",
     f"saved at +{LOSS:.0%} perplexity", "decoding over dense",
 )  # fmt: skip
 
 
-def field_table(path: Path = REAL, given_loss: Path = GIVEN_LOSS, speed: Path = SPEED) -> str:
-    """A row for every method on the real model at one sparsity; an empty speed: not timed there."""
+def field_table(
+    path: Path = REAL, given_loss: Path = GIVEN_LOSS, speed: Path = SPEED, steps: Path = STEPS
+) -> str:
+    """A row for every method on the real model at one sparsity; an empty speed: not timed there.
+
+    steps: whole decode steps by kind of plan, whose gains over the dense step of their run are marked.
+    """
     rows = [row for row in read_rows(path) if SETTINGS.items() <= row.items()]
     saved = {
         row["method"]: row
         for row in read_rows(given_loss)
         if {"suite": "wikitext", "calibration": "english", "loss": str(LOSS), **SETTINGS}.items() <= row.items()
     }
-    gains = {row["method"]: row["speedup"] for row in read_rows(speed) if DECODED.items() <= row.items()}
+    gains = _steps(steps) | {
+        row["method"]: f"{float(row['speedup']):.2f}×"
+        for row in read_rows(speed)
+        if DECODED.items() <= row.items()
+    }
     lines = [table_row(HEADS), "|---" + "|---:" * (len(HEADS) - 1) + "|"]
     seeds = most_seeds(rows)
     for method in sorted({row["method"] for row in rows}, key=method_rank):
@@ -55,10 +80,17 @@ def field_table(path: Path = REAL, given_loss: Path = GIVEN_LOSS, speed: Path = 
             mean_shown(wikitext, SPARSITY, "rise_share", 2, seeds),
             mean_shown(english, SPARSITY, "average", 1, seeds),
             _saved(saved.get(method)),
-            f"{float(gains[method]):.2f}×" if method in gains else "",
+            gains.get(method, ""),
         ]
         lines.append(table_row([f"`{method}`", *shown]))
     return "\n".join(lines)
+
+
+def _steps(path: Path) -> dict[str, str]:
+    """How many times as fast as the dense one a step of a method's kind of plan is, by method."""
+    rows = newest_runs(read_rows(path)).get(STEPPED, [])
+    ms = {row["kind"]: float(row["ms"]) for row in rows if float(row["sparsity"]) in (0.0, SPARSITY)}
+    return {method: f"{ms['dense'] / ms[kind]:.2f}× (step)" for method, kind in KINDS.items() if kind in ms}
 
 
 def _saved(row: Row | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
+from ....kernels.bench.parts.model_shapes import shape_of
 from ...configuration import REPOSITORY
 from ...tables.csv_rows import Row, read_rows
 from ...tables.speed.step_rows import newest_runs
@@ -19,7 +21,7 @@ MODEL_HEADS = (
 )  # fmt: skip
 SPEED_HEADS = (
     "device", "shapes", "blocks", "rows of gate", "of up and down", "ms", "over dense", "over known zeros",
-    "signs alone, µs a block", "of the dense step",
+    "signs alone, µs a block", "of a dense block",
 )  # fmt: skip
 
 
@@ -58,7 +60,8 @@ def predicted_table(path: Path = PREDICTED) -> str:
     """A row for every share of neurons that signs leave, over the dense step of the same run.
 
     Over known zeros: beside the step that computes gate whole and reads as much of up and down. The last
-    columns: what counting signs adds to a step that reads nothing of the feed-forward parts.
+    columns: what counting signs adds to a step that reads nothing of the feed-forward parts, beside the share
+    of the dense step that a block has by its weights.
     """
     runs = newest_runs(read_rows(path))
     lines = [table_row(SPEED_HEADS), "|---|---|" + "---:|" * (len(SPEED_HEADS) - 2)]
@@ -67,7 +70,7 @@ def predicted_table(path: Path = PREDICTED) -> str:
         known = {row["active"]: float(row["ms"]) for row in rows if row["kind"] == "known"}
         blocks = int(run[2])
         signs = (alone["signs"] - alone["nothing"]) / blocks
-        cost = [f"{1e3 * signs:.1f}", f"{signs * blocks / alone['dense']:.1%}"]
+        cost = [f"{1e3 * signs:.1f}", f"{signs / (alone['dense'] * _share_of_a_block(run[1], blocks)):.1%}"]
         for row in rows:
             if row["kind"] == "predicted":
                 shares = [f"{float(row[part]):.0%}" for part in ("computed", "active")]
@@ -76,3 +79,10 @@ def predicted_table(path: Path = PREDICTED) -> str:
                 gains = [f"{alone['dense'] / ms:.2f}×", f"{beside / ms:.2f}×" if beside else NOT_MEASURED]
                 lines.append(table_row([*run, *shares, f"{ms:.2f}", *gains, *cost]))
     return "\n".join(lines)
+
+
+def _share_of_a_block(name: str, blocks: int) -> float:
+    """Share of a decoder's weights that one of so many blocks holds, beside lm_head's."""
+    shape = shape_of(name, blocks)
+    block = sum(map(prod, shape.projection_shapes().values()))
+    return block / (blocks * block + shape.vocabulary * shape.hidden)
