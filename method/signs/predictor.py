@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,7 +30,9 @@ class PredictedNeurons:
     def limit(self, recall: float) -> int:
         """Least number of negative products that this share of the active neurons does not exceed."""
         running = self.active.cumsum(0)
-        return int((running < recall * running[-1] - 1e-9).sum())
+        # In whole numbers: beside a float32 a share of more than 16 million neurons would lose single ones.
+        least = math.ceil(recall * int(running[-1]) - 1e-6)
+        return int((running < least).sum())
 
     def predicted(self, limit: int) -> float:
         """Share of all neurons that are taken to be zero."""
@@ -41,8 +44,9 @@ class PredictedNeurons:
         return float(known / self.every.sum())
 
     def recall(self, limit: int) -> float:
-        """Share of the active neurons that are computed."""
-        return float(self.active[: limit + 1].sum() / self.active.sum().clamp_min(1))
+        """Share of the active neurons that are computed; 1 where none is active."""
+        active = self.active.sum()
+        return float(self.active[: limit + 1].sum() / active) if active else 1.0
 
     def precision(self, limit: int) -> float:
         """Share of the neurons taken to be zero whose gate is not above 0; 1 where none is."""

@@ -50,6 +50,18 @@ def test_shares_by_hand():
     assert counts.precision(3) == 1.0
 
 
+def test_a_recall_of_all_loses_no_single_neuron_of_many():
+    counts = torch.tensor([2**26, 1, 0])
+    assert PredictedNeurons(active=counts, zero=counts, every=counts).limit(1.0) == 1
+
+
+def test_a_block_without_an_active_neuron_loses_none():
+    none, some = torch.tensor([0, 0, 0]), torch.tensor([1, 2, 3])
+    counts = PredictedNeurons(active=none, zero=some, every=some)
+    assert counts.limit(1.0) == 0
+    assert (counts.recall(0), counts.precision(0)) == (1.0, 1.0)
+
+
 def test_signs_tell_more_than_chance(relu):
     for counts in predicted_neurons(make_calibration(relu)):
         limit = counts.limit(0.9)

@@ -1,6 +1,7 @@
 """Each part against an answer known beforehand: by hand, by brute force, or by an invariance."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,15 @@ def test_alpha_1_survives_a_rescale_that_changes_no_output_and_teal_does_not():
         differences[name] = (sparse[0] - sparse[1]).abs().max().item()
     assert differences["wisparse"] < 1e-4
     assert differences["teal_uniform"] > 0.1
+
+
+@pytest.mark.parametrize("channels", [10, 320, 960, 28_672])
+def test_top_k_keeps_whole_numbers_whatever_float32_makes_of_a_sparsity(channels):
+    """0.4 is a little more in float32: of 320 channels 191 were kept."""
+    percent = range(100)
+    sparsities = torch.tensor([one / 100 for one in percent])
+    found = TopK().candidates(SimpleNamespace(channels=channels), torch.ones(channels), sparsities)
+    assert found.top_k.flatten().tolist() == [channels * (100 - one) // 100 for one in percent]
 
 
 @pytest.mark.parametrize("target", [0.0, 0.1, 0.5, 0.93])
