@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..weight_samples import TYPES
 from .mechanism import Mechanism
 
 
@@ -41,7 +42,10 @@ class NeuronRouter:
     def misfit(self, shapes: Mapping[str, tuple[int, int]]) -> str | None:
         """What does not fit a block of projections of these (out, in); None where all does."""
         neurons, hidden = shapes.get("gate", (0, 0))
-        if self.weight.ndim != 2 or self.weight.shape[1] != hidden or neurons % max(1, len(self.weight)):
+        if self.weight.dtype not in TYPES.values():
+            return f"its router is of {self.weight.dtype}, not of {', '.join(TYPES)}"
+        groups = len(self.weight) if self.weight.ndim == 2 else 0
+        if not groups or self.weight.shape[1] != hidden or neurons % groups:
             return (
                 f"its router has shape {tuple(self.weight.shape)}, which does not fit a gate of "
                 f"{(neurons, hidden)}"

@@ -12,7 +12,7 @@ from wisparse.method.errors import OutOfReachError, UserError
 from wisparse.method.plan import SparsityPlan
 from wisparse.method.projections import projection_shapes
 from wisparse.method.running.apply import applied
-from wisparse.method.stored.routers import FILE, save_routers
+from wisparse.method.stored.routers import FILE, METADATA, save_routers
 
 from ..conftest import make_calibration, make_method, make_protocol, make_tiny_model, with_routers
 
@@ -127,6 +127,31 @@ def test_routers_of_another_model_are_refused(routed, tmp_path, caplog):
     save_file(load_file(tmp_path / FILE), tmp_path / FILE)  # as versions before wrote it
     make_method("lte").plan(make_calibration(routed), 0.4)
     assert "does not say which weights its routers were trained with" in caplog.text
+
+
+@pytest.mark.parametrize("metadata", ["{not JSON", "null", "[1, 2]"])
+def test_metadata_that_nothing_wrote_is_refused(routed, tmp_path, metadata):
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE, {METADATA: metadata})
+    with pytest.raises(UserError, match="not what was written"):
+        make_method("lte").plan(make_calibration(routed), 0.2)
+
+
+def test_routers_of_which_a_byte_has_changed_are_refused(routed, tmp_path):
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[-2] ^= 1
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(UserError, match="not what was written"):
+        make_method("lte").plan(make_calibration(routed), 0.2)
+
+
+@pytest.mark.parametrize(
+    "changed", [lambda router: router[:0], lambda router: router.to(torch.int8), lambda router: router > 0]
+)
+def test_what_is_no_router_is_refused(routed, tmp_path, changed):
+    routers = {int(block): changed(router) for block, router in load_file(tmp_path / FILE).items()}
+    save_routers(tmp_path, routers, weight_samples(routed))
+    with pytest.raises(UserError, match="block 0: its router"):
+        make_method("lte").plan(make_calibration(routed), 0.2)
 
 
 def test_limits_are_told(routed):
