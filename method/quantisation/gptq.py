@@ -79,9 +79,16 @@ def check_damped_by(damped_by: str) -> None:
 def inverse_factor(hessian: Tensor, damping: float, damped_by: str = "mean") -> Tensor:
     """Upper triangular U (in, in) float64 with UᵀU = (H + Λ)⁻¹ of H = XᵀX (in, in).
 
-    Λ is the diagonal of `damped_channels`, damping above 0.
+    Λ is the diagonal of `damped_channels`, damping above 0. Raises UserError where it is too small for H + Λ to
+    have an inverse in float64.
     """
     exact = hessian.double()
     damped = exact + damped_channels(exact.diagonal(), damping, damped_by).diag()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        return torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as error:
+        raise UserError(
+            f"quantisation.damping={damping:g} is too small for the calibration text: channels that hardly any "
+            "token reaches leave nothing to invert; try 0.01"
+        ) from error

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ...kernels.model.decoder import Decoder
 from ...kernels.program_end import ends_in_one_line
-from ...method.errors import mistake
+from ...method.errors import UserError, mistake
 from .corpus import HELD_OUT_PACKAGES
 from .recipes import BEGIN_OF_TEXT, RECIPES, Recipe
 from .step_memory import check_memory
@@ -163,11 +163,14 @@ def evaluate_and_save(
 ) -> dict[str, object]:
     """Measure the weights as they are stored (bf16), and save them with their tokenizer and record.
 
-    record: what is known of the training. Returns it with what was measured, as `training.json` holds it.
+    record: what is known of the training. Returns it with what was measured, as `training.json` holds it, which
+    is written once the weights are. Raises UserError for a model that did not stay finite.
     """
     model = model.bfloat16().float().eval()  # what is stored is what is measured
     nats, tokens = held_out_nats(model, held_out, HELD_OUT_WINDOWS)
     nats_all, _ = held_out_nats(model, held_out)
+    if not math.isfinite(nats + nats_all):
+        raise UserError(f"{record['model']} did not stay finite in its training; nothing of it is kept")
     facts = record["text"]
     bytes_per_token = facts["held_out_bytes"] / facts["held_out_tokens"]
     device = held_out.device.type
@@ -183,6 +186,7 @@ def evaluate_and_save(
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+    (folder / "training.json").unlink(missing_ok=True)  # of a training before, whose weights are replaced now
     model.bfloat16().save_pretrained(folder, max_shard_size=LARGEST_SHARD)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from ...kernels.bench.parts.arguments import count
 from ..embedded.names import MODELS
 from ..embedded.recipes import Recipe
 from ..embedded.step_memory import check_memory
@@ -37,9 +38,9 @@ def train_named(
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all")
-    parser.add_argument("--tokens", type=int, default=tokens, help="tokens that each is trained on")
+    parser.add_argument("--tokens", type=count, default=tokens, help="tokens that each is trained on")
     said = "all" if files is None else str(files)
-    parser.add_argument("--files", type=int, default=files, help=f"training files that are taken; {said}")
+    parser.add_argument("--files", type=count, default=files, help=f"training files that are taken; {said}")
     parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()

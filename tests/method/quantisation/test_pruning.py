@@ -137,6 +137,12 @@ def test_channels_that_nothing_reaches_are_damped_like_the_least_of_the_others()
         SensitivityPruner("obs", 0.5, "none", **(OBS | {"block": 0}))
 
 
+def test_a_damping_that_leaves_nothing_to_invert_is_refused():
+    products = torch.tensor([[4.0, 4.0], [4.0, 4.0]], dtype=torch.float64)
+    with pytest.raises(UserError, match=r"damping=1e-300 is too small .* try 0.01"):
+        inverse_factor(products, 1e-300)
+
+
 def test_wanda_drops_the_lowest_scores_of_each_output():
     weight = torch.tensor([[1.0, -4.0], [-2.0, 1.0], [3.0, 2.0], [0.5, 3.0]])  # (in, out)
     norms = torch.tensor([4.0, 1.0, 1.0, 2.0])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,37 @@ def test_held_out_loss_is_of_the_tokens_that_there_are(monkeypatch):
     assert train.held_out_nats(None, ids[:11]) == (pytest.approx(3.5), 8)
     assert train.held_out_nats(None, ids) == (pytest.approx(67.5), 136)
     assert train.held_out_nats(None, ids, 33) == (pytest.approx(65.5), 132)
+
+
+def test_a_model_that_did_not_stay_finite_is_not_saved(tmp_path, llama):
+    llama.model.norm.weight.fill_(torch.nan)
+    held_out = torch.zeros(2 * train.HELD_OUT_LENGTH, dtype=torch.int32)
+    with pytest.raises(UserError, match="one did not stay finite in its training; nothing of it is kept"):
+        train.evaluate_and_save(llama, KNOWN, held_out, {"model": "one", "text": {}}, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+
+
+def test_weights_that_were_half_written_have_no_card_of_a_training_before(tmp_path, llama, monkeypatch):
+    (tmp_path / "training.json").write_text("{}")
+    monkeypatch.setattr(
+        type(llama), "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    held_out = torch.zeros(2 * train.HELD_OUT_LENGTH, dtype=torch.int32)
+    facts = {"held_out_bytes": 9, "held_out_tokens": 3}
+    with pytest.raises(OSError, match="full"):
+        train.evaluate_and_save(llama, KNOWN, held_out, {"model": "one", "text": facts}, tmp_path)
+    assert not (tmp_path / "training.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--tokens", "--files"])
+@pytest.mark.parametrize("number", ["0", "-5", "1.5"])
+def test_no_tokens_are_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, option, number):
+    """A training of no tokens took one step, and its card said so many."""
+    monkeypatch.setattr(sys, "argv", ["continued", str(tmp_path), "--device", "cpu", f"{option}={number}"])
+    with pytest.raises(SystemExit) as ended:
+        continued.main()
+    assert ended.value.code == 2
+    assert f"{number} is not a whole number from 1 up" in capsys.readouterr().err
 
 
 def check_lte(folder, record, held_out):
