@@ -93,6 +93,21 @@ def own_samples(model: nn.Module) -> Samples:
     return weight_samples(model) if held is None else held.samples
 
 
+def samples_of_present(model: nn.Module, to_do: str) -> Samples:
+    """Samples of a model's weights, from which something is about to be made that is to be for its own weights.
+
+    to_do: what the error says to do at another time. Raises KernelError while the model has others in their
+    place, as in another quantisation or in other bases.
+    """
+    held = _HELD.get(model)
+    if others := sorted({one.who for one in (held.holders if held else ()) if not one.in_place}):
+        raise KernelError(
+            f"{' and '.join(others)} holds the model's weights, which are others meanwhile; {to_do} before or "
+            "after that context"
+        )
+    return own_samples(model)
+
+
 def let_go(model: nn.Module, holder: Holder) -> None:
     """Hold them no more, once they are as they were before."""
     held = _HELD[model]

@@ -16,6 +16,10 @@ from .whole_plan import Plan, of_another_model
 PAYS_BELOW = 0.6
 """Share of a site's weights up to which a batch is faster over lists than densely."""
 
+SHARED_PAYS_UP_TO = 8
+"""Rows up to which a mask that all of them share pays, at the sites of the feed-forward part."""
+SHARED_PAYS_AT = ("gate", "up", "down")
+
 GATED_SITES = (SITES["attention_input"], SITES["attention_output"], ("gate", "up", "down"))
 """Projections that are dense together in a block that chooses neurons."""
 
@@ -49,9 +53,10 @@ def dense_for_a_batch(plan: Plan | None, batch: int, device: torch.device) -> fr
     """Keys of the projections that a batch on a GPU had better compute densely.
 
     Those are of the sites of which its rows, each with a mask of its own, are expected to read together more
-    than lists pay for. To whom the same channels matter is not known: masks count as independent. Sites with a
-    mask that all rows share are among them, too: on an H200 eight rows gain 12 % at most there, and lose at the
-    sites of attention (results/heads_speed.csv), while the mask costs far more than it saves.
+    than lists pay for. To whom the same channels matter is not known: masks count as independent. A mask that
+    all rows share reads what one row reads. On an H200 it gains 7 to 12 % with four and eight rows at the
+    sites of the feed-forward part, and loses at those of attention (results/heads_speed.csv), which are
+    dense, as all are with more rows.
     """
     if plan is None or batch == 1 or device.type != "cuda":
         return frozenset()
@@ -90,7 +95,7 @@ def _blocks_by_neurons(
 def _expected_share(
     plan: Plan, index: int, block: BlockPlan, names: Collection[str], batch: int
 ) -> float | None:
-    """Share of a site's weights that a batch reads, all for a shared mask; None where nothing is dropped.
+    """Share of a site's weights that a batch reads, all where a shared mask does not pay; None: no rule.
 
     Neurons that are chosen before their gate are read for one row alone: each row of a batch has its own.
     """
@@ -101,8 +106,10 @@ def _expected_share(
     rules = {name: block.of(name) for name in names if not gated or name != "gate"}
     if not (gated or any(rules.values())):
         return None
-    if any(rule and rule.shared for rule in rules.values()):
+    shared = any(rule and rule.shared for rule in rules.values())
+    if shared and (batch > SHARED_PAYS_UP_TO or not set(names) <= set(SHARED_PAYS_AT)):
         return 1.0
+    masks = 1 if shared else batch
     read, every = 0.0, 0
     for name, rule in rules.items():
         out, inner = plan.shapes.get(f"{index}.{name}", (0, 0))
@@ -112,7 +119,7 @@ def _expected_share(
         elif rule is not None or gated:
             dropped = plan.expected_sparsity(f"{index}.{name}")
             dropped = 0.5 if dropped is None else dropped
-        read, every = read + out * (1.0 - dropped**batch), every + out
+        read, every = read + out * (1.0 - dropped**masks), every + out
     return read / every if every else None
 
 

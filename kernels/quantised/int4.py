@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError
-from .stored import Dequantised, StoredBytes, bytes_of, check_weight, exact_room
+from .stored import (
+    Dequantised,
+    StoredBytes,
+    bytes_of,
+    check_not_below,
+    check_not_beyond,
+    check_weight,
+    exact_room,
+)
 
 LEVELS = 15
 """Largest stored value; the smallest is 0."""
@@ -95,32 +103,51 @@ def int4_rounded(weight: Tensor, group: int, symmetric: bool) -> Int4Weight:
 
     group: outputs that share a scale. symmetric: from -7 to 7 times the scale; otherwise 16 levels from the
     least value, or 0 where that is above it, to the greatest. Raises KernelError for a group that does not
-    divide the outputs, for weights that are not finite, and for such as are too large for scales in float16.
+    divide the outputs, for weights that are not finite, and for such as are too large or, all together, too
+    small for scales in float16.
     """
+    check_groups(weight, group, symmetric)
+    return rows_rounded(weight, group, symmetric)
+
+
+def check_groups(weight: Tensor, group: int, symmetric: bool) -> None:
+    """Raise KernelError for a weight (in, out) that 4 bits in groups do not hold; see `int4_rounded`."""
     check_weight(weight)
     if weight.shape[1] % group:
         raise KernelError(f"groups of {group} do not divide {weight.shape[1]} outputs; take one that does")
-    grouped = weight.detach().double().unflatten(1, (-1, group))
-    if symmetric:
-        scales = _scales(grouped.abs().amax(dim=2) / (LEVELS - MIDDLE))
-        zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
-    else:
-        least, greatest = grouped.amin(dim=2).clamp_max(0), grouped.amax(dim=2).clamp_min(0)
-        scales = _scales((greatest - least) / LEVELS)
+    exact, _ = _exact_scales(_grouped(weight, group), symmetric)
+    check_not_below(exact, torch.float16, weight)
+
+
+def rows_rounded(rows: Tensor, group: int, symmetric: bool) -> Int4Weight:
+    """What `int4_rounded` makes of some rows of a weight that `check_groups` has passed.
+
+    Raises KernelError for such as are too large by now.
+    """
+    grouped = _grouped(rows, group)
+    exact, least = _exact_scales(grouped, symmetric)
+    check_not_beyond(exact, torch.float16, rows)
+    scales = exact.to(torch.float16)
+    zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
+    if not symmetric:
         zeros = (-least / _divisor(scales)).round().clamp(0, LEVELS).to(torch.uint8)
     shifted = (grouped / _divisor(scales)[..., None]).round() + zeros[..., None]
     values = shifted.clamp(1 if symmetric else 0, LEVELS).to(torch.uint8).flatten(1)
-    return Int4Weight(packed(values), scales, None if symmetric else zeros, weight.shape[1])
+    return Int4Weight(packed(values), scales, None if symmetric else zeros, rows.shape[1])
 
 
-def _scales(exact: Tensor) -> Tensor:
-    scales = exact.to(torch.float16)
-    if scales.isinf().any():
-        raise KernelError(
-            f"weights up to {float(exact.max()) * (LEVELS - MIDDLE):.3g} are too large for 4 bits with scales "
-            "in float16; use 8 bits"
-        )
-    return scales
+def _grouped(weight: Tensor, group: int) -> Tensor:
+    """(in, groups, group) float64."""
+    return weight.detach().double().unflatten(1, (-1, group))
+
+
+def _exact_scales(grouped: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scales of groups, and the value of their lowest level, (in, groups) float64 each."""
+    if symmetric:
+        scales = grouped.abs().amax(dim=2) / (LEVELS - MIDDLE)
+        return scales, -scales * (LEVELS - MIDDLE)
+    least, greatest = grouped.amin(dim=2).clamp_max(0), grouped.amax(dim=2).clamp_min(0)
+    return (greatest - least) / LEVELS, least
 
 
 def _divisor(scales: Tensor) -> Tensor:

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .stored import Dequantised, StoredBytes, UngroupedValues, bytes_of, check_weight, exact_room
+from .stored import (
+    Dequantised,
+    StoredBytes,
+    UngroupedValues,
+    bytes_of,
+    check_not_below,
+    check_not_beyond,
+    check_weight,
+    exact_room,
+)
 
 LARGEST = 127
 """Largest magnitude of a value; -128 is not used, so that signs are alike."""
@@ -55,11 +64,14 @@ def int8_rounded(weight: Tensor) -> Int8Weight:
 
     A column's scale is its largest magnitude; a row's is the largest of what is left, over 127. It is at most
     1/127, so that no value is farther off than under scales of the columns alone. Rows and columns of zeros
-    have the scale 1. Raises KernelError for weights that are not finite.
+    have the scale 1. Raises KernelError for weights that are not finite, or beyond float32's normal numbers.
     """
     check_weight(weight)
     exact = weight.detach().double()
-    column_scales = _or_one(exact.abs().amax(dim=0).float())
+    largest = exact.abs().amax(dim=0)
+    check_not_beyond(largest, torch.float32, weight)
+    check_not_below(largest, torch.float32, weight)
+    column_scales = _or_one(largest.float())
     relative = exact / column_scales.double()
     row_scales = _or_one((relative.abs().amax(dim=1) / LARGEST).float())
     values = (relative / row_scales.double()[:, None]).round().clamp(-LARGEST, LARGEST)

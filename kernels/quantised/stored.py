@@ -125,11 +125,35 @@ def exact_room(rows: Tensor) -> Tensor:
 
 
 def check_weight(weight: Tensor) -> None:
-    """Raises KernelError for a weight that is no matrix, or holds what is infinite or not a number."""
-    if weight.ndim != 2:
+    """Raises KernelError for a weight that is no matrix of real numbers, or holds what is not finite."""
+    if weight.ndim != 2 or not weight.numel():
         raise KernelError(f"a weight to be quantised has the shape (in, out), not {tuple(weight.shape)}")
+    if not weight.is_floating_point():
+        raise KernelError(f"a weight to be quantised is in floating point, not in {weight.dtype}")
     if wrong := int((~weight.isfinite()).sum()):
         raise KernelError(f"{wrong} weights are infinite or not a number and cannot be quantised")
+
+
+def check_not_beyond(scales: Tensor, dtype: torch.dtype, weight: Tensor) -> None:
+    """Raises KernelError where one of a weight's scales, given in float64, is beyond the type that keeps it."""
+    if not float(scales.max()) <= torch.finfo(dtype).max:
+        raise KernelError(_no_scales("large", dtype, weight))
+
+
+def check_not_below(scales: Tensor, dtype: torch.dtype, weight: Tensor) -> None:
+    """Raises KernelError where the largest of a weight's scales is below the normal numbers of their type.
+
+    There the largest values would lose digits that their bits have, and the others vanish. Where the largest is
+    normal others may vanish: what they scale is small beside the rest of the weight.
+    """
+    if 0 < float(scales.max()) < torch.finfo(dtype).tiny:
+        raise KernelError(_no_scales("small", dtype, weight))
+
+
+def _no_scales(how: str, dtype: torch.dtype, weight: Tensor) -> str:
+    largest, kept = float(weight.abs().max()), str(dtype).removeprefix("torch.")
+    instead = "; use 8 bits" if dtype is torch.float16 else ""
+    return f"weights up to {largest:.3g} are too {how} for scales in {kept}{instead}"
 
 
 def bytes_of(*tensors: Tensor | None) -> int:

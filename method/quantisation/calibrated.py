@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import KernelError
+from ...kernels.model.held_weights import samples_of_present
 from ...kernels.plan.mechanism import Mechanism
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
@@ -18,7 +19,7 @@ from ..projections import decoder_of
 from ..quantised_model import LM_HEAD, QuantisedWeights, stored_by
 from .block_by_block import check_finite, stored_block_by_block
 from .gptq import check_damped_by, gptq, inverse_factor
-from .quantisers import Int4
+from .quantisers import QUANTISE, Int4
 
 ROTATIONS = (
     "weights calibrated in 4 bits are not calibrated in rotated bases; take a method without rotations, or "
@@ -54,6 +55,7 @@ class CalibratedInt4(Int4):
     def weights(self, calibration: Calibration) -> QuantisedWeights:
         """See `Quantiser`. The model is as before afterwards."""
         self.check_model(calibration.model)
+        samples = samples_of_present(calibration.model, QUANTISE)
         decoder = decoder_of(calibration.model)
         found, hidden = stored_block_by_block(calibration, "GPTQ", self._factor, self._calibrated)
         if self.lm_head != "same":
@@ -66,7 +68,7 @@ class CalibratedInt4(Int4):
             found |= stored_by(
                 {LM_HEAD: decoder.lm_head}, lambda name, weight: self._calibrated(name, weight, factor)
             )
-        return self._whole(calibration.model, found)
+        return self._whole(found, samples)
 
     def _factor(self, place: str, products: Tensor) -> Tensor:
         check_finite(self.name, place, products)

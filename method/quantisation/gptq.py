@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...kernels.quantised.int4 import Int4Weight, int4_rounded
+from ...kernels.quantised.int4 import Int4Weight, check_groups, rows_rounded
 from ..errors import UserError
 
 DAMPED_BY = ("mean", "own")
@@ -24,10 +24,11 @@ def gptq(weight: Tensor, factor: Tensor, group: int, symmetric: bool) -> Int4Wei
     factor: `inverse_factor` of XᵀX, X being the calibration inputs. In float64. Raises KernelError as
     `int4_rounded`.
     """
+    check_groups(weight, group, symmetric)
     rows = []
 
     def rounded(_: int, remaining: Tensor) -> Tensor:
-        rows.append(int4_rounded(remaining[:1], group, symmetric))
+        rows.append(rows_rounded(remaining[:1], group, symmetric))
         return rows[-1].dequantised()[0]
 
     compensated(weight, factor, rounded)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.model.held_weights import own_samples
+from ...kernels.model.held_weights import samples_of_present
 from ...kernels.quantised.pruned import INDICES, PrunedWeight
 from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
@@ -77,6 +77,7 @@ class Pruner(Weights, ABC):
     @torch.no_grad()
     def weights(self, calibration: Calibration) -> QuantisedWeights:
         """See `Quantiser`. The model is as before afterwards."""
+        samples = samples_of_present(calibration.model, "prune")
         sparsities = self._sparsities(calibration)
 
         def store(name: str, weight: Tensor, prepared: Tensor) -> StoredWeight:
@@ -86,7 +87,7 @@ class Pruner(Weights, ABC):
         found, _ = stored_block_by_block(calibration, self.name, self._prepare, store)
         counted = "without an index" if self.index == "none" else f"with a {self.index}"
         whole = f"{self.description}, {counted}, lm_head as it was"
-        return QuantisedWeights(whole, found, self._refused, own_samples(calibration.model))
+        return QuantisedWeights(whole, found, self._refused, samples)
 
     def _refused(self, name: str, _: Tensor) -> StoredWeight:
         raise UserError(f"quantisation={self.name}: {name} is not pruned in rotated bases; take method=dense")
@@ -99,7 +100,7 @@ class Wanda(Pruner):
     @property
     def description(self) -> str:
         """See `Pruner`."""
-        return f"{self.sparsity:.0%} zeros by Wanda"
+        return f"{100 * self.sparsity:g}% zeros by Wanda"
 
     def _prepare(self, place: str, products: Tensor) -> Tensor:
         check_finite(self.name, place, products)
@@ -141,10 +142,10 @@ class SensitivityPruner(Pruner):
     def description(self) -> str:
         """See `Pruner`."""
         of = " of each channel" if self.damped_by == "own" else ""
-        mixed = f", ±{self.spread:.0%} by sensitivity" if self.spread else ""
+        mixed = f", ±{100 * self.spread:g}% by sensitivity" if self.spread else ""
         each = " for each output" if self.among == "output" else ""
         return (
-            f"{self.sparsity:.0%} zeros by optimal brain surgery{mixed}, "
+            f"{100 * self.sparsity:g}% zeros by optimal brain surgery{mixed}, "
             f"damping {self.damping:g}{of}, {self.block} channels at once{each}"
         )
 

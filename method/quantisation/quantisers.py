@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...kernels.errors import KernelError
-from ...kernels.model.held_weights import own_samples
+from ...kernels.model.held_weights import samples_of_present
 from ...kernels.plan.mechanism import Mechanism
 from ...kernels.quantised.int4 import Int4Weight, int4_rounded
 from ...kernels.quantised.int8 import Int8Weight, int8_rounded
 from ...kernels.quantised.stored import StoredWeight
+from ...kernels.weight_samples import Samples
 from ..calibration import Calibration
 from ..errors import UserError
 from ..projections import decoder_of, model_projections
@@ -23,6 +24,8 @@ from ..quantised_model import LM_HEAD, QuantisedWeights, quantised_linears, stor
 
 HEADS = {"none": "as it was", "int8": "int8 by row and column", "same": "too"}
 """What may become of the head, and how descriptions say it."""
+QUANTISE = "quantise"
+"""What is to be done at another time, where a model's weights are others meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,13 @@ class Quantiser(Weights, ABC):
     def weights(self, calibration: Calibration) -> QuantisedWeights:
         """Stored weights of a model's linears. Raises UserError that names the first that cannot be stored."""
         self.check_model(calibration.model)
+        samples = samples_of_present(calibration.model, QUANTISE)
         found = stored_by(model_projections(calibration.model), self.anew) | self._head(calibration.model)
-        return self._whole(calibration.model, found)
+        return self._whole(found, samples)
 
-    def _whole(self, model: PreTrainedModel, found: Mapping[str, StoredWeight]) -> QuantisedWeights:
-        """Stored weights of a model with all that tells which they are."""
-        return QuantisedWeights(self.full_description, found, self.anew, own_samples(model))
+    def _whole(self, found: Mapping[str, StoredWeight], samples: Samples) -> QuantisedWeights:
+        """Stored weights with all that tells which they are; samples: of those that they were made of."""
+        return QuantisedWeights(self.full_description, found, self.anew, samples)
 
     def _head(self, model: PreTrainedModel) -> dict[str, StoredWeight]:
         """The stored head by its name, rounded to nearest; nothing where it is left alone."""

@@ -25,6 +25,7 @@ from .summaries.question import question_summary
 from .summaries.real import readings_table, real_table
 from .summaries.scaling import scaling_table
 from .summaries.speed import speed_by_bits, speed_by_model, speed_by_setting
+from .summaries.speed_bars import speed_bars
 from .summaries.steps import cpu_table, steps_by_batch, steps_by_sparsity, steps_of_others
 from .summaries.trained import predicted_table, trained_table
 
@@ -134,7 +135,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "others": steps_of_others,
         "cpu": cpu_table,
     },
-    "docs/speed.md": {"settings": speed_by_setting, "batches": steps_by_batch},
+    "docs/speed.md": {"settings": speed_by_setting, "batches": steps_by_batch, "speed bars": speed_bars},
     "docs/cost.md": {"reproduction": reproduction},
     "results/questions/README.md": {"questions": question_summary},
 }

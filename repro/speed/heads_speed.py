@@ -143,8 +143,8 @@ def above(rows: list[HeadSpeed]) -> str:
         "Whole step: a token of every row, routers included, block 0 looks at all groups; products have tiles "
         "that are not tuned. GB/s: all weights, and keys and values that are looked at.",
         "Batch-shared mask: one top-k of the channels for all rows, in every block, of gate, up and down (FFN) "
-        "or of all projections, by the kernels over its lists; on a GPU the engine computes such sites "
-        "densely. Of one row it is that row's own.",
+        "or of all projections, by the kernels over its lists; on a GPU the engine computes those of "
+        "attention, and all of more than eight rows, densely. Of one row it is that row's own.",
         "Over all groups: time of the same launches over all groups, under the same mask, over this. Over "
         "dense: time with all groups and no mask, over this.",
     ]

@@ -56,9 +56,21 @@ def test_thresholds_are_as_sparse_as_the_method_made_them():
     assert dense(rules, 2) == ["down", "o"]  # where nothing is known, half
 
 
-def test_a_shared_mask_gains_nothing_on_a_gpu_and_a_dense_site_is_left_alone():
-    assert dense({"0.o": top_k(1, "sum")}, 2) == ["o"]
-    assert dense({"0.o": top_k(1, "sum")}, 1) == []
+def test_a_shared_mask_pays_at_the_feed_forward_part_alone_and_up_to_eight_rows():
+    """What it reads does not grow with the rows: half of down, and of q, k and v as much."""
+    rules = {f"0.{name}": top_k(5, "sum") for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert dense(rules, 8) == dense(rules, 2) == ["k", "o", "q", "v"]
+    assert dense(rules, 9) == sorted(name.removeprefix("0.") for name in SHAPES)
+    assert dense(rules, 1) == []
+    own = {name: replace(rule, shared=None) for name, rule in rules.items()}
+    assert dense(own, 2) == dense(rules, 9)
+
+
+def test_a_shared_mask_that_keeps_nearly_all_is_dense():
+    """Gate at k = 3 beside a dense up reads 0.65 of the site, beside one at k = 7 half."""
+    assert dense({"0.down": top_k(7, "sum")}, 2) == ["down"]
+    assert dense({"0.gate": top_k(3, "sum")}, 2) == ["gate", "up"]
+    assert dense({"0.gate": top_k(3, "sum"), "0.up": top_k(7, "sum")}, 8) == []
 
 
 def test_neurons_of_a_gate_are_those_of_up_and_down():

@@ -116,5 +116,33 @@ def test_weights_that_are_no_numbers_are_refused(quantise, wrong):
 def test_groups_that_do_not_divide_and_scales_beyond_float16_are_refused():
     with pytest.raises(KernelError, match="groups of 4 do not divide 10 outputs"):
         int4_rounded(torch.ones(2, 10), 4, symmetric=True)
-    with pytest.raises(KernelError, match="too large for 4 bits with scales in float16; use 8 bits"):
+    with pytest.raises(KernelError, match=r"up to 1e\+06 are too large for scales in float16; use 8 bits"):
         int4_rounded(torch.full((2, 4), 1e6), 4, symmetric=True)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_that_all_vanish_in_float16_are_refused_and_small_rows_beside_others_are_not(symmetric):
+    """They became zeros, or lost half of their value, without a word."""
+    small = torch.full((2, 4), 1e-5)
+    with pytest.raises(KernelError, match="up to 1e-05 are too small for scales in float16; use 8 bits"):
+        int4_rounded(small, 4, symmetric)
+    small[1] = 1.0
+    found = int4_rounded(small, 4, symmetric).dequantised()
+    assert torch.allclose(found[1], small[1], rtol=1e-3)
+    assert (found[0] - small[0]).abs().max() < 1e-6
+    assert int4_rounded(torch.zeros(2, 4), 4, symmetric).dequantised().eq(0).all()
+
+
+@pytest.mark.parametrize(("size", "how"), [(1e300, "large"), (1e-300, "small")])
+def test_weights_beyond_what_float32_holds_are_refused_in_8_bits(size, how):
+    with pytest.raises(KernelError, match=f"are too {how} for scales in float32$"):
+        int8_rounded(torch.full((2, 4), size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("quantise", [int8_rounded, lambda w: int4_rounded(w, 2, True)])
+@pytest.mark.parametrize(
+    "weight", [torch.ones(2, 4).int(), torch.ones(2, 4) * 1j, torch.ones(0, 4), torch.ones(4)]
+)
+def test_what_is_no_weight_is_refused(quantise, weight):
+    with pytest.raises(KernelError, match="a weight to be quantised"):
+        quantise(weight)

@@ -208,3 +208,14 @@ def test_what_does_not_go_with_pruned_weights_is_refused(llama, calibration):
         Wanda("wanda", 1.0, "none")
     with pytest.raises(UserError, match=r"too wide around sparsity 0\.05"):
         SensitivityPruner("obs", 0.05, "none", **OBS).weights(calibration)
+
+
+def test_pruners_of_sparsities_that_are_hardly_apart_are_told_apart():
+    """Their plans and tables were those of one: both were rounded to whole percent."""
+    pruners = (
+        *(Wanda("wanda", sparsity, "none") for sparsity in (0.5, 0.504)),
+        *(SensitivityPruner("obs", sparsity, "none", **OBS) for sparsity in (0.5, 0.504)),
+        SensitivityPruner("obs", 0.5, "none", **(OBS | {"spread": 0.104})),
+    )
+    assert len({pruner.description for pruner in pruners}) == len(pruners)
+    assert pruners[0].description == "50% zeros by Wanda"

@@ -16,6 +16,7 @@ from wisparse.method.plan import PlanError, SparsityPlan
 from wisparse.method.projections import decoder_of, model_projections, projection_shapes
 from wisparse.method.quantisation.calibrated import CalibratedInt4
 from wisparse.method.quantisation.gptq import gptq, inverse_factor
+from wisparse.method.quantisation.pruning import Wanda
 from wisparse.method.quantisation.quantisers import Int4, Int8
 from wisparse.method.quantised_model import description_of, quantised
 from wisparse.method.rotation import rotated
@@ -60,6 +61,19 @@ def test_a_model_computes_with_them_and_has_its_own_again(llama, calibration, qu
         assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("quantiser", [INT8, CALIBRATED, Wanda("wanda", 0.5, "none")], ids=lambda one: one.name)
+def test_weights_that_are_others_meanwhile_are_not_quantised_for_the_model_s_own(llama, calibration, quantiser):
+    """They were, and passed for those of the model's own weights: rounded twice, or in other bases."""
+    found, bases = INT4.weights(calibration), make_method("teal_folded").plan(calibration, 0.5)
+    for context, who in (
+        (quantised(llama, found), "its quantisation"),
+        (applied(llama, bases, make_protocol("all")), "a plan in folded bases"),
+    ):
+        with context, pytest.raises(KernelError, match=f"^{who} holds .* others meanwhile; .* before or after"):
+            quantiser.weights(calibration)
+    assert INT4.weights(calibration).weight_samples == found.weight_samples
+
+
 def test_a_head_that_shares_the_embedding_leaves_it_alone(llama):
     llama.lm_head.weight = llama.model.embed_tokens.weight
     with quantised(llama, INT4.weights(make_calibration(llama))):
@@ -102,6 +116,19 @@ def test_gptq_of_inputs_that_were_all_zero_rounds():
     weight = correlated(6, 8)
     found = gptq(weight, inverse_factor(torch.zeros(6, 6), 0.01), 4, symmetric=False)
     assert torch.equal(found.dequantised(), int4_rounded(weight, 4, symmetric=False).dequantised())
+
+
+def test_gptq_keeps_a_row_of_tiny_weights_and_refuses_one_that_grows_beyond_its_scales():
+    """A dead channel is no reason to refuse a model, but all weights together are."""
+    weight, alone = torch.ones(2, 4, dtype=torch.float64), inverse_factor(torch.zeros(2, 2), 0.01)
+    weight[0] = 1e-9
+    assert torch.allclose(gptq(weight, alone, 4, symmetric=True).dequantised()[1], torch.ones(4), rtol=1e-3)
+    with pytest.raises(KernelError, match="too small for scales in float16"):
+        gptq(weight * 1e-6, alone, 4, symmetric=True)
+    weight[0] = torch.tensor([7.0, 0.4, 0.4, 0.4])  # what rounding loses is made up for a million times
+    much = torch.tensor([[1.0, 1e7], [0.0, 1.0]], dtype=torch.float64)
+    with pytest.raises(KernelError, match="too large for scales in float16"):
+        gptq(weight, much, 4, symmetric=True)
 
 
 @pytest.mark.slow
