@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from wisparse.method.calibration import Calibration
-from wisparse.method.equal_loss import block_backward, sensitivity
+from wisparse.method.equal_loss import block_backward, marginal_loss, sensitivity
 from wisparse.method.equal_loss.loss_threshold import LossThreshold
 from wisparse.method.equal_loss.marginal_loss import MarginalLosses, marginal_losses
 from wisparse.method.equal_loss.sensitivity import channel_sensitivities, sensitivities_at
@@ -121,17 +123,24 @@ def test_gradients_are_the_same_where_there_is_room_for_what_autograd_keeps(llam
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with a CPU")
 @pytest.mark.parametrize("protocol", [None, "half"])
-def test_marginal_losses_on_a_gpu_are_those_on_a_cpu(protocol):
-    policy, found = None if protocol is None else make_protocol(protocol), []
-    for device in ("cpu", "cuda"):
-        model = make_tiny_model("llama").to(device)
-        calibration = Calibration(model, make_calibration(model).input_ids, search_policy=policy)
-        calibration.prepare({"final_states"})
-        thresholds = {name: torch.full((inner,), 0.1) for name, (_, inner) in calibration.shapes.items()}
-        found.append(marginal_losses(calibration, thresholds, thresholds, slice(None)))
-    on_cpu, on_gpu = found
-    assert (on_gpu.near.cpu() - on_cpu.near).abs().sum() < 0.01 * on_cpu.near.sum()
-    assert (on_gpu.cost.cpu() - on_cpu.cost).norm() < 0.05 * on_cpu.cost.norm()
+def test_marginal_losses_on_a_gpu_are_those_on_a_cpu(protocol, monkeypatch):
+    on_cpu = marginal_losses_on("cpu", protocol)
+    coarse = marginal_losses_on("cuda", protocol)
+    monkeypatch.setattr(marginal_loss, "coarse_passes", lambda _: nullcontext())
+    fine = marginal_losses_on("cuda", protocol)
+    # TF32 alone, emulated on a CPU, moves 5 % of these activations over an edge of their octave, and costs by 10 %.
+    for on_gpu, moved, off in ((fine, 0.01, 0.05), (coarse, 0.08, 0.2)):
+        assert (on_gpu.near.cpu() - on_cpu.near).abs().sum() < moved * on_cpu.near.sum()
+        assert (on_gpu.cost.cpu() - on_cpu.cost).norm() < off * on_cpu.cost.norm()
+
+
+def marginal_losses_on(device, protocol):
+    policy = None if protocol is None else make_protocol(protocol)
+    model = make_tiny_model("llama").to(device)
+    calibration = Calibration(model, make_calibration(model).input_ids, search_policy=policy)
+    calibration.prepare({"final_states"})
+    thresholds = {name: torch.full((inner,), 0.1) for name, (_, inner) in calibration.shapes.items()}
+    return marginal_losses(calibration, thresholds, thresholds, slice(None))
 
 
 class Room:
