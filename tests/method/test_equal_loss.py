@@ -128,7 +128,7 @@ def test_marginal_losses_on_a_gpu_are_those_on_a_cpu(protocol, monkeypatch):
     coarse = marginal_losses_on("cuda", protocol)
     monkeypatch.setattr(marginal_loss, "coarse_passes", lambda _: nullcontext())
     fine = marginal_losses_on("cuda", protocol)
-    # TF32 alone, emulated on a CPU, moves 5 % of these activations over an edge of their octave, and costs by 10 %.
+    # TF32 alone, emulated on a CPU, moves 5 % of these activations over an edge of their octave, costs by 10 %.
     for on_gpu, moved, off in ((fine, 0.01, 0.05), (coarse, 0.08, 0.2)):
         assert (on_gpu.near.cpu() - on_cpu.near).abs().sum() < moved * on_cpu.near.sum()
         assert (on_gpu.cost.cpu() - on_cpu.cost).norm() < off * on_cpu.cost.norm()
