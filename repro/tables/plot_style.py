@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ COLOURS = (
 MARKERS = "osD^vP*X<>p"
 INK = "#7a7a7a"
 """Colour of text and axes: contrast 4.3 to white and to a dark page; the report puts its own in its place."""
+FONTS = ["DejaVu Sans", "Arial"]
+"""Those an SVG names at each of its texts, before any without serifs."""
 PALETTE = 128
 """Colours of a PNG, shades of lines' edges included; the checkout holds dozens of plots."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -45,6 +48,7 @@ def ink(name: str) -> Iterator[None]:
     import matplotlib
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "legend.frameon": False}
+    settings["font.sans-serif"] = FONTS
     with matplotlib.rc_context({**dict.fromkeys(INKED, INK), **settings}):
         yield
 
@@ -55,8 +59,19 @@ def write_figure(figure: Figure, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(written[0], dpi=150, transparent=True)
     reduce_colours(written[0])
-    figure.savefig(written[1], transparent=True, metadata=NO_METADATA)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
+    written[1].write_text(in_hundredths(text.getvalue()), encoding="utf-8", newline="\n")
     return written
+
+
+def in_hundredths(svg: str) -> str:
+    """An SVG with its places in hundredths of a point, where matplotlib writes millionths."""
+
+    def rounded(found: re.Match[str]) -> str:
+        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", found[0])
+
+    return re.sub(r' (?:d|x|y)="[^"]*"', rounded, svg)
 
 
 def reduce_colours(path: Path) -> None:
