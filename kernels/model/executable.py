@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import KernelError
@@ -37,6 +39,8 @@ reads, and of norms whose bases lie beside a block's weights."""
 ACTIVATION_CLASSES = {"silu": ("SiLU", "SiLUActivation"), "relu": ("ReLU",)}
 """Classes of modules that compute an activation, by its name in config.json."""
 
+CLOSE = 0.05
+"""Largest error of a norm, over its largest output, that bfloat16 and an epsilon may make."""
 CONTAINERS = (nn.ModuleList, nn.Embedding)
 """Classes of modules besides linears that are torch's; all others are of the family's own module."""
 LIBRARIES = ("torch", "transformers")
@@ -53,6 +57,54 @@ def check_executable(decoder: Decoder) -> None:
         raise KernelError(f"{problem}; the decode engine does not execute it, `wisparse.sparse` does")
 
 
+def check_stream(decoder: Decoder) -> None:
+    """Raise KernelError for parts that would compute something else on a residual stream in another basis.
+
+    Those are parameters, classes, functions and hooks on the stream's way that its family does not have, and
+    norms whose gains are not their weight: a second way around a projection, a hook that steers the stream.
+    """
+    found = _other_parameters(decoder, allowed={f"{path}.bias" for path in PROJECTION_PATHS.values()})
+    paths = (ATTENTION_PATH, GATE_ACTIVATION_PATH.rpartition(".")[0])
+    parts = [[block, *map(block.get_submodule, paths)] for block in decoder.blocks]
+    modules = _named(decoder, [decoder.embedding, *chain(*parts)])
+    _refuse_bases(chain(found, _classes(decoder, modules), _hooks(decoder, modules)))
+    norms = [[block.get_submodule(path) for path in NORM_PATHS.values()] for block in decoder.blocks]
+    check_norms(decoder, [*chain(*norms), decoder.final_norm])
+
+
+def check_norms(decoder: Decoder, norms: Iterable[nn.Module]) -> None:
+    """Raise KernelError for norms whose gains are not their weight, which those behind them could take over."""
+    modules = _named(decoder, norms)
+    others = (name for name, norm in modules.items() if not _has_gains(norm))
+    said = (f"{name} is a {type(modules[name]).__name__} whose gains are not its weight" for name in others)
+    _refuse_bases(chain(said, _hooks(decoder, modules)))
+
+
+def _has_gains(norm: nn.Module) -> bool:
+    """Whether a norm, of whatever class, gives x over its root mean square times its weight."""
+    weight = getattr(norm, "weight", None)
+    if weight is None:
+        return False
+    with torch.no_grad():
+        x = torch.linspace(-1.0, 3.0, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
+        expected = x.float() * x.float().square().mean().rsqrt() * weight.float()
+        found = norm.forward(x).float()
+    return torch.allclose(found, expected, rtol=0.0, atol=float(CLOSE * expected.abs().max()))
+
+
+def _named(decoder: Decoder, parts: Iterable[nn.Module]) -> dict[str, nn.Module]:
+    known = {id(part) for part in parts}
+    return {name: module for name, module in decoder.model.named_modules() if id(module) in known}
+
+
+def _refuse_bases(problems: Iterable[str]) -> None:
+    for problem in problems:
+        raise KernelError(
+            f"{problem}, and a plan in other bases would change what the model computes; take a method without "
+            "them, as equal_loss or teal"
+        )
+
+
 def _problems(decoder: Decoder) -> Iterator[str]:
     if len(decoder.blocks) != (stated := decoder.shape.blocks):
         yield f"the model has {len(decoder.blocks)} blocks, and config.json {stated}"
@@ -67,12 +119,7 @@ def _problems(decoder: Decoder) -> Iterator[str]:
 def _parameters(decoder: Decoder) -> Iterator[str]:
     """Parameters that kernels would skip, and those that they would miss."""
     title = decoder.family.title
-    expected = set(_parameter_names(decoder.family))
-    for index, block in enumerate(decoder.blocks):
-        found = {name for name, _ in block.named_parameters()}
-        for names, problem in ((found - expected, "has"), (expected - found, "lacks")):
-            if names:
-                yield f"block {index} {problem} {', '.join(sorted(names))}, unlike other {title} models"
+    yield from _other_parameters(decoder)
     linears = [*(projection.linear for projection in decoder.projections()), decoder.lm_head]
     types = sorted({str(linear.weight.dtype).removeprefix("torch.") for linear in linears})
     if len(types) > 1:
@@ -82,6 +129,17 @@ def _parameters(decoder: Decoder) -> Iterator[str]:
     for name, parameter in decoder.model.named_parameters():
         if id(parameter) not in known:
             yield f"the model has {name}, unlike other {title} models"
+
+
+def _other_parameters(decoder: Decoder, allowed: Collection[str] = ()) -> Iterator[str]:
+    """Parameters of blocks that are not their family's; it may lack or have those that are allowed."""
+    expected = set(_parameter_names(decoder.family))
+    for index, block in enumerate(decoder.blocks):
+        found = {name for name, _ in block.named_parameters()}
+        for names, problem in ((found - expected, "has"), (expected - found, "lacks")):
+            if names := names.difference(allowed):
+                title = decoder.family.title
+                yield f"block {index} {problem} {', '.join(sorted(names))}, unlike other {title} models"
 
 
 def _parameter_names(family: Family) -> Iterable[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.decoder import NORM_PATHS, SITES, Decoder, block_projections, key
+from ..model.executable import check_stream
 from .bases import FoldedBases
 from .in_use import BasesInUse, Change, Places, Store, exact
 
@@ -33,7 +34,8 @@ def folded(model: nn.Module, bases: FoldedBases | None, store: Store = exact) ->
 
     The model computes the same function. After the last context of the same bases the weights are as before,
     bit by bit. An embedding that shares the head's weight has one of its own meanwhile. Raises KernelError for
-    weights that are not in memory, and where another context relies on other bases.
+    weights that are not in memory, for parts that `check_stream` refuses, and where another context relies on
+    other bases.
     """
     return _IN_USE.relied_on(model, bases, partial(_fold, store))
 
@@ -41,6 +43,8 @@ def folded(model: nn.Module, bases: FoldedBases | None, store: Store = exact) ->
 def _fold(store: Store, decoder: Decoder, bases: FoldedBases, places: Places) -> None:
     device = decoder.lm_head.weight.device
     stream = None if bases.stream is None else bases.stream.to(device).double()
+    if stream is not None:
+        check_stream(decoder)
     for index, block in enumerate(decoder.blocks):
         values = bases.values.get(index)
         values = None if values is None else values.to(device).double()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import KernelError
 from ..model.decoder import NORM_PATHS, SITES, Decoder, block_projections, key, split_key
+from ..model.executable import check_norms
 from ..model.turned_norms import turn_output
 from .bases import Rotation, SiteBases
 from .block_plan import BlockPlan
@@ -56,6 +57,7 @@ def _rotate_site(
 ) -> None:
     block = decoder.blocks[index]
     norm, linears = block.get_submodule(NORM_PATHS[site]), block_projections(block)
+    check_norms(decoder, [norm])
     gains = norm.weight.data
     if problem := rotation.misfit(len(gains)):
         raise KernelError(f"{key(index, site)}: {problem}")

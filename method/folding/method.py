@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ...kernels.errors import KernelError
+from ...kernels.model.executable import check_stream
 from ...kernels.plan.bases import FoldedBases
 from ...kernels.plan.mechanism import Mechanism, in_words
 from ..base import AroundAnother
@@ -11,6 +13,7 @@ from ..calibration import Calibration
 from ..equal_loss.sensitivity import known_sensitivities
 from ..errors import UserError
 from ..plan import SparsityPlan
+from ..projections import decoder_of
 from ..provenance import SearchCost
 from ..rotation import folded_into
 from ..running.half_attention import coarse_passes
@@ -52,6 +55,10 @@ class Folded(AroundAnother):
         if sparsity == 0.0:  # nothing is dropped in any basis
             calibration.prepare(self.inner.needs)
             return self.inner._plan(calibration, sparsity, cost)
+        try:
+            check_stream(decoder_of(calibration.model))  # before any work
+        except KernelError as error:
+            raise UserError(str(error)) from error
         with cost.stage("bases"):
             bases, fishers = shared_bases(calibration, self.basis_sequences, self.basis)
         inside = calibration.remembered(("folded", id(bases)), lambda: replace(calibration))

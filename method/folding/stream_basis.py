@@ -93,11 +93,16 @@ class _Cost:
         return (inputs @ basis).square()[..., self._sites, :, :] * (curvature / self._outs)
 
     def price(self, losses: Tensor) -> Tensor:
-        """The τ below which the wanted share of the weights lies."""
+        """The τ below which the wanted share of the weights lies.
+
+        Where that much costs nothing it is the least loss above 0, and infinite where there is none: losses are
+        measured in it.
+        """
         which = self._draw(losses.numel(), DRAWN_FOR_PRICE)
         found, order = losses.flatten()[which].sort()
         weights = self._outs.expand_as(losses).flatten()[which][order].cumsum(dim=0)
-        return found.take((weights < self._settings.dropped * weights[-1]).sum())
+        wanted = found.take((weights < self._settings.dropped * weights[-1]).sum())
+        return torch.where(wanted > 0.0, wanted, found.where(found > 0.0, torch.inf).min())
 
     def __call__(self, losses: Tensor, price: Tensor) -> Tensor:
         """Mean of u/(1+u) for u = loss/τ, weighted by the weights."""

@@ -159,14 +159,15 @@ def _check_finite(collected: Collected) -> None:
             torch.stack([one.magnitudes[site].not_finite for site in MEASURED]) for one in collected.statistics
         ]
         for block, site in torch.stack(counts).nonzero().tolist():
-            raise _not_finite(f"block {block}: {list(MEASURED.values())[site]}")
+            raise not_finite(f"block {block}: {list(MEASURED.values())[site]}")
     if not all(states.isfinite().all() for states in collected.states):
-        raise _not_finite("the final states")
+        raise not_finite("the final states")
 
 
-def _not_finite(what: str) -> UserError:
+def not_finite(what: str, where: str = "the calibration text") -> UserError:
+    """What is said of numbers that are none."""
     return UserError(
-        f"{what} are not finite on the calibration text; load the model in float32 or bfloat16 (model.dtype), "
+        f"{what} are not finite on {where}; load the model in float32 or bfloat16 (model.dtype), "
         "and look at the checkpoint where that does not help"
     )
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..base import AroundAnother
 from ..calibration import Calibration
 from ..errors import UserError
+from ..passes.dense_pass import not_finite
 from ..plan import SparsityPlan
 from ..provenance import SearchCost
 from ..running.precision import coarse_products
@@ -29,6 +30,7 @@ def own_text(model: PreTrainedModel, input_ids: Tensor, sequences: int, prompt: 
     All begin with the first token of a row of input_ids (rows, length). Every second one goes on with `prompt`
     tokens out of a row's middle, the others with one of the vocabulary's tokens, any as likely as the next: so
     that they are about what the calibration text is about, and about anything else. Special tokens may follow.
+    Raises UserError where a prediction is no number.
     """
     device, length = next(model.parameters()).device, input_ids.shape[1]
     if not 1 <= prompt < length - 1:
@@ -41,13 +43,18 @@ def own_text(model: PreTrainedModel, input_ids: Tensor, sequences: int, prompt: 
     given[1::2, :1], given[1::2, 1:] = any_token[1::2], FREE
     given, found = given.to(device), input_ids[rows, :1].to(device)
     drawing, cache, new = torch.Generator(device).manual_seed(seed), DynamicCache(), found
+    finite = torch.ones((), dtype=torch.bool, device=device)  # looked at once: a GPU is not waited for
     for place in tqdm(range(length - 1), desc="own text", unit="token", leave=False):
         logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        new = torch.multinomial(logits.float().softmax(dim=-1), 1, generator=drawing)
+        likely = logits.float().softmax(dim=-1)
+        finite &= likely.isfinite().all()
+        new = torch.multinomial(likely.nan_to_num(1.0), 1, generator=drawing)
         if place < prompt:
             wanted = given[:, place : place + 1]
             new = torch.where(wanted == FREE, new, wanted)
         found = torch.cat([found, new], dim=1)
+    if not finite:
+        raise not_finite("the model's predictions", "text of its own")
     return found.cpu()
 
 

@@ -158,6 +158,15 @@ def test_the_slope_of_a_basis_is_that_of_autograd(groups, device):
     assert torch.allclose(cost.slope(leaf.detach(), inputs, price), expected, rtol=1e-4, atol=1e-8)
 
 
+def test_a_basis_of_what_costs_nothing_stays_a_basis():
+    """So many weights may be dropped that no gradient comes back."""
+    inputs = torch.randn(1, 50, 12, generator=torch.Generator().manual_seed(0))
+    for fishers in (torch.zeros(12, 12), torch.eye(12) * (torch.arange(12) == 3)):
+        sample = BasisSample(inputs, torch.tensor([0]), fishers[None], torch.tensor([12]))
+        basis = fitted_basis(sample, FEW, FEW.steps)
+        assert torch.allclose(basis.T @ basis, torch.eye(12), atol=1e-5)
+
+
 def test_turns_stay_orthogonal_and_go_against_their_slope():
     generator = torch.Generator().manual_seed(0)
     basis, towards = (torch.linalg.qr(torch.randn(40, 40, generator=generator))[0] for _ in range(2))
@@ -247,3 +256,11 @@ def test_bases_that_stand_beside_rotations_are_refused(model, tmp_path):
 def test_what_is_of_the_models_own_bases_is_not_planned_in_folded_ones(inner, part):
     with pytest.raises(UserError, match=f"has {part}"):
         replace(make_method("teal_folded"), inner=make_method(inner))
+
+
+@pytest.mark.parametrize("name", ["equal_loss_folded_given", "teal_folded"])
+def test_a_model_with_norms_of_its_own_is_refused_before_any_work(model, name, monkeypatch):
+    model.model.layers[1].post_attention_layernorm = torch.nn.LayerNorm(48)
+    monkeypatch.setattr("wisparse.method.folding.method.shared_bases", None)
+    with pytest.raises(UserError, match="unlike other Llama models"):
+        make_method(name).plan(make_calibration(model), 0.5)

@@ -188,3 +188,10 @@ def test_settings_and_plans_that_cannot_be_trained_are_refused(model):
             replace(method, inner=make_method(inner))
     with pytest.raises(UserError, match="prompt=40"):
         own_text(model, make_calibration(model, 2, 16).input_ids, 2, 40, 0)
+
+
+def test_own_text_of_a_model_whose_predictions_are_no_numbers_is_refused(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 4] = torch.nan
+    with pytest.raises(UserError, match="the model's predictions are not finite on text of its own"):
+        own_text(model, make_calibration(model, 2, 16).input_ids, 2, 3, 0)

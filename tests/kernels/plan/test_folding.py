@@ -4,8 +4,9 @@ import pytest
 import torch
 from wisparse.kernels.engine.decode_engine import DecodeEngine
 from wisparse.kernels.errors import KernelError
-from wisparse.kernels.plan.bases import FoldedBases
+from wisparse.kernels.plan.bases import FoldedBases, Rotation, SiteBases
 from wisparse.kernels.plan.folding import bases_of, folded
+from wisparse.kernels.plan.rotating import rotated
 from wisparse.method.projections import decoder_of, model_projections, projection_shapes
 
 from ...conftest import make_tiny_model
@@ -103,3 +104,61 @@ def test_other_bases_are_refused_and_the_same_are_shared(tiny_model):
 def test_what_fits_no_model_is_found(bases, said):
     found = bases.misfit(projection_shapes(make_tiny_model("llama")))
     assert found is said if said is None else said in found
+
+
+class OnePlusGain(torch.nn.Module):
+    """A norm as Gemma's: its gains are 1 more than its weight."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.full((size,), 0.5)), 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * (1 + self.weight)
+
+
+def _with_own_norm(model, make, path: str):
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, make(model.config.hidden_size))
+    return model
+
+
+OWN_PARTS = {
+    "has input_layernorm.bias": lambda model: _with_own_norm(
+        model, torch.nn.LayerNorm, "model.layers.1.input_layernorm"
+    ),
+    "is a OnePlusGain whose": lambda model: _with_own_norm(
+        model, OnePlusGain, "model.layers.0.input_layernorm"
+    ),
+    "model.norm is a LayerNorm": lambda model: _with_own_norm(
+        model, lambda size: torch.nn.LayerNorm(size, bias=False), "model.norm"
+    ),
+    "has a forward hook": lambda model: model.model.layers[0].register_forward_hook(lambda *_: None),
+    "has adapter.weight": lambda model: model.model.layers[0].add_module(
+        "adapter", torch.nn.Linear(4, 4, False)
+    ),
+}
+
+
+@pytest.mark.parametrize("part", OWN_PARTS)
+def test_a_stream_that_would_pass_through_something_else_is_not_turned(part):
+    model = make_tiny_model("llama")
+    OWN_PARTS[part](model)
+    with pytest.raises(KernelError, match=part), folded(model, drawn_bases(model)):
+        pass
+    assert bases_of(model) is None
+
+
+def test_values_are_turned_beside_a_norm_of_its_own():
+    model = _with_own_norm(make_tiny_model("llama"), OnePlusGain, "model.norm")
+    input_ids = prompts(model, 2)
+    expected = model(input_ids).logits
+    with folded(model, FoldedBases(None, drawn_bases(model).values)):
+        assert torch.allclose(model(input_ids).logits, expected, atol=2e-4)
+
+
+def test_a_site_behind_a_norm_of_its_own_is_not_rotated():
+    model = _with_own_norm(make_tiny_model("llama"), OnePlusGain, "model.layers.1.input_layernorm")
+    rotations = SiteBases({"1.attention_input": Rotation(drawn_bases(model).stream)})
+    with pytest.raises(KernelError, match="a OnePlusGain"), rotated(model, rotations):
+        pass
