@@ -19,7 +19,7 @@ from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..tables.csv_rows import Row, read_rows
 from ..tables.plot_style import INK, ink, line_style, write_figure
-from ..tables.speed.speed_data import in_main_dtype
+from ..tables.speed.speed_data import OWN_WEIGHTS, in_main_dtype
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -158,8 +158,8 @@ def write_plots(folder: Path) -> list[Path]:
 
 
 def _weights(row: Row) -> str:
-    """How weights are quantised; empty for a model's own, and in a table that has none in few bits."""
-    return row.get("quantisation", "")
+    """How weights are quantised; empty for a model's own, and where there are no others."""
+    return row.get("quantisation", OWN_WEIGHTS).removesuffix(OWN_WEIGHTS)
 
 
 def _main_settings(rows: list[Row]) -> list[Row]:

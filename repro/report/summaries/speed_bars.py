@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ...configuration import REPOSITORY
 from ...tables.csv_rows import Row, read_rows
-from ...tables.speed.speed_data import COMPILED, COMPILED_DECODER, ENGINE_DENSE, FEW_BITS
+from ...tables.speed.speed_data import COMPILED, COMPILED_DECODER, ENGINE_DENSE, FEW_BITS, OWN_WEIGHTS
 from ...tables.speed.step_rows import StepPlace, fastest_steps
 from ...tables.text import NOT_MEASURED, table_row
 from .steps import ENGINE, HALF
 
 RESULTS = REPOSITORY / "results"
-BITS = {"16 bits": "", "int8": "int8", "int4": "int4"}
+BITS = {"16 bits": OWN_WEIGHTS, "int8": "int8", "int4": "int4"}
 """Formats of weights, and what speed_few_bits.csv calls them."""
 GPU, SHAPE = "NVIDIA H200", "llama3.1-8b"
 ONE_ROW = f"{GPU}, {SHAPE}, one row"
@@ -84,8 +84,8 @@ def _gpu(results: Path) -> Iterator[Bar]:
     beside = {(row["quantisation"], row["baseline"]): float(row["baseline_tok_s"]) for row in rows}
     sparse = {name: half.get(column) for name, column in BITS.items()}
     dense = {name: beside.get((column, ENGINE_DENSE)) for name, column in BITS.items()}
-    plain = {f"`{name}`": beside.get(("", name)) for name in (COMPILED_DECODER, COMPILED)}
-    of_4_bits = beside.get(("", FEW_BITS[-1]))
+    plain = {f"`{name}`": beside.get((OWN_WEIGHTS, name)) for name in (COMPILED_DECODER, COMPILED)}
+    of_4_bits = beside.get((OWN_WEIGHTS, FEW_BITS[-1]))
     yield Bar(ONE_ROW, "16 bits at 50 %", 433, _known(sparse["16 bits"]), _rate)
     for name, rate in plain.items():
         yield Bar(ONE_ROW, f"16 bits at 50 % over {name}", 2.0, _over(sparse["16 bits"], rate), _ratio)

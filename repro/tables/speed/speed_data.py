@@ -124,6 +124,10 @@ def setting_of(record: dict[str, Any]) -> tuple[Any, ...]:
     return (hardware(model), model["name"], model["dtype"], weights, *lengths)
 
 
+OWN_WEIGHTS = "none"
+"""What rows call weights that are not quantised."""
+
+
 def weights_of(record: dict[str, Any]) -> str | None:
     """Name of how the weights were quantised; None: they are the model's own."""
     found = record.get("quantisation")

@@ -13,6 +13,7 @@ from ..text import NOT_MEASURED, in_order, model_lines, table_row
 from .speed_data import (
     EAGER,
     ENGINE_DENSE,
+    OWN_WEIGHTS,
     Compiled,
     PlainPyTorch,
     SpeedData,
@@ -68,7 +69,7 @@ def columns(_: Sequence[str]) -> list[Column[SpeedEntry]]:
         Column("prompt", "Prompt", lambda entry: entry.latency["prompt"]),
         Column("new_tokens", "", lambda entry: entry.latency["new_tokens"]),
         Column("dtype", "", lambda entry: entry.record["model"]["dtype"]),
-        Column("quantisation", "Weights", lambda entry: weights_of(entry.record), optional=True),
+        Column("quantisation", "Weights", lambda entry: weights_of(entry.record) or OWN_WEIGHTS),
         Column("tok_s", "tok/s", lambda entry: entry.latency["tok_s"], 3, number(1)),
         Column("baseline", "Against", lambda entry: entry.baseline),
         Column("baseline_tok_s", "Its tok/s", lambda entry: entry.baseline_tok_s, 3, number(1)),

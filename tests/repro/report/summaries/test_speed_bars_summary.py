@@ -6,8 +6,8 @@ from wisparse.repro.report.summaries.speed_bars import Bar, speed_bars
 TABLES = {
     "speed_few_bits.csv": """\
 sparsity,quantisation,tok_s,baseline,baseline_tok_s
-0.5,,440,compiled-decoder,200
-0.5,,440,compiled-decoder-int4,300
+0.5,none,440,compiled-decoder,200
+0.5,none,440,compiled-decoder-int4,300
 0.5,int8,598,engine-dense,430
 0.5,int4,900,engine-dense,590
 """,
