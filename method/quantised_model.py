@@ -92,6 +92,18 @@ def _as_linear(stored: StoredWeight, like: Tensor) -> Tensor:
     return stored.dequantised().T.to(like.device, like.dtype).contiguous()
 
 
+@torch.no_grad()
+def relative_error(model: PreTrainedModel, found: QuantisedWeights) -> float:
+    """‖Ŵ − W‖ / ‖W‖ of all stored weights Ŵ of a model and its own, W, which it has to have in place."""
+    errors, sizes = [], []
+    for name, linear in quantised_linears(model, LM_HEAD in found.weights).items():
+        own = linear.weight.T.float()
+        errors.append(torch.linalg.vector_norm(found.weights[name].dequantised() - own, dtype=torch.float64))
+        sizes.append(torch.linalg.vector_norm(own, dtype=torch.float64))
+    size = torch.stack(sizes).norm()
+    return float(torch.stack(errors).norm() / size) if size else 0.0
+
+
 def quantisation_of(model: PreTrainedModel) -> QuantisedWeights | None:
     """What the model computes with now; None: its own weights."""
     placed = _PLACED.get(model)

@@ -67,6 +67,8 @@ class QuantisationFacts:
     """Size of all quantised weights with their scales and zero points."""
     bits_per_weight: float
     """The same for each of those weights."""
+    relative_error: float | None = field(default=None, kw_only=True, metadata=LATER)
+    """‖Ŵ − W‖ / ‖W‖ of the stored weights Ŵ and the model's own; records of before do not know it."""
 
 
 @dataclass(frozen=True)

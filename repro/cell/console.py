@@ -99,7 +99,11 @@ def _scores(record: dict[str, Any], dense: dict[str, Any] | None) -> list[Row]:
 
 def _reading(record: dict[str, Any]) -> list[Row]:
     """What was left out while the suite was answered."""
-    return _bytes(record, record["realised"], "realised sparsity") if _evaluated(record) else []
+    if not _evaluated(record):
+        return []
+    error = (record.get("quantisation") or {}).get("relative_error")  # which records of before do not know
+    off = [] if error is None else [Row("weights off by, of their norm", f"{100 * error:.2f} %")]
+    return [*_bytes(record, record["realised"], "realised sparsity"), *off]
 
 
 def _bytes(record: dict[str, Any], traffic: dict[str, Any], title: str) -> list[Row]:

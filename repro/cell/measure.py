@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...method.errors import UserError
-from ...method.quantised_model import QuantisedWeights, quantised
+from ...method.quantised_model import QuantisedWeights, quantised, relative_error
 from ...method.running.apply import applied
 from .. import processes
 from ..configuration import digest, portable
@@ -92,7 +92,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     if cell.quantisation.name != "none":
         with _timed(seconds, "quantisation"):
             weights = planner.weights()
-        facts["quantisation"] = _quantisation_facts(cell, weights)
+        facts["quantisation"] = _quantisation_facts(cell, loaded, weights)
     with quantised(loaded.model, weights):
         return _planned_and_evaluated(cell, loaded, planner, facts, seconds)
 
@@ -224,7 +224,7 @@ def _calibration_facts(name: str, input_ids: Tensor, overlap: Overlap) -> Calibr
     )
 
 
-def _quantisation_facts(cell: Cell, weights: QuantisedWeights) -> QuantisationFacts:
+def _quantisation_facts(cell: Cell, loaded: LoadedModel, weights: QuantisedWeights) -> QuantisationFacts:
     stored = sum(weight.stored_bytes().total for weight in weights.weights.values())
     count = sum(math.prod(weight.shape) for weight in weights.weights.values())
     return QuantisationFacts(
@@ -233,6 +233,7 @@ def _quantisation_facts(cell: Cell, weights: QuantisedWeights) -> QuantisationFa
         weights.description,
         stored,
         bits_per_weight=8 * stored / count,
+        relative_error=relative_error(loaded.model, weights),
     )
 
 

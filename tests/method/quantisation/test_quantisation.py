@@ -18,7 +18,7 @@ from wisparse.method.quantisation.calibrated import CalibratedInt4
 from wisparse.method.quantisation.gptq import gptq, inverse_factor
 from wisparse.method.quantisation.pruning import Wanda
 from wisparse.method.quantisation.quantisers import Int4, Int8
-from wisparse.method.quantised_model import description_of, quantised
+from wisparse.method.quantised_model import description_of, quantised, relative_error
 from wisparse.method.rotation import rotated
 from wisparse.method.running.apply import applied
 
@@ -59,6 +59,16 @@ def test_a_model_computes_with_them_and_has_its_own_again(llama, calibration, qu
     for name, parameter in llama.named_parameters():
         assert parameter is parameters[name]
         assert torch.equal(parameter, before[name])
+
+
+def test_the_error_of_all_weights_together_by_hand(llama, calibration):
+    found = INT4.weights(calibration)
+    linears = model_projections(llama) | {"lm_head": llama.lm_head}
+    own = torch.cat([linear.weight.T.double().flatten() for linear in linears.values()])
+    stored = torch.cat([found.weights[name].dequantised().double().flatten() for name in linears])
+    assert relative_error(llama, found) == pytest.approx(float((stored - own).norm() / own.norm()), rel=1e-5)
+    with quantised(llama, found):
+        assert relative_error(llama, found) == 0.0
 
 
 @pytest.mark.parametrize("quantiser", [INT8, CALIBRATED, Wanda("wanda", 0.5, "none")], ids=lambda one: one.name)

@@ -22,7 +22,10 @@ def test_perplexities_records_and_the_model_afterwards(cell):
     assert eight["quantisation"]["description"] == "int8 by row and column, lm_head int8 by row and column"
     assert 8 < eight["quantisation"]["bits_per_weight"] < 8.2
     assert eight["model"]["parameters"] == own["model"]["parameters"]
+    assert 0 < eight["quantisation"]["relative_error"] < 0.01
+    assert "weights off by, of their norm" in text
     four, _ = cell("method=dense", "quantisation=int4", "quantisation.lm_head=none")
+    assert 0.03 < four["quantisation"]["relative_error"] < 0.3
     assert own["perplexity"] < four["perplexity"] < 2 * own["perplexity"]
     assert four["quantisation"]["bits_per_weight"] == 4.25
     head, _ = cell("method=dense", "quantisation=int4", "quantisation.lm_head=same")
