@@ -51,8 +51,13 @@ def reached(row: Row) -> str:
         return row["verdict"]
     points = _points(row, "{:+.1f} [{:+.1f}, {:+.1f}] points")
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] != '1' else ''}"
-    share = f"{float(row['rise_share']):.2f} of `{row['published']}`"
+    share = f"{_apart(float(row['rise_share']), float(row['aim']))} of `{row['published']}`"
     return f"{row['verdict']}: {', '.join(filter(None, [share, points, seeds]))}"
+
+
+def _apart(share: float, aim: float) -> str:
+    """A share to two decimals, or to three where two would not tell it from what was aimed at."""
+    return f"{share:.2f}" if f"{share:.2f}" != f"{aim:.2f}" else f"{share:.3f}"
 
 
 def _points(row: Row, pattern: str) -> str:

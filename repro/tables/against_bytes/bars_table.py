@@ -119,7 +119,7 @@ def columns(_: Sequence[str]) -> list[Column[Bar]]:
         Column("seeds", "Seeds", lambda bar: len(bar.found.seeds) if bar.found else None),
         Column("published", "Best published", lambda bar: bar.found.published if bar.found else None),
         Column("rise_share", "Rise ÷ its", lambda bar: bar.found.rise_share if bar.found else None, 4,
-               number(2), bounds=True),
+               number(3), bounds=True),
         Column("average_minus_published", "Average − its",
                lambda bar: bar.found.average_difference if bar.found else None, 4, number(2, sign="+"),
                bounds=True),

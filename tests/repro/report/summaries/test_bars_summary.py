@@ -9,7 +9,7 @@ NAMES = [name for column in BARS.columns(()) for name in column.names]
 
 
 def row(**changes: str) -> dict[str, str]:
-    known = {"rise_share": "0.4949", "seeds": "3", "published": "teal", "verdict": "met"}
+    known = {"rise_share": "0.4949", "seeds": "3", "published": "teal", "verdict": "met", "aim": "0.7"}
     return dict.fromkeys(NAMES, "") | known | changes
 
 
@@ -20,6 +20,10 @@ def test_what_was_reached_names_the_published_method_and_the_seeds():
         "met: 0.49 of `teal`, +2.8 [+1.4, +4.1] points, 1 seed"
     )
     assert reached(row(rise_share="", verdict="not measured")) == "not measured"
+
+
+def test_a_share_that_rounds_to_the_aim_has_a_digit_more():
+    assert reached(row(rise_share="0.6523", aim="0.65", verdict="missed")) == "missed: 0.652 of `teal`, 3 seeds"
 
 
 def test_a_line_holds_both_suites_of_the_real_model_and_small_models_stand_apart(tmp_path):
