@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from itertools import count
 from threading import Lock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -15,6 +18,7 @@ PLAN, ENGINE, PLANNING = "a plan", "an engine", "the making of a plan"
 
 _ACTING: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 """What acts on each model now. Beside the models, so that a copy of one is free."""
+_CONTEXTS = count(1)
 _LOCK = Lock()  # two threads may share a model
 
 
@@ -51,6 +55,34 @@ def check_not_compiled(model: nn.Module) -> None:
                 f"{name or 'the model'} was compiled, and compiled code does not see the hooks of plans; give "
                 "the model as it was before torch.compile"
             )
+
+
+@contextmanager
+def compiled_anew(*modules: nn.Module) -> Iterator[None]:
+    """Context in which torch.compile compiles anew what runs modules; after it the old code serves again.
+
+    Nothing on a model tells of a function that was compiled around it, and compiled code does not ask whether
+    hooks are those that it has seen. It does ask for the code of a module's forward, and for texts it reads.
+    """
+    before = [vars(module).get("forward") for module in modules]
+    context = f"context {next(_CONTEXTS)}"
+    for module in modules:
+        module.forward = _in_context(module.forward, context)
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _in_context(original: Callable[..., Any], context: str) -> Callable[..., Any]:
+    @wraps(original)
+    def forward(*arguments: Any, **keywords: Any) -> Any:
+        return original(*arguments, **keywords) if context else None
+
+    return forward
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from ..projections import (
 from ..quantised_model import description_of
 from ..rotation import folded_into, rotated
 from ..token_policy import TokenPolicy
-from .acting import ENGINE, PLAN, acting_on, check_not_compiled
+from .acting import ENGINE, PLAN, acting_on, check_not_compiled, compiled_anew
 from .generate_calls import DOORS, drafts_itself, given_columns, refuse_batching, uncompiled
 from .head_hooks import check_heads, on_heads
 from .projection_hooks import ProjectionHooks
@@ -90,12 +90,8 @@ class SparseSession:
         for block, router in self._plan.routers.items():
             yield from on_router(block, decoder.blocks[block], router.to(device, dtype), self._hooks[block])
 
-        def before(inner: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            _check_no_copy(inner is decoder.inner)
-            self._before_forward(arguments, keywords)
-
-        # On the inner decoder, so that callers who leave lm_head out are covered too. A function and no method:
-        # with a copy of the model the session would be copied, but not what the other hooks know of it.
+        # On the inner decoder, so that callers who leave lm_head out are covered too.
+        before = _BeforePass(self, decoder.inner)
         yield decoder.inner.register_forward_pre_hook(before, with_kwargs=True)
 
     @contextmanager
@@ -153,6 +149,11 @@ class SparseSession:
                 setattr(model, name, method)
 
     def _before_forward(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if torch.jit.is_tracing():
+            raise UserError(
+                "torch.jit.trace would write down which channels the example's tokens drop, for all others; "
+                "trace the model before or after the plan's context, or try torch.compile within it"
+            )
         check_held(self._model)
         if (now := _placed(self._model)) != self._placed:
             raise UserError(
@@ -227,6 +228,27 @@ class SparseSession:
         return self._policy.sparse_positions(real, prompt_lengths, past)
 
 
+class _BeforePass:
+    """The hook that tells a session of a forward pass; a copy of the model has this very one."""
+
+    def __init__(self, session: SparseSession, inner: nn.Module) -> None:
+        self._session, self._inner = session, inner
+
+    def __call__(self, inner: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        _check_no_copy(inner is self._inner)
+        self._session._before_forward(arguments, keywords)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> _BeforePass:
+        # A copied session would know nothing of what the other hooks, which are functions, know of this one.
+        return self
+
+    def __reduce__(self) -> str:
+        raise UserError(
+            "a plan acts on this model, and its hooks cannot be stored or sent to another process; call "
+            "torch.save, pickle or the like before or after that context, or save_pretrained"
+        )
+
+
 def _check_no_copy(own: bool) -> None:
     """Raise UserError for a copy, which has the hooks of a context and keeps them when that has ended."""
     if not own:
@@ -269,5 +291,6 @@ def applied(
         rotated(model, plan.rotations, plan.gains_kept),
         hooked(session.hooks()),
         session.observed_generation(),
+        compiled_anew(decoder_of(model).inner, *decoder_blocks(model)),
     ):
         yield session

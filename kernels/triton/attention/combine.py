@@ -99,3 +99,22 @@ def store_parts(parts, highest, total, acc, part, GROUP: tl.constexpr, QUERIES: 
     tl.store(at, highest, mask=query < GROUP)
     tl.store(at + 1, total, mask=query < GROUP)
     tl.store(at[:, None] + 2 + d[None, :], acc, mask=(query[:, None] < GROUP) & (d[None, :] < HEAD))
+
+
+@triton.jit
+def finish(
+    parts, counter, split, active, highest, total, acc, like, head, x_out, bounds, index, values, counts,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, QUERIES: tl.constexpr,
+    HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr, AT_ONCE: tl.constexpr, COMPACT: tl.constexpr,
+):  # fmt: skip
+    """Finish a context of `active` programs of which this is one: the last to come combines what all found."""
+    if active == 1:
+        finish_alone(total, acc, like, head, x_out, bounds, index, values, counts, KV_HEADS, GROUP, QUERIES,
+                     HEAD, PADDED_HEAD, COMPACT)  # fmt: skip
+    else:
+        store_parts(parts, highest, total, acc, split, GROUP, QUERIES, HEAD, PADDED_HEAD)
+        tl.debug_barrier()  # as in epilogue.arrived_last; the number of programs is known here only
+        if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
+            tl.store(counter, 0)
+            combine(parts, active, head, like, x_out, bounds, index, values, counts, KV_HEADS, GROUP,
+                    PADDED_GROUP, HEAD, PADDED_HEAD, AT_ONCE, COMPACT)  # fmt: skip

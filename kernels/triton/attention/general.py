@@ -21,7 +21,7 @@ from ...stored_tile import StoredTile
 from ..channel_lists import ChannelLists, check_written, written_to
 from ..launch import blocks_of, launch, power_of_two
 from ..product import WIDEN_DOTS
-from .combine import combine, context_of, finish_alone, store_parts
+from .combine import context_of, finish
 from .new_token import HeadNorms, given, new_token, query_heads
 
 
@@ -128,17 +128,10 @@ def attention_kernel(
         output = x_out
         if not COMPACT:
             output += row * KV_HEADS * GROUP * HEAD
-        if active == 1:
-            finish_alone(total, acc, keys, head, output, bounds, to_index, to_values, to_counts, KV_HEADS,
-                         GROUP, QUERIES, HEAD, PADDED_HEAD, COMPACT)  # fmt: skip
-        else:
-            own_parts = parts + tl.program_id(0) * SPLITS * GROUP * (HEAD + 2)
-            store_parts(own_parts, highest, total, acc, split, GROUP, QUERIES, HEAD, PADDED_HEAD)
-            tl.debug_barrier()  # as in epilogue.arrived_last; the number of programs is known here only
-            if tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel") == active - 1:
-                tl.store(counters + tl.program_id(0), 0)
-                combine(own_parts, active, head, keys, output, bounds, to_index, to_values, to_counts, KV_HEADS,
-                        GROUP, PADDED_GROUP, HEAD, PADDED_HEAD, AT_ONCE, COMPACT)  # fmt: skip
+        own_parts = parts + tl.program_id(0) * SPLITS * GROUP * (HEAD + 2)
+        finish(own_parts, counters + tl.program_id(0), split, active, highest, total, acc, keys, head, output,
+               bounds, to_index, to_values, to_counts, KV_HEADS, GROUP, PADDED_GROUP, QUERIES, HEAD,
+               PADDED_HEAD, AT_ONCE, COMPACT)  # fmt: skip
 
 
 @dataclass(frozen=True)

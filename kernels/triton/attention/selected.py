@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...model.static_cache import StaticCache
 from ..launch import check_tensor, launch, power_of_two
-from .combine import combine, context_of, finish_alone, store_parts
+from .combine import context_of, finish
 from .general import AttentionTile, attend_to, shared_context, slots_of
 from .new_token import HeadNorms, given, new_token, query_heads
 from .selection import Selection, kept_groups
@@ -60,6 +60,13 @@ def attended(
     if new:
         highest, total, acc = attend_to_new(q, k, v, highest, total, acc, SCALE)
     return highest, total, acc
+
+
+@triton.jit
+def store_zeros(out, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
+    """Leave zeros at so many channels."""
+    channel = tl.arange(0, PADDED)
+    tl.store(out + channel, tl.zeros((PADDED,), out.dtype.element_ty), mask=channel < CHANNELS)
 
 
 @triton.jit
@@ -111,22 +118,12 @@ def selected_attention_kernel(
             new = end == length + 1
             highest, total, acc = attended(keys + slots, values + slots, q, k, v, begin, known, new, STEP, HEAD,
                                            PADDED_HEAD, QUERIES, SCALE, STAGES)  # fmt: skip
-            if active == 1:
-                finish_alone(total, acc, keys, head, out, None, None, None, None, KV_HEADS, GROUP, QUERIES,
-                             HEAD, PADDED_HEAD, False)  # fmt: skip
-            else:
-                own_parts = parts + item * SPLITS * GROUP * (HEAD + 2)
-                store_parts(own_parts, highest, total, acc, split, GROUP, QUERIES, HEAD, PADDED_HEAD)
-                tl.debug_barrier()
-                if tl.atomic_add(counters + item, 1, sem="acq_rel") == active - 1:
-                    tl.store(counters + item, 0)
-                    combine(own_parts, active, head, keys, out, None, None, None, None, KV_HEADS, GROUP,
-                            PADDED_GROUP, HEAD, PADDED_HEAD, AT_ONCE, False)  # fmt: skip
+            own_parts = parts + item * SPLITS * GROUP * (HEAD + 2)
+            finish(own_parts, counters + item, split, active, highest, total, acc, keys, head, out, None, None,
+                   None, None, KV_HEADS, GROUP, PADDED_GROUP, QUERIES, HEAD, PADDED_HEAD, AT_ONCE,
+                   False)  # fmt: skip
         else:
-            channel = tl.arange(0, PADDED_GROUP * PADDED_HEAD)
-            at = head * GROUP * HEAD + channel
-            zeros = tl.zeros((PADDED_GROUP * PADDED_HEAD,), x_out.dtype.element_ty)
-            tl.store(out + at, zeros, mask=channel < GROUP * HEAD)
+            store_zeros(out + head * GROUP * HEAD, GROUP * HEAD, PADDED_GROUP * PADDED_HEAD)
 
 
 def selected_attention(
