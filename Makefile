@@ -34,7 +34,7 @@ PARTS := reproduce-table1 reproduce-table2 reproduce-figures reproduce-speed ver
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast test-accidents fuzz test-slurm lint profile reproduce-all reproduce-table1 reproduce-table2 reproduce-figures \
 	reproduce-real reproduce-speed reproduce-search-cost given-loss relu-tables verify-tables committed-tables verify-claims report bench prefetch fetch-smollm2 readme installed \
-	train-embedded train-relu train-scaling check-pins wheel clean
+	train-embedded train-relu train-relu-real train-scaling check-pins wheel clean
 
 help: ## list every target
 	@echo "usage: make TARGET [PROFILE=quick|full|real|paper] [PYTHON=python3.12] [OVERRIDES='suite.limit=50 ...']"
@@ -78,6 +78,9 @@ test-slurm: $(INSTALLED) ## a sweep on a real Slurm of one node, one cell of it 
 
 train-relu: $(INSTALLED) ## train llama-mini on to ReLU, ProSparse, Q-Sparse and LTE, beside a dense control, into outputs/relu-models (CUDA GPU)
 	@$(RUN) -m wisparse.repro.train.continued outputs/relu-models
+
+train-relu-real: $(INSTALLED) ## the same from SmolLM2-135M: a dense control, ReLU and ProSparse, into outputs/relu-real (CUDA GPU)
+	@$(RUN) -m wisparse.repro.train.continued_real outputs/relu-real dense relu prosparse
 
 train-scaling: $(INSTALLED) ## train one Llama in three widths, alike, into outputs/scaling-models (CUDA GPU)
 	@$(RUN) -m wisparse.repro.train.scaling outputs/scaling-models

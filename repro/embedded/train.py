@@ -21,7 +21,12 @@ import torch.nn.functional as F
 import transformers
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from ...kernels.model.decoder import Decoder
 from ...kernels.program_end import ends_in_one_line
@@ -151,12 +156,25 @@ def train_and_save(name: str, recipe: Recipe, text: Text, output: Path, device: 
         "tokens_seen": steps * recipe.batch * recipe.length,
         "seconds": round(time.time() - started, 1),
     }
-    return evaluate_and_save(model, tokenizer, held_out.to(device), record, output / name)
+    return evaluate_and_save(model, as_transformers(tokenizer), held_out.to(device), record, output / name)
+
+
+def as_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """The tokenizer of an embedded model as transformers saves it."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN_OF_TEXT,
+        eos_token=BEGIN_OF_TEXT,
+        pad_token=BEGIN_OF_TEXT,
+        unk_token=BEGIN_OF_TEXT,  # else the tokenizer class of Qwen2 adds a token that the model does not have
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def evaluate_and_save(
     model: PreTrainedModel,
-    tokenizer: Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     held_out: torch.Tensor,
     record: dict[str, object],
     folder: Path,
@@ -188,15 +206,7 @@ def evaluate_and_save(
     }
     (folder / "training.json").unlink(missing_ok=True)  # of a training before, whose weights are replaced now
     model.bfloat16().save_pretrained(folder, max_shard_size=LARGEST_SHARD)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BEGIN_OF_TEXT,
-        eos_token=BEGIN_OF_TEXT,
-        pad_token=BEGIN_OF_TEXT,
-        unk_token=BEGIN_OF_TEXT,  # else the tokenizer class of Qwen2 adds a token that the model does not have
-        model_max_length=2048,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record), flush=True)
     return record

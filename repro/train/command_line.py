@@ -29,11 +29,14 @@ def train_named(
     *,
     tokens: int,
     files: int | None = None,
+    start: Callable[[], Path] = lambda: MODELS / START,
+    cache: str = "/tmp/wisparse-text-continued",
 ) -> None:
     """Train those of the known models that the command line names, or all, each on as many tokens.
 
-    recipe_of: how a name is trained on a number of tokens. tokens, files: where the command line does not say;
-    None: all files.
+    recipe_of: how a name is trained on a number of tokens. tokens, files, cache: where the command line does
+    not say; None: all files. start: folder of the model whose tokenizer reads the text, asked for once training
+    is sure to begin.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("output", type=Path)
@@ -41,13 +44,13 @@ def train_named(
     parser.add_argument("--tokens", type=count, default=tokens, help="tokens that each is trained on")
     said = "all" if files is None else str(files)
     parser.add_argument("--files", type=count, default=files, help=f"training files that are taken; {said}")
-    parser.add_argument("--text-cache", type=Path, default=Path("/tmp/wisparse-text-continued"))
+    parser.add_argument("--text-cache", type=Path, default=Path(cache))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
     check_arguments(parser, arguments.device, arguments.names, known)
     names = arguments.names or known
     check_memory(parser, arguments.device, (recipe_of(name, arguments.tokens) for name in names))
-    tokenizer = Tokenizer.from_file(str(MODELS / START / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(start() / "tokenizer.json"))
     text = prepare(arguments.text_cache, tokenizer, arguments.files)
     torch.set_float32_matmul_precision("high")
     for name in names:

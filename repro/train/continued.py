@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...kernels.program_end import ends_in_one_line
 from ...kernels.weight_samples import weight_samples
@@ -26,7 +26,8 @@ from ...method.hooks import hooked
 from ...method.projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, decoder_blocks, model_projections
 from ...method.stored.routers import save_routers
 from ..embedded.names import MODELS
-from ..embedded.train import evaluate_and_save, fit, token_losses
+from ..embedded.recipes import Recipe
+from ..embedded.train import as_transformers, evaluate_and_save, fit, token_losses
 from ..embedded.training_text import HELD_OUT_LENGTH, Text
 from .command_line import train_named
 from .recipes import CONTINUATIONS, START, Continuation, recipe
@@ -126,13 +127,29 @@ def zero_shares(model: PreTrainedModel, held_out: torch.Tensor) -> list[float]:
     return [total / windows for total in zeros]
 
 
+class Start(NamedTuple):
+    """A model that training goes on from."""
+
+    name: str
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    """What is saved beside what was trained."""
+
+
 def train_and_save(name: str, tokens: int, text: Text, output: Path, device: str) -> dict[str, object]:
-    """Train one continuation, evaluate the weights as they are stored (bf16) and save them."""
-    tokenizer, training, held_out, facts = text
-    how, settings = CONTINUATIONS[name], recipe(tokens)
+    """Train one continuation of the embedded model; see `train_from`."""
+    start = Start(START, MODELS / START, as_transformers(text[0]))
+    return train_from(start, name, recipe(tokens), text, output, device)
+
+
+def train_from(
+    start: Start, name: str, settings: Recipe, text: Text, output: Path, device: str
+) -> dict[str, object]:
+    """Train one continuation of a model, evaluate the weights as they are stored (bf16) and save them."""
+    (_, training, held_out, facts), how = text, CONTINUATIONS[name]
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(
-        MODELS / START, dtype=torch.float32, hidden_act=how.activation
+        start.folder, dtype=torch.float32, hidden_act=how.activation
     ).to(device)
     held_out, started = held_out.to(device), time.time()
     with changed(model, how) as as_trained:
@@ -144,8 +161,8 @@ def train_and_save(name: str, tokens: int, text: Text, output: Path, device: str
         as_trained.advance(1.0)
         stored = None if routers is None else routers.stored()
         record = {
-            "model": f"{START}-{name}",
-            "starts_from": START,
+            "model": f"{start.name}-{name}",
+            "starts_from": start.name,
             "continuation": dataclasses.asdict(how),
             "text": facts,
             "recipe": {k: v for k, v in dataclasses.asdict(settings).items() if k != "architecture"},
@@ -154,7 +171,7 @@ def train_and_save(name: str, tokens: int, text: Text, output: Path, device: str
             "seconds": round(time.time() - started, 1),
             "zeros_by_block": zero_shares(model, held_out),
         }
-        found = evaluate_and_save(model, tokenizer, held_out, record, output / record["model"])
+        found = evaluate_and_save(model, start.tokenizer, held_out, record, output / record["model"])
         if stored is not None:
             save_routers(output / record["model"], stored, weight_samples(model))
         return found

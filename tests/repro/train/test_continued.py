@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from wisparse.method.errors import UserError
 from wisparse.method.running.apply import applied
 from wisparse.repro.embedded import train, training_text
 from wisparse.repro.embedded.corpus import package_sources
-from wisparse.repro.train import continued
+from wisparse.repro.train import continued, continued_real
 from wisparse.repro.train.command_line import MODELS
 from wisparse.repro.train.recipes import CONTINUATIONS, START, Continuation
 
@@ -131,6 +131,36 @@ def test_no_tokens_are_refused_before_anything_is_read(tmp_path, monkeypatch, ca
         continued.main()
     assert ended.value.code == 2
     assert f"{number} is not a whole number from 1 up" in capsys.readouterr().err
+
+
+def test_the_real_model_is_not_fetched_where_no_training_can_begin(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(continued_real, "start", lambda: pytest.fail("it was asked for"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["continued_real", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        continued_real.main()
+    assert ended.value.code == 2
+    assert "training needs a CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_any_model_can_be_trained_on_with_its_own_tokenizer(tmp_path, monkeypatch):
+    """SmolLM2 is: name, weights and tokenizer are its own, batches smaller than the embedded model's."""
+    monkeypatch.setattr(training_text, "training_and_held_out_texts", lambda: (["import os\n" * 60] * 3,) * 2)
+    for module in (training_text, train, continued):
+        monkeypatch.setattr(module, "HELD_OUT_LENGTH", 32)
+    text = training_text.prepare(tmp_path / "cache", KNOWN)
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / START, eos_token="def")
+    start = continued.Start("other", MODELS / "mistral-mini", tokenizer)
+    monkeypatch.setattr(continued_real, "start", lambda: start)
+    whole, own = continued_real.recipe_of("relu", 64), continued.recipe(64)
+    assert (whole.batch * continued_real.SMALLER, whole.learning_rate) == (own.batch, own.learning_rate)
+    settings = dataclasses.replace(whole, batch=2, length=32)
+    record = continued.train_from(start, "relu", settings, text, tmp_path, "cpu")
+    assert (record["model"], record["starts_from"], record["steps"]) == ("other-relu", "other", 1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "other-relu")
+    assert (model.config.model_type, model.config.hidden_act) == ("mistral", "relu")
+    assert AutoTokenizer.from_pretrained(tmp_path / "other-relu").eos_token == "def"
 
 
 def check_lte(folder, record, held_out):
