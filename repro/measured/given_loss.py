@@ -49,7 +49,7 @@ class AtLoss:
     method: str
     loss: float
     seeds: tuple[int, ...]
-    """Seeds with all of the method's sparsities."""
+    """Seeds with the same sparsities, as many as any seed has."""
     cells: int
     """Sparse cells of a curve."""
     status: str
@@ -121,10 +121,12 @@ def _lacking(section: Section, methods: Collection[str]) -> Iterator[AtLoss]:
 
 
 def _at_loss(data: RealData, section: Section, rises: Rises, method: str, loss: float) -> AtLoss:
-    seeds = sorted({seed for _, name, _, seed in data.cells_of(section) if name == method})
-    of_seed = {seed: data.curve(section, method, seed) for seed in seeds}
-    most = max(map(len, of_seed.values()))
-    whole = {seed: curve for seed, curve in of_seed.items() if len(curve) == most}
+    sparsities: dict[int, set[float]] = {}
+    for _, name, sparsity, seed in data.cells_of(section):
+        if name == method:
+            sparsities.setdefault(seed, set()).add(sparsity)
+    most = max((sparsities[seed] for seed in sorted(sparsities)), key=len)  # of several, the first seed's
+    whole = {seed: data.curve(section, method, seed) for seed in sorted(sparsities) if sparsities[seed] == most}
     curves = [sorted(curve, key=bytes_of, reverse=True) for curve in whole.values()]
     positions = [_position(rises, curve, loss) for curve in curves]
     status = next((reason for reason, _ in positions if reason != MEASURED), MEASURED)
@@ -138,7 +140,7 @@ def _at_loss(data: RealData, section: Section, rises: Rises, method: str, loss: 
 
     nets = [[net_sparsity(cell) for cell in curve] for curve in curves]
     return AtLoss(
-        section, rises.dense.record["model"]["name"], method, loss, tuple(whole), most, status,
+        section, rises.dense.record["model"]["name"], method, loss, tuple(whole), len(most), status,
         sparsity=mean([_at(place, net) for (_, place), net in zip(places, nets, strict=True)]),
         bytes_per_token=mean([_at(place, list(map(bytes_of, curve))) for curve, place in places]),
         ends=(float(np.mean([net[0] for net in nets])), float(np.mean([net[-1] for net in nets]))),

@@ -173,6 +173,14 @@ def test_the_mean_is_over_the_seeds_with_every_sparsity(records):
     assert seeds == (0,)
 
 
+def test_as_many_cells_at_other_sparsities_are_no_seed_of_the_mean(records):
+    folder, _ = records
+    for sparsity in (0.35, 0.45, 0.55, 0.65):
+        write_cell(folder, "teal", sparsity, stretched(sparsity), seed=1)
+    (seeds,) = {one.seeds for one in losses(read_given_loss(folder)) if one.method == "teal"}
+    assert seeds == (0,)
+
+
 def test_crossings_by_hand():
     rises = np.array([[1.0, -1.0, 3.0, 0.1], [4.0, 3.0, 5.0, 0.2]])
     wanted = np.array([2.0, 1.0, 2.0, 2.0])
