@@ -32,6 +32,11 @@ SECTIONS = (
     _declared("given_loss"),
     ("quantised", "Sparse and quantised on the embedded models", TABLES["quantised"].command),
     _declared("heads"),
+    (
+        "left_over",
+        "Allocations and budgets of tokens that were tried",
+        "python -m wisparse.repro.studies.left_over",
+    ),
     ("frontier_long", "The same with more calibration text", "python repro/run.py experiment=frontier_long"),
     ("scaling", "Sparsity and size", "python repro/run.py experiment=scaling"),
     ("relu", "Models with true zeros", "make train-relu, then the commands in conf/experiment/relu.yaml"),

@@ -24,7 +24,7 @@ MARKERS = "osD^vP*X<>p"
 INK = "#7a7a7a"
 """Colour of text and axes: contrast 4.3 to white and to a dark page; the report puts its own in its place."""
 FONTS = ["DejaVu Sans", "Arial"]
-"""Those an SVG names at each of its texts, before any without serifs."""
+"""Fonts that an SVG names at each of its texts, before any without serifs."""
 PALETTE = 128
 """Colours of a PNG, shades of lines' edges included; the checkout holds dozens of plots."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
