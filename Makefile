@@ -127,7 +127,7 @@ reproduce-table1 reproduce-table2: reproduce-%:
 		--records outputs/$*$(EXPERIMENT_$(PROFILE)) $(call ALSO,$*) \
 		--output $(RESULTS_$(PROFILE))/$* $(call KEEP_$(PROFILE),$*)
 
-reproduce-real: overrides fetch-smollm2 ## SmolLM2-135M on two CPU cores: one table of a real pretrained model (9 minutes)
+reproduce-real: overrides fetch-smollm2 ## SmolLM2-135M on two CPU cores: one table of a real pretrained model (10 minutes)
 	@$(RUN) repro/run.py experiment=table1_real_quick $(OVERRIDES)
 	@$(RUN) repro/run.py experiment=table1_real_quick hydra.sweeper.params.method=teal \
 		'hydra.sweeper.params.sparsity="0.4,0.6"' $(OVERRIDES)
