@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,17 +107,17 @@ def int4_rounded(weight: Tensor, group: int, symmetric: bool) -> Int4Weight:
     divide the outputs, for weights that are not finite, and for such as are too large or, all together, too
     small for scales in float16.
     """
-    check_groups(weight, group, symmetric)
-    return rows_rounded(weight, group, symmetric)
+    return _rounded(weight, check_groups(weight, group, symmetric), symmetric)
 
 
-def check_groups(weight: Tensor, group: int, symmetric: bool) -> None:
-    """Raise KernelError for a weight (in, out) that 4 bits in groups do not hold; see `int4_rounded`."""
+def check_groups(weight: Tensor, group: int, symmetric: bool) -> _Groups:
+    """Groups of a weight (in, out); raises KernelError where 4 bits do not hold it, see `int4_rounded`."""
     check_weight(weight)
     if weight.shape[1] % group:
         raise KernelError(f"groups of {group} do not divide {weight.shape[1]} outputs; take one that does")
-    exact, _ = _exact_scales(_grouped(weight, group), symmetric)
-    check_not_below(exact, torch.float16, weight)
+    groups = _groups_of(weight, group, symmetric)
+    check_not_below(groups.scales, torch.float16, weight)
+    return groups
 
 
 def rows_rounded(rows: Tensor, group: int, symmetric: bool) -> Int4Weight:
@@ -124,30 +125,38 @@ def rows_rounded(rows: Tensor, group: int, symmetric: bool) -> Int4Weight:
 
     Raises KernelError for such as are too large by now.
     """
-    grouped = _grouped(rows, group)
-    exact, least = _exact_scales(grouped, symmetric)
-    check_not_beyond(exact, torch.float16, rows)
-    scales = exact.to(torch.float16)
+    return _rounded(rows, _groups_of(rows, group, symmetric), symmetric)
+
+
+def _rounded(rows: Tensor, groups: _Groups, symmetric: bool) -> Int4Weight:
+    check_not_beyond(groups.scales, torch.float16, rows)
+    scales = groups.scales.to(torch.float16)
     zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
     if not symmetric:
-        zeros = (-least / _divisor(scales)).round().clamp(0, LEVELS).to(torch.uint8)
-    shifted = (grouped / _divisor(scales)[..., None]).round() + zeros[..., None]
+        zeros = (-groups.least / _divisor(scales)).round().clamp(0, LEVELS).to(torch.uint8)
+    shifted = (groups.values / _divisor(scales)[..., None]).round() + zeros[..., None]
     values = shifted.clamp(1 if symmetric else 0, LEVELS).to(torch.uint8).flatten(1)
     return Int4Weight(packed(values), scales, None if symmetric else zeros, rows.shape[1])
 
 
-def _grouped(weight: Tensor, group: int) -> Tensor:
-    """(in, groups, group) float64."""
-    return weight.detach().double().unflatten(1, (-1, group))
+class _Groups(NamedTuple):
+    """A weight by groups of outputs, in float64."""
+
+    values: Tensor
+    """(in, groups, group)."""
+    scales: Tensor
+    """(in, groups), before they are rounded."""
+    least: Tensor
+    """(in, groups) value of the lowest level."""
 
 
-def _exact_scales(grouped: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scales of groups, and the value of their lowest level, (in, groups) float64 each."""
+def _groups_of(weight: Tensor, group: int, symmetric: bool) -> _Groups:
+    values = weight.detach().double().unflatten(1, (-1, group))
     if symmetric:
-        scales = grouped.abs().amax(dim=2) / (LEVELS - MIDDLE)
-        return scales, -scales * (LEVELS - MIDDLE)
-    least, greatest = grouped.amin(dim=2).clamp_max(0), grouped.amax(dim=2).clamp_min(0)
-    return (greatest - least) / LEVELS, least
+        scales = values.abs().amax(dim=2) / (LEVELS - MIDDLE)
+        return _Groups(values, scales, -scales * (LEVELS - MIDDLE))
+    least, greatest = values.amin(dim=2).clamp_max(0), values.amax(dim=2).clamp_min(0)
+    return _Groups(values, (greatest - least) / LEVELS, least)
 
 
 def _divisor(scales: Tensor) -> Tensor:

@@ -176,13 +176,10 @@ class _Bench:
         """Each group's thresholds moved to where the measured losses of all groups are least together."""
         shapes, text = self._report.plan.shapes, self._choose
         plain = self._moved[text][MOVES.index(0.0)]
-        for groups, part_of in (
-            ("block", lambda name: name.split(".")[0]),
-            ("kind", lambda n: n.split(".")[1]),
-        ):
-            curves = {}
-            for group in dict.fromkeys(map(part_of, shapes)):
-                of_group = [name for name in shapes if part_of(name) == group]
+        for part, groups in enumerate(("block", "kind")):
+            group_of, curves = {name: split_key(name)[part] for name in shapes}, {}
+            for group in dict.fromkeys(group_of.values()):
+                of_group = [name for name in shapes if group_of[name] == group]
                 alone = [
                     plain
                     if move == 0.0
@@ -192,7 +189,7 @@ class _Bench:
                 pairs = [(float(lost.read.mean()), float(lost.divergence.mean())) for lost in alone]
                 curves[group] = np.array(pairs) - pairs[GROUP_MOVES.index(0.0)]
             found = least_together(curves)
-            moves = {name: found[part_of(name)] for name in shapes}
+            moves = {name: found[group] for name, group in group_of.items()}
             lost = self._report.lost(self._dense[self._report], Deviation(moves=moves))
             yield self.row("allocation", f"moved by {groups}: least sum of measured divergences", True, lost)
 
@@ -235,7 +232,7 @@ class _Bench:
         return _mean(found.divergence, counts) / at_read - 1.0
 
 
-def least_together(curves: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+def least_together(curves: Mapping[int | str, NDArray[np.float64]]) -> dict[int | str, float]:
     """Moves of groups that lose least together and read as much as without, on a fine grid of `GROUP_MOVES`.
 
     curves: (moves, 2) what a group's moves change of what is read and of the loss. The least sum under a price
