@@ -134,6 +134,8 @@ class Start(NamedTuple):
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     """What is saved beside what was trained."""
+    attention: str = "sdpa"
+    """Implementation of attention by its name in transformers, while it is trained."""
 
 
 def train_and_save(name: str, tokens: int, text: Text, output: Path, device: str) -> dict[str, object]:
@@ -149,7 +151,7 @@ def train_from(
     (_, training, held_out, facts), how = text, CONTINUATIONS[name]
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(
-        start.folder, dtype=torch.float32, hidden_act=how.activation
+        start.folder, dtype=torch.float32, hidden_act=how.activation, attn_implementation=start.attention
     ).to(device)
     held_out, started = held_out.to(device), time.time()
     with changed(model, how) as as_trained:

@@ -2,7 +2,7 @@
 
     python -m wisparse.repro.train.continued_real OUTPUT_FOLDER [NAME ...]
 
-It was never run on all tokens: text and learning rate are the embedded model's, batches a quarter of its own,
+Text and learning rate are the embedded model's, batches a quarter of its own,
 for SmolLM2's vocabulary is six times as large. What it writes is derived from SmolLM2's weights.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from hydra import compose
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ...kernels.program_end import ends_in_one_line
 from ...method.errors import mistake
@@ -30,6 +31,13 @@ MODEL = "smollm2-135m"
 """Choice of `conf/model`."""
 SMALLER = 4
 """Batches of the embedded model are so many times as large."""
+ATTENTION = "sdpa_without_mask"
+"""`sdpa`, but never with a mask beside `is_causal`.
+
+In what torch.compile traces, transformers makes a mask even where none is needed, and there is no flash
+attention with one.
+"""
+AttentionInterface.register(ATTENTION, sdpa_attention_forward)
 
 
 @cache
@@ -38,7 +46,7 @@ def start() -> Start:
     with composing():
         chosen = OmegaConf.to_container(compose("config", overrides=[f"model={MODEL}"]).model, resolve=True)
     folder = find_checkpoint(chosen).folder
-    return Start(MODEL, folder, AutoTokenizer.from_pretrained(folder))
+    return Start(MODEL, folder, AutoTokenizer.from_pretrained(folder), ATTENTION)
 
 
 def recipe_of(_: str, tokens: int) -> Recipe:

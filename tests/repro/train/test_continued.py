@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wisparse.method.errors import UserError
@@ -141,6 +142,22 @@ def test_the_real_model_is_not_fetched_where_no_training_can_begin(tmp_path, mon
         continued_real.main()
     assert ended.value.code == 2
     assert "training needs a CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("attention", "masked"), [(continued_real.ATTENTION, False), ("sdpa", True)])
+def test_the_real_model_is_compiled_without_a_mask(llama, attention, masked, monkeypatch):
+    """Flash attention takes none; it is the same loss."""
+    ids = torch.randint(128, (2, 8), generator=torch.Generator().manual_seed(0))
+    expected, masks = train.token_losses(llama, ids), []
+
+    def noted(graph, _):
+        calls = graph.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention)
+        masks.extend(call.kwargs["attn_mask"] is not None for call in calls)
+        return graph
+
+    monkeypatch.setattr(llama.config, "_attn_implementation", attention)
+    torch.testing.assert_close(torch.compile(train.token_losses, backend=noted)(llama, ids), expected)
+    assert masks == [masked] * len(llama.model.layers)
 
 
 @pytest.mark.slow
