@@ -11,7 +11,8 @@ from ..kernels.plan.mechanism import Mechanism
 from ..method.base import Method
 from ..method.calibration import Calibration
 from ..method.errors import OutOfReachError, UserError
-from ..method.passes.collectors import BlockStatistics
+from ..method.passes.collectors import GateStatistics
+from ..method.passes.dense_pass import Need
 from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTIONS, decoder_blocks, key, parameter_shares
 from ..method.provenance import SearchCost
@@ -42,6 +43,11 @@ class CHESS(Method):
             raise UserError(f"method.release must be one of {known}, not '{self.release}'")
 
     @property
+    def needs(self) -> frozenset[Need]:
+        """Statistics of neurons, beside those of what q and o read."""
+        return super().needs | {"gate_statistics"}
+
+    @property
     def mechanisms(self) -> frozenset[Mechanism]:
         """Thresholds on the gate."""
         return frozenset({Mechanism.GATE})
@@ -65,10 +71,10 @@ class CHESS(Method):
             )
         return sparsity / reach
 
-    def _gate_thresholds(self, statistics: BlockStatistics, touched_sparsity: float) -> Tensor:
+    def _gate_thresholds(self, statistics: GateStatistics, touched_sparsity: float) -> Tensor:
         weights = IMPORTANCE_WEIGHTS[self.release](statistics)
         wanted = torch.tensor([touched_sparsity])
-        return statistics.magnitudes["gate_activation"].thresholds(weights, wanted)[0]
+        return statistics.activation.thresholds(weights, wanted)[0]
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:
         """Only some projections are touched."""
@@ -87,6 +93,6 @@ class CHESS(Method):
             plan = builder.plan(attention, touched_sparsity=touched_sparsity)
             plan.gate_thresholds = {
                 block: self._gate_thresholds(one, touched_sparsity)
-                for block, one in enumerate(calibration.statistics)
+                for block, one in enumerate(calibration.gate_statistics)
             }
         return plan

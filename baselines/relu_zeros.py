@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..kernels.plan.projection_rule import LEAST
 from ..method.calibration import Calibration
-from ..method.passes.collectors import BlockStatistics
+from ..method.passes.collectors import GateStatistics
 from ..method.plan import SparsityPlan
 from ..method.provenance import SearchCost
 from .chess import CHESS
@@ -34,13 +34,13 @@ class ReLUZeros(CHESS):
     release: str = "cats"
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
-        if max(one.magnitudes["gate_activation"].zeros for one in calibration.statistics) < FEW_ZEROS:
+        if max(one.activation.zeros for one in calibration.gate_statistics) < FEW_ZEROS:
             log.warning(
                 f"{self.name} skips exact zeros behind a ReLU, and this model's {calibration.activation} has "
                 "hardly any: what it drops above them is CATS's; take a ReLU model, or method=cats"
             )
         return super()._plan(calibration, sparsity, cost)
 
-    def _gate_thresholds(self, statistics: BlockStatistics, touched_sparsity: float) -> Tensor:
+    def _gate_thresholds(self, statistics: GateStatistics, touched_sparsity: float) -> Tensor:
         found = super()._gate_thresholds(statistics, touched_sparsity)
         return found.clamp_min(LEAST)

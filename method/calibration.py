@@ -16,7 +16,7 @@ from ..kernels.model.held_weights import own_samples
 from ..kernels.model.stored_linears import is_taken
 from ..kernels.weight_samples import Samples
 from .errors import UserError
-from .passes.collectors import BlockStatistics
+from .passes.collectors import BlockStatistics, GateStatistics
 from .passes.dense_pass import Collected, Need, dense_pass, pass_of
 from .passes.kept_pass import NOT_KEPT, KeptPass
 from .projections import decoder_of, model_projections, projection_shapes
@@ -99,9 +99,7 @@ class Calibration:
         there = self._collected.there
         if wanted := set(needs) - there:
             if "statistics" not in there:
-                wanted.add(
-                    "statistics"
-                )  # they cost a pass next to nothing, and most methods ask for them later
+                wanted.add("statistics")  # they cost a pass little, and most methods ask for them later
             found = dense_pass(self.model, self.input_ids, self.rows_a_walk(len(self.input_ids)), wanted, kept)
             self._collected = self._collected.with_more(found)
         self._collected.keep_in(kept)
@@ -122,6 +120,12 @@ class Calibration:
         """Activation statistics by block; collected now where `prepare` was not asked for them."""
         self.prepare({"statistics"})
         return self._collected.statistics
+
+    @property
+    def gate_statistics(self) -> list[GateStatistics]:
+        """Statistics of every block's neurons; collected now where `prepare` was not asked for them."""
+        self.prepare({"gate_statistics"})
+        return self._collected.gates
 
     @property
     def final_states(self) -> Tensor:

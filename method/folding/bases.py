@@ -174,9 +174,9 @@ class _Measured:
     def _of_norm(self, name: str) -> Callable[..., None]:
         def record(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
             if torch.is_grad_enabled():  # a block is computed twice
-                hidden = inputs[0].detach()[:, self._sparse].flatten(0, 1).float()
+                hidden = inputs[0].detach()[:, self._sparse].flatten(0, 1)[:: self._stride].float()
                 scale = torch.rsqrt(hidden.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon)
-                self._inputs.setdefault(name, []).append((hidden * scale)[:: self._stride])
+                self._inputs.setdefault(name, []).append(hidden * scale)
 
         return record
 
@@ -194,31 +194,40 @@ class _Measured:
             if torch.is_grad_enabled():  # heads of q that share one of k and v lie side by side
                 by_head = self._by_head(inputs[0].detach())
                 if self._value_steps:
-                    self._inputs.setdefault(key(block, "o"), []).append(by_head[:: self._stride].float())
-                by_head = by_head.double()
-                products = torch.einsum("nghi,nghj->gij", by_head, by_head)
+                    kept = by_head.flatten(0, 1)[:: self._stride].float()
+                    self._inputs.setdefault(key(block, "o"), []).append(kept)
+                products = _products(by_head).sum(dim=1)
                 self.values[block] = self.values[block].to(products) + products
 
         return record
 
     def _of_head_gradient(self, name: str) -> Callable[..., None]:
         def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
-            by_head = self._by_head(at_input[0]).float()
-            products = torch.einsum("nghi,nghj->ghij", by_head, by_head)
+            products = _products(self._by_head(at_input[0])).float()
             self._gradients[name] = self._gradients.get(name, 0.0) + products
 
         return record
 
     def _of_down(self, name: str) -> Callable[..., None]:
         def record(_: nn.Linear, at_input: tuple[Tensor, ...], __: tuple[Tensor, ...]) -> None:
-            squares = at_input[0][:, self._sparse].flatten(0, 1).float().square()
-            self._gradients[name] = self._gradients.get(name, 0.0) + squares.sum(dim=0)
+            gradient = at_input[0][:, self._sparse].flatten(0, 1).float()
+            squares = torch.linalg.vector_norm(gradient, dim=0).square()
+            self._gradients[name] = self._gradients.get(name, 0.0) + squares
 
         return record
 
     def _by_head(self, x: Tensor) -> Tensor:
-        """(sparse tokens, kv heads, heads of q that share one, head_dim) of what o reads."""
-        return x[:, self._sparse].flatten(0, 1).unflatten(-1, self._grouped)
+        """(rows, sparse tokens, kv heads, heads of q that share one, head_dim) of what o reads."""
+        return x[:, self._sparse].unflatten(-1, self._grouped)
+
+
+def _products(by_head: Tensor) -> Tensor:
+    """Σ x xᵀ over rows and tokens (rows, tokens, kv heads, heads, head_dim), by head; float64.
+
+    Each row's sum is float32, so that a GPU has enough products to be busy with.
+    """
+    of_rows = by_head.float().permute(0, 2, 3, 1, 4)
+    return (of_rows.mT @ of_rows).double().sum(dim=0)
 
 
 def _evenly(places: list[int], device: torch.device) -> slice | Tensor:

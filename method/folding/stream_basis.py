@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from ...kernels.triton.statistics.turned import relative_slopes
+from ...kernels.triton.statistics.turned import column_dots, columns_weighted, relative_slopes
 from ..running.precision import coarse_products
 from .turns import Turns
 
@@ -89,7 +89,7 @@ class _Cost:
     def losses(self, basis: Tensor, inputs: Tensor) -> Tensor:
         """Expected loss of each weight, x²·h/out: (..., projections, tokens, channels)."""
         basis = basis.unsqueeze(-3)
-        curvature = ((self._sample.fishers @ basis) * basis).sum(dim=-2, keepdim=True)
+        curvature = _column_dots(self._sample.fishers @ basis, basis)
         return (inputs @ basis).square()[..., self._sites, :, :] * (curvature / self._outs)
 
     def price(self, losses: Tensor) -> Tensor:
@@ -119,15 +119,33 @@ class _Cost:
         of_all = basis.unsqueeze(-3)
         turned, fishers = inputs @ of_all, self._sample.fishers @ of_all
         scale = self._outs * price
-        curvatures = (fishers * of_all).sum(dim=-2, keepdim=True) / scale
+        curvatures = _column_dots(fishers, of_all) / scale
         slopes = relative_slopes if turned.is_cuda else _relative_slopes
         by_turned, by_curvature = slopes(
             turned.flatten(0, -3), curvatures.flatten(0, -2), self._outs_of_all, self._readers
         )
         through_inputs = inputs.flatten(-3, -2).mT @ by_turned.view_as(turned).flatten(-3, -2)
-        through_fishers = fishers.mul_(by_curvature.view_as(curvatures) / scale).sum(dim=-3)
+        through_fishers = _columns_weighted(fishers, by_curvature.view_as(curvatures) / scale)
         weights = curvatures.numel() * inputs.shape[-2]
         return (2.0 / weights) * (through_inputs + through_fishers)
+
+
+def _column_dots(matrices: Tensor, basis: Tensor) -> Tensor:
+    """Σ_i M_ij·Q_ij, (..., projections, 1, channels), of M (..., projections, channels, channels)."""
+    if not matrices.is_cuda:
+        return (matrices * basis).sum(dim=-2, keepdim=True)
+    size = matrices.shape[-1]
+    found = column_dots(matrices.view(-1, *matrices.shape[-3:]), basis.reshape(-1, size, size))
+    return found.view(*matrices.shape[:-2], 1, size)
+
+
+def _columns_weighted(matrices: Tensor, weights: Tensor) -> Tensor:
+    """Σ_p M_pij·w_pj of M (..., projections, channels, channels) and w (..., projections, 1, channels)."""
+    if not matrices.is_cuda:
+        return matrices.mul_(weights).sum(dim=-3)
+    shape = matrices.shape
+    found = columns_weighted(matrices.view(-1, *shape[-3:]), weights.reshape(-1, shape[-3], shape[-1]))
+    return found.view(*shape[:-3], *shape[-2:])
 
 
 def _relative_slopes(

@@ -56,10 +56,18 @@ class InputProducts:
 
 @dataclass
 class BlockStatistics:
-    """Statistics of one block's activations: magnitudes at each site, and moments of up's output."""
+    """Statistics of one block's activations where projections read them."""
 
     magnitudes: dict[str, ChannelHistogram] = field(default_factory=dict)
-    """Histogram of each site: attention_input, attention_output, mlp_input, mlp_hidden, gate_activation."""
+    """Histogram of each site: attention_input, attention_output, mlp_input, mlp_hidden."""
+
+
+@dataclass
+class GateStatistics:
+    """Statistics of one block's neurons: what their gate lets through, and what up makes of them."""
+
+    activation: ChannelHistogram
+    """Magnitudes of the activated outputs of gate."""
     up_output: ChannelMoments = field(default_factory=ChannelMoments)
 
 

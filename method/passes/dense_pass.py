@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,23 +17,31 @@ from transformers import PreTrainedModel
 from ...kernels.model.held_weights import own_samples
 from ..errors import UserError
 from ..hooks import hooked
-from ..projections import GATE_ACTIVATION_PATH, PROJECTION_PATHS, SITE_OF_PROJECTION, decoder_of
+from ..projections import (
+    GATE_ACTIVATION_PATH,
+    PROJECTION_PATHS,
+    SITE_OF_PROJECTION,
+    decoder_of,
+    key,
+    split_key,
+)
 from ..quantised_model import description_of
 from ..seal import seal_of
-from .collectors import BlockStatistics, input_recorder, output_recorder
+from .collectors import BlockStatistics, GateStatistics, input_recorder, output_recorder
 from .histogram import ChannelHistogram
 from .kept_pass import STATES, KeptPass
 
+GATE = "gate_activation"
 MEASURED = {
     "attention_input": "the inputs of q, k and v",
     "attention_output": "the inputs of o",
     "mlp_input": "the inputs of gate and up",
-    "gate_activation": "the activated outputs of gate",
+    GATE: "the activated outputs of gate",
     "mlp_hidden": "the inputs of down",
 }
 """What there are statistics of in a block, in the order in which it computes."""
 
-Need = Literal["statistics", "final_states"]
+Need = Literal["statistics", "gate_statistics", "final_states"]
 """What can be collected of the dense model on the calibration text; attributes of `Calibration`."""
 
 
@@ -42,6 +51,8 @@ class Collected:
 
     statistics: list[BlockStatistics] = field(default_factory=list)
     """Statistics of every block."""
+    gates: list[GateStatistics] = field(default_factory=list)
+    """Those of every block's neurons."""
     states: list[Tensor] = field(default_factory=list)
     """What the head reads, (sequences, length, hidden): a batch each, one tensor when the pass has ended."""
     seconds: float = 0.0
@@ -54,14 +65,16 @@ class Collected:
     @property
     def there(self) -> set[Need]:
         """What has been collected."""
-        return {
-            need for need, found in (("statistics", self.statistics), ("final_states", self.states)) if found
-        }
+        lists: dict[Need, Collection[object]] = {
+            "statistics": self.statistics, "gate_statistics": self.gates, "final_states": self.states
+        }  # fmt: skip
+        return {need for need, found in lists.items() if found}
 
     def with_more(self, other: Collected) -> Collected:
         """All of this and what another pass over the same text has collected."""
         return Collected(
             self.statistics or other.statistics,
+            self.gates or other.gates,
             self.states or other.states,
             self.seconds + other.seconds,
             other.batches,
@@ -80,10 +93,9 @@ class Collected:
     def tensors(self) -> dict[str, Tensor]:
         """The statistics by name, as a file holds them."""
         named: dict[str, Tensor] = {}
-        for block, one in enumerate(self.statistics):
-            for site, histogram in one.magnitudes.items():
-                named[f"{block}.{site}.counts"] = histogram.counts
-                named[f"{block}.{site}.not_finite"] = histogram.not_finite
+        for name, histogram in self._histograms():
+            named[f"{name}.counts"], named[f"{name}.not_finite"] = histogram.counts, histogram.not_finite
+        for block, one in enumerate(self.gates):
             named[f"{block}.up.absolute"] = torch.as_tensor(one.up_output.absolute)
             named[f"{block}.up.squared"] = torch.as_tensor(one.up_output.squared)
             named[f"{block}.up.tokens"] = torch.tensor(one.up_output.tokens)
@@ -92,13 +104,32 @@ class Collected:
     def restore(self, named: Mapping[str, Tensor], device: torch.device) -> None:
         """Take what was kept; the statistics are there and empty."""
         self.states = [named[STATES].to(device)] if STATES in named else []
-        for block, one in enumerate(self.statistics):
-            for site, histogram in one.magnitudes.items():
-                histogram.counts = named[f"{block}.{site}.counts"].to(device)
-                histogram.not_finite = named[f"{block}.{site}.not_finite"].to(device)
+        for name, histogram in self._histograms():
+            histogram.counts = named[f"{name}.counts"].to(device)
+            histogram.not_finite = named[f"{name}.not_finite"].to(device)
+        for block, one in enumerate(self.gates):
             one.up_output.absolute = named[f"{block}.up.absolute"].to(device)
             one.up_output.squared = named[f"{block}.up.squared"].to(device)
             one.up_output.tokens = int(named[f"{block}.up.tokens"])
+
+    def _histograms(self) -> Iterator[tuple[str, ChannelHistogram]]:
+        """All histograms by `BLOCK.SITE`."""
+        for block, one in enumerate(self.statistics):
+            for site, histogram in one.magnitudes.items():
+                yield key(block, site), histogram
+        for block, gate in enumerate(self.gates):
+            yield key(block, GATE), gate.activation
+
+    def check_finite(self) -> None:
+        """Raise UserError for what first is not, in the order in which a model computes."""
+        broken = dict(self._histograms())
+        if broken:
+            counts = torch.stack([histogram.not_finite for histogram in broken.values()]).tolist()
+            found = [split_key(name) for name, count in zip(broken, counts, strict=True) if count]
+            for block, site in sorted(found, key=lambda one: (one[0], list(MEASURED).index(one[1])))[:1]:
+                raise not_finite(f"block {block}: {MEASURED[site]}")
+        if not all(states.isfinite().all() for states in self.states):
+            raise not_finite("the final states")
 
 
 def pass_of(model: PreTrainedModel, input_ids: Tensor, batch_size: int) -> str:
@@ -125,7 +156,11 @@ def dense_pass(
     else:
         before = {}
         kept.begin_anew()
-    with hooked(_statistics_hooks(model, collected.statistics) if "statistics" in wanted else ()):
+    with ExitStack() as stack:
+        if "statistics" in wanted:
+            stack.enter_context(hooked(_statistics_hooks(model, collected.statistics)))
+        if "gate_statistics" in wanted:
+            stack.enter_context(hooked(_gate_hooks(model, collected.gates)))
         if before:
             collected.restore(before, device)
             collected.batches, collected.seconds = kept.batches, kept.seconds
@@ -140,7 +175,7 @@ def dense_pass(
             collected.seconds = time.perf_counter() - begin
             if collected.batches < len(batches) and kept.is_due():
                 collected.write_to(kept)
-    _check_finite(collected)
+    collected.check_finite()
     if collected.states:
         collected.states = [torch.cat(collected.states)]
     return collected
@@ -148,20 +183,11 @@ def dense_pass(
 
 def _needs_in(named: Mapping[str, Tensor]) -> set[Need]:
     """What a file's tensors are of."""
-    there = {"final_states" if name == STATES else "statistics" for name in named}
-    return cast("set[Need]", there)
-
-
-def _check_finite(collected: Collected) -> None:
-    """Raises UserError for what first is not, in the order in which a model computes."""
-    if collected.statistics:
-        counts = [
-            torch.stack([one.magnitudes[site].not_finite for site in MEASURED]) for one in collected.statistics
-        ]
-        for block, site in torch.stack(counts).nonzero().tolist():
-            raise not_finite(f"block {block}: {list(MEASURED.values())[site]}")
-    if not all(states.isfinite().all() for states in collected.states):
-        raise not_finite("the final states")
+    there: set[Need] = set()
+    for name in named:
+        of_gate = name.split(".")[1:2] in ([GATE], ["up"])
+        there.add("final_states" if name == STATES else "gate_statistics" if of_gate else "statistics")
+    return there
 
 
 def not_finite(what: str, where: str = "the calibration text") -> UserError:
@@ -185,9 +211,15 @@ def _statistics_hooks(model: PreTrainedModel, statistics: list[BlockStatistics])
             histogram = ChannelHistogram(linear.in_features, device)
             collected.magnitudes[site] = histogram
             yield linear.register_forward_pre_hook(input_recorder(histogram))
+
+
+def _gate_hooks(model: PreTrainedModel, gates: list[GateStatistics]) -> Iterator[RemovableHandle]:
+    """Register what fills the statistics of every block's neurons, which are appended."""
+    device = next(model.parameters()).device
+    for block in decoder_of(model).blocks:
         up = block.get_submodule(PROJECTION_PATHS["up"])
-        gate_histogram = ChannelHistogram(up.out_features, device)
-        collected.magnitudes["gate_activation"] = gate_histogram
+        collected = GateStatistics(ChannelHistogram(up.out_features, device))
+        gates.append(collected)
         activation = block.get_submodule(GATE_ACTIVATION_PATH)
-        yield activation.register_forward_hook(output_recorder(gate_histogram))
+        yield activation.register_forward_hook(output_recorder(collected.activation))
         yield up.register_forward_hook(output_recorder(collected.up_output))

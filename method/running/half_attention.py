@@ -88,11 +88,12 @@ class _HalfAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        largest = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)
-        scaled = (gradient / largest).half()
+        largest = torch.linalg.vector_norm(gradient, torch.inf).clamp_min(torch.finfo(gradient.dtype).tiny)
+        # Written in the other type at once: a pass over memory each.
+        scaled = torch.div(gradient, largest, out=torch.empty_like(gradient, dtype=torch.float16))
         with _in_one_order():
             found = torch.autograd.grad(ctx.found, ctx.inputs, scaled)
-        return *(one.float().mul_(largest) for one in found), None
+        return *(one * largest.view(1, 1, 1, 1) for one in found), None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ def test_thresholds_follow_the_importance(name, power, llama):
     calibration = make_calibration(llama)
     plan = make_method(name).plan(calibration, 0.3)
     for block, thresholds in plan.gate_thresholds.items():
-        moments = calibration.statistics[block].up_output
+        moments = calibration.gate_statistics[block].up_output
         if power == "squared":  # t = sqrt(τ / E[u²])
             importance = thresholds.double().square() * moments.mean_squared()
         elif power == "absolute":  # t = τ / E|u|
@@ -28,7 +28,7 @@ def test_moments_are_those_of_ups_output(llama):
     llama(input_ids=calibration.input_ids)
     handle.remove()
     u = outputs[0].flatten(0, 1).double()
-    moments = calibration.statistics[1].up_output
+    moments = calibration.gate_statistics[1].up_output
     assert torch.allclose(moments.mean_squared(), u.square().mean(0))
     assert torch.allclose(moments.mean_absolute(), u.abs().mean(0))
 
@@ -76,5 +76,5 @@ def test_a_dead_neuron_is_dropped_first_and_the_sparsity_is_reached(name, llama)
     thresholds = make_method(name).plan(calibration, 0.3).gate_thresholds[1]
     assert thresholds.isfinite().all()
     assert int(thresholds.argmax()) == 5
-    below = calibration.statistics[1].magnitudes["gate_activation"].sparsity_below(thresholds.log2()[None])
+    below = calibration.gate_statistics[1].activation.sparsity_below(thresholds.log2()[None])
     assert float(below) == pytest.approx(make_method(name).touched_sparsity(calibration, 0.3), abs=1e-3)

@@ -1,4 +1,4 @@
-"""Slopes of Σ out·u/(1+u), u = y²·c, of activations y that several projections read, in one pass over them."""
+"""Steps of the slope of a basis beside products of matrices, each in one pass over memory."""
 
 from __future__ import annotations
 
@@ -68,3 +68,74 @@ def relative_slopes(turned: Tensor, curvatures: Tensor, outs: Tensor, readers: T
         projections,
     )
     return by_turned, sums.sum(dim=0)
+
+
+DOT_ROWS, SUM_ROWS, COLUMNS = 32, 16, 64
+"""Entries of a matrix that a program holds."""
+
+
+@triton.jit
+def column_dots_kernel(
+    left, right, found, size, matrices, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """Some columns of one matrix with those of its group's."""
+    matrix = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    left += matrix * size * size
+    right += matrix // matrices * size * size
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, size, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        inside = (row < size) & (column < size)
+        place = row * size + column
+        total += tl.load(left + place, mask=inside, other=0.0) * tl.load(right + place, mask=inside, other=0.0)
+    dots = tl.sum(total, 0, keep_dims=True)
+    tl.store(found + matrix * size + column, dots, mask=column < size)
+
+
+def column_dots(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_i L_ij·R_ij of square matrices L (groups, matrices, size, size) and R (groups, size, size), float32.
+
+    Returns (groups, matrices, size). Raises KernelError where Triton kernels do not run.
+    """
+    require_runnable(left.device)
+    groups, matrices, size, _ = left.shape
+    found = left.new_empty(groups, matrices, size)
+    grid = groups * matrices, blocks_of(size, COLUMNS)
+    find = repeated(column_dots_kernel, grid, ROWS=DOT_ROWS, COLUMNS=COLUMNS)
+    find(left.contiguous(), right.contiguous(), found, size, matrices)
+    return found
+
+
+@triton.jit
+def columns_weighted_kernel(
+    source, weights, found, size, matrices, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """A tile of all matrices of a group, one after the other."""
+    group = tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (row < size) & (column < size)
+    place = row * size + column
+    source += group * matrices * size * size
+    weights += group * matrices * size
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for matrix in range(matrices):
+        weight = tl.load(weights + matrix * size + column, mask=column < size, other=0.0)
+        total += tl.load(source + place, mask=inside, other=0.0) * weight
+        source += size * size
+    tl.store(found + group * size * size + place, total, mask=inside)
+
+
+def columns_weighted(matrices: Tensor, weights: Tensor) -> Tensor:
+    """Σ_p M_pij·w_pj of M (groups, matrices, size, size) and weights (groups, matrices, size), float32.
+
+    Returns (groups, size, size). Raises KernelError where Triton kernels do not run.
+    """
+    require_runnable(matrices.device)
+    groups, count, size, _ = matrices.shape
+    found = matrices.new_empty(groups, size, size)
+    grid = blocks_of(size, SUM_ROWS), blocks_of(size, COLUMNS), groups
+    find = repeated(columns_weighted_kernel, grid, ROWS=SUM_ROWS, COLUMNS=COLUMNS)
+    find(matrices.contiguous(), weights.contiguous(), found, size, count)
+    return found

@@ -32,7 +32,28 @@ def test_one_pass_gives_all_that_is_needed(llama, passes):
     assert states.shape == (3, 8, llama.config.hidden_size)
     assert torch.allclose(llama.lm_head(states), llama(calibration.input_ids).logits, atol=1e-5)
     plain = Calibration(llama, calibration.input_ids).statistics
-    assert [one.up_output.tokens for one in statistics] == [one.up_output.tokens for one in plain]
+    for one, again in zip(statistics, plain, strict=True):
+        assert one.magnitudes.keys() == again.magnitudes.keys()
+        for site, histogram in one.magnitudes.items():
+            assert torch.equal(histogram.counts, again.magnitudes[site].counts)
+
+
+def test_neurons_are_counted_for_those_who_ask(llama, passes):
+    calibration = make_calibration(llama)
+    before = calibration.statistics
+    assert len(passes) == 1
+    gates = calibration.gate_statistics
+    assert len(passes) == 2
+    assert calibration.statistics is before
+    assert [one.up_output.tokens for one in gates] == [calibration.input_ids.numel()] * 2
+    assert [int(one.activation.counts.sum()) for one in gates] == [
+        calibration.input_ids.numel() * llama.config.intermediate_size
+    ] * 2
+    make_method("chess").plan(calibration, 0.3)
+    assert len(passes) == 2
+    both = make_calibration(llama)
+    both.prepare({"statistics", "gate_statistics"})
+    assert len(passes) == 3
 
 
 def test_states_before_statistics_cost_no_second_pass(llama, passes):

@@ -17,7 +17,7 @@ from wisparse.repro.configuration import REPOSITORY
 
 from ...conftest import make_calibration, make_method, make_tiny_model
 
-NEEDS = {"statistics", "final_states"}
+NEEDS = {"statistics", "gate_statistics", "final_states"}
 MODULE = ".".join(Path(__file__).relative_to(REPOSITORY).with_suffix("").parts)
 KILLED = f"""
 import os, signal, sys
@@ -167,7 +167,7 @@ def test_what_is_not_what_was_written_counts_as_nothing(tmp_path, caplog, damage
     assert "begins anew" in caplog.text
     whole.prepare(NEEDS)
     assert torch.equal(goes_on.final_states, whole.final_states) or damage == "other batches"
-    assert [one.up_output.tokens for one in goes_on.statistics] == [8 * 16] * 2
+    assert [one.up_output.tokens for one in goes_on.gate_statistics] == [8 * 16] * 2
 
 
 def test_a_file_without_all_that_is_wanted_is_not_gone_on_from(tmp_path):

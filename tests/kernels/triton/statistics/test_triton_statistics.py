@@ -5,7 +5,7 @@ import torch
 from wisparse.kernels.triton.statistics.magnitudes import count_magnitudes
 from wisparse.kernels.triton.statistics.near_thresholds import near_costs
 from wisparse.kernels.triton.statistics.thresholded import thresholded
-from wisparse.kernels.triton.statistics.turned import relative_slopes
+from wisparse.kernels.triton.statistics.turned import column_dots, columns_weighted, relative_slopes
 
 from ...triton_cases import DEVICE, random
 
@@ -82,3 +82,13 @@ def test_slopes_of_relative_losses_are_those_of_autograd():
     found = relative_slopes(y.detach(), curvatures.detach(), outs, readers)
     assert torch.allclose(2 * found[0], by_turned, rtol=1e-4, atol=1e-5)
     assert torch.allclose(found[1], by_curvature, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [64, 70])
+def test_columns_of_matrices_are_multiplied_and_weighted_by_group(size):
+    matrices, basis = random(2, 3, size, size), random(2, size, size, seed=1)
+    weights = random(2, 3, size, seed=2)
+    dots = torch.einsum("gpij,gij->gpj", matrices.double(), basis.double())
+    weighted = torch.einsum("gpij,gpj->gij", matrices.double(), weights.double())
+    assert torch.allclose(column_dots(matrices, basis).double(), dots, atol=1e-4)
+    assert torch.allclose(columns_weighted(matrices, weights).double(), weighted, atol=1e-4)
