@@ -52,7 +52,7 @@ class Collected:
     statistics: list[BlockStatistics] = field(default_factory=list)
     """Statistics of every block."""
     gates: list[GateStatistics] = field(default_factory=list)
-    """Those of every block's neurons."""
+    """Statistics of every block's neurons."""
     states: list[Tensor] = field(default_factory=list)
     """What the head reads, (sequences, length, hidden): a batch each, one tensor when the pass has ended."""
     seconds: float = 0.0
