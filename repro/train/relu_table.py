@@ -21,7 +21,7 @@ from ..tables.csv_rows import csv_text, write_table
 from ..tables.kept_records import made_from_records
 from ..tables.text import table_row
 from .cards import CARD, check_trained_alike, read_cards
-from .recipes import CONTINUATIONS, START
+from .recipes import CONTINUATIONS
 
 CONTROL = "dense"
 CLAIMED_ZEROS = 0.89
@@ -36,35 +36,45 @@ NAMES = (
 class TrainedModels:
     """Cards of trained models by the name of their continuation, and cells measured on them."""
 
+    start: str
+    """Name of the model that all of them were trained on from."""
     cards: dict[str, dict[str, Any]]
     cells: dict[int, MeasuredCell]
     """Cells in the order in which they were read."""
 
+    def model(self, name: str) -> str:
+        """Name of the model of a continuation."""
+        return f"{self.start}-{name}"
+
     def of(self, name: str) -> list[MeasuredCell]:
         """Cells of a model, dense first."""
-        mine = [cell for cell in self.cells.values() if cell.record["model"]["name"] == f"{START}-{name}"]
+        mine = [cell for cell in self.cells.values() if cell.record["model"]["name"] == self.model(name)]
         return sorted(mine, key=lambda cell: (method_rank(cell.key[1]), cell.key[2]))
 
 
 def read_models(cards: Path, *records: Path) -> TrainedModels:
     """Read the cards below a folder, a folder each, and the cells below others.
 
-    Raises UserError without the control, where another model was trained otherwise or on other tokens, and
-    where cells of one name are of different weights.
+    Cells of the model that they were trained on from are read, too. Raises UserError without one control,
+    where another model was trained otherwise or on other tokens, and where cells of one name are of different
+    weights.
     """
-    known = {f"{START}-{name}": name for name in CONTINUATIONS}
+    controls = sorted(path.parent.name for path in cards.glob(f"*-{CONTROL}/{CARD}"))
+    if len(controls) != 1:
+        those = f"has {', '.join(controls)}; keep the one" if controls else f"has no MODEL-{CONTROL}/{CARD},"
+        raise UserError(f"{cards} {those} which the others are compared with")
+    start = controls[0].removesuffix(f"-{CONTROL}")
+    known = {f"{start}-{name}": name for name in CONTINUATIONS}
     of_models = read_cards(cards, known)
-    if f"{START}-{CONTROL}" not in of_models:
-        raise UserError(f"{cards} has no {START}-{CONTROL}/{CARD}, which the others are compared with")
     check_trained_alike(of_models)
     found = {known[model]: card for model, card in of_models.items()}
-    cells = [cell for cell in every_cell(records) if cell.record["model"]["name"] in of_models]
+    cells = [cell for cell in every_cell(records) if cell.record["model"]["name"] in {start, *of_models}]
     weights: dict[str, str] = {}
     for cell in cells:
         model = cell.record["model"]
         if weights.setdefault(model["name"], model["fingerprint"]) != model["fingerprint"]:
             raise UserError(f"cells of {model['name']} are of several trainings; keep those of one")
-    return TrainedModels(found, dict(enumerate(cells)))
+    return TrainedModels(start, found, dict(enumerate(cells)))
 
 
 def rows(data: TrainedModels) -> list[dict[str, str]]:
@@ -73,7 +83,7 @@ def rows(data: TrainedModels) -> list[dict[str, str]]:
     for name, card in data.cards.items():
         zeros, perplexity = card["zeros_by_block"], card["held_out_perplexity"]
         shares = (fmean(zeros), min(zeros), max(zeros))
-        of_model = (f"{START}-{name}", *(f"{share:.4f}" for share in shares), f"{perplexity:.4f}",
+        of_model = (data.model(name), *(f"{share:.4f}" for share in shares), f"{perplexity:.4f}",
                     f"{perplexity / control:.4f}")  # fmt: skip
         for cell in data.of(name) or [None]:
             of_cell = ("",) * 5 if cell is None else _of_cell(cell)
@@ -95,18 +105,16 @@ def _of_cell(cell: MeasuredCell) -> tuple[str, ...]:
 def page(data: TrainedModels) -> str:
     """The rows as a page."""
     card = data.cards[CONTROL]
-    start = json.loads((MODELS / START / CARD).read_text(encoding="utf-8"))
     lines = [
         "# Models with true zeros",
         "",
-        f"- Each was trained on from `{START}` with {card['tokens_seen']:,} tokens, the control among them; "
-        f"text, batches and learning rate are the same. Trained on: {card['device']}.",
+        f"- Each was trained on from `{data.start}` with {card['tokens_seen']:,} tokens, the control among "
+        f"them; text, batches and learning rate are the same. Trained on: {card['device']}.",
         "- Zeros: exact zeros behind the gate on held-out text, mean over the blocks and least to most. "
         f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens: dense, but "
-        "Q-Sparse with its top-k, and LTE with its routers, whose zeros are what these leave out. That of "
-        f"`{START}` itself was {start['held_out_perplexity']:.3f}, after {start['tokens_seen']:,} tokens of "
-        "more text.",
-        "- Methods: perplexity of the suite's held-out texts; realised: block weights not read.",
+        "Q-Sparse with its top-k, and LTE with its routers, whose zeros are what these leave out."
+        f"{_before(data)}",
+        f"- Methods: perplexity of {_texts(data)}; realised: block weights not read.",
         *_slow(data),
         *_settings(data),
         *_claims(data),
@@ -136,12 +144,32 @@ def page(data: TrainedModels) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _before(data: TrainedModels) -> str:
+    """Held-out perplexity of the model that training went on from, where this project trained it, too."""
+    path = MODELS / data.start / CARD
+    if not path.is_file():
+        return ""
+    card = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        f" That of `{data.start}` itself was {card['held_out_perplexity']:.3f}, after {card['tokens_seen']:,} "
+        "tokens of more text."
+    )
+
+
+def _texts(data: TrainedModels) -> str:
+    """What the methods' perplexity is of, and that of the model that training went on from, as it was."""
+    suites = {cell.record["suite"]["name"] for cell in data.cells.values()}
+    texts = "WikiText-2" if suites == {"wikitext"} else "the suite's held-out texts"
+    whole = [cell for cell in data.cells.values() if cell.key[:2] == (data.start, "dense")]
+    return texts + "".join(f" (`{data.start}` itself: {cell.record['perplexity']:.3f})" for cell in whole)
+
+
 def _slow(data: TrainedModels) -> list[str]:
     """What must be known of models that had a part of the control's learning rate."""
     named: dict[tuple[float, float], list[str]] = {}
     for name, card in data.cards.items():
         if how := card.get("continuation", {}).get("routers"):
-            named.setdefault((how["model_rate"], how["hard_from"]), []).append(f"`{START}-{name}`")
+            named.setdefault((how["model_rate"], how["hard_from"]), []).append(f"`{data.model(name)}`")
     return [
         f"- {', '.join(names)}: {rate:g} of the control's learning rate for the first {share:.0%} of training, "
         "so that the model is less far from its start than the control is."
@@ -173,7 +201,7 @@ def _claims(data: TrainedModels) -> list[str]:
             zeros, ratio = fmean(card["zeros_by_block"]), card["held_out_perplexity"] / control
             verdict = "so, too" if zeros >= CLAIMED_ZEROS and ratio <= 1.0 else "not so"
             found.append(
-                f"`{START}-{name}` has {zeros:.1%} at {ratio:.3f} of its control's perplexity: {verdict}"
+                f"`{data.model(name)}` has {zeros:.1%} at {ratio:.3f} of its control's perplexity: {verdict}"
             )
     if not found:
         return []

@@ -9,8 +9,8 @@ from wisparse.repro.train.relu_table import page, read_models, rows
 from ..tables.made_up_cells import write_cell
 
 
-def card(folder, name, zeros, perplexity, **changes):
-    path = folder / f"llama-mini-{name}"
+def card(folder, name, zeros, perplexity, start="llama-mini", **changes):
+    path = folder / f"{start}-{name}"
     path.mkdir(parents=True)
     content = {
         "recipe": {"learning_rate": 1e-3}, "tokens_seen": 1000,
@@ -74,9 +74,36 @@ def test_the_papers_claim_stands_beside_what_was_found(tmp_path):
     assert "90.0% at 0.988 of its control's perplexity: so, too" in page(read_models(tmp_path / "better"))
 
 
+def test_models_trained_on_from_another_stand_beside_what_that_was(tmp_path):
+    card(tmp_path / "cards", "dense", 0.1, 8.0)
+    card(tmp_path / "others", "dense", 0.1, 8.0, start="smollm2-135m")
+    card(tmp_path / "others", "relu", 0.6, 8.8, start="smollm2-135m")
+    suite = {"name": "wikitext", "config": {}}
+    for name, method in (("smollm2-135m", "dense"), ("smollm2-135m-relu", "relu_zeros")):
+        model = {"name": name, "device": "cpu", "fingerprint": name, "dtype": "float32"}
+        write_cell(tmp_path / "records", method, 0.0, 0, model=model, suite=suite)
+    data = read_models(tmp_path / "others", tmp_path / "records")
+    assert [(row["model"], row["method"]) for row in rows(data)] == [
+        ("smollm2-135m-dense", ""),
+        ("smollm2-135m-relu", "relu_zeros"),
+    ]
+    shown = page(data)
+    assert "- Methods: perplexity of WikiText-2 (`smollm2-135m` itself: 33.333); realised" in shown
+    assert "tokens of more text" not in shown
+    embedded = page(read_models(tmp_path / "cards"))
+    assert "`llama-mini` itself was 9.600, after 599,916,544 tokens of more text.\n" in embedded
+
+
+def test_cards_of_two_starts_are_refused(tmp_path):
+    for start in ("llama-mini", "smollm2-135m"):
+        card(tmp_path, "dense", 0.1, 8.0, start=start)
+    with pytest.raises(UserError, match="has llama-mini-dense, smollm2-135m-dense; keep the one which"):
+        read_models(tmp_path)
+
+
 def test_what_is_not_comparable_is_refused(tmp_path):
     card(tmp_path, "relu", 0.6, 8.8)
-    with pytest.raises(UserError, match=r"has no llama-mini-dense/training\.json"):
+    with pytest.raises(UserError, match=r"has no MODEL-dense/training\.json, which"):
         read_models(tmp_path)
     card(tmp_path, "dense", 0.1, 8.0, tokens_seen=999)
     with pytest.raises(UserError, match="llama-mini-relu is of another tokens_seen"):
