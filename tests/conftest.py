@@ -75,6 +75,7 @@ TINY_METHOD = {
         "method.inner.training.sequences=2",
     ],
     "spon": ["method.own_sequences=2", "method.inner.training.steps=2", "method.inner.training.sequences=2"],
+    "spon_long": ["method.training.steps=2", "method.training.sequences=2"],
     "teal_folded": ["method.basis.steps=2", "method.basis.tokens_a_step=16"],
 }
 """Settings of methods whose steps no search budget bounds."""
