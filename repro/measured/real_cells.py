@@ -130,6 +130,33 @@ def read_tried(*folders: Path) -> RealData:
     return _read(folders, command, varied=("search", "search budget", "calibration"))
 
 
+def read_text_amounts(*folders: Path) -> RealData:
+    """Read cells apart by tokens of calibration text: of methods on several amounts, and of the reference.
+
+    Raises as `read_real`, and UserError where no method was measured on two amounts.
+    """
+
+    def tokens(record: dict[str, Any]) -> str:
+        return str(record["calibration"]["sequences"] * record["calibration"]["length"])
+
+    command = "`python repro/run.py experiment=method_text experiment_name=text_amounts`"
+    varied = ("search", "search budget", "calibration")
+    data = _read(folders, command, varied, keep=has_own_weights, text=tokens)
+    amounts: dict[tuple[Any, ...], set[str]] = {}
+    for section, *curve, _ in data.cells:
+        amounts.setdefault((section[:-1], *curve), set()).add(section.text)
+    several = {curve for curve, found in amounts.items() if len(found) > 1 and curve[1] != "dense"}
+    if not several:
+        raise UserError(f"no method was measured on two amounts of text; run {command} first")
+    places, beside = {where for where, *_ in several}, ("dense", data.reference)
+
+    def shown(section: Section, method: str, sparsity: float, _: int) -> bool:
+        where = section[:-1]
+        return where in places and (method in beside or (where, method, sparsity) in several)
+
+    return replace(data, cells={place: cell for place, cell in data.cells.items() if shown(*place)})
+
+
 def read_real_frontier(
     *folders: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True
 ) -> RealData:
@@ -195,13 +222,14 @@ def text_of(record: dict[str, Any]) -> str:
 
 
 def read_generation(*folders: Path) -> RealData:
-    """Read cells of suites on generated text, of every method. Raises as `read_real`."""
+    """Read cells of suites on generated text, apart by calibration text. Raises as `read_real`."""
 
     def generated(record: dict[str, Any]) -> bool:
         return record["suite"]["name"] == "generation"
 
     varied = ("search", "search budget", "calibration")
-    return _read(folders, "`python repro/run.py experiment=generation_real`", varied, keep=generated)
+    command = "`python repro/run.py experiment=generation_real`"
+    return _read(folders, command, varied, keep=generated, text=text_of)
 
 
 def _about(data: RealData, asked: Callable[[str], bool], beside: Collection[str]) -> RealData:

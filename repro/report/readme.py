@@ -18,7 +18,7 @@ from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .summaries.bars import bars_table, mini_bars_table
 from .summaries.field import field_table
-from .summaries.own import OTHER_TEXT, generation_table, own_table, times_table, tried_table
+from .summaries.own import OTHER_TEXT, amounts_table, generation_table, own_table, times_table, tried_table
 from .summaries.proxies import proxies_table
 from .summaries.pruned import pruned_small_table, pruned_table
 from .summaries.question import question_summary
@@ -116,6 +116,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "bars": bars_table,
         "bars of small models": mini_bars_table,
         "text": partial(own_table, OTHER_TEXT),
+        "amounts": amounts_table,
         "times": times_table,
         "generation": generation_table,
         "scaling": scaling_table,

@@ -21,6 +21,7 @@ from .against_bytes.plan_times import PLAN_TIMES
 from .against_bytes.quantised_table import QUANTISED
 from .against_bytes.real_frontier_table import REAL_FRONTIER
 from .against_bytes.real_table import READINGS, REAL
+from .against_bytes.text_amounts import TEXT_AMOUNTS
 from .csv_rows import write_table
 from .full_size_table import FULL_SIZE
 from .heads_table import HEADS
@@ -42,6 +43,7 @@ TABLES: dict[str, Table[Any]] = {
         OWN,
         BARS,
         PLAN_TIMES,
+        TEXT_AMOUNTS,
         FRONTIER,
         REAL_FRONTIER,
         GENERATION,

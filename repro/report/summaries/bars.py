@@ -38,10 +38,11 @@ def mini_bars_table(path: Path = BARS) -> str:
     """Every aim on the small models beside what was reached."""
     wanted = {place[0] for place in MINI}
     rows = [row for row in read_rows(path) if row["model"] in wanted]
-    heads = ["", "calibration text", "model", "sparsity", "aimed at", "reached"]
-    lines = [table_row(heads), "|---|---|---|---:|---:|---|"]
+    heads = ["", "calibration text", "model", "protocol", "sparsity", "aimed at", "reached"]
+    lines = [table_row(heads), "|---|---|---|---|---:|---:|---|"]
     for row in rows:
-        lines.append(table_row([_kind(row), _text(row, rows), row["model"], *_aim(row), reached(row)]))
+        what = [_kind(row), _text(row, rows), row["model"], row["protocol"]]
+        lines.append(table_row([*what, *_aim(row), reached(row)]))
     return "\n".join(lines)
 
 

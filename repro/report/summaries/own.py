@@ -22,6 +22,7 @@ COLUMNS = (*SHOWN, ("english", "rise_share", "English rise ÷ TEAL's {}", 2))
 OWN = REPOSITORY / "results" / "real" / "method.csv"
 OTHER_TEXT = OWN.with_name("method_text.csv")
 """The same of other calibration text, in sequences as long as what is evaluated."""
+AMOUNTS = OWN.with_name("text_amounts.csv")
 TIMES = OWN.with_name("plan_times.csv")
 GENERATED = OWN.with_name("generation.csv")
 LEFT_OUT = {"model", "protocol", "seeds", "realised_sparsity", "unchanged"}
@@ -52,6 +53,28 @@ def generation_table(path: Path = GENERATED) -> str:
         return f"*{NOT_MEASURED.capitalize()}.*"
     shown = [column for column in GENERATION.shown_columns(rows) if column.name not in LEFT_OUT]
     return markdown_table(shown, rows)
+
+
+def amounts_table(path: Path = AMOUNTS) -> str:
+    """Shares of TEAL's rise by the tokens of calibration text, a line a method and sparsity."""
+    rows = read_rows(path) if path.exists() else []
+    if not rows:
+        return f"*{NOT_MEASURED.capitalize()}.*"
+    tokens = sorted({int(row["tokens"]) for row in rows})
+    lines = [table_row(["", "sparsity", "seeds", *(f"{amount:,} tokens" for amount in tokens)])]
+    lines.append("|---|---:|---:" + "|---:" * len(tokens) + "|")
+    for curve in dict.fromkeys((row["method"], row["sparsity"]) for row in rows):
+        mine = {int(row["tokens"]): row for row in rows if (row["method"], row["sparsity"]) == curve}
+        seeds = " to ".join(dict.fromkeys(sorted(row["seeds"] for row in mine.values())))
+        shares = [_share_of(mine[amount]) if amount in mine else NOT_MEASURED for amount in tokens]
+        lines.append(table_row([f"`{curve[0]}`", f"{float(curve[1]):.0%}", seeds, *shares]))
+    return "\n".join(lines)
+
+
+def _share_of(row: Row) -> str:
+    if not row["rise_share"]:
+        return f"perplexity {float(row['perplexity']):.2f}"
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[f"rise_share{end}"]) for end in ("", "_low", "_high")))
 
 
 def times_table(path: Path = TIMES) -> str:

@@ -28,7 +28,11 @@ BUDGET = "medium"
 REAL = tuple(
     ("smollm2-135m", suite, protocol) for suite in ("wikitext", "english") for protocol in ("half", "all")
 )
-MINI = tuple((model, "embedded", "half") for model in ("llama-mini", "mistral-mini", "qwen-mini"))
+MINI = tuple(
+    (model, "embedded", protocol)
+    for protocol in ("half", "all")
+    for model in ("llama-mini", "mistral-mini", "qwen-mini")
+)
 """Where the aims are of the real model and of the small ones: model, suite, protocol."""
 
 

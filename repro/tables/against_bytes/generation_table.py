@@ -91,6 +91,7 @@ def columns(tasks: Sequence[str]) -> list[Column[Generated]]:
             Column("model", "Model", lambda entry: entry.section.model),
             Column("protocol", "Protocol", lambda entry: entry.section.protocol),
             Column("method", "Method", lambda entry: entry.method),
+            Column("calibration", "Calibration", lambda entry: entry.section.text),
             Column("trained", "Trained", lambda entry: entry.trained),
             Column("sparsity", "Sparsity", lambda entry: entry.sparsity, form=PERCENT),
             Column("seeds", "Seeds", lambda entry: len(entry.cells)),
@@ -136,5 +137,9 @@ GENERATION = Table(
     columns=columns,
     tasks=lambda data: data.tasks,
     above=above,
-    block=lambda row: None if row["method"] == "dense" else (row["protocol"], row["sparsity"], row["trained"]),
+    block=lambda row: (
+        None
+        if row["method"] == "dense"
+        else tuple(row[name] for name in ("protocol", "calibration", "sparsity", "trained"))
+    ),
 )

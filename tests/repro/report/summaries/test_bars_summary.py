@@ -32,8 +32,8 @@ def test_a_line_holds_both_suites_of_the_real_model_and_small_models_stand_apart
     rows = [
         row(suite="wikitext", calibration_tokens="32768", **real, **text),
         row(suite="english", rise_share="", verdict="not measured", **real, **text),
-        row(model="qwen-mini", suite="embedded", sparsity="0.6", aim="0.5", calibration="unseen", trained="yes",
-            published="wina", verdict="missed", calibration_tokens="131072"),
+        row(model="qwen-mini", suite="embedded", protocol="all", sparsity="0.6", aim="0.5", trained="yes",
+            calibration="unseen", published="wina", verdict="missed", calibration_tokens="131072"),
     ]  # fmt: skip
     path = tmp_path / "bars.csv"
     with path.open("w", newline="") as file:
@@ -45,6 +45,6 @@ def test_a_line_holds_both_suites_of_the_real_model_and_small_models_stand_apart
         "| not measured |"
     ]
     assert mini_bars_table(path).splitlines()[2:] == [
-        "| lightly trained | code that the models were not trained on, 131,072 tokens | qwen-mini | 60% | 0.50 "
-        "| missed: 0.49 of `wina`, 3 seeds |"
+        "| lightly trained | code that the models were not trained on, 131,072 tokens | qwen-mini | all | 60% "
+        "| 0.50 | missed: 0.49 of `wina`, 3 seeds |"
     ]
