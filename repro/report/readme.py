@@ -16,8 +16,10 @@ from ..measured.frontier import read_frontier
 from ..records import write_text
 from ..tables.csv_rows import read_rows
 from ..tables.text import NOT_MEASURED, interval_text, table_row
-from .summaries.bars import bars_table, mini_bars_table
+from .summaries.bars import bars_in_short, bars_table, mini_bars_table
 from .summaries.field import field_table
+from .summaries.massive import dropped_table, entries_table, needs_table
+from .summaries.method import biases_table, left_over_table, settings_table
 from .summaries.own import OTHER_TEXT, amounts_table, generation_table, own_table, times_table, tried_table
 from .summaries.proxies import proxies_table
 from .summaries.pruned import pruned_small_table, pruned_table
@@ -112,16 +114,23 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     | {name: partial(frontier, *of) for name, of in FRONTIERS.items()},
     "docs/wisparse-reproduction.md": {"readings": readings_table},
     "docs/method.md": {
+        "settings": settings_table,
         "own": own_table,
+        "bars in short": bars_in_short,
         "bars": bars_table,
         "bars of small models": mini_bars_table,
         "text": partial(own_table, OTHER_TEXT),
         "amounts": amounts_table,
         "times": times_table,
+        "biases": biases_table,
         "generation": generation_table,
         "scaling": scaling_table,
         "choice": partial(tried_table, apart=True),
         "tried": tried_table,
+        "left over": left_over_table,
+        "massive entries": entries_table,
+        "massive entries dropped": dropped_table,
+        "massive needs": needs_table,
     },
     "docs/field.md": {
         "measured": field_table,

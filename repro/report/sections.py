@@ -82,7 +82,12 @@ FIRST = (
     "readings",
 )
 """Tables of a folder that come first, in this order; the others follow by name."""
-UNTITLED = {"massive": "Massive activations of the first token", "settings_tried": "Settings that were tried"}
+UNTITLED = {
+    "massive": "Massive activations of the first token",
+    "massive_needs": "What massive activations and first tokens need",
+    "massive_needs_entries": "Massive entries, site by site",
+    "settings_tried": "Settings that were tried",
+}
 """Titles of tables without a page of their own."""
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")
 PLOTTED = ("speed", "kernels", "frontier", "quantised", "scaling")

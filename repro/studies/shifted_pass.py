@@ -35,6 +35,13 @@ class Shift(Protocol):
         """(rows, length) for the block that the last stream enters; rows: of the text."""
 
 
+class Choice(Protocol):
+    """What a projection keeps in place of what the thresholds say."""
+
+    def kept(self, name: str, kept: Tensor, rows: slice) -> Tensor:
+        """(rows, length, channels) of the projection `name`; kept: by its thresholds, rows: of the text."""
+
+
 @dataclass(frozen=True)
 class Deviation:
     """How a pass deviates from the thresholds of its plan."""
@@ -47,6 +54,8 @@ class Deviation:
     """Octaves that a projection's are moved by besides."""
     top_k: Mapping[str, int] = field(default_factory=dict)
     """Channels that every token keeps, by projection, in place of its thresholds."""
+    choice: Choice | None = None
+    """What is kept after all that."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class Lost:
 
     divergence: Tensor
     """(rows, length) KL(dense ‖ sparse) of the prediction behind each token, in nats."""
+    surprisal: Tensor
+    """(rows, length - 1) of the text's next token under that prediction, in nats."""
     read: Tensor
     """(blocks, rows, length) share of a block's weights."""
     seen: list[Seen]
@@ -80,27 +91,30 @@ class StudiedText:
     @torch.inference_mode()
     def lost(self, dense: Tensor, deviation: Deviation, keep_seen: bool = False) -> Lost:
         """What the plan loses under a deviation; dense: from `dense_states`."""
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         kept: list[Seen] = []
         for first in range(0, len(self.ids), self.batch_size):
             rows = slice(first, first + self.batch_size)
             hooks = _Hooks(self.model, self.plan, deviation, rows)
             with hooked(hooks.on_blocks()):
                 states = decoder_of(self.model).inner(input_ids=self.ids[rows], use_cache=False)[0]
-            found.append((self._compared(states, dense[rows]), torch.stack(hooks.seen.kept)))
+            found.append((*self._compared(states, dense[rows], rows), torch.stack(hooks.seen.kept)))
             kept += [hooks.seen] if keep_seen else []
-        divergence, read = zip(*found, strict=True)
-        return Lost(torch.cat(divergence), torch.cat(read, dim=1), kept)
+        divergence, surprisal, read = zip(*found, strict=True)
+        return Lost(torch.cat(divergence), torch.cat(surprisal), torch.cat(read, dim=1), kept)
 
-    def _compared(self, states: Tensor, dense: Tensor) -> Tensor:
-        """(rows, length) divergence."""
+    def _compared(self, states: Tensor, dense: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """(rows, length) divergence and (rows, length - 1) surprisal."""
         head, at_once = decoder_of(self.model).lm_head, tokens_at_once(self.model)
-        divergence = []
-        parts = [given.flatten(0, 1).split(at_once) for given in (states, dense)]
-        for ours, theirs in zip(*parts, strict=True):
+        divergence, surprisal = [], []
+        following = self.ids[rows].roll(-1, dims=1)  # the last of a row has none, and is left out below
+        parts = [given.flatten(0, 1).split(at_once) for given in (states, dense, following[..., None])]
+        for ours, theirs, ids in zip(*parts, strict=True):
             got, expected = (head(part).float().log_softmax(-1) for part in (ours, theirs))
             divergence.append((expected.exp() * (expected - got)).sum(-1))
-        return torch.cat(divergence).view(states.shape[:2])
+            surprisal.append(-got.gather(-1, ids)[..., 0])
+        shape = states.shape[:2]
+        return torch.cat(divergence).view(shape), torch.cat(surprisal).view(shape)[:, :-1]
 
 
 class _Hooks:
@@ -144,6 +158,8 @@ class _Hooks:
                 kept = x.abs() >= thresholds * moved
             else:
                 kept = ~dropped_by_top_k(x, 1.0 / thresholds.clamp_min(1e-9), k)
+            if self._deviation.choice is not None:
+                kept = self._deviation.choice.kept(name, kept, self._rows)
             self.seen.kept[-1] += share * kept.sum(-1)
             return (x * kept,)
 

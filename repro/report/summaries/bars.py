@@ -10,6 +10,7 @@ from ...tables.csv_rows import Row, read_rows
 from ...tables.text import NOT_MEASURED, table_row
 
 BARS = REPOSITORY / "results" / "real" / "bars.csv"
+TIMES = BARS.with_name("plan_times.csv")
 TEXTS = {
     "english": "prose",
     "english_wikitext": "prose and WikiText-2's validation part",
@@ -32,6 +33,30 @@ def bars_table(path: Path = BARS) -> str:
         what = [_kind(mine[0]), f"`{mine[0]['method']}`", _text(mine[0], rows), mine[0]["protocol"]]
         lines.append(table_row([*what, *_aim(mine[0]), *found]))
     return "\n".join(lines)
+
+
+def bars_in_short(path: Path = BARS, times: Path = TIMES) -> str:
+    """How many shares each method of the real model meets, which it misses, and what its plan takes."""
+    wanted = {place[0] for place in REAL}
+    rows = [row for row in read_rows(path) if row["model"] in wanted]
+    took = {row["method"]: row["share"] for row in read_rows(times) if row["share"]}
+    heads = ["", "calibration text", "aims met", "measured", "missed", "plan ÷ WiSparse's"]
+    lines = [table_row(heads), "|---|---|---:|---:|---|---:|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        measured = [row for row in mine if row["rise_share"]]
+        met = [row for row in measured if row["verdict"] == "met"]
+        missed = "; ".join(_missed(row) for row in measured if row not in met)
+        time = f"{float(took[method]):.3f}" if method in took else NOT_MEASURED
+        counts = [str(len(met)), f"{len(measured)} of {len(mine)}"]
+        lines.append(table_row([f"`{method}`", _text(mine[0], rows), *counts, missed, time]))
+    return "\n".join(lines)
+
+
+def _missed(row: Row) -> str:
+    share, aim = float(row["rise_share"]), float(row["aim"])
+    place = f"{SUITES[row['suite']]}, {row['protocol']}, {float(row['sparsity']):.0%}"
+    return f"{place}: {_apart(share, aim)} for {aim:.2f}"
 
 
 def mini_bars_table(path: Path = BARS) -> str:

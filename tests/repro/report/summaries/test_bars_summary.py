@@ -2,7 +2,7 @@
 
 import csv
 
-from wisparse.repro.report.summaries.bars import bars_table, mini_bars_table, reached
+from wisparse.repro.report.summaries.bars import bars_in_short, bars_table, mini_bars_table, reached
 from wisparse.repro.tables.against_bytes.bars_table import BARS
 
 NAMES = [name for column in BARS.columns(()) for name in column.names]
@@ -47,4 +47,25 @@ def test_a_line_holds_both_suites_of_the_real_model_and_small_models_stand_apart
     assert mini_bars_table(path).splitlines()[2:] == [
         "| lightly trained | code that the models were not trained on, 131,072 tokens | qwen-mini | all | 60% "
         "| 0.50 | missed: 0.49 of `wina`, 3 seeds |"
+    ]
+
+
+def test_methods_in_short_count_what_was_met_and_name_what_was_missed(tmp_path):
+    place = {"model": "smollm2-135m", "protocol": "all", "method": "ours", "sparsity": "0.6", "aim": "0.65"}
+    text = {"calibration": "english", "trained": "no", "calibration_tokens": "32768"}
+    rows = [
+        row(suite="wikitext", **place, **text),
+        row(suite="english", **place | {"rise_share": "0.6523", "verdict": "missed"}, **text),
+        row(
+            suite="english", **place | {"rise_share": "", "verdict": "not measured", "sparsity": "0.5"}, **text
+        ),
+    ]
+    path, times = tmp_path / "bars.csv", tmp_path / "plan_times.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, NAMES)
+        writer.writeheader()
+        writer.writerows(rows)
+    times.write_text("method,share\nours,0.1038\nwisparse,\n")
+    assert bars_in_short(path, times).splitlines()[2:] == [
+        "| `ours` | prose, 32,768 tokens | 1 | 2 of 3 | English, all, 60%: 0.652 for 0.65 | 0.104 |"
     ]
