@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ....method.training.trained_rules import BAND
 from ...configuration import CONFIGURATION, REPOSITORY
 from ...tables.csv_rows import Row, read_rows
 from ...tables.text import table_row
@@ -47,6 +48,8 @@ def settings_table(methods: tuple[str, ...] = METHODS) -> str:
     lines = [table_row(["", *(f"`{method}`" for method in methods)]), "|---" + "|---:" * len(methods) + "|"]
     for setting, what in SETTINGS.items():
         lines.append(table_row([what, *(_setting(found[method], setting) for method in methods)]))
+    trained = [f"{BAND:g}" if _setting(found[method], "training.steps") else "" for method in methods]
+    lines.append(table_row(["octaves of the logistic function's slope", *trained]))
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ def rows(table):
 
 def test_settings_are_those_that_methods_are_made_with():
     table = {row[0]: dict(zip(METHODS, row[1:], strict=True)) for row in rows(settings_table())[2:]}
-    assert len(table) == len(SETTINGS)
+    assert len(table) == len(SETTINGS) + 1
     with composing():
         names = ("equal_loss_folded_long", "equal_loss_trained_long")
         long, trained = (compose("config", overrides=[f"method={name}"]).method for name in names)
@@ -26,6 +26,8 @@ def test_settings_are_those_that_methods_are_made_with():
     assert table["steps of (9)"]["equal_loss_folded_long"] == f"{long.basis.steps:,}"
     assert table["sequences of such a step"]["equal_loss_trained_long"] == str(trained.inner.training.sequences)
     assert table["steps of (10)"]["equal_loss"] == ""
+    slopes = table["octaves of the logistic function's slope"]
+    assert [slopes[name] != "" for name in METHODS] == ["trained" in name for name in METHODS]
 
 
 def test_biases_cost_a_share_of_a_step(tmp_path):
