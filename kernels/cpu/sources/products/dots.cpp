@@ -4,6 +4,7 @@
 // the width of the vectors does not matter; see product.cpp for what else does not.
 
 #include "products/dots.h"
+#include "products/rows.h"
 #include "vectors.h"
 #include "with_constants.h"
 
@@ -17,11 +18,13 @@ constexpr int DOT_BLOCK = 2 * DOT_LANES; // columns of one step
 inline Pair load_part(const float *block, int part) { return load(block + part * LANES, DOT_LANES); }
 inline Pair load_part(const bfloat16 *block, int part) { return load(block + part * BLOCK); }
 
-// values[i][b] = row i · x[b] for COUNT rows; x is `arranged`.
+// values[i][b] = row i · x[b] for the first COUNT rows; the others are asked for meanwhile. x is `arranged`.
 template <int COUNT, int BATCH, class Value>
-inline void dot_rows(const Value *const (&rows)[COUNT], int64_t columns, const Arranged &x,
+inline void dot_rows(const Value *const (&rows)[2 * COUNT], int64_t columns, const Arranged &x,
                      float (&values)[COUNT][BATCH]) {
   Sixteen sums[COUNT][BATCH] = {};
+  const uint8_t *later[COUNT];
+  for (int i = 0; i < COUNT; ++i) later[i] = reinterpret_cast<const uint8_t *>(rows[COUNT + i]);
   const auto add_block = [&](auto &&block_of, int64_t column) {
 #pragma GCC unroll 16
     for (int part = 0; part < DOT_PARTS; ++part) {
@@ -40,8 +43,10 @@ inline void dot_rows(const Value *const (&rows)[COUNT], int64_t columns, const A
     }
   };
   const int64_t whole = columns / DOT_BLOCK * DOT_BLOCK;
-  for (int64_t column = 0; column < whole; column += DOT_BLOCK)
+  for (int64_t column = 0; column < whole; column += DOT_BLOCK) {
+    ask_ahead<COUNT>(later, column * sizeof(Value), DOT_BLOCK * sizeof(Value));
     add_block([&rows, column](int i) { return rows[i] + column; }, column);
+  }
   if (const int64_t rest = columns - whole) {
     Value padding[COUNT][DOT_BLOCK] = {};
     for (int i = 0; i < COUNT; ++i) std::memcpy(padding[i], rows[i] + whole, rest * sizeof(Value));
@@ -54,10 +59,11 @@ inline void dot_rows(const Value *const (&rows)[COUNT], int64_t columns, const A
 }
 
 template <int COUNT, int BATCH, class Value> void some_rows(const Dots &dots, int64_t index, const Arranged &x) {
-  const Value *rows[COUNT];
+  const Value *rows[2 * COUNT]; // and those that are read after them
   float values[COUNT][BATCH];
-  for (int i = 0; i < COUNT; ++i) {
-    const int64_t row = dots.channels ? dots.channels[index + i] : dots.first + index + i;
+  for (int i = 0; i < 2 * COUNT; ++i) {
+    const int64_t place = std::min(index + i, dots.count - 1);
+    const int64_t row = dots.channels ? dots.channels[place] : dots.first + place;
     rows[i] = reinterpret_cast<const Value *>(dots.weight.values + row * dots.weight.stride);
   }
   dot_rows<COUNT, BATCH>(rows, dots.weight.columns, x, values);

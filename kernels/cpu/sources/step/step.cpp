@@ -4,6 +4,7 @@
 // behind products and attention: five times a block. They share what has bytes: units of products, heads and
 // slots of the cache, rows of lm_head.
 
+#include "products/rows.h"
 #include "step/memory.h"
 #include "signs.h"
 
@@ -11,10 +12,10 @@
 
 namespace {
 
-constexpr int64_t DOT_ROWS = 64;    // rows of lm_head, or of a factor, that are one unit
-constexpr int64_t NEURON_ROWS = 16; // of gate and of up
-constexpr int64_t ROUTER_ROWS = 8;  // of a router of key-value groups
-constexpr int64_t SIGN_ROWS = 256;  // whose signs are one unit
+// Rows that are one unit of dot products, whole steps of ROWS: large enough that what is asked for ahead, which ends
+// where a unit does, is most of it, and so many units that threads end together.
+constexpr int64_t DOT_ROWS = 64, UNITS_OF_A_THREAD = 8;
+constexpr int64_t SIGN_ROWS = 256; // whose signs are one unit
 
 class Thread {
 public:
@@ -30,7 +31,7 @@ public:
     norm(model.final_norm);
     if (model.head_site.count) return products(model.head_site, logits);
     own.arranged[0].fill(model.head.stored, own.x.data(), model.hidden, model.batch, model.hidden);
-    rows(model.head, nullptr, model.vocabulary, DOT_ROWS, own.arranged[0], logits, 1, model.vocabulary, false);
+    rows(model.head, nullptr, model.vocabulary, own.arranged[0], logits, 1, model.vocabulary, false);
   }
 
 private:
@@ -84,7 +85,7 @@ private:
     if (!block.router_bias) return own.groups.look_at_all(model.batch, model.kv_heads);
     own.arranged[0].fill(block.router.stored, own.x.data(), model.hidden, model.batch, model.hidden);
     float *const logits = step.logits.data();
-    rows(block.router, nullptr, model.heads, ROUTER_ROWS, own.arranged[0], logits, 1, model.heads, false);
+    rows(block.router, nullptr, model.heads, own.arranged[0], logits, 1, model.heads, false);
     own.groups.look_at_best(model.batch, logits, block.router_bias, model.heads, model.kv_heads, block.kept_groups);
   }
 
@@ -110,8 +111,7 @@ private:
       activate(step.wide.data() + b * model.ffn, model.ffn, own.x.data() + b * model.ffn);
     const Rule rule{THRESHOLD, block.gate_thresholds, 0, 0};
     Kept kept = select(rule, own.x.data(), model.ffn, list);
-    rows(block.up_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.neurons.data(), model.batch,
-         1, false);
+    rows(block.up_rows, kept.channels, kept.count, own.arranged[0], step.neurons.data(), model.batch, 1, false);
     for (int64_t i = 0; i < kept.count * model.batch; ++i) list.values[i] *= step.neurons[i];
     run(block.down, &kept, step.narrow.data());
   }
@@ -134,13 +134,11 @@ private:
     });
     const Rule nonzero{THRESHOLD, step.least.data(), 0, 0};
     Kept kept = select(nonzero, step.predicted.data(), model.ffn, list);
-    rows(block.gate_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.gates.data(), model.batch,
-         1, false);
+    rows(block.gate_rows, kept.channels, kept.count, own.arranged[0], step.gates.data(), model.batch, 1, false);
     own.room.resize(kept.count * model.batch);
     activate(step.gates.data(), kept.count * model.batch, own.room.data());
     kept.count = drop_zeros(kept.count, model.batch, own.room.data(), list);
-    rows(block.up_rows, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], step.neurons.data(), model.batch,
-         1, false);
+    rows(block.up_rows, kept.channels, kept.count, own.arranged[0], step.neurons.data(), model.batch, 1, false);
     for (int64_t i = 0; i < kept.count * model.batch; ++i) list.values[i] *= step.neurons[i];
     run(block.down, &kept, step.narrow.data());
   }
@@ -164,7 +162,7 @@ private:
     own.arranged[0].fill(block.up_rows.stored, own.x.data(), model.hidden, model.batch, model.hidden);
     const int64_t groups = block.neuron_router.rows, each = model.ffn / groups;
     float *const logits = step.logits.data();
-    rows(block.neuron_router, nullptr, groups, ROUTER_ROWS, own.arranged[0], logits, 1, groups, false);
+    rows(block.neuron_router, nullptr, groups, own.arranged[0], logits, 1, groups, false);
     for (int64_t b = 0; b < model.batch; ++b)
       for (int64_t i = 0; i < model.ffn; ++i)
         own.x[b * model.ffn + i] = logits[b * groups + i / each] > static_cast<float>(block.router_threshold);
@@ -176,7 +174,7 @@ private:
   void computed(const Block &block, const Kept &kept) {
     List &list = own.lists[0];
     for (auto [weight, out] : {std::pair(&block.gate_rows, &step.gates), std::pair(&block.up_rows, &step.neurons)})
-      rows(*weight, kept.channels, kept.count, NEURON_ROWS, own.arranged[0], out->data(), model.batch, 1, false);
+      rows(*weight, kept.channels, kept.count, own.arranged[0], out->data(), model.batch, 1, false);
     own.room.resize(kept.count * model.batch);
     activate(step.gates.data(), kept.count * model.batch, own.room.data());
     for (int64_t i = 0; i < kept.count * model.batch; ++i) // a zero: another row has chosen this neuron
@@ -249,14 +247,16 @@ private:
     Arranged &arranged = own.arranged[0];
     float *const middle = step.low_rank.data();
     arranged.fill(part.right.stored, own.room.data(), site.channels, model.batch, site.channels);
-    rows(part.right, nullptr, part.rank, NEURON_ROWS, arranged, middle, 1, part.rank, false);
+    rows(part.right, nullptr, part.rank, arranged, middle, 1, part.rank, false);
     arranged.fill(part.left.stored, middle, part.rank, model.batch, part.rank);
-    rows(part.left, nullptr, part.left.rows, DOT_ROWS, arranged, out, 1, site.columns, true);
+    rows(part.left, nullptr, part.left.rows, arranged, out, 1, site.columns, true);
   }
 
   // Dot products with `count` rows, shared by the threads; see Dots.
-  void rows(const Weight &weight, const int32_t *channels, int64_t count, int64_t each, const Arranged &x,
-            float *out, int64_t row_step, int64_t batch_step, bool add) {
+  void rows(const Weight &weight, const int32_t *channels, int64_t count, const Arranged &x, float *out,
+            int64_t row_step, int64_t batch_step, bool add) {
+    const int64_t even = count / (UNITS_OF_A_THREAD * threads) / ROWS * ROWS;
+    const int64_t each = std::clamp<int64_t>(even, ROWS, DOT_ROWS);
     share((count + each - 1) / each, [&](int64_t unit) {
       const int64_t first = unit * each;
       run_dots({weight, channels ? channels + first : nullptr, first, std::min(each, count - first),
