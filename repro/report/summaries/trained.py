@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from math import prod
 from pathlib import Path
 
@@ -20,8 +21,8 @@ MODEL_HEADS = (
     "model", "zeros", "dense ÷ control", "method", "not read", "MB/token", "perplexity ÷ dense control",
 )  # fmt: skip
 SPEED_HEADS = (
-    "device", "shapes", "blocks", "rows of gate", "of up and down", "ms", "over dense", "over known zeros",
-    "signs alone, µs a block", "of a dense block",
+    "device", "shapes", "blocks", "rows of gate", "of up and down", "of these with zeros known", "ms",
+    "over dense", "over known zeros", "bytes allow", "signs alone, µs a block", "of a dense block",
 )  # fmt: skip
 
 
@@ -59,26 +60,39 @@ def _shown(rows: list[Row]) -> list[Row]:
 def predicted_table(path: Path = PREDICTED) -> str:
     """A row for every share of neurons that signs leave, over the dense step of the same run.
 
-    Over known zeros: beside the step that computes gate whole and reads as much of up and down. The last
-    columns: what counting signs adds to a step that reads nothing of the feed-forward parts, beside the share
-    of the dense step that a block has by its weights.
+    Over known zeros: beside the step behind it, that computes gate whole; bytes allow the ratio of both steps'
+    bytes. The last columns: what counting signs adds to a step that reads nothing of the feed-forward parts,
+    beside the share of the dense step that a block has by its weights.
     """
     runs = newest_runs(read_rows(path))
     lines = [table_row(SPEED_HEADS), "|---|---|" + "---:|" * (len(SPEED_HEADS) - 2)]
     for run, rows in runs.items():
         alone = {row["kind"]: float(row["ms"]) for row in rows if row["kind"] not in ("predicted", "known")}
-        known = {row["active"]: float(row["ms"]) for row in rows if row["kind"] == "known"}
         blocks = int(run[2])
         signs = (alone["signs"] - alone["nothing"]) / blocks
         cost = [f"{1e3 * signs:.1f}", f"{signs / (alone['dense'] * _share_of_a_block(run[1], blocks)):.1%}"]
-        for row in rows:
+        for row, behind in zip_longest(rows, rows[1:]):
             if row["kind"] == "predicted":
-                shares = [f"{float(row[part]):.0%}" for part in ("computed", "active")]
-                ms = float(row["ms"])
-                beside = known.get(row["active"])
-                gains = [f"{alone['dense'] / ms:.2f}×", f"{beside / ms:.2f}×" if beside else NOT_MEASURED]
+                known = behind if behind and behind["kind"] == "known" else None
+                ms, read = float(row["ms"]), [*map(float, (row["computed"], row["active"]))]
+                shares = [f"{share:.0%}" for share in (*read, float((known or row)["active"]))]
+                gains = [f"{alone['dense'] / ms:.2f}×", NOT_MEASURED, NOT_MEASURED]
+                if known:
+                    more = step_bytes(run[1], blocks, 1.0, float(known["active"]))
+                    allowed = more / step_bytes(run[1], blocks, *read, signs=True)
+                    gains[1:] = [f"{float(known['ms']) / ms:.2f}×", f"{allowed:.2f}×"]
                 lines.append(table_row([*run, *shares, f"{ms:.2f}", *gains, *cost]))
     return "\n".join(lines)
+
+
+def step_bytes(name: str, blocks: int, computed: float, active: float, signs: bool = False) -> float:
+    """Bytes of a step's weights in bfloat16 with so many neurons computed and active, and of packed signs."""
+    shape = shape_of(name, blocks)
+    sizes = {projection: prod(sides) for projection, sides in shape.projection_shapes().items()}
+    neurons = computed * sizes["gate"] + active * (sizes["up"] + sizes["down"])
+    packed = sizes["gate"] / 16 if signs else 0.0  # a bit for a weight of two bytes
+    attention = sum(sizes[projection] for projection in ("q", "k", "v", "o"))
+    return 2.0 * (blocks * (attention + neurons + packed) + shape.vocabulary * shape.hidden)
 
 
 def _share_of_a_block(name: str, blocks: int) -> float:

@@ -9,6 +9,7 @@ from wisparse.kernels.bench import predicted_neurons
 from wisparse.kernels.bench.parts import steps_in_turn
 from wisparse.kernels.bench.parts.drawn import filled_cache, random_weights, row_weights
 from wisparse.kernels.bench.predicted_neurons import (
+    as_active,
     gated_weights,
     knowing,
     nothing_read,
@@ -16,6 +17,7 @@ from wisparse.kernels.bench.predicted_neurons import (
     shares_read,
 )
 from wisparse.kernels.cpu.step import decode_step
+from wisparse.kernels.errors import KernelError
 from wisparse.kernels.model.decoder import DecoderShape
 from wisparse.kernels.plan.block_plan import BlockPlan
 
@@ -49,6 +51,16 @@ def test_the_share_that_is_known_to_be_zero_is_forced(weights):
     assert torch.equal(gated.blocks[1].up_rows, up.T)
 
 
+def test_as_few_neurons_are_active_as_of_a_trained_model(weights):
+    rows = row_weights(weights)
+    (plan, _) = predicting(rows, 0.5)
+    assert shares_read(as_active(rows, plan, 0.2), plan) == pytest.approx((0.5, 0.2), abs=0.04)
+    with pytest.raises(
+        KernelError, match=r"at most 0\.\d+ of the neurons are active where 0\.5\d* are computed; 0\.6"
+    ):
+        as_active(rows, plan, 0.6)
+
+
 @pytest.mark.slow
 def test_with_every_neuron_computed_a_step_is_the_dense_one(compiled, weights):
     rows, found = row_weights(weights), []
@@ -71,11 +83,13 @@ def test_with_every_neuron_computed_a_step_is_the_dense_one(compiled, weights):
 @pytest.mark.slow
 def test_every_kind_of_plan_has_a_row(compiled, monkeypatch):
     monkeypatch.setattr(steps_in_turn, "read_bandwidth", lambda _: 20e9)
-    options = argparse.Namespace(context=8, computed=[0.3])
+    options = argparse.Namespace(context=8, computed=[0.3], trained=[[0.4, 0.2, 0.25]])
     found = list(predicted_neurons.rows("tiny", SHAPE, torch.device("cpu"), options))
     assert [(row["kind"], row["blocks"], row["read_gb_s"]) for row in found] == [
-        (kind, 2, 20.0) for kind in ("dense", "nothing", "signs", "predicted", "known")
+        (kind, 2, 20.0) for kind in ("dense", "nothing", "signs", *("predicted", "known") * 2)
     ]
-    assert found[-2]["computed"] == pytest.approx(0.3, abs=0.05)
-    assert (found[-1]["computed"], found[-1]["active"]) == (1.0, found[-2]["active"])
+    assert found[3]["computed"] == pytest.approx(0.3, abs=0.05)
+    assert (found[4]["computed"], found[4]["active"]) == (1.0, found[3]["active"])
+    assert (found[5]["computed"], found[5]["active"]) == pytest.approx((0.4, 0.2), abs=0.05)
+    assert (found[6]["computed"], found[6]["active"]) == (1.0, 0.25)
     assert all(row["ms"] > 0 for row in found)
