@@ -14,7 +14,8 @@ from ...tables.text import NOT_MEASURED, table_row
 
 MODELS = REPOSITORY / "results" / "relu" / "models.csv"
 PREDICTED = REPOSITORY / "results" / "predicted_neurons.csv"
-CONTROL = "llama-mini-dense"
+CONTROL = "-dense"
+"""End of the name of the model that the others of a table are compared with."""
 LEAST, HALF, MOST = 0.45, 0.5, 0.55
 """Realised sparsities around the one that is shown."""
 MODEL_HEADS = (
@@ -32,7 +33,8 @@ def trained_table(path: Path = MODELS) -> str:
     A model without such a cell has the one nearest to it, or says that none was measured.
     """
     rows = read_rows(path)
-    (dense,) = (float(row["perplexity"]) for row in rows if (row["model"], row["method"]) == (CONTROL, "dense"))
+    of_control = [row for row in rows if row["model"].endswith(CONTROL) and row["method"] == "dense"]
+    (dense,) = (float(row["perplexity"]) for row in of_control)
     lines = [table_row(MODEL_HEADS), "|---|---:|---:|---|---:|---:|---:|"]
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
