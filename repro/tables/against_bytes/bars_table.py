@@ -136,7 +136,7 @@ LINES = (
     "least at the very bytes that the row's cells read, of the same calibration text and seed: log-linear "
     "between its own cells, nothing extrapolated. Means over the seeds; brackets: 95 % bootstrap intervals.",
     "Published are all methods of others that were measured there and whose cells enclose the bytes, readings "
-    "and variants too. A method with one cell, as SPON, is not compared.",
+    "and variants too, and SPON, which is trained. A method with one cell is compared at its very bytes alone.",
     "Met: the mean share is at most what was aimed at, and the interval of the mean accuracy does not lie "
     "wholly below the published method's.",
 )
