@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...kernels.triton.statistics.turned import column_dots, columns_weighted, relative_slopes
 from ..running.precision import coarse_products
+from .repeated import Repeated
 from .turns import Turns
 
 PRICED_EVERY = 25
@@ -78,18 +79,23 @@ class _Cost:
         self._readers = _readers(sample.sites, groups).to(device)
         self._generator = torch.Generator(device).manual_seed(settings.seed)
 
-    def drawn(self) -> Tensor:
-        """Activations (..., sites, tokens of a step, channels)."""
-        inputs, count = self._sample.inputs, self._settings.tokens_a_step
-        return inputs.index_select(-2, self._draw(inputs.shape[-2], count))
+    def room_for_drawn(self) -> Tensor:
+        """Where the activations of a step have room, (..., sites, tokens of a step, channels)."""
+        inputs = self._sample.inputs
+        return inputs.new_empty(*inputs.shape[:-2], self._settings.tokens_a_step, inputs.shape[-1])
 
-    def _draw(self, choices: int, count: int) -> Tensor:
+    def draw(self, drawn: Tensor) -> None:
+        """Draw the activations of a step."""
+        tokens = self._chosen(self._sample.inputs.shape[-2], self._settings.tokens_a_step)
+        torch.index_select(self._sample.inputs, -2, tokens, out=drawn)
+
+    def _chosen(self, choices: int, count: int) -> Tensor:
         return torch.randint(choices, (count,), device=self._outs.device, generator=self._generator)
 
     def losses(self, basis: Tensor, inputs: Tensor) -> Tensor:
         """Expected loss of each weight, x²·h/out: (..., projections, tokens, channels)."""
         basis = basis.unsqueeze(-3)
-        curvature = _column_dots(self._sample.fishers @ basis, basis)
+        curvature = ((self._sample.fishers @ basis) * basis).sum(dim=-2, keepdim=True)
         return (inputs @ basis).square()[..., self._sites, :, :] * (curvature / self._outs)
 
     def price(self, losses: Tensor) -> Tensor:
@@ -98,7 +104,7 @@ class _Cost:
         Where that much costs nothing it is the least loss above 0, and infinite where there is none: losses are
         measured in it.
         """
-        which = self._draw(losses.numel(), DRAWN_FOR_PRICE)
+        which = self._chosen(losses.numel(), DRAWN_FOR_PRICE)
         found, order = losses.flatten()[which].sort()
         weights = self._outs.expand_as(losses).flatten()[which][order].cumsum(dim=0)
         wanted = found.take((weights < self._settings.dropped * weights[-1]).sum())
@@ -183,12 +189,18 @@ def fitted_basis(sample: BasisSample, settings: BasisSettings, steps: int) -> Te
     cost = _Cost(sample, settings)
     channels = sample.inputs.shape[-1]
     basis = torch.eye(channels, device=sample.inputs.device).repeat(*sample.inputs.shape[:-3], 1, 1)
-    turns = Turns(basis)
+    turns, inputs = Turns(basis), cost.room_for_drawn()
+    price, angle = inputs.new_empty(()), torch.zeros((), dtype=torch.float64, device=basis.device)
+
+    def turn() -> None:
+        basis.copy_(turns.turned(basis, cost.slope(basis, inputs, price), angle))
+
+    step_once = Repeated(turn, basis.device)
     with torch.no_grad():
         for step in tqdm(range(steps), desc="basis", unit="step", leave=False):
-            inputs = cost.drawn()
+            cost.draw(inputs)
             if step % PRICED_EVERY == 0:
-                price = cost.price(cost.losses(basis, inputs))
-            share = 0.5 * (1.0 + math.cos(math.pi * step / steps))
-            basis = turns.turned(basis, cost.slope(basis, inputs, price), settings.rate * share)
-    return basis.contiguous()
+                price.copy_(cost.price(cost.losses(basis, inputs)))
+            angle.fill_(0.5 * settings.rate * (1.0 + math.cos(math.pi * step / steps)))
+            step_once()
+    return basis

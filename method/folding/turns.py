@@ -20,15 +20,18 @@ class Turns:
     def __init__(self, basis: Tensor) -> None:
         self._own = torch.eye(basis.shape[-1], device=basis.device, dtype=basis.dtype)
         self._mean, self._size = torch.zeros_like(basis), torch.zeros_like(basis)
-        self._steps = 0
+        self._steps = torch.zeros((), dtype=torch.float64, device=basis.device)
 
-    def turned(self, basis: Tensor, slope: Tensor, angle: float) -> Tensor:
-        """`basis` (..., channels, channels) turned against its slope; `angle`: typical, in radians."""
+    def turned(self, basis: Tensor, slope: Tensor, angle: float | Tensor) -> Tensor:
+        """`basis` (..., channels, channels) turned against its slope; `angle`: typical, in radians.
+
+        What is kept between steps stays where it lies: a step may be captured as a CUDA graph.
+        """
         self._steps += 1
         skew = basis.mT @ slope
         skew = skew - skew.mT
-        self._mean = torch.lerp(self._mean, skew, 1 - MEAN_KEPT)
-        self._size = torch.lerp(self._size, skew.square(), 1 - SIZE_KEPT)
+        self._mean.lerp_(skew, 1 - MEAN_KEPT)
+        self._size.lerp_(skew.square(), 1 - SIZE_KEPT)
         bias = (1 - MEAN_KEPT**self._steps) / (1 - SIZE_KEPT**self._steps) ** 0.5
         size = bias * self._size.sqrt().mean(dim=(-2, -1), keepdim=True) + torch.finfo(basis.dtype).tiny
         half = 0.5 * angle * self._mean / size

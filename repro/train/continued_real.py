@@ -24,11 +24,13 @@ from ..embedded.recipes import Recipe
 from ..embedded.training_text import Text
 from ..models.checkpoint import find_checkpoint
 from .command_line import train_named
-from .continued import FILES, TOKENS, Start, train_from
+from .continued import FILES, Start, train_from
 from .recipes import CONTINUATIONS, recipe
 
 MODEL = "smollm2-135m"
 """Choice of `conf/model`."""
+TOKENS = 24_000_000
+"""Tokens that each is trained on."""
 SMALLER = 4
 """Batches of the embedded model are so many times as large."""
 ATTENTION = "sdpa_without_mask"

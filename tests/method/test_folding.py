@@ -12,6 +12,7 @@ from wisparse.method.equal_loss.sensitivity import channel_sensitivities
 from wisparse.method.errors import UserError
 from wisparse.method.folding.bases import _Measured, bases_at, shared_bases
 from wisparse.method.folding.method import Folded
+from wisparse.method.folding.repeated import Repeated
 from wisparse.method.folding.stream_basis import BasisSample, BasisSettings, _Cost, fitted_basis
 from wisparse.method.folding.turns import Turns
 from wisparse.method.plan import PlanError, ProjectionRule, SparsityPlan
@@ -123,18 +124,36 @@ def test_a_plan_of_bases_found_again_is_in_other_bases(model):
     assert again.folded.misfit(calibration.shapes) is None
 
 
-def test_a_hidden_sparse_basis_is_found():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_what_is_repeated_changes_its_tensors_each_time(device):
+    total, added, calls = torch.zeros((), device=device), torch.ones((), device=device), []
+
+    def add() -> None:
+        calls.append(1)
+        total.add_(added)
+
+    once = Repeated(add, total.device)
+    for step in range(5):
+        added.fill_(step)
+        once()
+    assert total == 10
+    assert len(calls) == (5 if device == "cpu" else 2)  # a GPU captures the second
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_a_hidden_sparse_basis_is_found(device):
     """Activations that have few channels in some basis: dropping then costs next to nothing there."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.linalg.qr(torch.randn(12, 12, generator=generator).double())[0].float()
     rare = torch.randn(1, 2000, 12, generator=generator) * (torch.rand(1, 2000, 12, generator=generator) < 0.2)
-    sample = BasisSample(rare @ hidden.T, torch.tensor([0]), torch.eye(12)[None], torch.tensor([12]))
+    fishers = torch.eye(12, device=device)[None]
+    sample = BasisSample((rare @ hidden.T).to(device), torch.tensor([0]), fishers, torch.tensor([12]))
     settings = BasisSettings(steps=300, tokens_a_step=400, rate=0.02)
-    basis = fitted_basis(sample, settings, settings.steps)
+    basis = fitted_basis(sample, settings, settings.steps).cpu()
     assert torch.allclose(basis.T @ basis, torch.eye(12), atol=1e-5)
 
     def dropped(found: torch.Tensor) -> float:
-        squares = (sample.inputs @ found).square().flatten().sort().values
+        squares = (sample.inputs.cpu() @ found).square().flatten().sort().values
         return float(squares[: len(squares) * 55 // 100].sum() / squares.sum())
 
     assert dropped(hidden) < 1e-6
