@@ -13,8 +13,8 @@ ROOM = 8 << 30
 class Repeated:
     """`compute`, which changes tensors in place, as one CUDA graph from its second time on.
 
-    A step of small products takes a processor longer to start than a GPU to compute. The first time is as on any
-    device: what is compiled or looked up is so before the graph is captured.
+    A step of small products takes a processor longer to start than a GPU to compute. The first time is as on
+    any device: what is compiled or looked up is so before the graph is captured.
     """
 
     def __init__(self, compute: Callable[[], None], device: torch.device) -> None:
