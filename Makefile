@@ -148,7 +148,7 @@ given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 a
 	@$(RUN) -m wisparse.repro.tables.committed --write '*given_loss'
 
 relu-tables: $(INSTALLED) ## models with true zeros: their table, from the committed cards and records
-	@$(RUN) -m wisparse.repro.tables.committed --write relu/models
+	@$(RUN) -m wisparse.repro.tables.committed --write relu/models real/relu
 
 verify-tables: $(INSTALLED) ## is every committed table what the committed records make? (TABLES="speed 'real/*'": these alone)
 	@$(RUN) -m wisparse.repro.tables.committed $(TABLES)

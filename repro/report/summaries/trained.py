@@ -13,6 +13,7 @@ from ...tables.speed.step_rows import newest_runs
 from ...tables.text import NOT_MEASURED, table_row
 
 MODELS = REPOSITORY / "results" / "relu" / "models.csv"
+REAL_MODELS = REPOSITORY / "results" / "real" / "relu.csv"
 PREDICTED = REPOSITORY / "results" / "predicted_neurons.csv"
 CONTROL = "-dense"
 """End of the name of the model that the others of a table are compared with."""
@@ -34,7 +35,7 @@ def trained_table(path: Path = MODELS) -> str:
     """
     rows = read_rows(path)
     of_control = [row for row in rows if row["model"].endswith(CONTROL) and row["method"] == "dense"]
-    (dense,) = (float(row["perplexity"]) for row in of_control)
+    dense = [float(row["perplexity"]) for row in of_control]
     lines = [table_row(MODEL_HEADS), "|---|---:|---:|---|---:|---:|---:|"]
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
@@ -45,7 +46,7 @@ def trained_table(path: Path = MODELS) -> str:
                     f"`{row['method']}`",
                     f"{float(row['realised_sparsity']):.1%}",
                     f"{float(row['bytes_per_token']) / 1e6:.1f}",
-                    f"{float(row['perplexity']) / dense:.3f}",
+                    f"{float(row['perplexity']) / dense[0]:.3f}" if dense else NOT_MEASURED,
                 ]
             about = [f"`{model}`", f"{float(row['zeros']):.1%}", f"{float(row['over_control']):.3f}"]
             lines.append(table_row([*about, *found]))
