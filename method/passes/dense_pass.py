@@ -126,7 +126,8 @@ class Collected:
         if broken:
             counts = torch.stack([histogram.not_finite for histogram in broken.values()]).tolist()
             found = [split_key(name) for name, count in zip(broken, counts, strict=True) if count]
-            for block, site in sorted(found, key=lambda one: (one[0], list(MEASURED).index(one[1])))[:1]:
+            if found:
+                block, site = min(found, key=lambda one: (one[0], list(MEASURED).index(one[1])))
                 raise not_finite(f"block {block}: {MEASURED[site]}")
         if not all(states.isfinite().all() for states in self.states):
             raise not_finite("the final states")

@@ -15,7 +15,7 @@ from ..measured.head_cells import HeadData, read_heads
 from ..measured.paired_bootstrap import RESAMPLES, Interval
 from ..measured.seeds import SeedMeans
 from .table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
-from .text import headed, settings_lines
+from .text import headed, introduced, settings_lines
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ def above(data: HeadData) -> str:
     records = data.cells.values()
     chosen = [cell for cell in records if cell.record.get("heads")]
     head = headed("# Quality against head density", records)
-    return "\n\n".join(
-        [head, "\n".join(f"- {line}" for line in (*HOW_READ, *settings_lines(chosen or records)))]
-    )
+    return introduced(head, (*HOW_READ, *settings_lines(chosen or records)))
 
 
 HEADS = Table(

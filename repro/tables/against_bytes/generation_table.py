@@ -14,7 +14,7 @@ from typing import Any
 from ...measured.cells import MeasuredCell
 from ...measured.real_cells import RealData, read_generation
 from ..table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
-from ..text import headed, settings_lines
+from ..text import headed, introduced, settings_lines
 from .real_rows import RealEntry, rows
 
 EDGES = (0, 8, 32, 64, 128)
@@ -125,7 +125,7 @@ def above(data: RealData) -> str:
     """How the columns are read, and the settings."""
     head = headed("# What sparse models write", data.cells.values())
     lines = (*HOW_READ, *settings_lines(list(data.cells.values())))
-    return "\n\n".join([head, "\n".join(f"- {line}" for line in lines)])
+    return introduced(head, lines)
 
 
 GENERATION = Table(

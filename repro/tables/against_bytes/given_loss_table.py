@@ -16,7 +16,7 @@ from ...measured.pruned_cells import pruned_lines
 from ...measured.real_cells import RealData, Section, read_given_loss
 from ...train.recipes import CONTINUATIONS, START
 from ..table import MEGABYTES, PERCENT_1, Column, Table, Value, entries_as_rows, markdown_table
-from ..text import headed
+from ..text import headed, introduced
 from .real_table import section_head
 
 ABOVE = (
@@ -141,8 +141,7 @@ def _models_lacking(data: RealData) -> Iterator[str]:
 def page(data: RealData) -> str:
     """The whole page: how it is read, and a part for each model, suite, protocol and search budget."""
     head = headed("# Sparsity at a given loss", data.cells.values())
-    lines = "\n".join(f"- {line}" for line in (*ABOVE, *_models_lacking(data)))
-    return "\n\n".join([head, lines, *_sections(data)]) + "\n"
+    return "\n\n".join([introduced(head, (*ABOVE, *_models_lacking(data))), *_sections(data)]) + "\n"
 
 
 GIVEN_LOSS = Table(

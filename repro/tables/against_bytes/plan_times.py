@@ -12,7 +12,7 @@ from ...measured.cells import MeasuredCell
 from ...measured.frontier import search_seconds
 from ...measured.real_cells import RealData, read_tried
 from ..table import PERCENT, Column, Table, number
-from ..text import device_text, headed, settings_lines
+from ..text import device_text, headed, introduced, settings_lines
 
 COMPARED = "wisparse"
 BY_GENERATION = "coarse"
@@ -83,7 +83,7 @@ def above(data: RealData) -> str:
         "times as the whole budget has more; its other stages are whole.",
         *settings_lines(cells),
     )
-    return "\n\n".join([headed("# What a plan takes", cells), "\n".join(f"- {line}" for line in lines)])
+    return introduced(headed("# What a plan takes", cells), lines)
 
 
 PLAN_TIMES = Table(

@@ -15,7 +15,7 @@ from ...measured.paired_bootstrap import RESAMPLES, Interval
 from ...measured.quantised_cells import OWN, AtBytes, QuantisedData, read_quantised
 from ...measured.seeds import SeedMeans
 from ..table import MEGABYTES, PERCENT, PERCENT_1, Column, Table, number, task_column
-from ..text import headed, interval_text, settings_lines, table_row
+from ..text import headed, interval_text, introduced, settings_lines, table_row
 from .quantised_figure import quantised_figure
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
@@ -107,7 +107,7 @@ def above(data: QuantisedData) -> str:
     sparse = [cell for place, cell in data.cells.items() if place.method != "dense"]
     head = headed("# Sparse and quantised: what to use at which budget", records)
     lines = [*HOW_READ, *settings_lines(sparse or records)]
-    parts = [head, "\n".join(f"- {line}" for line in lines)]
+    parts = [introduced(head, lines)]
     for model in data.models:
         parts += [f"## {model}: perplexity ÷ dense at equal bytes a token", budget_table(data, model)]
     return "\n\n".join([*parts, "## Every cell"])

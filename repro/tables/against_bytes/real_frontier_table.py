@@ -16,7 +16,7 @@ from ...measured.frontier import FrontierData
 from ...measured.pruned_cells import pruned_lines
 from ...measured.real_cells import RealData, Section, read_real_frontier
 from ..table import MEGABYTES, PERCENT, Column, Table, Value, entries_as_rows, markdown_table, number
-from ..text import headed
+from ..text import headed, introduced
 from .frontier_table import FRONTIER, Entry, columns, entries
 from .real_rows import RealEntry, is_trained, rows
 from .real_table import HOW_READ
@@ -93,7 +93,7 @@ def above(data: RealData) -> str:
     ]
     compared = [entry for section in data.sections for entry in rows(data, section) if entry.compared]
     shown = list(entries_as_rows(COMPARED, compared))
-    sections = [head, "\n".join(f"- {line}" for line in lines), "## At the bytes that a method reads"]
+    sections = [introduced(head, lines), "## At the bytes that a method reads"]
     return "\n\n".join([*sections, markdown_table(COMPARED, shown), "## Every cell"])
 
 

@@ -17,7 +17,7 @@ from ...measured.real_cells import RealData, Section, read_text_amounts
 from ...measured.rise import Rises, mean_of
 from ..accuracy import BYTES, PERPLEXITY, REALISED
 from ..table import PERCENT, Column, Table, number
-from ..text import headed, settings_lines
+from ..text import headed, introduced, settings_lines
 from .real_rows import is_trained
 
 
@@ -103,7 +103,7 @@ def above(data: RealData) -> str:
         "A smaller amount is the beginning of a larger one, of each text that it is joined of.",
         *settings_lines(cells),
     )
-    return "\n\n".join([headed("# How much calibration text", cells), "\n".join(f"- {line}" for line in lines)])
+    return introduced(headed("# How much calibration text", cells), lines)
 
 
 TEXT_AMOUNTS = Table(
