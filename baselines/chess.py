@@ -38,6 +38,7 @@ class CHESS(Method):
     """Which importance: 2024, 2025, or cats."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.release not in IMPORTANCE_WEIGHTS:
             known = ", ".join(IMPORTANCE_WEIGHTS)
             raise UserError(f"method.release must be one of {known}, not '{self.release}'")

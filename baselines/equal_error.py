@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..kernels.reference import kept_by_threshold
 from ..method.base import Method
 from ..method.calibration import Calibration
-from ..method.errors import UserError
 from ..method.hooks import hooked
 from ..method.plan import SparsityPlan
 from ..method.projections import decoder_of, model_projections
@@ -39,10 +38,6 @@ class EqualError(Method):
     """Sparsities that a projection's error is measured at; between them it is taken as linear."""
     block_tokens: int = QUICK.block_tokens
     """Calibration tokens that errors are measured on."""
-
-    def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise UserError(f"method.levels={self.levels} must be at least 2")
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:
         builder = RuleBuilder(calibration, StaticThreshold(), dict.fromkeys(calibration.shapes, 0.0))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..method.calibration import Calibration
-from ..method.errors import UserError
 from ..method.plan import SparsityPlan
 from ..method.projections import (
     PROJECTIONS,
@@ -45,10 +44,6 @@ class LaRoSA(Rotated):
     """Sparsity of rotated inputs over the nominal one."""
     plain_share: float = 1.2
     """Sparsity of the other inputs over the nominal one."""
-
-    def __post_init__(self) -> None:
-        if min(self.rotated_share, self.plain_share) <= 0.0:
-            raise UserError("method.rotated_share and method.plain_share must be above 0; try 0.8 and 1.2")
 
     @property
     def products(self) -> int:

@@ -12,7 +12,6 @@ from ..kernels.plan.mechanism import Mechanism
 from ..kernels.plan.proxies import ProxyRule
 from ..method.base import Method
 from ..method.calibration import Calibration
-from ..method.errors import UserError
 from ..method.plan import SparsityPlan
 from ..method.projections import key
 from ..method.provenance import PlanProvenance, SearchCost
@@ -34,12 +33,6 @@ class Prox(Method):
     group: int = 64
     """Neurons that share a scale of the proxies; not published."""
     needs = frozenset()
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.input_share <= 1.0:
-            raise UserError(f"method.input_share must be above 0 and at most 1, not {self.input_share}")
-        if type(self.group) is not int or self.group < 1:
-            raise UserError(f"method.group must be a whole number of neurons, not {self.group!r}; try 64")
 
     @property
     def mechanisms(self) -> frozenset[Mechanism]:

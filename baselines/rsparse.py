@@ -133,10 +133,11 @@ class RSparse(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.score not in ("paper", "code"):
             raise UserError(f"method.score must be paper or code, not '{self.score}'")
-        if not all(0.0 <= share <= 1.0 for share in (self.share, *self.choices)):
-            raise UserError("method.share and method.choices must lie between 0 and 1")
+        if not self.choices:
+            raise UserError("method.choices is empty; give one share at least")
         object.__setattr__(self, "choices", tuple(self.choices))  # a configuration file gives a list
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:

@@ -10,7 +10,7 @@ from ..kernels.plan.mechanism import Mechanism
 from ..kernels.plan.signs import SignRule, packed_signs
 from ..method.base import Method
 from ..method.calibration import Calibration
-from ..method.errors import OutOfReachError, UserError
+from ..method.errors import OutOfReachError
 from ..method.plan import SparsityPlan
 from ..method.projections import PROJECTION_PATHS, decoder_blocks, key, parameter_shares
 from ..method.provenance import SearchCost
@@ -41,10 +41,6 @@ class SparseInfer(Method):
     """Share of every block's active neurons that is kept on the calibration text, whatever sparsity above 0 is
     asked for: more than it gives is out of reach. None: the share follows from the sparsity."""
     needs = frozenset()
-
-    def __post_init__(self) -> None:
-        if self.recall is not None and not 0.0 < self.recall <= 1.0:
-            raise UserError(f"method.recall must be above 0 and at most 1, not {self.recall}; try 0.99")
 
     @property
     def mechanisms(self) -> frozenset[Mechanism]:

@@ -44,6 +44,7 @@ class TopKGuided(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.spread <= 1.0:
             raise UserError(f"method.spread must be from 0 to 1, not {self.spread}; try 0.1")
 

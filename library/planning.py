@@ -16,6 +16,7 @@ from .method.calibration import Calibration
 from .method.errors import UserError
 from .method.plan import SparsityPlan
 from .method.running.acting import ENGINE, PLANNING, acting_on, at_rest
+from .method.settings import BOUNDS
 from .method.token_policy import TokenPolicy
 from .method.tokens import pack
 
@@ -48,13 +49,13 @@ def plan(
     The model is as before afterwards. Raises UserError for what cannot be planned.
     """
     _check_numbers(sparsity, {"sequences": sequences, "length": length, "batch_size": batch_size}, seed)
-    recipe = make_method(method, search, seed) if isinstance(method, str) else method
+    recipe = make_method(method, search, int(seed)) if isinstance(method, str) else method
     if not isinstance(recipe, Method):
         raise UserError(f"method={method!r} is no method; give a name that wisparse.methods() lists")
     ids = _token_ids(texts, tokenizer, sequences, length)
     policy = None if search_tokens is None else token_policy(search_tokens)
     with acting_on(model, PLANNING, beside=ENGINE), at_rest(model):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         return recipe.plan(Calibration(model, ids, batch_size, policy), float(sparsity))  # NumPy's is no JSON
 
 
@@ -71,8 +72,8 @@ def _check_numbers(sparsity: float, counts: Mapping[str, int], seed: int) -> Non
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise UserError(f"{name}={count!r} is not a whole number of at least 1")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed={seed!r} is not a whole number of 64 bits")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not BOUNDS["seed"].holds(seed):
+        raise UserError(f"seed={seed!r} is not a whole number {BOUNDS['seed'].text}")
 
 
 def _token_ids(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from ..kernels.plan.mechanism import OF_DROPPING, Mechanism
 from .calibration import Calibration
@@ -15,10 +16,11 @@ from .provenance import SearchCost
 from .quantised_model import description_of
 from .running.precision import own_precision
 from .seal import seal_of
+from .settings import Settings
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(Settings, ABC):
     """A method; its fields are its configuration, `conf/method/*.yaml` documents them.
 
     A new method defines `_plan`. Its other members are for methods that need other measurements than most, or
@@ -36,6 +38,8 @@ class Method(ABC):
         Raises UserError for a sparsity out of range, OutOfReachError for one out of the method's reach, and
         UserError where the calibration is of other weights or what was found is no number.
         """
+        if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
+            raise UserError(f"sparsity={sparsity!r} is no number; try sparsity=0.5")
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must be at least 0 and below 1, not {sparsity}; try sparsity=0.5")
         calibration.check_same_weights()
@@ -75,7 +79,7 @@ class Method(ABC):
         """Mechanisms of every plan at this sparsity; at 0 those that skip exact zeros, and none for rules."""
         return self.mechanisms if sparsity else self.mechanisms - OF_DROPPING
 
-    def check_reach(self, calibration: Calibration, sparsity: float) -> None:  # noqa: B027 - most have no limit
+    def check_reach(self, calibration: Calibration, sparsity: float) -> None:
         """Raises OutOfReachError where the method cannot reach the sparsity on this model."""
 
     @abstractmethod

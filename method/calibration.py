@@ -21,8 +21,9 @@ from .passes.dense_pass import Collected, Need, dense_pass, pass_of
 from .passes.kept_pass import NOT_KEPT, KeptPass
 from .projections import decoder_of, model_projections, projection_shapes
 from .quantised_model import description_of
-from .running.acting import check_not_compiled
+from .running.acting import check_no_plan, check_not_compiled
 from .seal import seal_of
+from .settings import check_setting
 from .token_policy import TokenPolicy
 from .tokens import check_input_ids
 
@@ -49,6 +50,7 @@ class Calibration:
     """Samples of the weights that all of this is measured on."""
 
     def __post_init__(self) -> None:
+        check_setting(int, self.batch_size, "batch_size", "batch_size")
         self._check_weights()
         check_not_compiled(self.model)
         decoder_of(self.model)  # an unsupported family is refused before any work
@@ -77,7 +79,8 @@ class Calibration:
         return seal_of(facts, {})
 
     def _check_weights(self) -> None:
-        """Raise UserError where methods would read what the model's linears do not hold."""
+        """Raise UserError where methods would read what the model's linears do not hold, or measure a plan."""
+        check_no_plan(self.model)
         if is_taken(self.model):
             raise UserError(
                 "an engine reads stored weights of this model, and its linears hold none to make a plan of; "

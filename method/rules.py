@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .plan import SparsityPlan
 from .projections import SITE_OF_PROJECTION, split_key
 from .provenance import PlanProvenance
 from .running.candidates import CandidateRules
+from .settings import Settings
 
 SMALLEST_WEIGHT = 1e-4
 """Clamp of c^α (WiSparse, arXiv 2602.14452, sec. 4.1), so that a zero column does not divide by zero."""
@@ -33,6 +34,7 @@ def channel_weights(column_norms: Tensor, alpha: float | Tensor) -> Tensor:
     return column_norms.float().pow(alpha).clamp_min(SMALLEST_WEIGHT)
 
 
+@runtime_checkable
 class MaskRule(Protocol):
     """How scores become a mask."""
 
@@ -44,7 +46,7 @@ class MaskRule(Protocol):
 
 
 @dataclass(frozen=True)
-class StaticThreshold:
+class StaticThreshold(Settings):
     """One threshold on the score for all tokens: the calibration quantile. A token's sparsity varies."""
 
     def candidates(self, histogram: ChannelHistogram, weights: Tensor, sparsities: Tensor) -> CandidateRules:
@@ -53,7 +55,7 @@ class StaticThreshold:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Settings):
     """The k = ⌊n·(1 − s)⌋ highest scores of each token, but no zero (WINA, arXiv 2505.19427, eq. 3)."""
 
     def candidates(self, histogram: ChannelHistogram, weights: Tensor, sparsities: Tensor) -> CandidateRules:
@@ -76,6 +78,7 @@ class SharedTopK(TopK):
     """How |x| of the rows is combined: `sum` or `maximum`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.combine not in SHARED:
             raise UserError(f"method.mask.combine: {self.combine!r} is none of {', '.join(SHARED)}")
 

@@ -164,7 +164,7 @@ def test_the_budget_that_methods_have_without_another_is_the_default_one():
 def test_a_budget_that_there_is_not_is_refused_in_one_line():
     with pytest.raises(UserError, match="choose from medium, minimal, paper, quick"):
         SearchBudget.named("endless")
-    with pytest.raises(UserError, match="neither all nor protocol"):
+    with pytest.raises(UserError, match="is not one of all, protocol"):
         replace(QUICK, sparse_tokens="some")
 
 

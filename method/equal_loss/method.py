@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..base import Method
 from ..calibration import Calibration
-from ..errors import UserError
 from ..passes.dense_pass import Need
 from ..plan import ProjectionRule, SparsityPlan
 from ..provenance import PlanProvenance, SearchCost
@@ -46,15 +45,6 @@ class EqualLoss(Method):
     """Largest ratio of a projection to all weights, and of a channel to its projection; least: its inverse."""
     seed: int = 0
     """Seed of the labels that gradients are drawn for."""
-
-    def __post_init__(self) -> None:
-        at_least_1 = self.sensitivity_sequences, self.correction_sequences, self.correction_bound
-        if min(self.correction_rounds, self.sensitivity_rounds) < 0 or min(at_least_1) < 1:
-            raise UserError(
-                "method.correction_rounds and method.sensitivity_rounds must be at least 0, "
-                "method.sensitivity_sequences, method.correction_sequences and method.correction_bound at "
-                "least 1"
-            )
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -40,6 +40,7 @@ class Folded(AroundAnother):
     needs = frozenset()  # what activations look like in the bases is measured there
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if others := self.inner.mechanisms & {Mechanism.ROTATION, Mechanism.ROUTER}:
             raise UserError(
                 f"{self.name}: {self.inner.name} has {in_words(others)}, which are of the model's own bases; "

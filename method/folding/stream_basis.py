@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...kernels.triton.statistics.turned import column_dots, columns_weighted, relative_slopes
 from ..running.precision import coarse_products
+from ..settings import Settings
 from .repeated import Repeated
 from .turns import Turns
 
@@ -28,7 +29,7 @@ DRAWN_FOR_PRICE = 400_000
 
 
 @dataclass(frozen=True)
-class BasisSettings:
+class BasisSettings(Settings):
     """How the basis is fitted."""
 
     steps: int = 800

@@ -19,6 +19,7 @@ from ..projections import decoder_of
 from ..provenance import PlanProvenance, SearchCost
 from ..quantised_model import description_of
 from ..running.precision import own_precision
+from ..settings import Settings, check_setting
 from .training import RouterTraining, trained_routers
 
 FORGIVEN = 0.03
@@ -26,7 +27,7 @@ FORGIVEN = 0.03
 
 
 @dataclass(frozen=True)
-class AllHeads:
+class AllHeads(Settings):
     """Every head looks at its keys and values."""
 
     name: str
@@ -44,7 +45,7 @@ class AllHeads:
 
 
 @dataclass(frozen=True)
-class PolarHeads:
+class PolarHeads(Settings):
     """The groups that a trained router chooses for each token (Polar Sparsity, arXiv 2505.14884)."""
 
     name: str
@@ -94,6 +95,7 @@ class PolarHeads:
 
         Raises UserError for what `check_model` refuses, for text too short, and for what is not finite.
         """
+        check_setting(int, seed, "seed", "seed")
         calibration.check_same_weights()
         model, cost = calibration.model, SearchCost()
         self.check_model(model)

@@ -23,12 +23,13 @@ from ..errors import UserError
 from ..hooks import hooked
 from ..projections import NORM_PATHS, PROJECTION_PATHS, decoder_of
 from ..search.block_probe import entering_blocks
+from ..settings import Settings
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RouterTraining:
+class RouterTraining(Settings):
     """Settings of AdamW and of the text that it does not see."""
 
     learning_rate: float

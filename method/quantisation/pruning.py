@@ -39,10 +39,9 @@ class Pruner(Weights, ABC):
     """What says which weights are kept, counted as bytes: none, or a bitmap."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.index not in INDICES:
             raise UserError(f"quantisation.index is {self.index!r}; choose {', '.join(INDICES)}")
-        if not 0.0 <= self.sparsity < 1.0:
-            raise UserError(f"quantisation.sparsity must be at least 0 and below 1, not {self.sparsity}")
 
     @property
     def formats(self) -> dict[str, int]:

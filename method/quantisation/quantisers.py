@@ -21,6 +21,7 @@ from ..calibration import Calibration
 from ..errors import UserError
 from ..projections import decoder_of, model_projections
 from ..quantised_model import LM_HEAD, QuantisedWeights, quantised_linears, stored_by
+from ..settings import Settings
 
 HEADS = {"none": "as it was", "int8": "int8 by row and column", "same": "too"}
 """What may become of the head, and how descriptions say it."""
@@ -29,7 +30,7 @@ QUANTISE = "quantise"
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Settings):
     """What a model's weights may become before anything is calibrated; refuses nothing by itself."""
 
     name: str
@@ -72,6 +73,7 @@ class Quantiser(Weights, ABC):
     """The head: `none` leaves it alone, `int8` is 8 bits by row and column, `same` what the projections are."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lm_head not in HEADS:
             raise UserError(f"quantisation.lm_head is {self.lm_head!r}; choose {', '.join(HEADS)}")
 

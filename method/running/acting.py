@@ -44,6 +44,15 @@ def acting_on(model: nn.Module, what: str, beside: str | None = None) -> Iterato
             there.remove(what)
 
 
+def check_no_plan(model: nn.Module) -> None:
+    """Raise UserError for a model that a plan acts on: what is measured of it would be the sparse model's."""
+    if PLAN in _ACTING.get(model, ()):
+        raise UserError(
+            f"{PLAN} acts on this model, and a calibration would measure the sparse model, not the dense "
+            "one; end that context before, or take a second copy of the model"
+        )
+
+
 def check_not_compiled(model: nn.Module) -> None:
     """Raise UserError for a model of which torch.compile has compiled the whole or a part.
 

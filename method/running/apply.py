@@ -29,7 +29,7 @@ from ..projections import (
 from ..quantised_model import description_of
 from ..rotation import folded_into, rotated
 from ..token_policy import TokenPolicy
-from .acting import ENGINE, PLAN, acting_on, check_not_compiled, compiled_anew
+from .acting import ENGINE, PLAN, acting_on, compiled_anew
 from .generate_calls import DOORS, drafts_itself, given_columns, refuse_batching, uncompiled
 from .head_hooks import check_heads, on_heads
 from .projection_hooks import ProjectionHooks
@@ -280,17 +280,16 @@ def applied(
     other shapes or other weights, quantised or not, and UserError where another plan acts on the model, or
     torch.compile has compiled it.
     """
-    check_not_compiled(model)
-    plan.check_model(projection_shapes(model))
-    plan.check_quantisation(description_of(model))
-    plan.check_weights(own_samples(model))
-    session = SparseSession(model, plan, policy, counting(model, plan, policy.rows_sharing))
-    with (
-        acting_on(model, PLAN, beside=ENGINE),  # an engine reads its prompts under its plan
-        folded_into(model, plan.folded),
-        rotated(model, plan.rotations, plan.gains_kept),
-        hooked(session.hooks()),
-        session.observed_generation(),
-        compiled_anew(decoder_of(model).inner, *decoder_blocks(model)),
-    ):
-        yield session
+    with acting_on(model, PLAN, beside=ENGINE):  # an engine reads its prompts under its plan
+        plan.check_model(projection_shapes(model))
+        plan.check_quantisation(description_of(model))
+        plan.check_weights(own_samples(model))
+        session = SparseSession(model, plan, policy, counting(model, plan, policy.rows_sharing))
+        with (
+            folded_into(model, plan.folded),
+            rotated(model, plan.rotations, plan.gains_kept),
+            hooked(session.hooks()),
+            session.observed_generation(),
+            compiled_anew(decoder_of(model).inner, *decoder_blocks(model)),
+        ):
+            yield session

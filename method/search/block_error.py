@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..settings import Settings
 
 Form = Literal["squared", "norm", "relative"]
 Positions = Literal["all", "after_first", "late"]
@@ -20,7 +20,7 @@ def counted(positions: Positions, length: int) -> slice:
 
 
 @dataclass(frozen=True)
-class BlockError:
+class BlockError(Settings):
     """Error of candidates from the differences of their outputs to the dense block's.
 
     squared: mean of ‖Y − Y'‖² (WiSparse, arXiv 2602.14452, sec. 4.3). norm: mean over rows and features of the
@@ -30,10 +30,6 @@ class BlockError:
 
     form: Form = "squared"
     positions: Positions = "all"
-
-    def __post_init__(self) -> None:
-        one_of("block_error.form", self.form, get_args(Form))
-        one_of("block_error.positions", self.positions, get_args(Positions))
 
     def __call__(self, difference: Tensor, dense: Tensor) -> Tensor:
         """Error (candidates,) of differences (candidates, rows, length, hidden) to (rows, length, hidden)."""
@@ -45,9 +41,3 @@ class BlockError:
             return found.square().flatten(1).mean(dim=1)
         size = dense[:, tokens].float().square().sum(dim=-1).clamp_min(1e-12)
         return (found.square().sum(dim=-1) / size).flatten(1).mean(dim=1)
-
-
-def one_of(setting: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises UserError for a value that a setting does not know."""
-    if value not in known:
-        raise UserError(f"method.{setting}={value} is none of {', '.join(known)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from ..errors import UserError
 from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
 from ..rules import RuleBuilder
-from .block_error import Positions, one_of
+from ..settings import Settings
+from .block_error import Positions
 from .budget import QUICK
 from .divergence import OutputDivergence
 
@@ -30,6 +31,7 @@ Found = tuple[list[float], list[float]]
 """Block sparsities, and the best divergence in nats after each move."""
 
 
+@runtime_checkable
 class BlockAllocator(Protocol):
     """Interface of what finds sparsities of blocks under a fixed mean."""
 
@@ -51,14 +53,14 @@ def reach(allocator: BlockAllocator, target: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class UniformBlocks:
+class UniformBlocks(Settings):
     """Every block at the target: there is nothing to search."""
 
     name: str = "uniform"
 
 
 @dataclass(frozen=True)
-class EvolutionarySearch:
+class EvolutionarySearch(Settings):
     """Mutation-only search with one parent (WiSparse, arXiv 2602.14452, sec. 4.2).
 
     Sparsities move in whole multiples of `step` away from the target, and the multiples sum to zero, so the
@@ -121,7 +123,7 @@ class EvolutionarySearch:
 
 
 @dataclass(frozen=True)
-class GreedyBlocks:
+class GreedyBlocks(Settings):
     """Greedy steps from the lowest sparsity, each where the divergence grows least (TEAL's rule)."""
 
     step: float = 0.025
@@ -143,7 +145,7 @@ class GreedyBlocks:
 
 
 @dataclass(frozen=True)
-class BlockCurves:
+class BlockCurves(Settings):
     """The least sum of the blocks' own divergence curves, found exactly by dynamic programming.
 
     A block's curve is the divergence with that block at each sparsity and all others at the target.
@@ -175,7 +177,7 @@ class BlockCurves:
 
 
 @dataclass(frozen=True)
-class BlockSearchSettings:
+class BlockSearchSettings(Settings):
     """How the allocation over blocks is searched."""
 
     allocator: BlockAllocator
@@ -185,9 +187,6 @@ class BlockSearchSettings:
     """Tokens a pass through a block; offspring share passes up to this many."""
     positions: Positions = "all"
     """Tokens of a sequence whose predictions count."""
-
-    def __post_init__(self) -> None:
-        one_of("divergence_positions", self.positions, get_args(Positions))
 
 
 class BlockSearch:

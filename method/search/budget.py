@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UserError
+from ..settings import Settings
 
 
 @dataclass(frozen=True)
-class SearchBudget:
+class SearchBudget(Settings):
     """Sizes of all searches; each method takes those of its own."""
 
     name: str
@@ -38,10 +39,6 @@ class SearchBudget:
     """Tokens a forward pass of a search; candidates are batched up to this."""
     sparse_tokens: Literal["all", "protocol"] = "all"
     """Which tokens are sparse while a method searches: all, or protocol for those that are in evaluation."""
-
-    def __post_init__(self) -> None:
-        if self.sparse_tokens not in ("all", "protocol"):
-            raise UserError(f"search.sparse_tokens={self.sparse_tokens} is neither all nor protocol")
 
     @classmethod
     def minimal(cls) -> SearchBudget:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -14,7 +14,8 @@ from ..projections import PROJECTIONS, key
 from ..provenance import SearchCost
 from ..rules import RuleBuilder
 from ..running.candidates import CandidateRules
-from .block_error import BlockError, one_of
+from ..settings import Settings
+from .block_error import BlockError
 from .block_probe import BlockProbe, walk_blocks
 
 StepUnit = Literal["parameters", "sparsity"]
@@ -24,7 +25,7 @@ SMALLEST_STEP = 1e-9
 
 
 @dataclass(frozen=True)
-class GreedySettings:
+class GreedySettings(Settings):
     """How a greedy allocation is run."""
 
     step: float
@@ -38,10 +39,6 @@ class GreedySettings:
     """What every step has the same of: parameters that it takes (TEAL), or sparsity that it adds."""
     inputs: BlockInputs = "dense"
     """What enters a block meanwhile: dense hidden states, or what the blocks before make of them sparse."""
-
-    def __post_init__(self) -> None:
-        one_of("greedy_unit", self.unit, get_args(StepUnit))
-        one_of("block_inputs", self.inputs, get_args(BlockInputs))
 
     def taken(self, shares: Mapping[str, float]) -> dict[str, float]:
         """Share of the block's parameters that one step takes from each projection, by what it has of them."""

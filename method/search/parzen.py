@@ -9,12 +9,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..settings import Settings
 from .blocks import Fitness, Found, reach
 from .budget import QUICK
 
 
 @dataclass(frozen=True)
-class ParzenSearch:
+class ParzenSearch(Settings):
     """Proposals likely among the good trials and unlikely among the others (TPE; Bergstra et al., 2011).
 
     A block's sparsity is a whole number of steps away from the target, each block has an estimator of its own,
@@ -42,12 +43,9 @@ class ParzenSearch:
     """Name in tables and records."""
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.trials, self.draws) < 1 or min(self.step, self.spread, self.bandwidth) <= 0:
-            raise UserError(
-                "allocator: rounds, trials and draws must be at least 1, step, spread and bandwidth above 0"
-            )
-        if not 0.0 < self.good_share < 1.0:
-            raise UserError(f"allocator.good_share must be between 0 and 1, not {self.good_share}")
+        super().__post_init__()
+        if not self.spread:
+            raise UserError("allocator.spread=0 draws every trial of the first round alike; try 0.05")
 
     def run(self, blocks: int, target: float, seed: int, fitness: Fitness) -> Found:
         """See `BlockAllocator`: the best trial and the best fitness by round; uniform is the first trial."""

@@ -19,6 +19,7 @@ from ..plan import ProjectionRule
 from ..projections import NORM_PATHS, SITE_OF_PROJECTION, decoder_of, model_projections, split_key
 from ..running.precision import coarse_products
 from ..search.block_probe import block_keywords
+from ..settings import Settings
 from .trained_rules import Biases, TrainedBasis, TrainedProjection
 
 WARM_UP = 20
@@ -42,7 +43,7 @@ class TrainedRules:
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Settings):
     """Settings of the training."""
 
     steps: int = 300
@@ -58,12 +59,9 @@ class Distillation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rates = self.threshold_rate, self.basis_rate
-        if min(self.steps, self.sequences) < 1 or self.bias_rate <= 0 or min(rates) < 0:
-            raise UserError(
-                "training needs at least one step and one sequence, a bias_rate above 0, and a threshold_rate "
-                "and a basis_rate of 0 or more"
-            )
+        super().__post_init__()
+        if self.steps < 1:
+            raise UserError(f"training.steps={self.steps}: a training needs at least one step")
 
     @coarse_products()
     def run(

@@ -26,6 +26,7 @@ class Trained(AroundAnother):
     training: Distillation = field(default_factory=Distillation)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if others := self.inner.mechanisms:
             raise UserError(
                 f"{self.name}: {self.inner.name} has {in_words(others)}, and trained are plans of static "

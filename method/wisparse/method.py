@@ -79,13 +79,12 @@ class WiSparse(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if sorted(self.order) != sorted(STAGES) or self.order.index("coarse") > self.order.index("greedy"):
             raise UserError(
                 f"method.order={list(self.order)} must name coarse, greedy and alpha once each, coarse before "
                 "greedy: what the blocks get is what is shared out inside them"
             )
-        # Made now, so that a setting they refuse is refused before anything is searched.
-        _ = self.greedy_settings, self.block_search_settings
 
     @property
     def alpha_grid(self) -> list[float]:

@@ -1,70 +1,25 @@
 """Check of a cell's whole configuration before anything of it is built: types by class, bounds by name.
 
 What a setting may be is declared once: its type by the field of the class that its group builds, its bounds by
-its name, which means the same in every group.
+its name (`method/settings.py`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from ...method.errors import UserError
 from ...method.search.budget import SearchBudget
+from ...method.settings import check_setting, entries
 from ..configuration import CONFIGURATION
 from .overrides import FOLDERS, check_experiment, check_folder
 
 TARGET = "_target_"
-
-
-class Bound(NamedTuple):
-    """What a number must keep to, and how that is said."""
-
-    text: str
-    holds: Callable[[float], bool]
-
-
-FROM_0 = Bound("from 0 up", lambda value: value >= 0)
-FROM_1 = Bound("from 1 up", lambda value: value >= 1)
-FROM_2 = Bound("from 2 up", lambda value: value >= 2)
-ABOVE_0 = Bound("above 0", lambda value: value > 0)
-SHARE = Bound("from 0 to 1", lambda value: 0 <= value <= 1)
-
-COUNTS = (
-    "basis_sequences", "batch", "batch_size", "batch_tokens", "block_tokens", "bytes",
-    "correction_sequences", "divergence_tokens", "epoch_tokens", "epochs", "group", "limit", "longest_answer",
-    "memory_mb", "norm_order", "offspring", "own_sequences", "piece", "population", "prompt", "repeats", "rows",
-    "search_tokens", "seconds", "sensitivity_sequences", "sequences", "share_population", "tokens",
-    "tokens_a_step", "windows", "workers",
-)  # fmt: skip
-STEPS = (
-    "alpha_step", "damping", "evolution_step", "greedy_step", "learning_rate", "realised_tolerance", "step",
-    "wina_greedy_step",
-)  # fmt: skip
-SHARES = (
-    "choices", "dense_share", "held_out_share", "largest_overlap", "maximum", "minimum", "mutated_share",
-    "mutation", "share",
-)  # fmt: skip
-BOUNDS = {
-    **dict.fromkeys(COUNTS, FROM_1),
-    **dict.fromkeys(STEPS, ABOVE_0),
-    **dict.fromkeys(SHARES, SHARE),
-    **dict.fromkeys(("apart_every", "length", "max_length", "new_tokens"), FROM_2),
-    "dropped": Bound("above 0 and below 1", lambda value: 0 < value < 1),
-    "density": Bound("above 0 up to 1; 0.5 keeps half of the key-value groups", lambda value: 0 < value <= 1),
-    # As the cell's name has it: 0.99999999 would be called 1, and is.
-    "sparsity": Bound("in [0, 1); 0.5 leaves half of the block weights unread",
-                      lambda value: value >= 0 and float(f"{value:g}") < 1),
-    **dict.fromkeys(("seed", "weights_seed", "norm_spread_seed"),
-                    Bound("from 0 to 4294967295", lambda value: 0 <= value < 2**32)),
-}  # fmt: skip
-"""Bounds by the name of a setting; of all other numbers FROM_0."""
 
 
 @dataclass(frozen=True)
@@ -199,12 +154,10 @@ def _check(kind: Any, value: Any, place: str, name: str) -> None:
         _check_target(value, place)
     elif is_dataclass(kind) and isinstance(value, Mapping):
         _check_fields(kind, value, place)
-    elif not (known := list(_alternatives(kind))) or any(_fits(one, value, name) for one in known):
-        for where, inside, entry in _entries(kind, value, place):
-            _check(inside, entry, where, name)
     else:
-        wanted = " or ".join(dict.fromkeys(_described(one, name) for one in known))
-        raise UserError(f"{place}={_shown(value)} is not {wanted}")
+        check_setting(kind, value, place, name)
+        for where, inside, entry in entries(kind, value, place):
+            _check(inside, entry, where, name)
 
 
 def _check_target(settings: Mapping[str, Any], place: str) -> None:
@@ -214,63 +167,3 @@ def _check_target(settings: Mapping[str, Any], place: str) -> None:
         return  # Hydra says what is wrong with it when it builds the object
     if is_dataclass(kind):
         _check_fields(kind, settings, place)
-
-
-def _alternatives(kind: Any) -> Iterator[Any]:
-    """Members of a union, or the type itself; none of what says nothing."""
-    if get_origin(kind) in (UnionType, Union):
-        for one in get_args(kind):
-            yield from _alternatives(one)
-    elif kind is not Any:
-        yield kind
-
-
-def _entries(kind: Any, value: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Place, type and value of what a list or a mapping holds."""
-    containers = [one for one in _alternatives(kind) if get_args(one) and get_origin(one) is not Literal]
-    for one in containers:
-        if isinstance(value, Mapping):
-            yield from ((f"{place}.{key}", get_args(one)[1], entry) for key, entry in value.items())
-        elif isinstance(value, list):
-            yield from ((f"{place}[{index}]", get_args(one)[0], entry) for index, entry in enumerate(value))
-
-
-def _fits(kind: Any, value: Any, name: str) -> bool:
-    if kind is NoneType:
-        return value is None
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if kind in (int, float):
-        return _is_number(value, kind) and BOUNDS.get(name, FROM_0).holds(value)
-    if kind in (str, bool):
-        # A name stands in one line of a table.
-        return isinstance(value, kind) and (name != "name" or str(value).isprintable())
-    origin = get_origin(kind) or kind
-    if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        return isinstance(value, list)
-    # Anything else is built of a mapping that names its class, which was looked at before.
-    return isinstance(value, Mapping) and not is_dataclass(kind) and origin in (Mapping, dict)
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
-        return False
-    return math.isfinite(value)
-
-
-def _described(kind: Any, name: str) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
-    if kind in (int, float):
-        return f"a {'whole ' if kind is int else ''}number {BOUNDS.get(name, FROM_0).text}"
-    origin = get_origin(kind) or kind
-    if isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str:
-        return "a list"
-    one_line = " of one line" if name == "name" else ""
-    named = {NoneType: "null", str: f"text{one_line} (quote it)", bool: "true or false", Mapping: "a mapping"}
-    return named.get(origin, f"a choice of its group, which names a {TARGET}")
-
-
-def _shown(value: Any) -> str:
-    words = {True: "true", False: "false", None: "null"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)

@@ -65,7 +65,7 @@ def test_beyond_reach_the_maximum_is_named(llama):
 
 def test_unknown_release_is_refused():
     with pytest.raises(Exception, match=r"2024, 2025, cats"):
-        make_method("chess", "method.release=2030")
+        make_method("chess", "method.release='2030'")
 
 
 @pytest.mark.parametrize("name", ["chess", "chess_2025"])

@@ -114,5 +114,5 @@ def test_what_o_and_down_would_be_dropped_whole_for_is_refused(llama):
     # 1.2 of the nominal sparsity reaches 1 at 5/6, where the block is at (0.8·2/3 + 1.2/3)/1.2 = 7/9.
     with pytest.raises(OutOfReachError, match=r"maximum is below 0\.528"):
         make_method("larosa").plan(make_calibration(llama), 0.53)
-    with pytest.raises(UserError, match="must be above 0"):
+    with pytest.raises(UserError, match=r"plain_share=0\.0 is not a number above 0"):
         LaRoSA(plain_share=0.0)

@@ -119,7 +119,7 @@ def test_limits_and_settings_are_told(llama):
         make_method("prox").plan(calibration, 0.65)
     with pytest.raises(UserError, match="input_share"):
         Prox(input_share=0.0)
-    with pytest.raises(UserError, match=r"method\.group"):
+    with pytest.raises(UserError, match=r"Prox\.group=0 is not a whole number from 1 up"):
         Prox(group=0)
     assert make_method("prox").plan(calibration, 0.0).proxies == {}
 

@@ -126,7 +126,7 @@ def test_a_recall_that_is_asked_for_sets_alpha_by_block(relu):
 def test_what_a_recall_does_not_allow_is_refused(relu):
     with pytest.raises(OutOfReachError, match=r"method\.recall=0\.99 leaves out 0\.\d+ .* not 0\.55"):
         make_method("sparseinfer", "method.recall=0.99").plan(make_calibration(relu), 0.55)
-    with pytest.raises(UserError, match=r"method\.recall must be above 0"):
+    with pytest.raises(UserError, match=r"recall=1\.5 is not a number above 0 up to 1"):
         SparseInfer(recall=1.5)
 
 

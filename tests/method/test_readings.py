@@ -120,9 +120,9 @@ def test_a_reading_that_does_not_exist_is_refused(setting, says):
 
 
 def test_a_block_error_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match=r"block_error\.form=cubed"):
+    with pytest.raises(UserError, match=r"BlockError\.form=cubed is not one of squared, norm"):
         BlockError("cubed")
-    with pytest.raises(UserError, match=r"block_error\.positions=some"):
+    with pytest.raises(UserError, match=r"BlockError\.positions=some is not one of all"):
         BlockError("squared", "some")
 
 

@@ -38,7 +38,8 @@ def test_a_router_learns_what_one_line_separates():
     rule = HeadRule(*fitted(known.inputs, known.labels(2), QUICK, seed=0), groups=2, kept=1)
     quality = checked(rule, unseen, heads=2)
     assert min(quality.values()) > 0.9
-    untrained = HeadRule(*fitted(known.inputs, known.labels(2), replace(QUICK, epochs=0), seed=0), 2, 1)
+    still = replace(QUICK, epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    untrained = HeadRule(*fitted(known.inputs, known.labels(2), still, seed=0), 2, 1)
     assert checked(untrained, unseen, heads=2)["groups_found"] < 0.9
 
 
@@ -57,8 +58,10 @@ def test_what_is_told_of_a_router_by_hand():
 def test_ones_and_zeros_weigh_as_in_the_published_loss():
     """A first step has the sign of the gradient: -0.5 + 3 · 0.25 · 0.5; without weights it were -0.5 + 1.5."""
     inputs, labels = torch.zeros(4, 16), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
-    once = RouterTraining(0.5, 0.0, batch=4, epochs=1, epoch_tokens=1, held_out_share=0.5)
-    (_, before), (_, after) = (fitted(inputs, labels, replace(once, epochs=n), seed=3) for n in (0, 1))
+    once = RouterTraining(1e-9, 0.0, batch=4, epochs=1, epoch_tokens=1, held_out_share=0.5)
+    (_, before), (_, after) = (
+        fitted(inputs, labels, replace(once, learning_rate=rate), seed=3) for rate in (1e-9, 0.5)
+    )
     assert torch.allclose(after - before, torch.tensor([0.5]), atol=1e-4)
 
 

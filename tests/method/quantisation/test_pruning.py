@@ -204,7 +204,7 @@ def test_what_does_not_go_with_pruned_weights_is_refused(llama, calibration):
             rotated(llama, {"0.mlp_input": basis}).__enter__()
     with pytest.raises(UserError, match="choose none, bitmap"):
         Wanda("wanda", 0.5, "runs")
-    with pytest.raises(UserError, match=r"below 1, not 1\.0"):
+    with pytest.raises(UserError, match=r"Wanda\.sparsity=1\.0 is not a number in \[0, 1\)"):
         Wanda("wanda", 1.0, "none")
     with pytest.raises(UserError, match=r"too wide around sparsity 0\.05"):
         SensitivityPruner("obs", 0.05, "none", **OBS).weights(calibration)

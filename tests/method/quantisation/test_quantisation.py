@@ -286,5 +286,5 @@ def test_a_head_may_have_a_format_of_its_own(llama, calibration):
             assert torch.equal(llama.lm_head.weight, expected)
         assert found.description.endswith("lm_head int8 by row and column")
         assert found.weights["0.q"].format == "int4"
-    with pytest.raises(UserError, match=r"quantisation\.lm_head is True; choose none, int8, same"):
-        Int8("int8", lm_head=True)
+    with pytest.raises(UserError, match=r"quantisation\.lm_head is 'int2'; choose none, int8, same"):
+        Int8("int8", lm_head="int2")

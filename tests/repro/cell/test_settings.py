@@ -8,8 +8,9 @@ import pytest
 from hydra import compose
 from omegaconf import DictConfig
 from wisparse.method.errors import UserError
+from wisparse.method.settings import BOUNDS
 from wisparse.repro.cell.overrides import as_meant
-from wisparse.repro.cell.settings import BOUNDS, NAMED, check_names, check_settings
+from wisparse.repro.cell.settings import NAMED, check_names, check_settings
 from wisparse.repro.configuration import CONFIGURATION, composing
 
 
@@ -71,7 +72,7 @@ REFUSED = [
     ("search.sparse_tokens=some", "search.sparse_tokens=some is not one of all, protocol"),
     ("protocol.dense_share=2", "protocol.dense_share=2 is not a number from 0 to 1"),
     ("method.order=coarse", "method.order=coarse is not a list"),
-    ("method.mask=7", "method.mask=7 is not a choice of its group"),
+    ("method.mask=7", "method.mask=7 is not a MaskRule (in conf/ a mapping that names a _target_)"),
     ("allocation.mutated_share=-0.1", "allocation.mutated_share=-0.1 is not"),
     ("model.norm_spread=x", "model.norm_spread=x is not a number"),
     ("debug=7", "debug=7 is not true or false"),
