@@ -80,8 +80,16 @@ class SparseLM(HFLM):
         self.start_tokens: list[int] = begin_tokens(tokenizer)
 
     def _batches(self, lengths: Sequence[int], rows: int | None = None) -> Iterator[list[int]]:
-        """Batches of rows of these lengths; see `by_length`. Rows that stand for a batch share a pass."""
+        """Batches of rows of these lengths; see `by_length`. Rows that stand for a batch share a pass.
+
+        Raises UserError for fewer rows than such a batch has: what they share would go by its name.
+        """
         together = 1 if self.session is None else self.session.rows_sharing
+        if 0 < len(lengths) < together:
+            raise UserError(
+                f"protocol.rows_sharing={together} rows stand for a batch, and the suite has {len(lengths)} to "
+                "read together; lower it, or raise suite.limit or suite.documents"
+            )
         return by_length(lengths, self.batch_tokens, rows, together)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:

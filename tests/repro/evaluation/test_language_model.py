@@ -207,6 +207,16 @@ def test_rows_that_stand_for_a_batch_share_a_pass(model, tokenizer, passes):
     assert [tokens.shape[1] for tokens, _, _ in seen] == [25, 25, 10]
 
 
+def test_fewer_rows_than_stand_for_a_batch_are_refused(model, tokenizer, passes):
+    session, seen = passes
+    session.rows_sharing = 3
+    language_model = SparseLM(model, tokenizer, session)
+    with pytest.raises(UserError, match="rows_sharing=3 rows stand for a batch, and the suite has 2"):
+        language_model.document_nats([[1, 2], [3, 4]], disable_tqdm=True)
+    assert not seen
+    assert language_model.document_nats([], disable_tqdm=True) == []
+
+
 def test_the_session_forgets_prompts_when_a_pass_fails(model, tokenizer):
     session = SimpleNamespace(prompt_lengths=None, rows_sharing=1)
     language_model = SparseLM(model, tokenizer, session)
