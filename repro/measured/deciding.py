@@ -42,6 +42,23 @@ FORMER_PIECE = 8000
 """Characters of a file in `calibration=unseen` before `piece` was a setting; the hashes of the text agree."""
 
 
+FORMER_COMPANIONS = {
+    "ab9b4fa38fed5df1a5e45aa10b81659b472ae9d197fda3674d63416afc595ff9": (
+        "870963045dca85f16d1dfc108012b7fadbfe644c0308917938a2806476b66da2"
+    ),
+    "09d8d7c3335f4b5a32693a03a4a9c741b6984a0b14afc0c3383e7f607f794b5b": (
+        "1c321ce5d7c9c970f48d66108386c5841c48384cbf58b4c32cbe8e513880ca44"
+    ),
+}
+"""Hashes over the stored bytes of an embedded model's tokenizer, where now its values are hashed, of the same files."""
+
+
+def companions_of(record: Record) -> str | None:
+    """The hash of the files beside the weights; None of older records, which do not say."""
+    found = record["model"].get("companions")
+    return FORMER_COMPANIONS.get(found, found)
+
+
 def quantisation_of(record: Record) -> dict[str, Any]:
     """Settings of the quantised weights; of records without any, which older ones are, `none`."""
     found = record.get("quantisation")
@@ -72,7 +89,7 @@ def heads_of(record: Record) -> dict[str, Any]:
 
 DECIDING: Mapping[str, Callable[[Record], Any]] = {
     "model fingerprint": lambda record: record["model"]["fingerprint"],
-    "files beside the weights": lambda record: record["model"].get("companions"),
+    "files beside the weights": companions_of,
     "dtype": lambda record: record["model"]["dtype"],
     "quantisation": quantisation_of,
     "heads": heads_of,

@@ -7,6 +7,7 @@ Speed: `python -m wisparse.repro.tables speed --records FOLDER --output results/
 from __future__ import annotations
 
 import argparse
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def write_tables(table: Table[Any], data: Cells, output: Path) -> None:
             write_figure(table.figure(data), output)
 
 
+def takes_several(table: Table[Any]) -> bool:
+    """Whether a table is made of several folders of records together: its `read` takes any number of them."""
+    return any(each.kind is each.VAR_POSITIONAL for each in signature(table.read).parameters.values())
+
+
 def _part_of_records(text: str) -> tuple[str, str]:
     group, _, name = text.partition("=")
     if group not in ("suite", "protocol", "search") or not name:
@@ -101,8 +107,7 @@ def main() -> None:
     table = TABLES[arguments.table]
     if arguments.where and table not in (FRONTIER, REAL_FRONTIER, QUANTISED, HEADS):
         parser.error("--where chooses records of the frontiers, quantised and heads alone")
-    of_several = (FRONTIER, REAL_FRONTIER, GENERATION, GIVEN_LOSS, QUANTISED, HEADS, REAL, READINGS, OWN, BARS)
-    if len(arguments.records) > 1 and table not in of_several:
+    if len(arguments.records) > 1 and not takes_several(table):
         parser.error(f"{arguments.table} is made from one folder of records")
     where = _kept(dict(arguments.where))
     made_from_records(

@@ -61,17 +61,23 @@ def write_figure(figure: Figure, path: Path) -> list[Path]:
     reduce_colours(written[0])
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
-    written[1].write_text(in_hundredths(text.getvalue()), encoding="utf-8", newline="\n")
+    written[1].write_text(compact_svg(text.getvalue()), encoding="utf-8", newline="\n")
     return written
 
 
-def in_hundredths(svg: str) -> str:
-    """An SVG with its places in hundredths of a point, where matplotlib writes millionths."""
+def compact_svg(svg: str) -> str:
+    """An SVG with its places in hundredths of a point, where matplotlib writes millionths, in a tenth less room.
+
+    Indentation goes, and turns by nothing; a path is one line.
+    """
 
     def rounded(found: re.Match[str]) -> str:
-        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", found[0])
+        places = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", found[0])
+        return re.sub(r"\s*\n\s*", " ", places)
 
-    return re.sub(r' (?:d|x|y)="[^"]*"', rounded, svg)
+    svg = re.sub(r' (?:d|x|y)="[^"]*"', rounded, svg)
+    svg = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", svg)
+    return re.sub(r"^ +", "", svg, flags=re.MULTILINE)
 
 
 def reduce_colours(path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from wisparse.repro.configuration import REPOSITORY
 from wisparse.repro.measured.cells import every_cell
+from wisparse.repro.measured.deciding import FORMER_COMPANIONS, companions_of
+from wisparse.repro.models import content_hash
 from wisparse.repro.models.content_hash import FoundFiles, companions
 
 
@@ -42,3 +44,13 @@ def test_files_beside_embedded_weights_are_those_of_the_committed_cells(model):
         if cell.record["model"]["name"] == model and cell.record["model"].get("companions")
     )
     assert hashed(REPOSITORY / "repro/embedded/models" / model) == record["model"]["companions"]
+
+
+@pytest.mark.parametrize("model", ["llama-mini", "mistral-mini"])
+def test_a_former_hash_of_embedded_files_is_of_the_same_files(model, monkeypatch):
+    folder = REPOSITORY / "repro/embedded/models" / model
+    now = hashed(folder)
+    monkeypatch.setattr(content_hash, "_of_values", content_hash._of_states)
+    former = hashed(folder)
+    assert former in FORMER_COMPANIONS
+    assert companions_of({"model": {"companions": former}}) == now

@@ -6,7 +6,7 @@ import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.report.tables import display_table
 from wisparse.repro.tables.csv_rows import csv_text, read_rows
-from wisparse.repro.tables.plot_style import in_hundredths, stored_svg
+from wisparse.repro.tables.plot_style import compact_svg, stored_svg
 
 from ...conftest import ROOT
 
@@ -86,4 +86,12 @@ def test_a_column_of_numbers_that_holds_something_else_is_one_line(tmp_path, cha
 def test_places_of_an_svg_are_hundredths_of_a_point_and_its_texts_stay():
     drawn = '<path d="M 1.23456 -20.999999 L 3.5 4"/><use x="0.005001" y="7"/><text x="1.0009">0.12345</text>'
     kept = '<path d="M 1.23 -21.00 L 3.5 4"/><use x="0.01" y="7"/><text x="1.00">0.12345</text>'
-    assert in_hundredths(drawn) == kept
+    assert compact_svg(drawn) == kept
+
+
+def test_an_svg_is_stored_without_indentation_and_without_turns_by_nothing():
+    drawn = '<g>\n  <path d="M 1 2 \nL 3 4 \n"/>\n  <text x="1" transform="rotate(-0 52.3 226.5)">  a</text>\n</g>'
+    kept = '<g>\n<path d="M 1 2 L 3 4 "/>\n<text x="1">  a</text>\n</g>'
+    assert compact_svg(drawn) == kept
+    turned = '<text transform="rotate(-90 1 2)">a</text>'
+    assert compact_svg(turned) == turned
