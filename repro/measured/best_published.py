@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .cells import is_trained
 from .comparison import Between, at_equal_bytes, bytes_of
 from .paired_bootstrap import Interval
 from .real_cells import RealData, Section
@@ -26,20 +28,28 @@ class AgainstPublished:
     """Mean accuracy minus the published method's in points; None without tasks."""
 
 
-def against_best(data: RealData, section: Section, method: str, sparsity: float) -> AgainstPublished | None:
-    """The comparison in which the method's share is the largest: with the published method that loses least.
+def against_best(
+    data: RealData, section: Section, method: str, sparsity: float, among: Iterable[str]
+) -> AgainstPublished | None:
+    """The comparison in which the method's share is the largest: with the one of `among` that loses least.
 
-    Published methods are those of the same section, readings and variants of them too. One whose cells of a
-    seed do not enclose the bytes is not compared for it. None where no published method can be.
+    among: methods of the same section. One whose cells of a seed do not enclose the bytes is not compared for
+    it. None where none can be.
     """
-    found = [_against(data, section, method, sparsity, name) for name in published(data, section)]
+    found = [_against(data, section, method, sparsity, name) for name in among]
     return max((one for one in found if one), key=lambda one: one.rise_share.value, default=None)
 
 
 def published(data: RealData, section: Section) -> list[str]:
-    """Methods of a section that others have published, in the order of the table."""
+    """Methods of a section that others have published, readings and variants too, in the order of the table."""
     methods = dict.fromkeys(name for _, name, *_ in data.cells_of(section))
     return [name for name in methods if name != "dense" and not name.startswith(OURS)]
+
+
+def published_trained(data: RealData, section: Section) -> list[str]:
+    """Published methods of a section whose plans were trained: SPON."""
+    trained = {name for (_, name, *_), cell in data.cells_of(section).items() if is_trained(cell)}
+    return [name for name in published(data, section) if name in trained]
 
 
 def _against(

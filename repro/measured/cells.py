@@ -55,6 +55,11 @@ def mean_of_records(cells: Iterable[MeasuredCell], *path: str) -> float | None:
     return float(np.mean(numbers)) if numbers else None
 
 
+def is_trained(cell: MeasuredCell) -> bool:
+    """Whether anything of a cell's plan was trained."""
+    return "training" in cell.record["plan"]["seconds_by_stage"]
+
+
 def tasks_of(cells: Iterable[MeasuredCell]) -> list[str]:
     """Tasks of all cells, each once."""
     return list(dict.fromkeys(task for cell in cells for task in cell.record["tasks"]))

@@ -66,9 +66,9 @@ def write_figure(figure: Figure, path: Path) -> list[Path]:
 
 
 def compact_svg(svg: str) -> str:
-    """An SVG with its places in hundredths of a point, where matplotlib writes millionths, in a tenth less room.
+    """An SVG with its places in hundredths of a point, where matplotlib writes millionths.
 
-    Indentation goes, and turns by nothing; a path is one line.
+    Indentation goes, and turns by nothing, a tenth of the room; a path is one line.
     """
 
     def rounded(found: re.Match[str]) -> str:

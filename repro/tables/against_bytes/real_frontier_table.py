@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...measured.cells import is_trained
 from ...measured.frontier import FrontierData
 from ...measured.pruned_cells import pruned_lines
 from ...measured.real_cells import RealData, Section, read_real_frontier
 from ..table import MEGABYTES, PERCENT, Column, Table, Value, entries_as_rows, markdown_table, number
 from ..text import headed, introduced
 from .frontier_table import FRONTIER, Entry, columns, entries
-from .real_rows import RealEntry, is_trained, rows
+from .real_rows import RealEntry, rows
 from .real_table import HOW_READ
 
 

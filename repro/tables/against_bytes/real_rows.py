@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...measured.cells import MeasuredCell, mean_of_records, method_rank
+from ...measured.cells import MeasuredCell, is_trained, mean_of_records, method_rank
 from ...measured.comparison import Between, Comparison, at_equal_bytes, bytes_of
 from ...measured.frontier import search_seconds
 from ...measured.paired_bootstrap import Interval
@@ -121,11 +121,6 @@ class RealEntry:
         if not self.compared:
             return INCOMPARABLE
         return f"{len(self.compared)} of {len(self.cells)}"
-
-
-def is_trained(cell: MeasuredCell) -> bool:
-    """Whether anything of a cell's plan was trained."""
-    return "training" in cell.record["plan"]["seconds_by_stage"]
 
 
 def rows(data: RealData, section: Section) -> Iterator[RealEntry]:

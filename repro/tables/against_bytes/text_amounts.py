@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...measured.cells import MeasuredCell, mean_of_records, method_rank
+from ...measured.cells import MeasuredCell, is_trained, mean_of_records, method_rank
 from ...measured.comparison import Between, at_equal_bytes, bytes_of
 from ...measured.paired_bootstrap import Interval
 from ...measured.real_cells import RealData, Section, read_text_amounts
@@ -18,7 +18,6 @@ from ...measured.rise import Rises, mean_of
 from ..accuracy import BYTES, PERPLEXITY, REALISED
 from ..table import PERCENT, Column, Table, number
 from ..text import headed, introduced, settings_lines
-from .real_rows import is_trained
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def test_places_of_an_svg_are_hundredths_of_a_point_and_its_texts_stay():
 
 
 def test_an_svg_is_stored_without_indentation_and_without_turns_by_nothing():
-    drawn = '<g>\n  <path d="M 1 2 \nL 3 4 \n"/>\n  <text x="1" transform="rotate(-0 52.3 226.5)">  a</text>\n</g>'
+    text = '<text x="1" transform="rotate(-0 52.3 226.5)">  a</text>'
+    drawn = f'<g>\n  <path d="M 1 2 \nL 3 4 \n"/>\n  {text}\n</g>'
     kept = '<g>\n<path d="M 1 2 L 3 4 "/>\n<text x="1">  a</text>\n</g>'
     assert compact_svg(drawn) == kept
     turned = '<text transform="rotate(-90 1 2)">a</text>'

@@ -22,6 +22,16 @@ def test_what_was_reached_names_the_published_method_and_the_seeds():
     assert reached(row(rise_share="", verdict="not measured")) == "not measured"
 
 
+def test_beside_spon_stands_what_is_held_against_another():
+    beside = "met: 0.49 of `teal`, 3 seeds, 0.95 of trained SPON's"
+    assert reached(row(rise_share_of_trained="0.9484")) == beside
+    apart = row(rise_share_of_trained="not comparable at equal bytes")
+    assert reached(apart) == "met: 0.49 of `teal`, 3 seeds, SPON not comparable"
+    assert reached(apart | {"verdict": "open"}).startswith("open: 0.49 of `teal`")
+    same = row(published="spon_long", rise_share_of_trained="0.4949")
+    assert reached(same) == "met: 0.49 of `spon_long`, 3 seeds"
+
+
 def test_a_share_that_rounds_to_the_aim_has_a_digit_more():
     assert reached(row(rise_share="0.6523", aim="0.65", verdict="missed")) == "missed: 0.652 of `teal`, 3 seeds"
 
@@ -67,5 +77,5 @@ def test_methods_in_short_count_what_was_met_and_name_what_was_missed(tmp_path):
         writer.writerows(rows)
     times.write_text("method,share\nours,0.1038\nwisparse,\n")
     assert bars_in_short(path, times).splitlines()[2:] == [
-        "| `ours` | prose, 32,768 tokens | 1 | 2 of 3 | English, all, 60%: 0.652 for 0.65 | 0.104 |"
+        "| `ours` | prose, 32,768 tokens | 1 | 2 of 3 | English, all, 60%: 0.652 of `teal` for 0.65 | 0.104 |"
     ]
