@@ -50,7 +50,7 @@ FORMER_COMPANIONS = {
         "1c321ce5d7c9c970f48d66108386c5841c48384cbf58b4c32cbe8e513880ca44"
     ),
 }
-"""Hashes over the bytes of an embedded model's tokenizer, where now its values are hashed, of the same files."""
+"""Hashes over the bytes of an embedded model's tokenizer, and those over its values, of the same files."""
 
 
 def companions_of(record: Record) -> str | None:
