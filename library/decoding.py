@@ -19,7 +19,7 @@ from .kernels.engine.sampling import Sampler
 from .kernels.errors import KernelError
 from .method.errors import UserError
 from .method.plan import SparsityPlan
-from .method.projections import projection_shapes
+from .method.projections import decoder_of, projection_shapes
 from .method.quantised_model import quantisation_of
 from .method.running.acting import ENGINE, acting_on, at_rest
 from .method.running.apply import SparseSession, applied
@@ -186,7 +186,7 @@ def engine(
     if plan is not None:
         _checked(plan)
     if capacity is None:
-        capacity = min(CAPACITY, model.config.max_position_embeddings)
+        capacity = min(CAPACITY, decoder_of(model).model.config.max_position_embeddings)
     check_sizes(batch, capacity)
     tuned_for = plan.provenance.sparsity if tune and plan is not None else None
     weights = quantisation_of(model)

@@ -89,4 +89,6 @@ def _token_ids(
     texts = list(texts) if several else [texts]
     if not all(isinstance(text, str) for text in texts):
         raise UserError("texts are strings, or one tensor of token ids (sequences, length)")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"tokenizer={tokenizer!r} is none; give the model's, of AutoTokenizer.from_pretrained")
     return pack(texts, tokenizer, sequences, length, "the calibration text")

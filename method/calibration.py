@@ -51,9 +51,10 @@ class Calibration:
 
     def __post_init__(self) -> None:
         check_setting(int, self.batch_size, "batch_size", "batch_size")
-        self._check_weights()
         check_not_compiled(self.model)
-        decoder_of(self.model)  # an unsupported family is refused before any work
+        if not model_projections(self.model):  # an unsupported family is refused here, before any work
+            raise UserError("the model has no blocks, and there is nothing to make sparse")
+        self._check_weights()
         check_input_ids(self.input_ids, self.model)
         self.weight_samples, self._quantisation = own_samples(self.model), description_of(self.model)
 

@@ -19,6 +19,7 @@ from ..kernels.model.decoder import (
     key,
     split_key,
 )
+from ..kernels.model.executable import check_linears
 from .errors import UserError
 
 __all__ = [
@@ -67,8 +68,16 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def model_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """All block projections of a model, by key, in order of execution."""
-    return {projection.key: projection.linear for projection in decoder_of(model).projections()}
+    """All block projections of a model, by key, in order of execution.
+
+    Raises UserError for an unsupported family, and for what is no linear layer, as where an adapter was put in.
+    """
+    decoder = decoder_of(model)
+    try:
+        check_linears(decoder)
+    except KernelError as error:
+        raise UserError(str(error)) from error
+    return {projection.key: projection.linear for projection in decoder.projections()}
 
 
 def projection_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

@@ -100,6 +100,8 @@ def check_input_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
     """Raises UserError for what are no (sequences, length) token ids, or are beyond the model's embeddings or
     positions.
     """
+    if input_ids.is_meta:
+        raise UserError("token ids on the meta device have no values; give them on a CPU or a GPU")
     if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
         raise UserError(
             f"token ids are (sequences, length) int64, not {tuple(input_ids.shape)} {input_ids.dtype}"

@@ -231,7 +231,7 @@ class DecodeEngine:
         KernelError for what does not fit the engine, and for logits that are not finite.
         """
         prompt = self._prepared(input_ids, attention_mask)
-        check_continuation(new_tokens, stop_tokens, pad_token, self.weights.shape.vocabulary)
+        check_continuation(new_tokens, sampler, stop_tokens, pad_token, self.weights.shape.vocabulary)
         sampler = sampler or Greedy()
         length = input_ids.shape[1]
         if length + new_tokens > self.cache.capacity:

@@ -61,10 +61,18 @@ def _mask(input_ids: Tensor, attention_mask: Any) -> Tensor:
     return mask
 
 
-def check_continuation(new_tokens: Any, stop_tokens: Any, pad_token: Any, vocabulary: int) -> None:
-    """Raise KernelError for what is no number of new tokens, no token ids to stop at, or none to pad with."""
+def check_continuation(
+    new_tokens: Any, sampler: Any, stop_tokens: Any, pad_token: Any, vocabulary: int
+) -> None:
+    """Raise KernelError for what is no number of new tokens, no sampler, no token ids to stop at, or none to
+    pad with.
+    """
     if not _whole(new_tokens) or new_tokens < 1:
         raise KernelError(f"new_tokens={new_tokens!r} is not a whole number of at least 1")
+    if sampler is not None and not callable(sampler):
+        raise KernelError(
+            f"sampler={sampler!r} is no sampler; a function of logits, or None for greedy decoding"
+        )
     if not isinstance(stop_tokens, list | tuple | set | frozenset) or not all(map(_whole, stop_tokens)):
         raise KernelError(f"stop_tokens={stop_tokens!r} is no collection of token ids; give [ID, ...] or ()")
     if beyond := [token for token in stop_tokens if not -(2**63) <= token < 2**63]:
@@ -76,8 +84,8 @@ def check_continuation(new_tokens: Any, stop_tokens: Any, pad_token: Any, vocabu
 def check_sizes(batch: Any, capacity: Any) -> None:
     """Raise KernelError for what is no number of rows or of tokens that an engine can hold."""
     for name, value in (("batch", batch), ("capacity", capacity)):
-        if not _whole(value):
-            raise KernelError(f"{name}={value!r} is not a whole number")
+        if not _whole(value) or value < 1:
+            raise KernelError(f"{name}={value!r} is not a whole number of at least 1")
 
 
 def _whole(value: Any) -> bool:

@@ -63,20 +63,16 @@ SITES = {
     "mlp_hidden": ("down",),
 }
 """Where activations are sparse, and the projections that read them there, side by side in one tensor."""
-
 SITE_OF_PROJECTION = {projection: site for site, projections in SITES.items() for projection in projections}
 
 NORM_PATHS = {"attention_input": "input_layernorm", "mlp_input": "post_attention_layernorm"}
 """Norm whose output the site's projections read, by site."""
-
 HEAD_NORM_PATHS = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
 """Norm of a projection's heads, in families that have one."""
-
 GATE_ACTIVATION_PATH = "mlp.act_fn"
+ATTENTION_PATH = "self_attn"
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 """What kernels know by `hidden_act` of config.json."""
-ATTENTION_PATH = "self_attn"
-
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not change while a sequence grows."""
 
@@ -273,6 +269,8 @@ class Decoder:
     @classmethod
     def of(cls, model: nn.Module) -> Decoder:
         """The parts of a model. Raises KernelError for a family, windows or parts not known here."""
+        if not hasattr(model, "config"):
+            raise KernelError(f"a {type(model).__name__} is no model of AutoModelForCausalLM; unwrap it")
         check_windows(model.config)
         family = family_of(model.config.model_type)
         if hasattr(model, "lm_head") and hasattr(getattr(model, "model", None), "layers"):

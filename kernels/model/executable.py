@@ -67,9 +67,25 @@ def check_stream(decoder: Decoder) -> None:
     paths = (ATTENTION_PATH, GATE_ACTIVATION_PATH.rpartition(".")[0])
     parts = [[block, *map(block.get_submodule, paths)] for block in decoder.blocks]
     modules = _named(decoder, [decoder.embedding, *chain(*parts)])
-    _refuse_bases(chain(found, _classes(decoder, modules), _hooks(decoder, modules)))
+    _refuse_bases(chain(_count(decoder), found, _classes(decoder, modules), _hooks(decoder, modules)))
     norms = [[block.get_submodule(path) for path in NORM_PATHS.values()] for block in decoder.blocks]
     check_norms(decoder, [*chain(*norms), decoder.final_norm])
+
+
+def check_linears(decoder: Decoder) -> None:
+    """Raise KernelError for projections that are no linear layers of floats, and blocks that are one module.
+
+    What is planned of a layer that an adapter was put around leaves the adapter out.
+    """
+    if len(set(map(id, decoder.blocks))) < len(decoder.blocks):
+        raise KernelError("some blocks of the model are one module; give a model whose blocks are their own")
+    for projection in decoder.projections():
+        linear, kind = projection.linear, type(projection.linear)
+        if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
+            raise KernelError(
+                f"{projection.key} is a {kind.__name__} of {kind.__module__}, no linear layer of floats; merge "
+                "an adapter into the model (merge_and_unload), and load weights unquantised"
+            )
 
 
 def check_norms(decoder: Decoder, norms: Iterable[nn.Module]) -> None:
@@ -106,14 +122,19 @@ def _refuse_bases(problems: Iterable[str]) -> None:
 
 
 def _problems(decoder: Decoder) -> Iterator[str]:
-    if len(decoder.blocks) != (stated := decoder.shape.blocks):
-        yield f"the model has {len(decoder.blocks)} blocks, and config.json {stated}"
+    yield from _count(decoder)
     yield from _parameters(decoder)
     modules = {name: module for name, module in decoder.model.named_modules() if name}
     yield from _classes(decoder, {"the model": decoder.model, **modules})
     yield from _functions(decoder)
     yield from _hooks(decoder, {"the model": decoder.model, **modules})
     yield from _settings(decoder, modules)
+
+
+def _count(decoder: Decoder) -> Iterator[str]:
+    """Blocks that are more or fewer than those of the configuration."""
+    if len(decoder.blocks) != (stated := decoder.model.config.num_hidden_layers):
+        yield f"the model has {len(decoder.blocks)} blocks, and config.json {stated}"
 
 
 def _parameters(decoder: Decoder) -> Iterator[str]:

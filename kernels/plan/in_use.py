@@ -83,8 +83,8 @@ class BasesInUse(Generic[B]):
         finally:
             in_use.contexts -= 1
             if not in_use.contexts:
-                in_use.places.close()
                 del self._of_models[model]
+                in_use.places.close()
 
     def _put_in_place(
         self, decoder: Decoder, in_use: _InUse[B], turn: Callable[[Decoder, B, Places], None]

@@ -54,10 +54,12 @@ def check_no_plan(model: nn.Module) -> None:
 
 
 def check_not_compiled(model: nn.Module) -> None:
-    """Raise UserError for a model of which torch.compile has compiled the whole or a part.
+    """Raise UserError for what is no model, and for one that torch.compile has compiled as a whole or in part.
 
     What was compiled before hooks are put on goes on without them: the model would be dense under any plan.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{model!r} is no model; load one with AutoModelForCausalLM.from_pretrained")
     for name, module in model.named_modules():
         if module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable"):
             raise UserError(

@@ -55,10 +55,11 @@ def load_weights(folder: Path, config: PreTrainedConfig, dtype: str) -> PreTrain
                 dtype=getattr(torch, dtype),
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
     except Exception as error:  # files and memory fail with errors of many kinds
         raise UserError(f"{folder}: the weights cannot be loaded ({brief(error)})") from error
-    if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+    if lacking := sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"]):
         raise UserError(
             f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; "
             "correct config.json or fetch the checkpoint again"

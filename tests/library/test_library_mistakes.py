@@ -3,10 +3,12 @@
 import pytest
 import torch
 import wisparse
+from torch import nn
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
 from wisparse.method.token_policy import TokenPolicy
 
+from ..conftest import make_calibration, make_method
 from .test_library import IDS, PROMPT
 
 
@@ -17,6 +19,9 @@ from .test_library import IDS, PROMPT
         ((None, IDS), {"sparsity": 1.0}, "sparsity must be at least 0 and below 1, not 1.0"),
         ((None, "text"), {}, "texts need a tokenizer"),
         ((None, IDS.float()), {}, "token ids are"),
+        ((None, IDS.to("meta")), {}, "token ids on the meta device have no values"),
+        (("tokenizer", "text"), {}, "tokenizer='tokenizer' is none; give the model's"),
+        ((None, IDS), {"seed": -1}, "seed=-1 is not a whole number from 0 to 4294967295"),
         ((None, IDS[0]), {}, "token ids are"),
         ((None, IDS + 1000), {}, "outside of the model's 128 embeddings"),
         ((None, IDS.repeat(1, 8)), {}, "sequences of 256 tokens exceed the model's 128 positions"),
@@ -67,6 +72,7 @@ def test_what_is_no_plan_is_refused(llama, plan):
         (PROMPT, {"stop_tokens": [2**70]}, "stop_tokens has 1180591620717411303424, which is no token id"),
         (PROMPT, {"pad_token": 1.5}, "pad_token=1.5 is no token id from 0 to 127"),
         (PROMPT, {"pad_token": -1}, "pad_token=-1 is no token id"),
+        (PROMPT, {"sampler": 5}, "sampler=5 is no sampler"),
         (PROMPT, {"sampler": lambda logits: None}, r"returns token ids \(1,\) int64, not NoneType"),
         (PROMPT, {"sampler": lambda logits: logits}, "a sampler returns token ids"),
         (PROMPT, {"sampler": lambda logits: logits.argmax(-1).float()}, "not .*torch.float32"),
@@ -78,7 +84,9 @@ def test_a_wrong_prompt_is_one_line(llama, prompt, settings, message):
         engine.generate(prompt, **{"new_tokens": 2, **settings})
 
 
-@pytest.mark.parametrize("sizes", [{"capacity": "64"}, {"capacity": 64.0}, {"batch": "2"}, {"batch": True}])
+@pytest.mark.parametrize(
+    "sizes", [{"capacity": "64"}, {"capacity": 0}, {"batch": "2"}, {"batch": True}, {"batch": 0}]
+)
 def test_a_size_of_an_engine_that_is_no_number_is_one_line(llama, sizes):
     with (
         pytest.raises(KernelError, match=r"(capacity|batch)=.* is not a whole number"),
@@ -107,3 +115,69 @@ def test_a_token_policy_of_numbers_that_are_none_is_refused(settings):
     (name,) = settings
     with pytest.raises(UserError, match=name):
         TokenPolicy("mine", "here", **settings)
+
+
+class Adapter(nn.Module):
+    """A second way around a linear layer, as adapters put it there in place."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.base_layer, self.second = linear, nn.Linear(linear.in_features, linear.out_features, bias=False)
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x) + self.second(x)
+
+
+@pytest.mark.parametrize("method", ["teal_uniform", "rsparse", "larosa", "prox"])
+def test_an_adapter_in_place_is_refused_and_leaves_the_model_to_others(llama, method):
+    """Plans were made of the weights without it, and a rotated one left the model to nobody ever after."""
+    before = llama.model.layers[0].mlp.up_proj
+    llama.model.layers[0].mlp.up_proj = Adapter(before)
+    with pytest.raises(UserError, match=r"0\.up is a Adapter of .*merge an adapter into the model"):
+        wisparse.plan(llama, None, IDS, method=method, sparsity=0.15, search="minimal")
+    llama.model.layers[0].mlp.up_proj = before
+    plan = wisparse.plan(llama, None, IDS, method=method, sparsity=0.15, search="minimal")
+    llama.model.layers[1].mlp.up_proj = Adapter(llama.model.layers[1].mlp.up_proj)
+    with pytest.raises(UserError, match=r"1\.up is a Adapter"), wisparse.sparse(llama, plan):
+        pass
+
+
+def shared(model):
+    model.model.layers[1] = model.model.layers[0]
+    return model
+
+
+def emptied(model):
+    model.model.layers = nn.ModuleList()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: "llama", "'llama' is no model; load one with AutoModelForCausalLM"),
+        (lambda model: None, "None is no model"),
+        (lambda model: nn.Linear(2, 2), "a Linear is no model of AutoModelForCausalLM; unwrap it"),
+        (nn.DataParallel, "a DataParallel is no model of AutoModelForCausalLM; unwrap it"),
+        (shared, "some blocks of the model are one module"),
+        (emptied, "the model has no blocks"),
+    ],
+)
+def test_what_is_no_model_is_one_line(llama, change, message):
+    with pytest.raises(UserError, match=message):
+        wisparse.plan(change(llama), None, IDS, method="teal")
+
+
+def test_an_engine_of_what_is_no_model_is_one_line():
+    with pytest.raises(UserError, match="a Linear is no model"), wisparse.engine(nn.Linear(2, 2)):
+        pass
+
+
+def test_bases_are_not_folded_into_other_blocks_than_the_configuration_has(llama):
+    del llama.model.layers[1]
+    with pytest.raises(UserError, match=r"has 1 blocks, and config\.json 2, and a plan in other bases"):
+        make_method("equal_loss_folded_given").plan(make_calibration(llama), 0.5)

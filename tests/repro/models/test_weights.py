@@ -50,6 +50,12 @@ def test_weights_that_are_absent_are_never_made_up(checkpoint):
     refused(checkpoint, r"1 weights are missing.*layers\.3\.mlp\.up_proj")
 
 
+def test_weights_of_another_shape_are_named(checkpoint):
+    """Transformers said that a table above had the details, which nobody saw."""
+    rewrite(checkpoint, lambda tensors: tensors.update({UP: tensors[UP][:-1].clone()}))
+    refused(checkpoint, r"1 weights are missing or of another shape, first model\.layers\.3\.mlp\.up_proj")
+
+
 def test_weights_that_the_model_does_not_take_are_never_dropped(checkpoint):
     biases = {f"model.layers.{block}.self_attn.q_proj.bias": torch.ones(320) for block in range(8)}
     rewrite(checkpoint, lambda tensors: tensors.update(biases))
