@@ -12,6 +12,7 @@ what else the machine does meets them alike.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import NormalDist
@@ -69,7 +70,9 @@ def knowing(weights: DecoderWeights, active: float) -> tuple[BlockPlan, ...]:
     """Plans that compute gate whole and keep about this share of neurons, those of the largest gates."""
     shape, gate = weights.shape, weights.blocks[0].gate
     x = torch.randn(DRAWN, shape.hidden, device=gate.device).to(gate.dtype)
-    least = (x @ gate).relu().float().flatten().sort().values[int((1.0 - active) * DRAWN * shape.ffn)]
+    gates = (x @ gate).relu().float().flatten().sort().values
+    above_all = gates.new_tensor([math.inf])
+    least = torch.cat([gates, above_all])[int((1.0 - active) * DRAWN * shape.ffn)]
     thresholds = least.expand(shape.ffn).contiguous()
     return (BlockPlan(gate=GateRule(thresholds)),) * shape.blocks
 
@@ -102,7 +105,7 @@ def as_active(weights: DecoderWeights, plan: BlockPlan, active: float) -> Decode
             f"--trained: of random weights at most {most:.2f} of the neurons are active where {computed:.2f} "
             f"are computed; {active} are not"
         )
-    return silenced(weights, active / most)
+    return silenced(weights, active / most if most else 0.0)
 
 
 def _facts(computed: float, active: float) -> Row:
@@ -132,7 +135,7 @@ def rows(name: str, shape: DecoderShape, device: torch.device, options: argparse
         rules = predicting(by_row, computed)
         weights = by_row if active is None else as_active(by_row, rules[0], active)
         found = shares_read(weights, rules[0])
-        known = nonzero or found[1]
+        known = found[1] if nonzero is None else nonzero
         described.append((("predicted", weights, rules), _facts(*found)))
         described.append((("known", gated, knowing(gated, known)), _facts(1.0, known)))
     yield from timed_rows(name, described, options.context, device)

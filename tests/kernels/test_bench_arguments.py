@@ -1,5 +1,6 @@
 """Command lines of the benchmarks: what makes no sense, or is not here, is one line."""
 
+import json
 import sys
 
 import pytest
@@ -46,3 +47,16 @@ def test_a_benchmark_of_a_gpu_says_that_there_is_none(capsys, monkeypatch, bench
 )
 def test_what_makes_no_sense_is_one_line(capsys, monkeypatch, bench, arguments, line):
     assert line in said(capsys, monkeypatch, bench.main, arguments)
+
+
+@pytest.mark.slow
+def test_a_share_of_zero_is_a_share(capsys, monkeypatch):
+    """It was taken as not given: what is known to be zero was timed at the share that is predicted."""
+    small = ["--device", "cpu", "--shape", "smollm2-135m", "--blocks", "1", "--context", "16"]
+    monkeypatch.setattr(sys, "argv", ["bench", *small, "--computed", "0", "--trained", "0.3", "0.1", "0"])
+    predicted_neurons.main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    none, known_of_none, some, known = rows[-4:]
+    assert [row["kind"] for row in rows[-4:]] == ["predicted", "known"] * 2
+    assert none["active"] == known_of_none["active"] == known["active"] == 0.0
+    assert 0.05 < some["active"] < 0.15
