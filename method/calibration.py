@@ -81,7 +81,7 @@ class Calibration:
 
     def _check_weights(self) -> None:
         """Raise UserError where methods would read what the model's linears do not hold, or measure a plan."""
-        check_no_plan(self.model)
+        check_no_plan(self.model, "a calibration")
         if is_taken(self.model):
             raise UserError(
                 "an engine reads stored weights of this model, and its linears hold none to make a plan of; "

@@ -18,6 +18,7 @@ from ..kernels.quantised.stored import StoredWeight
 from ..kernels.weight_samples import Samples
 from .errors import UserError
 from .projections import decoder_of, model_projections
+from .running.acting import check_no_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +54,15 @@ def quantised(model: PreTrainedModel, found: QuantisedWeights | None) -> Iterato
     """Context in which the model computes with these weights; after it, it has its own again, bit by bit.
 
     Its own are kept meanwhile, beside the dequantised ones in the model's dtype. An embedding that shares the
-    head's weight stays as it is. None: the model is left alone. Raises UserError for those of other weights.
+    head's weight stays as it is. None: the model is left alone. Raises UserError for those of other weights,
+    and where the model is quantised already or a plan acts on it.
     """
     if found is None:
         yield
         return
     if model in _PLACED:
-        raise RuntimeError("the model is quantised already; leave that context first")
+        raise UserError("the model is quantised already; end that context first")
+    check_no_plan(model, "a quantisation")
     if problem := of_other_weights("what is stored in few bits", found.weight_samples, own_samples(model)):
         raise UserError(problem)
     linears = quantised_linears(model, LM_HEAD in found.weights)

@@ -16,6 +16,7 @@ from ..hooks import hooked
 from ..passes.collectors import InputProducts, input_recorder
 from ..projections import SITE_OF_PROJECTION, block_projections, decoder_of, key, projections_of_site, split_key
 from ..quantised_model import replaced, stored_by
+from ..running.acting import check_no_plan
 from ..search.block_probe import entering_blocks
 
 Prepared = TypeVar("Prepared")
@@ -33,6 +34,7 @@ def stored_block_by_block(
     prepare: makes of a site (`3.mlp_input`) and XᵀX of its inputs what all its projections need. store: stores
     a weight (in, out) by its key.
     """
+    check_no_plan(calibration.model, "a quantisation")
     decoder = decoder_of(calibration.model)
     hidden, keywords = entering_blocks(calibration)
     found: dict[str, StoredWeight] = {}

@@ -21,6 +21,7 @@ from ..calibration import Calibration
 from ..errors import UserError
 from ..projections import decoder_of, model_projections
 from ..quantised_model import LM_HEAD, QuantisedWeights, quantised_linears, stored_by
+from ..running.acting import check_no_plan
 from ..settings import Settings
 
 HEADS = {"none": "as it was", "int8": "int8 by row and column", "same": "too"}
@@ -105,6 +106,7 @@ class Quantiser(Weights, ABC):
         """Stored weights of a model's linears. Raises UserError that names the first that cannot be stored."""
         self.check_model(calibration.model)
         samples = samples_of_present(calibration.model, QUANTISE)
+        check_no_plan(calibration.model, "a quantisation")
         found = stored_by(model_projections(calibration.model), self.anew) | self._head(calibration.model)
         return self._whole(found, samples)
 

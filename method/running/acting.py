@@ -32,10 +32,7 @@ def acting_on(model: nn.Module, what: str, beside: str | None = None) -> Iterato
     with _LOCK:
         there = _ACTING.setdefault(model, [])
         if others := [other for other in there if other != beside]:
-            raise UserError(
-                f"{others[0]} acts on this model already, and {what} within it would compute something else; "
-                "end the first one's context before, or take a second copy of the model"
-            )
+            raise _within(others[0], what)
         there.append(what)
     try:
         yield
@@ -44,13 +41,17 @@ def acting_on(model: nn.Module, what: str, beside: str | None = None) -> Iterato
             there.remove(what)
 
 
-def check_no_plan(model: nn.Module) -> None:
-    """Raise UserError for a model that a plan acts on: what is measured of it would be the sparse model's."""
+def check_no_plan(model: nn.Module, what: str) -> None:
+    """Raise UserError for a model that a plan acts on, where `what` is begun within its context."""
     if PLAN in _ACTING.get(model, ()):
-        raise UserError(
-            f"{PLAN} acts on this model, and a calibration would measure the sparse model, not the dense "
-            "one; end that context before, or take a second copy of the model"
-        )
+        raise _within(PLAN, what)
+
+
+def _within(other: str, what: str) -> UserError:
+    return UserError(
+        f"{other} acts on this model already, and {what} within it would compute something else; "
+        "end the first one's context before, or take a second copy of the model"
+    )
 
 
 def check_not_compiled(model: nn.Module) -> None:

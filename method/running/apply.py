@@ -149,10 +149,11 @@ class SparseSession:
                 setattr(model, name, method)
 
     def _before_forward(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            door = "jit.trace" if torch.jit.is_tracing() else "export"
             raise UserError(
-                "torch.jit.trace would write down which channels the example's tokens drop, for all others; "
-                "trace the model before or after the plan's context, or try torch.compile within it"
+                f"torch.{door} would write down which channels the example's tokens "
+                "drop, for all others; do so before or after the plan's context, or try torch.compile within it"
             )
         check_held(self._model)
         if (now := _placed(self._model)) != self._placed:

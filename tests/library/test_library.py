@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import wisparse
-from hydra.utils import instantiate
 from transformers import AutoTokenizer
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
@@ -16,7 +15,7 @@ from wisparse.method.plan import PlanError
 from wisparse.method.quantisation.quantisers import Int8
 from wisparse.method.quantised_model import quantised
 
-from ..conftest import ROOT, composed, make_calibration, make_method, make_tiny_model
+from ..conftest import ROOT, make_calibration, make_tiny_model
 
 TOKENIZER = ROOT / "repro" / "embedded" / "models" / "llama-mini"
 IDS = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(1))
@@ -163,20 +162,6 @@ def test_a_second_plan_within_one_is_refused(llama):
     ):
         engine.generate(PROMPT, new_tokens=2)
     assert torch.equal(llama(PROMPT).logits, expected)
-
-
-@pytest.mark.parametrize("make", ["method", "heads", "calibration"])
-def test_nothing_is_measured_of_a_model_that_a_plan_acts_on(llama, make):
-    """Not by the classes beneath `wisparse.plan` either: they would measure the sparse model."""
-    plan, calibration = planned(llama), make_calibration(llama)
-    begin = {
-        "method": lambda: make_method("teal").plan(calibration, 0.5),
-        "heads": lambda: instantiate(composed("heads=polar").heads).plan(calibration, 0),
-        "calibration": lambda: make_calibration(llama),
-    }
-    with wisparse.sparse(llama, plan), pytest.raises(UserError, match="a plan acts on this model, and a cal"):
-        begin[make]()
-    assert make_method("teal").plan(calibration, 0.5).rules.keys() == plan.rules.keys()
 
 
 def test_two_threads_cannot_apply_two_plans_at_once(llama):

@@ -97,3 +97,11 @@ def test_tracing_is_refused(llama):
         pytest.raises(UserError, match=r"torch\.jit\.trace would write down"),
     ):
         torch.jit.trace(lambda ids: llama(ids, use_cache=False).logits, IDS)
+
+
+def test_exporting_is_refused(llama):
+    with (
+        applied(llama, plan_of(llama, "wina"), make_protocol("all")),
+        pytest.raises(UserError, match=r"torch\.export would write down"),
+    ):
+        torch.export.export(llama, (IDS,), {"use_cache": False})
