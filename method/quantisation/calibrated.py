@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from ...kernels.quantised.stored import StoredWeight
 from ..calibration import Calibration
 from ..errors import UserError
 from ..passes.collectors import InputProducts
-from ..projections import decoder_of
+from ..projections import SITE_OF_PROJECTION, decoder_of
 from ..quantised_model import LM_HEAD, QuantisedWeights, stored_by
 from .block_by_block import check_finite, stored_block_by_block
 from .gptq import check_damped_by, gptq, inverse_factor
@@ -54,10 +54,18 @@ class CalibratedInt4(Int4):
     @torch.no_grad()
     def weights(self, calibration: Calibration) -> QuantisedWeights:
         """See `Quantiser`. The model is as before afterwards."""
+        return self._weights(calibration, SITE_OF_PROJECTION.__getitem__)
+
+    @torch.no_grad()
+    def weights_of_own_inputs(self, calibration: Calibration) -> QuantisedWeights:
+        """As `weights`, on what each projection reads by itself, which hooks on the linears may have masked."""
+        return self._weights(calibration, str)
+
+    def _weights(self, calibration: Calibration, place_of: Callable[[str], str]) -> QuantisedWeights:
         self.check_model(calibration.model)
         samples = samples_of_present(calibration.model, QUANTISE)
         decoder = decoder_of(calibration.model)
-        found, hidden = stored_block_by_block(calibration, "GPTQ", self._factor, self._calibrated)
+        found, hidden = stored_block_by_block(calibration, "GPTQ", self._factor, self._calibrated, place_of)
         if self.lm_head != "same":
             found |= self._head(calibration.model)
         else:

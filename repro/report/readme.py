@@ -19,13 +19,13 @@ from ..tables.text import NOT_MEASURED, interval_text, table_row
 from .summaries.bars import bars_in_short, bars_table, mini_bars_table
 from .summaries.field import field_table
 from .summaries.massive import dropped_table, entries_table, needs_table
-from .summaries.method import biases_table, left_over_table, settings_table
+from .summaries.method import biases_table, left_over_table, scaling_table, settings_table
 from .summaries.own import OTHER_TEXT, amounts_table, generation_table, own_table, times_table, tried_table
 from .summaries.proxies import proxies_table
 from .summaries.pruned import pruned_small_table, pruned_table
+from .summaries.quantised_plans import formats_table, plans_table
 from .summaries.question import question_summary
 from .summaries.real import readings_table, real_table
-from .summaries.scaling import scaling_table
 from .summaries.speed import speed_by_bits, speed_by_model, speed_by_setting
 from .summaries.speed_bars import speed_bars
 from .summaries.steps import cpu_table, steps_by_batch, steps_by_sparsity, steps_of_others
@@ -145,6 +145,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "steps": steps_by_sparsity,
         "others": steps_of_others,
         "cpu": cpu_table,
+        "formats": formats_table,
+        "plans": plans_table,
     },
     "docs/speed.md": {"settings": speed_by_setting, "batches": steps_by_batch, "speed bars": speed_bars},
     "docs/cost.md": {"reproduction": reproduction},

@@ -37,6 +37,11 @@ SECTIONS = (
         "Allocations and budgets of tokens that were tried",
         "python -m wisparse.repro.studies.left_over",
     ),
+    (
+        "quantised_plans",
+        "Plans and quantised weights: which is made on which",
+        "python -m wisparse.repro.studies.quantised_plans",
+    ),
     ("frontier_long", "The same with more calibration text", "python repro/run.py experiment=frontier_long"),
     ("scaling", "Sparsity and size", "python repro/run.py experiment=scaling"),
     ("relu", "Models with true zeros", "make train-relu, then the commands in conf/experiment/relu.yaml"),

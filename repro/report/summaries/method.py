@@ -1,4 +1,4 @@
-"""Settings of the own methods, what biases cost, and what they might still gain, for the page on them."""
+"""Settings of the own methods, what biases cost, what might still be gained, and size, for the page on them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from omegaconf import OmegaConf
 from ....method.training.trained_rules import BAND
 from ...configuration import CONFIGURATION, REPOSITORY
 from ...tables.csv_rows import Row, read_rows
-from ...tables.text import table_row
+from ...tables.text import NOT_MEASURED, table_row
+from ...train.scaling_table import SCALING
 
 BIASES = REPOSITORY / "results" / "step_biases.csv"
 LEFT_OVER = REPOSITORY / "results" / "left_over.csv"
+SIZES = REPOSITORY / "results" / "scaling.csv"
+SHOWN_SPARSITIES = ("0.5", "0.6")
+"""Sparsities at which sizes are compared."""
 METHODS = (
     "equal_loss",
     "equal_loss_folded",
@@ -75,6 +79,27 @@ def left_over_table(path: Path = LEFT_OVER) -> str:
         known = {"true": "yes", "false": "no"}[next(iter(mine.values()))["known_while_decoding"]]
         lines.append(table_row([setting, known, *(_change(mine.get(seed)) for seed in seeds)]))
     return "\n".join(lines)
+
+
+def scaling_table(path: Path = SIZES) -> str:
+    """A row for every sparsity and method: its rise in every size, and the largest's over the smallest's."""
+    rows = read_rows(path)
+    if not rows:
+        return f"*{NOT_MEASURED.capitalize()}.*"
+    form = {column.name: column for column in SCALING.columns(())}
+    sizes = {row["model"]: f"{int(row['parameters']) / 1e6:.1f} M" for row in rows}
+    lines = [table_row(["not read", "method", *sizes.values(), "largest ÷ smallest"])]
+    lines.append("|---:|---|" + "---:|" * (len(sizes) + 1))
+    for sparsity in SHOWN_SPARSITIES:
+        mine = [row for row in rows if row["sparsity"] == sparsity]
+        for method in dict.fromkeys(row["method"] for row in mine):
+            found = {row["model"]: row for row in mine if row["method"] == method}
+            rises = [form["relative_rise"].shown(found[model]) for model in sizes]
+            last = form["over_smallest"].shown(found[list(sizes)[-1]])
+            lines.append(table_row([f"{float(sparsity):.0%}", f"`{method}`", *rises, last]))
+    return "\n".join(
+        [*lines, "", f"![rise of perplexity against parameters](../{path.parent.name}/scaling.png)"]
+    )
 
 
 def _configured(method: str) -> Mapping[str, Any]:

@@ -157,6 +157,29 @@ def test_calibrated_weights_keep_the_products_of_the_first_block(llama, calibrat
     assert errors[0] < errors[1]
 
 
+def test_projections_by_themselves_are_stored_as_their_site_is_where_nothing_masks_what_they_read(
+    llama, calibration
+):
+    of_sites = CALIBRATED.weights(calibration).weights
+    by_themselves = CALIBRATED.weights_of_own_inputs(calibration).weights
+    assert all(
+        torch.equal(of_sites[name].dequantised(), one.dequantised()) for name, one in by_themselves.items()
+    )
+
+
+def test_a_projection_is_stored_for_what_it_reads_itself(llama, calibration):
+    """A hook that leaves k nothing to read changes k, which is rounded then, and not q beside it."""
+    of_sites = CALIBRATED.weights(calibration).weights
+    linears = model_projections(llama)
+    handle = linears["0.k"].register_forward_pre_hook(lambda _, inputs: (0 * inputs[0],))
+    masked = CALIBRATED.weights_of_own_inputs(calibration).weights
+    handle.remove()
+    rounded = int4_rounded(linears["0.k"].weight.data.T, group=8, symmetric=True)
+    assert torch.equal(masked["0.k"].dequantised(), rounded.dequantised())
+    assert not torch.equal(of_sites["0.k"].dequantised(), rounded.dequantised())
+    assert torch.equal(masked["0.q"].dequantised(), of_sites["0.q"].dequantised())
+
+
 def traffic(model, plan, ids):
     with applied(model, plan, make_protocol("all")) as session:
         model(ids)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 from wisparse.method.errors import UserError
-from wisparse.repro.report.summaries.scaling import scaling_table
+from wisparse.repro.report.summaries.method import scaling_table
 from wisparse.repro.tables.make import write_tables
 from wisparse.repro.tables.plot_style import ink
 from wisparse.repro.train.scaling_cells import read_scaling
