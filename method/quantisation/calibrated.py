@@ -58,7 +58,7 @@ class CalibratedInt4(Int4):
 
     @torch.no_grad()
     def weights_of_own_inputs(self, calibration: Calibration) -> QuantisedWeights:
-        """As `weights`, on what each projection reads by itself, which hooks on the linears may have masked."""
+        """The same on what each projection reads by itself, which hooks on the linears may have masked."""
         return self._weights(calibration, str)
 
     def _weights(self, calibration: Calibration, place_of: Callable[[str], str]) -> QuantisedWeights:

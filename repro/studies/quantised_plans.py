@@ -212,7 +212,7 @@ class InE4m3:
 def on_stored_weights(
     bench: Bench, own: Mapping[str, SparsityPlan], plans: Mapping[str, SparsityPlan], unlike: SparsityPlan
 ) -> Iterator[Row]:
-    """On stored weights in place: plans made on the own weights, and one whose scores have their norms."""
+    """Plans made on the own weights, and one with their norms in its scores, on stored weights in place."""
     for name in METHODS:
         row = {"part": "thresholds", "method": name, "setting": "plan of the own weights"}
         found = bench.row(bench.passed(own[name]), bench.moved(plans[name]))
