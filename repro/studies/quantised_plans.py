@@ -241,7 +241,7 @@ def under_a_plan(bench: Bench, calibration: Calibration, plan: SparsityPlan, nam
     quantiser = instantiate(composed("quantisation=int4_calibrated").quantisation)
     linears = model_projections(calibration.model)
     with replaced(linears, quantiser.weights(calibration).weights):
-        among = bench.moved(plan)
+        among, every = bench.moved(plan), [bench.dense(plan)]
     with masked(calibration.model, plan):
         found = quantiser.weights_of_own_inputs(calibration).weights
     with replaced(linears, found):
@@ -249,8 +249,6 @@ def under_a_plan(bench: Bench, calibration: Calibration, plan: SparsityPlan, nam
     row = {"part": "GPTQ", "quantisation": "int4_calibrated", "method": name}
     row |= {"setting": "on inputs under the plan", "compared_with": "on dense inputs"}
     yield row | bench.row(passed, among)
-    with replaced(linears, quantiser.weights(calibration).weights):
-        every = [bench.dense(plan)]
     yield row | {"setting": "on inputs under the plan, all weights read"} | bench.row(dense, every)
 
 
