@@ -27,6 +27,10 @@ FONTS = ["DejaVu Sans", "Arial"]
 """Fonts that an SVG names at each of its texts, before any without serifs."""
 PALETTE = 128
 """Colours of a PNG, shades of lines' edges included; the checkout holds dozens of plots."""
+MARK = re.compile(r'<use [^>]*style="([^"]*)"/>')
+"""A mark of a plot as matplotlib writes it."""
+STROKE = re.compile(r'<path d="(?P<places>M[^"]*)"(?P<look> (?!id=)[^>]*fill: none[^>]*)/>')
+"""A line of a plot, or an error bar."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 DRAWN = {
     "circle", "clipPath", "defs", "desc", "ellipse", "g", "image", "line", "linearGradient", "marker",
@@ -68,7 +72,8 @@ def write_figure(figure: Figure, path: Path) -> list[Path]:
 def compact_svg(svg: str) -> str:
     """An SVG with its places in hundredths of a point, where matplotlib writes millionths.
 
-    Indentation goes, and turns by nothing, a tenth of the room; a path is one line.
+    Indentation goes, and turns by nothing, a tenth of the room; a path is one line. Names of groups go, groups
+    that say nothing, and what is said of every mark of a group or every bar of a line stands once: a third.
     """
 
     def rounded(found: re.Match[str]) -> str:
@@ -77,7 +82,47 @@ def compact_svg(svg: str) -> str:
 
     svg = re.sub(r' (?:d|x|y)="[^"]*"', rounded, svg)
     svg = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", svg)
-    return re.sub(r"^ +", "", svg, flags=re.MULTILINE)
+    svg = re.sub(r"^ +", "", svg, flags=re.MULTILINE)
+    lines = _plain_groups(re.sub(r'<g id="[^"]*"', "<g", svg).split("\n"))
+    return "\n".join(_joined_strokes(lines))
+
+
+def _plain_groups(lines: list[str]) -> list[str]:
+    """Lines of an SVG, without groups that say nothing, and with the style of a group's marks said once.
+
+    A style is handed down to what a group holds, but for its opacity, which is then one of all together.
+    """
+    kept: list[str] = []
+    opened: list[int] = []
+    for line in lines:
+        if re.fullmatch(r"<g(?: [^>]*)?>", line):
+            opened.append(len(kept))
+        elif line == "</g>" and opened:
+            start = opened.pop()
+            styles = {found[1] if (found := MARK.fullmatch(inside)) else "" for inside in kept[start + 1 :]}
+            style = styles.pop() if len(styles) == 1 and len(kept) > start + 2 else ""
+            if style and not re.search(r"(?:^|[; ])opacity:", style) and "style=" not in kept[start]:
+                kept[start:] = [
+                    f'{kept[start][:-1]} style="{style}">',
+                    *(inside.replace(f' style="{style}"', "") for inside in kept[start + 1 :]),
+                ]
+            if kept[start] == "<g>":
+                del kept[start]
+                continue
+        kept.append(line)
+    return kept
+
+
+def _joined_strokes(lines: list[str]) -> list[str]:
+    """Lines of an SVG in which strokes behind each other that look alike, as of error bars, are one path."""
+    kept: list[str] = []
+    for line in lines:
+        stroke, last = STROKE.fullmatch(line), STROKE.fullmatch(kept[-1]) if kept else None
+        if stroke and last and stroke["look"] == last["look"] and "opacity" not in stroke["look"]:
+            kept[-1] = f'<path d="{last["places"].rstrip()} {stroke["places"]}"{stroke["look"]}/>'
+        else:
+            kept.append(line)
+    return kept
 
 
 def reduce_colours(path: Path) -> None:

@@ -27,7 +27,7 @@ CONTROL = "dense"
 CLAIMED_ZEROS = 0.89
 """Share of zeros in ProSparse's abstract, of Llama-2-7B."""
 NAMES = (
-    "model", "zeros", "least_zeros", "most_zeros", "held_out_perplexity", "over_control", "method", "sparsity",
+    "model", "zeros", "least_zeros", "most_zeros", "held_out_perplexity", "over_control", "suite", "method", "sparsity",
     "realised_sparsity", "bytes_per_token", "perplexity",
 )  # fmt: skip
 
@@ -47,9 +47,9 @@ class TrainedModels:
         return f"{self.start}-{name}"
 
     def of(self, name: str) -> list[MeasuredCell]:
-        """Cells of a model, dense first."""
+        """Cells of a model, a suite after the other, dense first."""
         mine = [cell for cell in self.cells.values() if cell.record["model"]["name"] == self.model(name)]
-        return sorted(mine, key=lambda cell: (method_rank(cell.key[1]), cell.key[2]))
+        return sorted(mine, key=lambda cell: (_suite(cell), method_rank(cell.key[1]), cell.key[2]))
 
 
 def read_models(cards: Path, *records: Path) -> TrainedModels:
@@ -86,7 +86,7 @@ def rows(data: TrainedModels) -> list[dict[str, str]]:
         of_model = (data.model(name), *(f"{share:.4f}" for share in shares), f"{perplexity:.4f}",
                     f"{perplexity / control:.4f}")  # fmt: skip
         for cell in data.of(name) or [None]:
-            of_cell = ("",) * 5 if cell is None else _of_cell(cell)
+            of_cell = ("",) * 6 if cell is None else _of_cell(cell)
             found.append(dict(zip(NAMES, (*of_model, *of_cell), strict=True)))
     return found
 
@@ -94,12 +94,18 @@ def rows(data: TrainedModels) -> list[dict[str, str]]:
 def _of_cell(cell: MeasuredCell) -> tuple[str, ...]:
     realised = cell.record["realised"]
     return (
+        _suite(cell),
         cell.key[1],
         f"{cell.key[2]:g}",
         f"{realised['realised_sparsity']:.4f}",
         f"{realised['bytes_per_token']:.0f}",
         f"{cell.record['perplexity']:.4f}",
     )
+
+
+def _suite(cell: MeasuredCell) -> str:
+    """Name of the suite that a cell was measured on."""
+    return str(cell.record["suite"]["name"])
 
 
 def page(data: TrainedModels) -> str:
@@ -114,14 +120,14 @@ def page(data: TrainedModels) -> str:
         f"Perplexity: the first {card['held_out_perplexity_tokens']:,} held-out tokens: dense, but "
         "Q-Sparse with its top-k, and LTE with its routers, whose zeros are what these leave out."
         f"{_before(data)}",
-        f"- Methods: perplexity of {_texts(data)}; realised: block weights not read.",
+        f"- Methods: perplexity of {_texts(data)}. Realised: block weights not read.",
         *_slow(data),
         *_settings(data),
         *_claims(data),
         "",
-        table_row(["model", "zeros", "perplexity", "÷ control", "method", "sparsity", "realised", "MB/token",
+        table_row(["model", "zeros", "perplexity", "÷ control", "suite", "method", "sparsity", "realised", "MB/token",
                    "perplexity under it"]),
-        "|---|---|---:|---:|---|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---|---|---:|---:|---:|---:|",
     ]  # fmt: skip
     for row in rows(data):
         zeros = [f"{100 * float(row[part]):.1f}" for part in ("zeros", "least_zeros", "most_zeros")]
@@ -131,9 +137,10 @@ def page(data: TrainedModels) -> str:
             f"{float(row['held_out_perplexity']):.3f}",
             f"{float(row['over_control']):.3f}",
         ]
-        under = [""] * 5
+        under = [""] * 6
         if row["method"]:
             under = [
+                row["suite"],
                 row["method"],
                 f"{float(row['sparsity']):.0%}",
                 f"{float(row['realised_sparsity']):.1%}",
@@ -158,10 +165,18 @@ def _before(data: TrainedModels) -> str:
 
 def _texts(data: TrainedModels) -> str:
     """What the methods' perplexity is of, and that of the model that training went on from, as it was."""
-    suites = {cell.record["suite"]["name"] for cell in data.cells.values()}
-    texts = "WikiText-2" if suites == {"wikitext"} else "the suite's held-out texts"
-    whole = [cell for cell in data.cells.values() if cell.key[:2] == (data.start, "dense")]
-    return texts + "".join(f" (`{data.start}` itself: {cell.record['perplexity']:.3f})" for cell in whole)
+    found = []
+    for suite in sorted({_suite(cell) for cell in data.cells.values()}):
+        text = "WikiText-2" if suite == "wikitext" else "the suite's held-out texts"
+        found.append(
+            f"{text} (`{suite}`)"
+            + "".join(
+                f", of which `{data.start}` itself has {cell.record['perplexity']:.3f}"
+                for cell in data.cells.values()
+                if cell.key[:2] == (data.start, "dense") and _suite(cell) == suite
+            )
+        )
+    return "; and of ".join(found)
 
 
 def _slow(data: TrainedModels) -> list[str]:

@@ -20,7 +20,7 @@ CONTROL = "-dense"
 LEAST, HALF, MOST = 0.45, 0.5, 0.55
 """Realised sparsities around the one that is shown."""
 MODEL_HEADS = (
-    "model", "zeros", "dense ÷ control", "method", "not read", "MB/token", "perplexity ÷ dense control",
+    "model", "zeros", "dense ÷ control", "suite", "method", "not read", "MB/token", "perplexity ÷ dense control",
 )  # fmt: skip
 SPEED_HEADS = (
     "device", "shapes", "blocks", "rows of gate", "of up and down", "of these with zeros known", "ms",
@@ -29,16 +29,17 @@ SPEED_HEADS = (
 
 
 def trained_table(path: Path = MODELS) -> str:
-    """A row for every method on a trained model that leaves about half of the weights unread.
+    """A row for every method on a trained model that leaves about half of the weights of a suite unread.
 
-    A model without such a cell has the one nearest to it, or says that none was measured.
+    A model without such a cell has the one nearest to it, or says that none was measured. The last column
+    compares with the control under no method, on the same suite.
     """
     rows = read_rows(path)
     of_control = [row for row in rows if row["model"].endswith(CONTROL) and row["method"] == "dense"]
-    dense = [float(row["perplexity"]) for row in of_control]
-    lines = [table_row(MODEL_HEADS), "|---|---:|---:|---|---:|---:|---:|"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == model]
+    dense = {row["suite"]: float(row["perplexity"]) for row in of_control}
+    lines = [table_row(MODEL_HEADS), "|---|---:|---:|---|---|---:|---:|---:|"]
+    for model, suite in dict.fromkeys((row["model"], row["suite"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["suite"]) == (model, suite)]
         for row in _shown(mine):
             found = [NOT_MEASURED, "", "", ""]
             if row["method"]:
@@ -46,15 +47,15 @@ def trained_table(path: Path = MODELS) -> str:
                     f"`{row['method']}`",
                     f"{float(row['realised_sparsity']):.1%}",
                     f"{float(row['bytes_per_token']) / 1e6:.1f}",
-                    f"{float(row['perplexity']) / dense[0]:.3f}" if dense else NOT_MEASURED,
+                    f"{float(row['perplexity']) / dense[suite]:.3f}" if suite in dense else NOT_MEASURED,
                 ]
-            about = [f"`{model}`", f"{float(row['zeros']):.1%}", f"{float(row['over_control']):.3f}"]
+            about = [f"`{model}`", f"{float(row['zeros']):.1%}", f"{float(row['over_control']):.3f}", suite]
             lines.append(table_row([*about, *found]))
     return "\n".join(lines)
 
 
 def _shown(rows: list[Row]) -> list[Row]:
-    """A model's rows around half; else the one nearest to it under a method, else the first."""
+    """Rows of a model on a suite around half; else the one nearest to it under a method, else the first."""
     around = [row for row in rows if row["method"] and LEAST <= float(row["realised_sparsity"]) <= MOST]
     sparse = [row for row in rows if row["method"] and row["method"] != "dense"]
     return around or [min(sparse or rows, key=lambda row: abs(float(row["realised_sparsity"] or 0.0) - HALF))]

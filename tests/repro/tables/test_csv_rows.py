@@ -91,8 +91,33 @@ def test_places_of_an_svg_are_hundredths_of_a_point_and_its_texts_stay():
 
 def test_an_svg_is_stored_without_indentation_and_without_turns_by_nothing():
     text = '<text x="1" transform="rotate(-0 52.3 226.5)">  a</text>'
-    drawn = f'<g>\n  <path d="M 1 2 \nL 3 4 \n"/>\n  {text}\n</g>'
-    kept = '<g>\n<path d="M 1 2 L 3 4 "/>\n<text x="1">  a</text>\n</g>'
+    drawn = f'<g a="b">\n  <path d="M 1 2 \nL 3 4 \n"/>\n  {text}\n</g>'
+    kept = '<g a="b">\n<path d="M 1 2 L 3 4 "/>\n<text x="1">  a</text>\n</g>'
     assert compact_svg(drawn) == kept
     turned = '<text transform="rotate(-90 1 2)">a</text>'
     assert compact_svg(turned) == turned
+
+
+def test_strokes_behind_each_other_that_look_alike_are_one_path():
+    look = 'clip-path="url(#p)" style="fill: none; stroke: red"'
+    bars = [f'<path d="M {x} 2 L {x} 3 " {look}/>' for x in range(3)]
+    other, filled = bars[0].replace("red", "blue"), bars[0].replace("none", "red")
+    assert compact_svg("\n".join([*bars, other, filled, filled])).split("\n") == [
+        f'<path d="M 0 2 L 0 3 M 1 2 L 1 3 M 2 2 L 2 3 " {look}/>', other, filled, filled,
+    ]  # fmt: skip
+    faint = bars[0].replace("red", "red; stroke-opacity: 0.5")
+    assert compact_svg(f"{faint}\n{faint}").split("\n") == [faint, faint]
+
+
+def test_groups_that_say_nothing_go_and_marks_of_one_style_say_it_once():
+    marks = [f'<use xlink:href="#m" x="{x}.00" y="2.00" style="fill: red"/>' for x in range(3)]
+    bare = [mark.replace(' style="fill: red"', "") for mark in marks]
+    drawn = ['<g id="axes_1">', '<g clip-path="url(#p)">', *marks, "</g>", '<g id="line_1">', marks[0], "</g>", "</g>"]
+    kept = ['<g clip-path="url(#p)" style="fill: red">', *bare, "</g>", marks[0]]
+    assert compact_svg("\n".join(drawn)).split("\n") == kept
+    assert compact_svg("\n".join(kept)).split("\n") == kept
+    see_through = [mark.replace("fill: red", "opacity: 0.5") for mark in marks]
+    apart = ['<g clip-path="url(#p)">', *see_through, "</g>"]
+    others = ['<g clip-path="url(#p)">', marks[0], marks[1].replace("red", "blue"), "</g>"]
+    for lines in (apart, others):
+        assert compact_svg("\n".join(lines)).split("\n") == lines

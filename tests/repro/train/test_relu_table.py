@@ -33,7 +33,7 @@ def test_models_stand_beside_the_control_and_their_cells(tmp_path):
     assert relu["over_control"] == "1.1000"
     assert (relu["method"], relu["realised_sparsity"]) == ("relu_zeros", "0.0010")
     assert (
-        "| llama-mini-relu | 60.0 % (50.0 to 70.0) | 8.800 | 1.100 | relu_zeros | 0% | 0.1% | 10.00 |"
+        "| llama-mini-relu | 60.0 % (50.0 to 70.0) | 8.800 | 1.100 | embedded | relu_zeros | 0% | 0.1% | 10.00 |"
         in page(data)
     )
 
@@ -88,10 +88,28 @@ def test_models_trained_on_from_another_stand_beside_what_that_was(tmp_path):
         ("smollm2-135m-relu", "relu_zeros"),
     ]
     shown = page(data)
-    assert "- Methods: perplexity of WikiText-2 (`smollm2-135m` itself: 33.333); realised" in shown
+    assert "of WikiText-2 (`wikitext`), of which `smollm2-135m` itself has 33.333. Realised" in shown
     assert "tokens of more text" not in shown
     embedded = page(read_models(tmp_path / "cards"))
     assert "`llama-mini` itself was 9.600, after 599,916,544 tokens of more text.\n" in embedded
+
+
+def test_cells_of_two_suites_stand_apart_each_beside_its_own_start(tmp_path):
+    card(tmp_path / "cards", "dense", 0.1, 8.0, start="smollm2-135m")
+    for broken, suite in enumerate(("wikitext", "embedded")):
+        for name, method in (("smollm2-135m", "dense"), ("smollm2-135m-dense", "teal"), ("smollm2-135m-dense", "dense")):
+            model = {"name": name, "device": "cpu", "fingerprint": name, "dtype": "float32"}
+            asked, suite_of = 0.5 * (method == "teal"), {"name": suite, "config": {}}
+            write_cell(tmp_path / suite / name, method, asked, broken, model=model, suite=suite_of)
+    data = read_models(tmp_path / "cards", tmp_path / "wikitext", tmp_path / "embedded")
+    assert [(row["suite"], row["method"], row["perplexity"]) for row in rows(data)] == [
+        ("embedded", "dense", "33.6664"), ("embedded", "teal", "33.6664"),
+        ("wikitext", "dense", "33.3331"), ("wikitext", "teal", "33.3331"),
+    ]  # fmt: skip
+    assert (
+        "of the suite's held-out texts (`embedded`), of which `smollm2-135m` itself has 33.666; and of "
+        "WikiText-2 (`wikitext`), of which `smollm2-135m` itself has 33.333. Realised"
+    ) in page(data)
 
 
 def test_cards_of_two_starts_are_refused(tmp_path):

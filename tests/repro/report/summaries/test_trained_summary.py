@@ -5,38 +5,46 @@ from wisparse.repro.tables.csv_rows import csv_text
 
 SHARED = {"shape": "llama3.2-1b", "blocks": "4", "computed": "0.26", "active": "0.21"}
 CELLS = (
-    ("llama-mini-dense", "dense", "0", "0.0", "14.0"),
-    ("llama-mini-dense", "teal", "0.5", "0.501", "21.0"),
-    ("llama-mini-dense", "teal", "0.6", "0.6", "70.0"),
-    ("llama-mini-relu", "relu_zeros", "0", "0.322", "13.3"),
-    ("llama-mini-lte", "dense", "0", "0.0", "27.1"),
-    ("llama-mini-lte", "lte", "0.5", "0.608", "18.2"),
-    ("llama-mini-lte", "lte", "0.6", "0.637", "19.6"),
-    ("llama-mini-qsparse_block", "", "", "", ""),
+    ("llama-mini-dense", "embedded", "dense", "0", "0.0", "14.0"),
+    ("llama-mini-dense", "embedded", "teal", "0.5", "0.501", "21.0"),
+    ("llama-mini-dense", "embedded", "teal", "0.6", "0.6", "70.0"),
+    ("llama-mini-dense", "wikitext", "dense", "0", "0.0", "50.0"),
+    ("llama-mini-dense", "wikitext", "teal", "0.5", "0.501", "80.0"),
+    ("llama-mini-relu", "embedded", "relu_zeros", "0", "0.322", "13.3"),
+    ("llama-mini-relu", "wikitext", "relu_zeros", "0", "0.322", "55.0"),
+    ("llama-mini-relu", "english", "relu_zeros", "0", "0.322", "55.0"),
+    ("llama-mini-lte", "embedded", "dense", "0", "0.0", "27.1"),
+    ("llama-mini-lte", "embedded", "lte", "0.5", "0.608", "18.2"),
+    ("llama-mini-lte", "embedded", "lte", "0.6", "0.637", "19.6"),
+    ("llama-mini-qsparse_block", "", "", "", "", ""),
 )
 
 
-def test_a_model_has_its_cells_around_half_or_the_one_nearest_to_it(tmp_path):
+def test_a_model_has_a_suites_cells_around_half_or_the_one_nearest_to_it(tmp_path):
     rows = [
         {
             "model": model,
             "zeros": "0.6232",
             "over_control": "0.9879",
+            "suite": suite,
             "method": method,
             "sparsity": sparsity,
             "realised_sparsity": realised,
             "bytes_per_token": "28166430" if method else "",
             "perplexity": perplexity,
         }
-        for model, method, sparsity, realised, perplexity in CELLS
+        for model, suite, method, sparsity, realised, perplexity in CELLS
     ]
     path = tmp_path / "models.csv"
     path.write_text(csv_text(tuple(rows[0]), rows))
     assert trained_table(path).splitlines()[2:] == [
-        "| `llama-mini-dense` | 62.3% | 0.988 | `teal` | 50.1% | 28.2 | 1.500 |",
-        "| `llama-mini-relu` | 62.3% | 0.988 | `relu_zeros` | 32.2% | 28.2 | 0.950 |",
-        "| `llama-mini-lte` | 62.3% | 0.988 | `lte` | 60.8% | 28.2 | 1.300 |",
-        "| `llama-mini-qsparse_block` | 62.3% | 0.988 | not measured |  |  |  |",
+        "| `llama-mini-dense` | 62.3% | 0.988 | embedded | `teal` | 50.1% | 28.2 | 1.500 |",
+        "| `llama-mini-dense` | 62.3% | 0.988 | wikitext | `teal` | 50.1% | 28.2 | 1.600 |",
+        "| `llama-mini-relu` | 62.3% | 0.988 | embedded | `relu_zeros` | 32.2% | 28.2 | 0.950 |",
+        "| `llama-mini-relu` | 62.3% | 0.988 | wikitext | `relu_zeros` | 32.2% | 28.2 | 1.100 |",
+        "| `llama-mini-relu` | 62.3% | 0.988 | english | `relu_zeros` | 32.2% | 28.2 | not measured |",
+        "| `llama-mini-lte` | 62.3% | 0.988 | embedded | `lte` | 60.8% | 28.2 | 1.300 |",
+        "| `llama-mini-qsparse_block` | 62.3% | 0.988 |  | not measured |  |  |  |",
     ]
 
 
