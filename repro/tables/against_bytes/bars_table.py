@@ -2,7 +2,7 @@ r"""What was aimed at with own methods beside what was reached, at equal bytes a
 
 python -m wisparse.repro.tables bars --output results/real/bars --records results/real/records/table1 \
     results/real/records/method results/real/records/method_text \
-    results/records/frontier results/records/frontier_own
+    results/records/frontier results/records/frontier_own results/records/frontier_own_all
 """
 
 from __future__ import annotations
