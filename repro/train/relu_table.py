@@ -27,8 +27,8 @@ CONTROL = "dense"
 CLAIMED_ZEROS = 0.89
 """Share of zeros in ProSparse's abstract, of Llama-2-7B."""
 NAMES = (
-    "model", "zeros", "least_zeros", "most_zeros", "held_out_perplexity", "over_control", "suite", "method", "sparsity",
-    "realised_sparsity", "bytes_per_token", "perplexity",
+    "model", "zeros", "least_zeros", "most_zeros", "held_out_perplexity", "over_control", "suite", "method",
+    "sparsity", "realised_sparsity", "bytes_per_token", "perplexity",
 )  # fmt: skip
 
 
@@ -125,8 +125,8 @@ def page(data: TrainedModels) -> str:
         *_settings(data),
         *_claims(data),
         "",
-        table_row(["model", "zeros", "perplexity", "÷ control", "suite", "method", "sparsity", "realised", "MB/token",
-                   "perplexity under it"]),
+        table_row(["model", "zeros", "perplexity", "÷ control", "suite", "method", "sparsity", "realised",
+                   "MB/token", "perplexity under it"]),
         "|---|---|---:|---:|---|---|---:|---:|---:|---:|",
     ]  # fmt: skip
     for row in rows(data):

@@ -20,7 +20,8 @@ CONTROL = "-dense"
 LEAST, HALF, MOST = 0.45, 0.5, 0.55
 """Realised sparsities around the one that is shown."""
 MODEL_HEADS = (
-    "model", "zeros", "dense ÷ control", "suite", "method", "not read", "MB/token", "perplexity ÷ dense control",
+    "model", "zeros", "dense ÷ control", "suite", "method", "not read", "MB/token",
+    "perplexity ÷ dense control",
 )  # fmt: skip
 SPEED_HEADS = (
     "device", "shapes", "blocks", "rows of gate", "of up and down", "of these with zeros known", "ms",

@@ -112,7 +112,8 @@ def test_strokes_behind_each_other_that_look_alike_are_one_path():
 def test_groups_that_say_nothing_go_and_marks_of_one_style_say_it_once():
     marks = [f'<use xlink:href="#m" x="{x}.00" y="2.00" style="fill: red"/>' for x in range(3)]
     bare = [mark.replace(' style="fill: red"', "") for mark in marks]
-    drawn = ['<g id="axes_1">', '<g clip-path="url(#p)">', *marks, "</g>", '<g id="line_1">', marks[0], "</g>", "</g>"]
+    line = ['<g id="line_1">', marks[0], "</g>"]
+    drawn = ['<g id="axes_1">', '<g clip-path="url(#p)">', *marks, "</g>", *line, "</g>"]
     kept = ['<g clip-path="url(#p)" style="fill: red">', *bare, "</g>", marks[0]]
     assert compact_svg("\n".join(drawn)).split("\n") == kept
     assert compact_svg("\n".join(kept)).split("\n") == kept

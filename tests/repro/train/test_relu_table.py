@@ -32,10 +32,8 @@ def test_models_stand_beside_the_control_and_their_cells(tmp_path):
     assert [relu[part] for part in ("zeros", "least_zeros", "most_zeros")] == ["0.6000", "0.5000", "0.7000"]
     assert relu["over_control"] == "1.1000"
     assert (relu["method"], relu["realised_sparsity"]) == ("relu_zeros", "0.0010")
-    assert (
-        "| llama-mini-relu | 60.0 % (50.0 to 70.0) | 8.800 | 1.100 | embedded | relu_zeros | 0% | 0.1% | 10.00 |"
-        in page(data)
-    )
+    shown = "| llama-mini-relu | 60.0 % (50.0 to 70.0) | 8.800 | 1.100 | embedded | relu_zeros | 0% | 0.1% |"
+    assert shown in page(data)
 
 
 def test_budgets_and_a_recall_that_was_asked_for_are_said(tmp_path):
@@ -96,8 +94,13 @@ def test_models_trained_on_from_another_stand_beside_what_that_was(tmp_path):
 
 def test_cells_of_two_suites_stand_apart_each_beside_its_own_start(tmp_path):
     card(tmp_path / "cards", "dense", 0.1, 8.0, start="smollm2-135m")
+    measured = (
+        ("smollm2-135m", "dense"),
+        ("smollm2-135m-dense", "teal"),
+        ("smollm2-135m-dense", "dense"),
+    )
     for broken, suite in enumerate(("wikitext", "embedded")):
-        for name, method in (("smollm2-135m", "dense"), ("smollm2-135m-dense", "teal"), ("smollm2-135m-dense", "dense")):
+        for name, method in measured:
             model = {"name": name, "device": "cpu", "fingerprint": name, "dtype": "float32"}
             asked, suite_of = 0.5 * (method == "teal"), {"name": suite, "config": {}}
             write_cell(tmp_path / suite / name, method, asked, broken, model=model, suite=suite_of)
