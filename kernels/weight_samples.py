@@ -3,6 +3,7 @@
 What is made of one model's weights fits any other of its shapes, and is wrong there. So it keeps a few values
 of every parameter, exactly, and they are compared. They are taken at the same places on every machine and
 device; a checkpoint that was loaded in two types has the same ones, once they are rounded to the narrower type.
+The same weights under another `hidden_act` are another model: values of each block's activation function count, too.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from .errors import KernelError
+from .model.decoder import GATE_ACTIVATION_PATH
 
 Samples = Mapping[str, str]
-"""Type and values of each parameter, by name, or by each of its names; bytes are in base64."""
+"""Type and values of each parameter and activation function, by name, or by each of its names; bytes are in
+base64."""
 
 COUNT = 32
 """Values of a parameter. Training changes all of them or whole matrices, of which a model has many."""
 STEP = 0x9E3779B97F4A7C15
 """Odd, and 2⁶⁴ over the golden ratio: its multiples fall all over a tensor, and not into one column."""
+POINTS = torch.linspace(-6.0, 6.0, COUNT, dtype=torch.float64, device="cpu")
+"""Where activation functions are sampled: all that are in use bend there."""
 TYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -33,17 +38,36 @@ TYPES = {
 
 @torch.no_grad()
 def weight_samples(model: nn.Module) -> dict[str, str]:
-    """Samples of all parameters as they are now, by name. Raises KernelError for weights that are nowhere."""
+    """Samples of all parameters and activation functions as they are now, by name.
+
+    Raises KernelError for weights that are nowhere.
+    """
     found = {name: weight[_places(tuple(weight.shape), weight.device)] for name, weight in _weights(model)}
     alike = defaultdict(list)
     for name, values in found.items():
         alike[values.device, values.dtype].append(name)
     texts = {}
-    for (_, dtype), names in alike.items():
+    for names in alike.values():
         rows = torch.stack([found[name] for name in names]).cpu()  # once: each copy waits for a GPU
-        for name, row in zip(names, rows.view(torch.uint8).numpy(), strict=True):
-            texts[name] = f"{str(dtype).removeprefix('torch.')} {base64.b64encode(row.tobytes()).decode()}"
-    return {name: texts[name] for name in found}
+        texts |= {name: _text(row) for name, row in zip(names, rows, strict=True)}
+    return {name: texts[name] for name in found} | dict(_activations(model))
+
+
+def _text(values: Tensor) -> str:
+    stored = base64.b64encode(values.view(torch.uint8).numpy().tobytes()).decode()
+    return f"{str(values.dtype).removeprefix('torch.')} {stored}"
+
+
+def _activations(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Values of the activation functions at POINTS; one that has parameters is known by these."""
+    for name, module in model.named_modules():
+        if _is_activation(name) and not any(True for _ in module.parameters()):
+            # Past hooks, which a user may count calls with. Half the digits: a machine's last one is its own.
+            yield name, _text(module.forward(POINTS).to("cpu", torch.float16))
+
+
+def _is_activation(name: str) -> bool:
+    return f".{name}".endswith(f".{GATE_ACTIVATION_PATH}")
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -71,8 +95,11 @@ def _places(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
 
 
 def first_difference(made_of: Samples, there: Samples) -> str | None:
-    """The first parameter that is none of the weights that something was made of; None where all are."""
-    for name in (*made_of, *(name for name in there if name not in made_of)):
+    """The first parameter or activation function that is none of those that something was made of; None where
+    all are. What was made by versions before says nothing of activation functions.
+    """
+    others = (name for name in there if name not in made_of and not _is_activation(name))
+    for name in (*made_of, *others):
         ours, theirs = made_of.get(name), there.get(name)
         if ours != theirs and (ours is None or theirs is None or not _agree(ours, theirs)):
             return name

@@ -47,6 +47,6 @@ def of_other_weights(what: str, made_of: Samples | None, there: Samples) -> str 
     if made_of is None or (name := first_difference(made_of, there)) is None:
         return None
     return (
-        f"{what} is of another model, or of this one before its weights were changed: {name} is not what it "
+        f"{what} is of another model, or of this one before it was changed: {name} is not what it "
         "was made of; take the model that it was made of, or make it anew on this one"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 from itertools import product
 
 import pytest
@@ -117,3 +118,15 @@ def test_weights_that_are_put_away_are_read_and_those_that_are_nowhere_refused(l
     assert weight_samples(llama) == before
     with pytest.raises(KernelError, match=r"embed_tokens\.weight is not in memory"):
         weight_samples(make_tiny_model("llama").to("meta"))
+
+
+def test_activation_functions_count_and_versions_before_say_nothing_of_them(llama):
+    found, name = weight_samples(llama), "model.layers.0.mlp.act_fn"
+    points = torch.linspace(-6.0, 6.0, COUNT, dtype=torch.float64)
+    assert torch.equal(decoded(found[name]), (points * torch.sigmoid(points)).half())
+    assert weight_samples(copy.deepcopy(llama).bfloat16())[name] == found[name]
+    without = {key: text for key, text in found.items() if not key.endswith("act_fn")}
+    assert len(found) - len(without) == llama.config.num_hidden_layers
+    llama.model.layers[0].mlp.act_fn = nn.ReLU()
+    assert first_difference(found, weight_samples(llama)) == name
+    assert first_difference(without, weight_samples(llama)) is None

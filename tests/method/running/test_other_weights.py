@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -20,7 +21,7 @@ from ...conftest import make_calibration, make_method, make_tiny_model
 
 IDS = torch.arange(12)[None]
 FOLDED = "equal_loss_folded_given"
-NOT_ITS_OWN = r"this plan is of another model, or of this one before its weights were changed: model\."
+NOT_ITS_OWN = r"this plan is of another model, or of this one before it was changed: model\."
 
 
 def made(model, method: str = "teal_uniform") -> SparsityPlan:
@@ -38,6 +39,22 @@ def test_a_plan_of_another_model_of_the_same_shapes_is_refused(llama, tmp_path, 
         with wisparse.sparse(llama, found, tokens="all") as session:
             llama(IDS)
         assert session.report()["realised_sparsity"] > 0.2
+
+
+@pytest.mark.parametrize("method", ["teal_uniform", "chess"])
+def test_a_plan_is_refused_on_the_same_weights_under_another_activation_function(llama, tmp_path, method):
+    plan = made(llama, method)
+    plan.save(tmp_path / "plan")
+    config = copy.deepcopy(llama.config)
+    config.hidden_act = "relu"
+    other = type(llama)(config).eval()
+    other.load_state_dict(llama.state_dict())
+    refusal = rf"{NOT_ITS_OWN}layers\.0\.mlp\.act_fn is not what it was made of"
+    for found in (plan, wisparse.load_plan(tmp_path / "plan")):
+        with pytest.raises(PlanError, match=refusal), wisparse.sparse(other, found):
+            pass
+        with pytest.raises(KernelError, match=refusal), wisparse.engine(other, found, capacity=40):
+            pass
 
 
 @pytest.mark.parametrize("method", ["teal_uniform", FOLDED])
