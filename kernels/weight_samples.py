@@ -3,7 +3,7 @@
 What is made of one model's weights fits any other of its shapes, and is wrong there. So it keeps a few values
 of every parameter, exactly, and they are compared. They are taken at the same places on every machine and
 device; a checkpoint that was loaded in two types has the same ones, once they are rounded to the narrower type.
-The same weights under another `hidden_act` are another model: values of each block's activation function count, too.
+The same weights under another `hidden_act` are another model: values of each block's activation function count.
 """
 
 from __future__ import annotations

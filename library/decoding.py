@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .catalogue import token_policy
@@ -18,6 +19,7 @@ from .kernels.engine.prompt import check_sizes
 from .kernels.engine.sampling import Sampler
 from .kernels.errors import KernelError
 from .method.errors import UserError
+from .method.hooks import hooked
 from .method.plan import SparsityPlan
 from .method.projections import decoder_of, projection_shapes
 from .method.quantised_model import quantisation_of
@@ -41,12 +43,33 @@ def sparse(
 
     tokens: which tokens of a prompt are sparse, a name of `conf/protocol` or a policy; generated tokens are
     sparse under all of them. The session's `report()` has the realised sparsity and the bytes a token. Weights
-    are read in full: this is for accuracy, `engine` is for speed. Raises PlanError for a plan of another model.
+    are read in full: this is for accuracy, `engine` is for speed. Raises PlanError for a plan of another model,
+    and UserError for passes whose rows are no whole batches of a policy's `rows_sharing`.
     """
     if plan is None:
         raise UserError("sparse needs a plan; make one with wisparse.plan, or call the model as it is")
-    with applied(model, _checked(plan), token_policy(tokens)) as session:
+    policy = token_policy(tokens)
+    with (
+        applied(model, _checked(plan), policy) as session,
+        hooked(_refusing_parts_of_batches(model, policy.rows_sharing)),
+    ):
         yield session
+
+
+def _refusing_parts_of_batches(model: PreTrainedModel, together: int) -> Iterator[RemovableHandle]:
+    """Have passes refused whose rows do not make whole batches: a part's number would go by a batch's name."""
+
+    def check(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        given = arguments[0] if arguments else keywords.get("input_ids")
+        rows = (keywords["inputs_embeds"] if given is None else given).shape[0]
+        if rows % together:
+            raise UserError(
+                f"protocol.rows_sharing={together} rows stand for a batch, and this pass has {rows}; give it "
+                f"{together} rows, or a multiple of them"
+            )
+
+    # Before the session's own, which would count what is refused.
+    yield decoder_of(model).inner.register_forward_pre_hook(check, prepend=True, with_kwargs=True)
 
 
 def _checked(plan: SparsityPlan) -> SparsityPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -144,9 +145,9 @@ class SparsityPlan(PlanParts):
         """Write the plan to `path`, which appears complete or not at all.
 
         `NAME.safetensors` becomes one file; any other path a folder with `plan.safetensors` and `plan.json`.
-        Raises PlanError for a folder that holds anything but a plan.
+        Raises PlanError for a folder that holds anything but a plan, and for what is no path.
         """
-        path = Path(path)
+        path = _path(path)
         _check_replaceable(path)
         with replacing(path) as unfinished:
             if path.suffix == ".safetensors":
@@ -166,7 +167,7 @@ class SparsityPlan(PlanParts):
         Raises PlanError for what is missing, no plan, or not what was written. Warns of a plan that does not
         say which weights it was made of, as those of versions before do not.
         """
-        path = Path(path)
+        path = _path(path)
         try:
             folder = path.is_dir()
             with safe_open(path / TENSORS if folder else path, "pt", device=str(device)) as stored:
@@ -196,6 +197,13 @@ class SparsityPlan(PlanParts):
     def _sealed_document(self) -> dict[str, Any]:
         document = {"format": FORMAT_VERSION} | self.document()
         return document | {SEAL: seal_of(document, self.tensors())}
+
+
+def _path(given: object) -> Path:
+    """The path that a user gave. Raises PlanError for what is none."""
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given) or "\0" in str(given):
+        raise PlanError(f"{given!r} is no path of a plan; give the name of a file or a folder")
+    return Path(given)
 
 
 def _check_replaceable(path: Path) -> None:

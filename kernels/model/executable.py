@@ -73,7 +73,8 @@ def check_stream(decoder: Decoder) -> None:
 
 
 def check_linears(decoder: Decoder) -> None:
-    """Raise KernelError for projections that are no linear layers of floats, and blocks that are one module.
+    """Raise KernelError for projections that are no linear layers of floats, blocks that are one module, and
+    weights of several types, on which a model of transformers does not run.
 
     What is planned of a layer that an adapter was put around leaves the adapter out.
     """
@@ -86,6 +87,13 @@ def check_linears(decoder: Decoder) -> None:
                 f"{projection.key} is a {kind.__name__} of {kind.__module__}, no linear layer of floats; merge "
                 "an adapter into the model (merge_and_unload), and load weights unquantised"
             )
+    parts = (decoder.embedding, *decoder.blocks, decoder.final_norm, decoder.lm_head)
+    types = {str(parameter.dtype) for part in parts for parameter in part.parameters()}
+    if len(types) > 1:
+        raise KernelError(
+            f"the model's weights are in {' and '.join(sorted(types))}; load it in one type, as with "
+            "from_pretrained(..., dtype=torch.bfloat16), or call model.to(torch.bfloat16)"
+        )
 
 
 def check_norms(decoder: Decoder, norms: Iterable[nn.Module]) -> None:

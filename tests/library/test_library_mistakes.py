@@ -6,6 +6,7 @@ import wisparse
 from torch import nn
 from wisparse.kernels.errors import KernelError
 from wisparse.method.errors import UserError
+from wisparse.method.plan import PlanError
 from wisparse.method.token_policy import TokenPolicy
 
 from ..conftest import make_calibration, make_method
@@ -151,6 +152,11 @@ def shared(model):
     return model
 
 
+def in_two_types(model):
+    model.model.layers[1].bfloat16()
+    return model
+
+
 def emptied(model):
     model.model.layers = nn.ModuleList()
     return model
@@ -165,6 +171,7 @@ def emptied(model):
         (nn.DataParallel, "a DataParallel is no model of AutoModelForCausalLM; unwrap it"),
         (shared, "some blocks of the model are one module"),
         (emptied, "the model has no blocks"),
+        (in_two_types, r"the model's weights are in torch.bfloat16 and torch.float32; load it in one type"),
     ],
 )
 def test_what_is_no_model_is_one_line(llama, change, message):
@@ -181,3 +188,24 @@ def test_bases_are_not_folded_into_other_blocks_than_the_configuration_has(llama
     del llama.model.layers[1]
     with pytest.raises(UserError, match=r"has 1 blocks, and config\.json 2, and a plan in other bases"):
         make_method("equal_loss_folded_given").plan(make_calibration(llama), 0.5)
+
+
+@pytest.mark.parametrize("path", [None, 5, "", "a\0b"])
+def test_what_is_no_path_of_a_plan_is_one_line(llama, path):
+    plan = wisparse.plan(llama, None, IDS, method="teal_uniform")
+    for act in (plan.save, wisparse.load_plan):
+        with pytest.raises(PlanError, match="is no path of a plan; give the name of a file or a folder"):
+            act(path)
+
+
+def test_fewer_rows_than_stand_for_a_batch_are_refused(llama):
+    plan = wisparse.plan(llama, None, IDS, method="teal_uniform")
+    policy = TokenPolicy("four", "a test", rows_sharing=2)
+    with wisparse.sparse(llama, plan, tokens=policy) as session:
+        for rows in (1, 3):
+            with pytest.raises(UserError, match=f"rows_sharing=2 .* this pass has {rows}"):
+                llama(IDS[:1].repeat(rows, 1))
+        assert session.report()["tokens"] == 0
+        llama(IDS[:1].repeat(4, 1))
+        assert session.report()["tokens"] == 2 * IDS.shape[1]
+    llama(IDS[:1])
