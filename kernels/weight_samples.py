@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from .errors import KernelError
-from .model.decoder import GATE_ACTIVATION_PATH
 
 Samples = Mapping[str, str]
 """Type and values of each parameter and activation function, by name, or by each of its names; bytes are in
 base64."""
 
+ACTIVATION = "act_fn"
+"""What transformers calls a module that is an activation function."""
 COUNT = 32
 """Values of a parameter. Training changes all of them or whole matrices, of which a model has many."""
 STEP = 0x9E3779B97F4A7C15
@@ -67,7 +68,7 @@ def _activations(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _is_activation(name: str) -> bool:
-    return f".{name}".endswith(f".{GATE_ACTIVATION_PATH}")
+    return name.rpartition(".")[2] == ACTIVATION
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import KernelError
+from ..weight_samples import ACTIVATION
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ NORM_PATHS = {"attention_input": "input_layernorm", "mlp_input": "post_attention
 """Norm whose output the site's projections read, by site."""
 HEAD_NORM_PATHS = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
 """Norm of a projection's heads, in families that have one."""
-GATE_ACTIVATION_PATH = "mlp.act_fn"
+GATE_ACTIVATION_PATH = f"mlp.{ACTIVATION}"
 ATTENTION_PATH = "self_attn"
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 """What kernels know by `hidden_act` of config.json."""
