@@ -162,7 +162,11 @@ class SensitivityPruner(Pruner):
         sizes = {name: linear.weight.numel() for name, linear in linears.items()}
         found = mixed_sparsities(traces, sizes, self.sparsity, self.spread)
         if not all(0.0 <= sparsity < 1.0 for sparsity in found.values()):
-            raise UserError(f"quantisation.spread={self.spread} is too wide around sparsity {self.sparsity}")
+            least, most = min(found.values()), max(found.values())
+            raise UserError(
+                f"quantisation.spread={self.spread} is too wide around sparsity {self.sparsity}: projections "
+                f"would have {least:.3f} to {most:.3f}; give a smaller one"
+            )
         return found
 
     def _prepare(self, place: str, products: Tensor) -> Tensor:
