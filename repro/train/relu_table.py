@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
 from ..embedded.names import MODELS
-from ..measured.cells import MeasuredCell, every_cell, method_rank
+from ..measured.cells import MeasuredCell, method_rank, place_of, stored_cells
+from ..measured.comparable import check_comparable, check_one_text, check_same_items
 from ..tables.csv_rows import csv_text, write_table
 from ..tables.kept_records import made_from_records
 from ..tables.text import table_row
@@ -55,9 +57,9 @@ class TrainedModels:
 def read_models(cards: Path, *records: Path) -> TrainedModels:
     """Read the cards below a folder, a folder each, and the cells below others.
 
-    Cells of the model that they were trained on from are read, too. Raises UserError without one control,
-    where another model was trained otherwise or on other tokens, and where cells of one name are of different
-    weights.
+    Cells of the model that they were trained on from are read, too; of one that was measured again the newest.
+    Raises UserError without one control, where another model was trained otherwise or on other tokens, where
+    cells of one name are of different weights, and where those of a suite were not measured alike.
     """
     controls = sorted(path.parent.name for path in cards.glob(f"*-{CONTROL}/{CARD}"))
     if len(controls) != 1:
@@ -66,15 +68,42 @@ def read_models(cards: Path, *records: Path) -> TrainedModels:
     start = controls[0].removesuffix(f"-{CONTROL}")
     known = {f"{start}-{name}": name for name in CONTINUATIONS}
     of_models = read_cards(cards, known)
+    for model, part in product(of_models, ("zeros_by_block", "held_out_perplexity_tokens")):
+        if part not in of_models[model]:
+            raise UserError(f"{cards / model / CARD} lacks {part}; train the model anew")
     check_trained_alike(of_models)
     found = {known[model]: card for model, card in of_models.items()}
-    cells = [cell for cell in every_cell(records) if cell.record["model"]["name"] in {start, *of_models}]
+    cells = _cells(records, {start, *of_models}) if records else []
     weights: dict[str, str] = {}
     for cell in cells:
         model = cell.record["model"]
         if weights.setdefault(model["name"], model["fingerprint"]) != model["fingerprint"]:
             raise UserError(f"cells of {model['name']} are of several trainings; keep those of one")
+    for suite in sorted(set(map(_suite, cells))):
+        of_suite = [cell for cell in cells if _suite(cell) == suite]
+        check_one_text(of_suite)
+        check_same_items(of_suite)
+        # Of each model by itself: records of before say less of a method's settings.
+        for model in sorted({cell.record["model"]["name"] for cell in of_suite}):
+            mine = (cell for cell in of_suite if cell.record["model"]["name"] == model)
+            check_comparable(mine, varied={"search"})
     return TrainedModels(start, found, dict(enumerate(cells)))
+
+
+def _cells(records: tuple[Path, ...], models: set[str]) -> list[MeasuredCell]:
+    """Cells of these models in the order of their paths, one for each place of the table."""
+    found = stored_cells(
+        records,
+        lambda record: (
+            record["suite"]["name"],
+            record["model"]["name"],
+            record["model"]["fingerprint"],
+            *place_of(record)[1:],
+        ),
+        keep=lambda record: record["model"]["name"] in models,
+        command="`python repro/run.py experiment=relu`",
+    )
+    return sorted(found.values(), key=lambda cell: cell.folder)
 
 
 def rows(data: TrainedModels) -> list[dict[str, str]]:

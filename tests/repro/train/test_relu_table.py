@@ -6,7 +6,7 @@ import pytest
 from wisparse.method.errors import UserError
 from wisparse.repro.train.relu_table import page, read_models, rows
 
-from ..tables.made_up_cells import write_cell
+from ..tables.made_up_cells import CONFIG, write_cell
 
 
 def card(folder, name, zeros, perplexity, start="llama-mini", **changes):
@@ -143,3 +143,75 @@ def test_cells_of_two_trainings_are_refused(tmp_path):
         write_cell(tmp_path / "records", method, 0.0, 0, model=model)
     with pytest.raises(UserError, match="cells of llama-mini-dense are of several trainings"):
         read_models(tmp_path / "cards", tmp_path / "records")
+
+
+def test_of_a_cell_that_was_measured_again_the_newest_stands(tmp_path):
+    card(tmp_path / "cards", "dense", 0.1, 8.0)
+    model = {"name": "llama-mini-dense", "device": "cpu", "fingerprint": "f" * 64, "dtype": "float32"}
+    for place, broken in (("a", 1), ("b", 0)):
+        utc = f"2026-01-0{1 + broken}T00:00:00+00:00"
+        write_cell(tmp_path / place, "teal", 0.5, broken, model=model, utc=utc)
+    data = read_models(tmp_path / "cards", tmp_path / "a", tmp_path / "b")
+    assert [row["perplexity"] for row in rows(data)] == ["33.6664"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 5}, "records of different seed do not belong in one table"),
+        ({"config": CONFIG | {"protocol": {"name": "decode_only"}}}, "of different protocol do not belong"),
+        ({"quantisation": {"config": {"name": "int8"}}}, "records of different quantisation do not belong"),
+    ],
+)
+@pytest.mark.parametrize("method", ["teal", "wina"])
+def test_cells_that_were_measured_otherwise_are_refused(tmp_path, changes, message, method):
+    card(tmp_path / "cards", "dense", 0.1, 8.0)
+    model = {"name": "llama-mini-dense", "device": "cpu", "fingerprint": "f" * 64, "dtype": "float32"}
+    write_cell(tmp_path / "a", "teal", 0.5, 0, model=model)
+    write_cell(tmp_path / "b", method, 0.5, 0, model=model, **changes)
+    with pytest.raises(UserError, match=message):
+        read_models(tmp_path / "cards", tmp_path / "a", tmp_path / "b")
+
+
+def test_a_folder_without_cells_of_these_models_is_told(tmp_path):
+    card(tmp_path / "cards", "dense", 0.1, 8.0)
+    with pytest.raises(UserError, match="holds no records of this table; run"):
+        read_models(tmp_path / "cards", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out_perplexity": float("nan")}, "held_out_perplexity is nan, not a perplexity"),
+        ({"held_out_perplexity": 0}, "held_out_perplexity is 0, not a perplexity"),
+        ({"held_out_perplexity_tokens": None}, "held_out_perplexity_tokens is None, not a number of tokens"),
+        ({"zeros_by_block": []}, r"zeros_by_block is \[\], not shares from 0 to 1"),
+        ({"zeros_by_block": [2.0]}, r"zeros_by_block is \[2\.0\], not shares from 0 to 1"),
+        ({"tokens_seen": "many"}, "tokens_seen is 'many', not a number of tokens"),
+        ({"device": 3}, "device is 3, not the name of a device"),
+    ],
+)
+def test_a_card_with_other_values_is_one_line(tmp_path, changes, message):
+    card(tmp_path, "dense", 0.1, 8.0, **changes)
+    with pytest.raises(UserError, match=rf"training\.json: {message}; train the model anew"):
+        read_models(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["recipe", "text", "tokens_seen", "device", "held_out_perplexity",
+                                  "held_out_perplexity_tokens", "zeros_by_block"])  # fmt: skip
+def test_a_card_that_lacks_what_is_shown_is_one_line(tmp_path, part):
+    card(tmp_path, "dense", 0.1, 8.0)
+    path = tmp_path / "llama-mini-dense" / "training.json"
+    content = json.loads(path.read_text())
+    del content[part]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"training\.json lacks {part}; train the model anew"):
+        read_models(tmp_path)
+
+
+@pytest.mark.parametrize("written", [b"", b'{"a":', b"\xff\xfe\x00", b"[1]"])
+def test_a_damaged_card_is_one_line(tmp_path, written):
+    card(tmp_path, "dense", 0.1, 8.0)
+    (tmp_path / "llama-mini-dense" / "training.json").write_bytes(written)
+    with pytest.raises(UserError, match=r"training\.json (cannot be read|is not a JSON object)"):
+        read_models(tmp_path)
