@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import textwrap
 import time
 from collections.abc import Collection, Iterator
@@ -75,14 +76,18 @@ class Answer:
     title: str
     engine: DecodeEngine
     tokens: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    """Time of the decode steps; the prompt's pass is left out."""
+    seconds: list[float] = field(default_factory=list)
+    """Time of each decode step; the prompt's pass is left out."""
     finished: bool = False
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second of the decode steps; None before the first."""
-        return (len(self.tokens) - 1) / self.seconds if self.seconds else None
+        """Tokens a second of the median decode step; None before the first.
+
+        A mean would be what the other jobs of the machine, or a first step, make of it: one step that waits for
+        a core is as long as a hundred of a small model.
+        """
+        return 1 / statistics.median(self.seconds) if self.seconds else None
 
 
 class Answers:
@@ -135,7 +140,7 @@ class Answers:
                 started = time.perf_counter()
                 logits = answer.engine.step(torch.tensor(answer.tokens[-1:], device=self._ids.device))
                 self._append(answer, logits)  # reading the token waits for the device
-                answer.seconds += time.perf_counter() - started
+                answer.seconds.append(time.perf_counter() - started)
                 yield
 
     def _append(self, answer: Answer, logits: Tensor) -> None:
@@ -171,10 +176,10 @@ class Answers:
         ]
         if len(sparse.tokens) < 2:
             lines = lines[:1]  # no decode step ran: there is nothing that was read
-        rows = [f"{name:<24}{first:>12}{second:>12}" for name, first, second in lines]
-        heading = f"{'':<24}{dense.title:>12}{sparse.title:>12}"
+        rows = [f"{name:<24}{first:>14}{second:>14}" for name, first, second in lines]
+        heading = f"{'':<24}{dense.title:>14}{sparse.title:>14}"
         if dense.rate and sparse.rate:
-            rows.append(f"{'speed-up':<24}{'':>12}{sparse.rate / dense.rate:>11.2f}x")
+            rows.append(f"{'speed-up':<24}{'':>14}{sparse.rate / dense.rate:>13.2f}x")
         alike = "both answers are the same" if same is None else f"the answers part at token {same + 1}"
         return "\n".join(["", heading, *rows, alike, ""])
 

@@ -13,7 +13,7 @@ from wisparse import command_line
 from wisparse.checkpoint import library_docstrings, load
 from wisparse.method.tokens import stop_tokens
 from wisparse.planning import load_plan, plan
-from wisparse.side_by_side import Answers, Request, Screen, side_by_side
+from wisparse.side_by_side import Answer, Answers, Request, Screen, side_by_side
 
 from ..conftest import ROOT
 
@@ -159,6 +159,21 @@ def test_the_answers_are_those_of_generate(loaded):
     shown = "".join(line.partition(" │ ")[0] for line in lines[2 : lines.index("")])
     wanted = tokenizer.decode(expected, skip_special_tokens=True)
     assert "".join(shown.split()).startswith("".join(wanted.split())[:30])
+
+
+def test_a_step_that_waited_for_a_core_leaves_the_rate_as_it_was():
+    """One of 0.5 s among steps of 1 ms, as on a machine with other work, is no rate of 8 tokens a second."""
+    assert Answer("dense", mock.Mock(), [1, 2, 3, 4, 5], [0.001, 0.5, 0.001, 0.001]).rate == pytest.approx(1000)
+    assert Answer("dense", mock.Mock(), [1]).rate is None
+
+
+@pytest.mark.slow
+def test_an_answer_of_one_token_says_in_two_columns_that_no_rate_was_measured(loaded):
+    model, tokenizer, made = loaded
+    out = io.StringIO()
+    Answers(model, tokenizer, made, Request("import os\n", 1, "decode_only")).stream(out)
+    (rates,) = [line for line in out.getvalue().splitlines() if line.startswith("tokens a second")]
+    assert rates.endswith(" not measured  not measured")
 
 
 @pytest.mark.slow
