@@ -54,8 +54,9 @@ class Method(Settings, ABC):
         plan = self._plan(calibration, sparsity, cost)
         if broken := plan.not_a_number():
             raise UserError(
-                f"{self.name}: {broken} of the plan is not a number; load the model in float32 (model.dtype), "
-                "and look at the checkpoint where that does not help"
+                f"{self.name}: {broken} of the plan is not a number; lower an exponent or a rate that was "
+                "raised, load the model in float32 (model.dtype), and look at the checkpoint where that does "
+                "not help"
             )
         made = replace(plan.provenance, method=self.name, sparsity=sparsity, search=cost)
         return replace(

@@ -96,6 +96,8 @@ class ChannelHistogram:
 
     def _counted_below(self, log2_thresholds: Tensor, channels: Tensor | None = None) -> Tensor:
         position = ((log2_thresholds.double() - LOWEST_OCTAVE) * BINS_PER_OCTAVE).clamp(0, BINS)
+        # Of infinite weights, as of a huge exponent: no place in memory, and the plan's thresholds are refused.
+        position = position.nan_to_num_(nan=0.0)
         pairs, first, _ = self._running
         around = pairs[position.long() + (first if channels is None else first[channels])].double()
         # Within a bin the mass is taken as even in log magnitude.
@@ -119,7 +121,7 @@ class ChannelHistogram:
 
         weights: (channels,) or (candidates, channels), 0 for channels that nothing depends on; sparsities:
         (candidates,) in [0, 1]. Returns (candidates, channels) float32: 0 where the sparsity is 0 (everything
-        is kept), infinity where it is 1.
+        is kept), infinity where it is 1, no numbers where a weight is infinite.
         """
         log2_weights = weights.to(self.counts.device).double().clamp_min(SMALLEST_IMPORTANCE).log2()
         sparsities = sparsities.to(self.counts.device).double()

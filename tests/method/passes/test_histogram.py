@@ -53,3 +53,11 @@ def test_values_outside_the_range_count_at_its_ends():
 def test_weights_are_clamped_as_in_the_paper():
     assert channel_weights(torch.tensor([0.0, 2.0]), 1.0).tolist() == pytest.approx([SMALLEST_WEIGHT, 2.0])
     assert channel_weights(torch.tensor([0.0, 2.0]), 0.0).tolist() == [1.0, 1.0]
+
+
+def test_thresholds_of_an_infinite_weight_are_no_numbers():
+    histogram = ChannelHistogram(4, "cpu")
+    histogram.update(torch.randn(64, 4))
+    weights = torch.tensor([1.0, 2.0, torch.inf, 1.0])
+    assert histogram.thresholds(weights, torch.tensor([0.5])).isnan().all()
+    assert histogram.thresholds(weights.clamp_max(4.0), torch.tensor([0.5])).isfinite().all()
