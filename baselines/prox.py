@@ -12,6 +12,7 @@ from ..kernels.plan.mechanism import Mechanism
 from ..kernels.plan.proxies import ProxyRule
 from ..method.base import Method
 from ..method.calibration import Calibration
+from ..method.errors import UserError
 from ..method.plan import SparsityPlan
 from ..method.projections import key
 from ..method.provenance import PlanProvenance, SearchCost
@@ -51,7 +52,10 @@ class Prox(Method):
         return read / sum(out * inner for out, inner in shapes)
 
     def check_reach(self, calibration: Calibration, sparsity: float) -> None:
-        """Attention is dense, and proxies are read."""
+        """Attention is dense, and proxies are read; UserError for a group of more neurons than there are."""
+        neurons = calibration.shapes[key(0, "gate")][0]
+        if self.group > neurons:
+            raise UserError(f"prox: group={self.group} is more than a block's {neurons} neurons; lower it")
         check_neurons_reach(self.name, sparsity, calibration, self._read(calibration), "proxies")
 
     def _plan(self, calibration: Calibration, sparsity: float, cost: SearchCost) -> SparsityPlan:

@@ -131,3 +131,10 @@ def test_proxies_meet_activations_though_weights_wait_elsewhere(llama):
     with hooked(on_proxies(0, llama.model.layers[0], rule, ProjectionHooks())):
         mlp.to("meta")
         assert mlp(torch.ones(1, 3, 48, device="meta")).device.type == "meta"
+
+
+def test_a_group_of_more_neurons_than_there_are_is_one_line(llama):
+    neurons = llama.config.intermediate_size
+    with pytest.raises(UserError, match=f"group=1000000000 is more than a block's {neurons} neurons; lower it"):
+        dataclasses.replace(make_method("prox"), group=10**9).plan(make_calibration(llama), 0.2)
+    dataclasses.replace(make_method("prox"), group=neurons).plan(make_calibration(llama), 0.2)
