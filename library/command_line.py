@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -57,10 +58,18 @@ def _suite_command(name: str) -> int | None:
         return MISTAKE
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("wisparse")
+    except importlib.metadata.PackageNotFoundError:
+        return "(a copy that is not installed)"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wisparse", description="Training-free activation sparsity for language models."
     )
+    parser.add_argument("--version", action="version", version=f"wisparse {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add(commands, "methods", _methods, "every method by name, with its paper")
     plan = _add(commands, "plan", _plan, "make a plan for a model and save it")

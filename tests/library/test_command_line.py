@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -33,6 +34,12 @@ def test_methods_are_listed(monkeypatch, capsys):
     assert run(monkeypatch, "methods") == 0
     listed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("wisparse ") and "2602.14452" in line for line in listed)
+
+
+def test_the_command_is_a_module_too_and_says_its_version():
+    command = [sys.executable, "-m", "wisparse", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert said == f"wisparse {version('wisparse')}\n"
 
 
 @pytest.mark.slow
