@@ -1,6 +1,7 @@
-"""Own methods on a real model, beside published ones at the same bytes, with what is trained of them.
+r"""Own methods on a real model, beside published ones at the same bytes, with what is trained of them.
 
-python -m wisparse.repro.tables method --records results/real/records/method --output results/real/method
+python -m wisparse.repro.tables method --output results/real/method \
+    --records results/real/records/table1 results/real/records/method
 """
 
 from __future__ import annotations
