@@ -34,7 +34,7 @@ from ...kernels.model.decoder import DecoderShape
 from ...kernels.plan.block_rules import block_rules
 from ...method.errors import UserError
 from ..configuration import mistakes_in_one_line
-from ..records import write_text
+from ..records import git_state, write_text
 from ..tables.csv_rows import csv_text, place_by, read_rows, renewed
 from .random_gguf import FORMATS, write_random_gguf
 
@@ -52,6 +52,12 @@ COLUMNS = (
 SAME = COLUMNS[:9]
 Clock = Callable[[int], list[float]]
 """Milliseconds of each of so many further tokens."""
+
+
+def this_commit() -> str:
+    """Short name of this checkout's commit, with + where tracked files differ from it; empty without one."""
+    state = git_state()
+    return "" if state is None else state.commit[:7] + "+" * state.dirty
 
 
 class OwnDecoder:
@@ -128,7 +134,7 @@ def measured_rows(options: argparse.Namespace, bits: int) -> list[dict[str, Any]
         "context": context,
         "read_gb_s": f"{read_bandwidth(torch.device('cpu')) / 1e9:.1f}",
         "load": f"{os.getloadavg()[0]:.1f}",
-        "commit": options.commit,
+        "commit": this_commit() if options.commit is None else options.commit,
     }
     rows = []
     for (decoder, dtype, sparsity), times in found.items():
@@ -158,7 +164,7 @@ def main() -> None:
         "--instructions", default=None, help="what the rows say, where llama.cpp was built for it"
     )
     parser.add_argument("--temporary", type=Path, default=None, help="a folder with room for a GGUF file")
-    parser.add_argument("--commit", default="")
+    parser.add_argument("--commit", default=None, help="what the rows name (this checkout's, + where changed)")
     parser.add_argument("--output", type=Path, default=None, help="path of the .csv")
     options = parser.parse_args()
     if options.llama and not shutil.which(options.llama):
