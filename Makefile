@@ -147,8 +147,8 @@ reproduce-figures: profile overrides $(INSTALLED) ## Figures 2 to 6 as CSV, PNG 
 given-loss: $(INSTALLED) ## the sparsity at which perplexity has risen by 1, 5 and 10 %, from the committed records
 	@$(RUN) -m wisparse.repro.tables.committed --write '*given_loss'
 
-relu-tables: $(INSTALLED) ## models with true zeros: their table, from the committed cards and records
-	@$(RUN) -m wisparse.repro.tables.committed --write relu/models real/relu
+relu-tables: $(INSTALLED) ## models with true zeros: their tables, from the committed cards and records
+	@$(RUN) -m wisparse.repro.tables.committed --write relu/models relu/frontier real/relu
 
 verify-tables: $(INSTALLED) ## is every committed table what the committed records make? (TABLES="speed 'real/*'": these alone)
 	@$(RUN) -m wisparse.repro.tables.committed $(TABLES)
