@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -58,18 +57,25 @@ def _suite_command(name: str) -> int | None:
         return MISTAKE
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("wisparse")
-    except importlib.metadata.PackageNotFoundError:
-        return "(a copy that is not installed)"
+class _Version(argparse.Action):
+    """Says the version and ends; looked up there alone, since that takes longer than all of this module."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("wisparse")
+        except PackageNotFoundError:
+            found = "(a copy that is not installed)"
+        print(f"wisparse {found}")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wisparse", description="Training-free activation sparsity for language models."
     )
-    parser.add_argument("--version", action="version", version=f"wisparse {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="say the version and end")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add(commands, "methods", _methods, "every method by name, with its paper")
     plan = _add(commands, "plan", _plan, "make a plan for a model and save it")

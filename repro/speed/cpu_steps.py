@@ -134,7 +134,7 @@ def measured_rows(options: argparse.Namespace, bits: int) -> list[dict[str, Any]
         "context": context,
         "read_gb_s": f"{read_bandwidth(torch.device('cpu')) / 1e9:.1f}",
         "load": f"{os.getloadavg()[0]:.1f}",
-        "commit": this_commit() if options.commit is None else options.commit,
+        "commit": options.commit,
     }
     rows = []
     for (decoder, dtype, sparsity), times in found.items():
@@ -169,6 +169,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.llama and not shutil.which(options.llama):
         raise UserError(f"--llama {options.llama} is no program; give a Python that has llama-cpp-python")
+    if options.commit is None:  # before the first rows change a table of this checkout
+        options.commit = this_commit()
     for bits in options.bits:
         rows = measured_rows(options, bits)
         if options.output:

@@ -83,8 +83,13 @@ def compact_svg(svg: str) -> str:
     svg = re.sub(r' (?:d|x|y)="[^"]*"', rounded, svg)
     svg = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", svg)
     svg = re.sub(r"^ +", "", svg, flags=re.MULTILINE)
-    lines = _plain_groups(re.sub(r'<g id="[^"]*"', "<g", svg).split("\n"))
+    lines = _plain_groups(_without_names(svg).split("\n"))
     return "\n".join(_joined_strokes(lines))
+
+
+def _without_names(svg: str) -> str:
+    """An SVG whose groups have no names: nothing refers to them."""
+    return re.sub(r'<g id="[^"]*"', "<g", svg)
 
 
 def _plain_groups(lines: list[str]) -> list[str]:
@@ -137,10 +142,9 @@ def reduce_colours(path: Path) -> None:
 def inline_svg(text: str) -> str:
     """An SVG for a page: in the page's text colour, without the prolog, its groups without names.
 
-    Groups bear the same names in every plot, and on one page names must differ; nothing refers to them.
+    Groups bear the same names in every plot, and on one page names must differ.
     """
-    svg = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    return svg.replace(INK, "currentColor")
+    return _without_names(text[text.index("<svg") :]).replace(INK, "currentColor")
 
 
 def stored_svg(path: Path) -> str:

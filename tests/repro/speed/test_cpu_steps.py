@@ -1,9 +1,12 @@
 """The clock of decode steps on a CPU: it decodes, files have the shapes, and rows are renewed."""
 
+import sys
+
 import gguf
 import pytest
 from wisparse.kernels.model.decoder import DecoderShape
 from wisparse.repro.report.summaries.steps import cpu_table
+from wisparse.repro.speed import cpu_steps
 from wisparse.repro.speed.cpu_steps import COLUMNS, SAME, TOKENS, OwnDecoder, in_turn
 from wisparse.repro.speed.random_gguf import write_random_gguf
 from wisparse.repro.tables.csv_rows import csv_text, place_by, renewed
@@ -73,3 +76,13 @@ def test_the_table_compares_with_llama_cpp_of_the_same_setting(tmp_path):
         "| small | native | int4, `Q4_0` | bfloat16 | 5.00 | 4.00 | 2.00 | 1.25× | 2.50× | 25% |",
         "| small | native | bfloat16 | bfloat16 | not measured | 8.00 | not measured |  |  | 25% |",
     ]
+
+
+def test_all_rows_of_a_run_name_the_commit_that_it_began_at(monkeypatch, tmp_path):
+    """Its first rows may change a table of the checkout, which the next ones would have called a change."""
+    named, states = [], iter(("abc1234", "abc1234+", "abc1234+"))
+    monkeypatch.setattr(cpu_steps, "this_commit", lambda: next(states))
+    monkeypatch.setattr(cpu_steps, "measured_rows", lambda options, bits: named.append(options.commit) or [])
+    monkeypatch.setattr(sys, "argv", ["cpu_steps", "--output", str(tmp_path / "cpu_steps.csv")])
+    cpu_steps.main()
+    assert named == ["abc1234"] * 3
